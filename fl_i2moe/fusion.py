@@ -1,0 +1,240 @@
+"""
+What an expert is made of: layers that hold E experts as one stack and compute them together.
+
+A grouped layer keeps the weights of all experts in one tensor with E in front, so that one batched product serves all
+of them. Tensors that are still the same for every expert have size 1 there and are computed once.
+
+Shapes: E experts · N rows (views × samples) · T features of the joint sequence · M modalities · H hidden width ·
+A attention heads · C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_fl_i2moe import FLI2MoEConfig
+
+
+def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """
+    Dropout with one random byte an element: on CPUs the draws of `F.dropout` cost more than the products around it.
+
+    `p` is rounded to 1/256, and the scale is that of the rounded value, so the expectation is exact.
+    """
+    if not training or p == 0.0 or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    dropped = min(max(round(256 * p), 1), 255)
+    num_words = (x.numel() + 7) // 8
+    words = torch.empty(num_words, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits are random
+    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+
+
+class GroupedLayerNorm(nn.Module):
+    """Scale and shift of E layer normalisations; the normalisation before them has no parameters, see [`normalize`]."""
+
+    def __init__(self, num_groups: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_groups, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(num_groups, hidden_size))
+
+
+class GroupedLinear(nn.Module):
+    """E linear layers, `weight` (E, out, in) and `bias` (E, out)."""
+
+    def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_groups, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(num_groups, out_features)) if bias else None
+
+    def forward(
+        self, x: torch.Tensor, groups: list[int] | None = None, norm: GroupedLayerNorm | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            x: (E, ..., in), or (1, ..., in) when all groups share their input.
+            groups: the groups to compute; all if `None`. They replace E in `x` and in the result.
+            norm: scale and shift that belong between `x` and this layer. They are folded into the weight, so that
+                `x` needs no copy per group.
+
+        Returns:
+            (E, ..., out)
+        """
+        weight, bias = _select(self.weight, groups), _select(self.bias, groups)
+        if norm is not None:
+            scale, shift = _select(norm.weight, groups), _select(norm.bias, groups)
+            shift = torch.bmm(weight, shift.unsqueeze(-1)).squeeze(-1)
+            bias = shift if bias is None else bias + shift
+            weight = weight * scale.unsqueeze(1)
+        num_groups, out_features, in_features = weight.shape
+        if x.shape[0] == 1 and num_groups > 1:
+            wide = F.linear(x[0], weight.reshape(-1, in_features), None if bias is None else bias.reshape(-1))
+            return wide.unflatten(-1, (num_groups, out_features)).movedim(-2, 0)
+        rows = x.reshape(num_groups, -1, in_features)
+        if bias is None:
+            y = torch.bmm(rows, weight.mT)
+        else:
+            y = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+        return y.view(num_groups, *x.shape[1:-1], out_features)
+
+
+def _select(tensor: torch.Tensor | None, groups: list[int] | None) -> torch.Tensor | None:
+    return tensor if groups is None or tensor is None else tensor[groups]
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain products. `query`, `key`, `value` are (N, A, T, d), `attention_mask` true where to attend."""
+    scores = torch.matmul(query * scaling, key.mT)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1)
+    output = torch.matmul(_dropout(weights, dropout, module.training), value)
+    return output.transpose(1, 2), weights
+
+
+_dropout = dropout  # the attention interface has an argument of that name
+
+
+class GroupedSelfAttention(nn.Module):
+    """Multi-head self-attention of E experts; q, k and v have no bias."""
+
+    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.is_causal = False
+        self.qkv = GroupedLinear(num_groups, config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.output = GroupedLinear(num_groups, config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        norm: GroupedLayerNorm,
+        experts: list[int] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        qkv = self.qkv(x, experts, norm)
+        num_experts, num_rows = qkv.shape[:2]
+        # experts fold into the rows: (E, N, T, 3·H) → 3 × (E·N, A, T, d)
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, None, None, :].repeat(num_experts, 1, 1, 1)
+        p = self.config.attention_dropout if self.training else 0.0
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and p > 0 and x.device.type == "cpu":
+            implementation = "eager"  # PyTorch has no fused CPU kernel with dropout; its fallback draws slowly
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=p)
+        output = self.output(output.flatten(-2).unflatten(0, (num_experts, num_rows)), experts)
+        return output, None if weights is None else weights.unflatten(0, (num_experts, num_rows))
+
+
+class GroupedFeedForward(nn.Module):
+    """Linear, GELU, linear, for E experts."""
+
+    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+        super().__init__()
+        self.config = config
+        intermediate_size = config.intermediate_size or 2 * config.hidden_size
+        self.up = GroupedLinear(num_groups, config.hidden_size, intermediate_size)
+        self.down = GroupedLinear(num_groups, intermediate_size, config.hidden_size)
+        self.activation = ACT2FN["gelu"]
+
+    def forward(self, x: torch.Tensor, norm: GroupedLayerNorm, experts: list[int] | None) -> torch.Tensor:
+        hidden = self.activation(self.up(x, experts, norm))
+        return self.down(dropout(hidden, self.config.activation_dropout, self.training), experts)
+
+
+class GroupedTransformerLayer(nn.Module):
+    """Pre-norm Transformer layer of E experts."""
+
+    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+        super().__init__()
+        self.config = config
+        self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
+        self.attention = GroupedSelfAttention(config, num_groups)
+        self.feed_forward_norm = GroupedLayerNorm(num_groups, config.hidden_size)
+        self.feed_forward = GroupedFeedForward(config, num_groups)
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
+
+    def forward(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None, experts: list[int] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        p = self.config.residual_dropout
+        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts)
+        x = x + dropout(update, p, self.training)
+        update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
+        return x + dropout(update, p, self.training), weights
+
+
+class GroupedTransformer(nn.Module):
+    """
+    The experts with Transformer fusion ("MulT" in the papers' tables): L layers over all modalities together, the
+    masked mean per modality, one linear head.
+    """
+
+    def __init__(self, config: FLI2MoEConfig):
+        super().__init__()
+        num_groups = config.num_experts
+        self.layers = nn.ModuleList(GroupedTransformerLayer(config, num_groups) for _ in range(config.num_fusion_layers))
+        self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        feature_mask: torch.Tensor | None,
+        readout: torch.Tensor,
+        experts: list[int] | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            x: (N, T, H), the joint sequence, the same for every expert.
+            feature_mask: (N, T), true where a feature is real; `None` if all are.
+            readout: (N, M, T), the weight of each feature in the mean of its modality.
+            experts: indexes of the experts to run; all if `None`.
+
+        Returns:
+            Logits (N, E, C).
+        """
+        x = x.unsqueeze(0)
+        for layer in self.layers:
+            x, _ = layer(x, feature_mask, experts)
+        means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
+        return self.head(means.flatten(-2), experts).transpose(0, 1)
+
+
+@torch.no_grad()
+def init_grouped_weights(module: nn.Module, identical: bool) -> None:
+    """
+    Initialises a grouped layer as `nn.Linear` initialises its weight, with zero bias.
+
+    With `identical`, every group gets the same draw. The stack is written as a whole: a view of it would lose the mark
+    by which `from_pretrained` knows loaded weights.
+    """
+    if isinstance(module, GroupedLinear):
+        bound = module.weight.shape[-1] ** -0.5
+        drawn = torch.empty_like(module.weight[:1] if identical else module.weight).uniform_(-bound, bound)
+        init.copy_(module.weight, drawn.expand_as(module.weight))
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, GroupedLayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+
+
+FUSIONS = {"transformer": GroupedTransformer}

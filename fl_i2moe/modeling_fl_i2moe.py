@@ -1,0 +1,393 @@
+"""
+FL-I²MoE: one expert per kind of modality interaction, on the feature sequences of frozen encoders.
+
+Shapes: B samples · M modalities · T features of a sequence (T_m of modality m) · D encoder width · H hidden width ·
+E experts · V views · P pseudo-patches · C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_fl_i2moe import FLI2MoEConfig
+from .fusion import FUSIONS, dropout, init_grouped_weights
+from .objective import interaction_losses, task_loss
+
+
+@dataclass
+class FLI2MoEOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor`, scalar, with `labels`):
+            `task_loss + interaction_loss_weight · interaction_losses.mean()`; the task loss alone where interaction
+            losses are not computed.
+        task_loss (`torch.Tensor`, scalar, with `labels`):
+            Loss of the mixture's logits.
+        interaction_losses (`torch.Tensor` of shape `(E,)`, in training mode or when asked for):
+            In the order of `config.expert_names`. `None` for the dense architecture.
+        logits (`torch.Tensor` of shape `(B, C)`):
+            `Σ_e expert_weights[:, e] · expert_logits[:, e]`.
+        expert_logits (`torch.Tensor` of shape `(B, E, C)`):
+            Each expert's own prediction on the full input.
+        expert_weights (`torch.Tensor` of shape `(B, E)`):
+            Weights of the experts; every row sums to 1.
+    """
+
+    loss: torch.Tensor | None = None
+    task_loss: torch.Tensor | None = None
+    interaction_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    expert_logits: torch.Tensor | None = None
+    expert_weights: torch.Tensor | None = None
+
+
+class ModalityStem(nn.Module):
+    """One modality's way into the hidden space, and its learned positions."""
+
+    def __init__(self, config: FLI2MoEConfig, name: str):
+        super().__init__()
+        modality = config.modalities[name]
+        self.pooled = config.level == "pooled"
+        self.pooling = modality.get("pooling", "mean")
+        self.num_features = config.num_patches if self.pooled else modality["max_features"]
+        feature_size = modality["feature_size"]
+        self.patch_size = -(-feature_size // config.num_patches) if self.pooled else feature_size
+        self.projection = nn.Linear(self.patch_size, config.hidden_size)
+        self.positions = nn.Parameter(torch.zeros(self.num_features, config.hidden_size))
+        if config.perturbation == "mean":
+            self.register_buffer("feature_mean", torch.full((feature_size,), torch.nan))
+
+    def forward(self, features: torch.Tensor, feature_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, D), or pooled (B, D), → (B, T, H), or (B, P, H)."""
+        if self.pooled:
+            features = self._patches(self._pool(features, feature_mask))
+        return self.projection(features)
+
+    def project_mean(self) -> torch.Tensor:
+        """The training set's mean feature in the hidden space, (1, H) or (P, H)."""
+        if self.feature_mean.isnan().any():
+            raise ValueError('`perturbation="mean"` needs the training means: call `set_feature_means` before training.')
+        mean = self.feature_mean.unsqueeze(0)
+        return self.projection(self._patches(mean)[0] if self.pooled else mean)
+
+    def _pool(self, features: torch.Tensor, feature_mask: torch.Tensor | None) -> torch.Tensor:
+        if features.dim() == 2:
+            return features
+        if self.pooling == "cls":
+            return features[:, 0]
+        if feature_mask is None:
+            return features.mean(dim=1)
+        weights = feature_mask.to(features.dtype) / feature_mask.sum(dim=1, keepdim=True)
+        return torch.bmm(weights.unsqueeze(1), features).squeeze(1)
+
+    def _patches(self, pooled: torch.Tensor) -> torch.Tensor:
+        padding = self.num_features * self.patch_size - pooled.shape[-1]
+        return F.pad(pooled, (0, padding)).unflatten(-1, (self.num_features, self.patch_size))
+
+
+class Reweighting(nn.Module):
+    """Weights of the experts, per sample from the modalities' means, or one learned vector for all."""
+
+    def __init__(self, config: FLI2MoEConfig):
+        super().__init__()
+        self.config = config
+        if config.reweighting == "global":
+            self.global_scores = nn.Parameter(torch.zeros(config.num_experts))
+            return
+        sizes = [
+            config.num_modalities * config.hidden_size,
+            *[config.reweighting_hidden_size] * (config.num_reweighting_layers - 1),
+            config.num_experts,
+        ]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, means: torch.Tensor) -> torch.Tensor:
+        """(B, M, H) → (B, E), rows that sum to 1."""
+        if self.config.reweighting == "global":
+            scores = self.global_scores.expand(means.shape[0], -1)
+        else:
+            scores = means.flatten(1)
+            for layer in self.layers[:-1]:
+                scores = dropout(F.relu(layer(scores)), self.config.reweighting_dropout, self.training)
+            scores = self.layers[-1](scores)
+        return (scores.float() / self.config.reweighting_temperature).softmax(dim=-1)
+
+
+class FLI2MoEPreTrainedModel(PreTrainedModel):
+    config: FLI2MoEConfig
+    config_class = FLI2MoEConfig
+    base_model_prefix = "fl_i2moe"
+    main_input_name = "features"
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, ModalityStem):
+            init.zeros_(module.positions)
+            if self.config.perturbation == "mean":
+                init.constant_(module.feature_mean, torch.nan)
+        elif isinstance(module, Reweighting) and self.config.reweighting == "global":
+            init.zeros_(module.global_scores)
+        else:
+            init_grouped_weights(module, self.config.identical_experts_init)
+
+
+class FLI2MoEModel(FLI2MoEPreTrainedModel):
+    """
+    Mixture of interaction experts over the feature sequences of frozen encoders (FL-I²MoE, arXiv 2603.13326; I²MoE,
+    arXiv 2505.19190), and its dense baseline.
+
+    A step runs every expert on the full input and, for the interaction losses, on views in which one modality is
+    replaced. Inference runs the full input alone.
+    """
+
+    def __init__(self, config: FLI2MoEConfig):
+        super().__init__(config)
+        self.stems = nn.ModuleList(ModalityStem(config, name) for name in config.modality_order)
+        self.experts = FUSIONS[config.fusion](config)
+        self.reweighting = Reweighting(config) if config.architecture == "moe" else None
+        self.post_init()
+
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        feature_masks: dict[str, torch.Tensor] | None = None,
+        labels: torch.Tensor | None = None,
+        with_interaction_losses: bool | None = None,
+        **kwargs,
+    ) -> FLI2MoEOutput:
+        r"""
+        Args:
+            features: modality → (B, T_m, D_m), of any float type; pooled models also take (B, D_m).
+            feature_masks: modality → (B, T_m), true (or 1) where a feature is real. A modality without a mask has no
+                padding.
+            labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
+            with_interaction_losses: whether to run the perturbed views; in training mode only, by default.
+
+        Raises:
+            ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
+                a row without a real feature, or a feature that is not finite.
+        """
+        masks = self._check_inputs(features, feature_masks)
+        if with_interaction_losses is None:
+            with_interaction_losses = self.training
+        with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
+
+        projected = self._embed(features, masks)
+        if self.config.level == "pooled":
+            masks = dict.fromkeys(masks)
+        perturbed = self._draw_perturbed() if with_interaction_losses else []
+        views = [(projected, masks), *(self._without(index, projected, masks) for index in perturbed)]
+        x, feature_mask, readout = self._join(views)
+        num_samples = x.shape[0] // len(views)
+        view_logits = self.experts(x, feature_mask, readout).float().unflatten(0, (len(views), num_samples))
+        expert_logits = view_logits[0]
+
+        if self.reweighting is None:
+            expert_weights = torch.ones_like(expert_logits[:, :, 0])
+        else:
+            expert_weights = self.reweighting(self._means(projected, readout[:num_samples]))
+        logits = torch.einsum("be,bec->bc", expert_weights, expert_logits)
+
+        output = FLI2MoEOutput(logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
+        if with_interaction_losses:
+            output.interaction_losses = interaction_losses(view_logits, perturbed, self.config)
+        if labels is not None:
+            output.task_loss = output.loss = task_loss(logits, labels, self.config)
+            if with_interaction_losses:
+                output.loss = output.task_loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
+        return output
+
+    def embed(
+        self, features: dict[str, torch.Tensor], feature_masks: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Projects each modality to the hidden space: what masking, integrated gradients and games work on.
+
+        Returns:
+            modality → (B, T_m, H), before positions; (B, P, H) in pooled mode.
+
+        Raises:
+            ValueError: as [`forward`].
+        """
+        return self._embed(features, self._check_inputs(features, feature_masks))
+
+    def run_experts(
+        self,
+        projected: dict[str, torch.Tensor],
+        feature_masks: dict[str, torch.Tensor] | None = None,
+        keep: dict[str, torch.Tensor] | None = None,
+        experts: list[str] | None = None,
+    ) -> torch.Tensor:
+        """
+        Runs experts on projected sequences, with some features zeroed.
+
+        Args:
+            projected: modality → (B, T_m, H), from [`embed`].
+            feature_masks: modality → (B, T_m), true where a feature is real. Pooled models, whose pseudo-patches are
+                all real, take none.
+            keep: modality → (B, T_m), false where a feature is zeroed. Sequence length and attention mask stay. A
+                modality that is not named is kept whole.
+            experts: names from `config.expert_names`; all by default.
+
+        Returns:
+            Logits (B, number of experts, C), in the order of `experts`.
+
+        Raises:
+            ValueError: for an unknown modality or expert.
+        """
+        names = self.config.expert_names
+        if unknown := set(experts or ()) - set(names):
+            raise ValueError(f"Unknown experts {sorted(unknown)}; this model has {names}.")
+        self._check_names(projected, "projected", complete=True)
+        self._check_names(feature_masks or {}, "feature_masks")
+        self._check_names(keep or {}, "keep")
+        if keep:
+            projected = {
+                name: x * keep[name].unsqueeze(-1).to(x.dtype) if name in keep else x for name, x in projected.items()
+            }
+        masks = {name: _as_bool((feature_masks or {}).get(name)) for name in self.config.modality_order}
+        indexes = None if experts is None else [names.index(name) for name in experts]
+        return self.experts(*self._join([(projected, masks)]), experts=indexes).float()
+
+    def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
+        """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""
+        self._check_names(means, "means", complete=True)
+        for name, stem in zip(self.config.modality_order, self.stems, strict=True):
+            stem.feature_mean.copy_(means[name])
+
+    def _embed(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            name: stem(features[name].to(self.dtype), masks[name])
+            for name, stem in zip(self.config.modality_order, self.stems, strict=True)
+        }
+
+    def _draw_perturbed(self) -> list[int]:
+        """The modalities that this step's views lack."""
+        num_modalities = self.config.num_modalities
+        if self.config.num_perturbed_views in (None, num_modalities):
+            return list(range(num_modalities))
+        return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
+
+    def _without(
+        self, index: int, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+        """The view in which modality `index` is replaced. One draw serves all experts."""
+        name = self.config.modality_order[index]
+        x, mask = projected[name], masks[name]
+        match self.config.perturbation:
+            case "random":
+                x = torch.randn_like(x)
+            case "zero":
+                x = torch.zeros_like(x)
+            case "mean":
+                x = self.stems[index].project_mean().to(x.dtype).expand_as(x)
+            case "shuffle":
+                if x.shape[0] < 2:
+                    raise ValueError('`perturbation="shuffle"` takes another sample of the batch: give at least two.')
+                shift = int(torch.randint(1, x.shape[0], ()))
+                x, mask = x.roll(shift, 0), None if mask is None else mask.roll(shift, 0)
+        return {**projected, name: x}, {**masks, name: mask}
+
+    def _join(
+        self, views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Views → joint sequences (V·B, T, H), their mask (V·B, T) or `None`, and the readout (V·B, M, T)."""
+        order = self.config.modality_order
+        lengths = [views[0][0][name].shape[1] for name in order]
+        sequences = [
+            x[name] + stem.positions[: x[name].shape[1]].to(x[name].dtype)
+            for x, _ in views
+            for name, stem in zip(order, self.stems, strict=True)
+        ]
+        num_views, num_samples = len(views), sequences[0].shape[0]
+        rows = [torch.cat(sequences[i : i + len(order)], dim=1) for i in range(0, len(sequences), len(order))]
+        x = torch.cat(rows)
+
+        padded = any(mask is not None for _, masks in views for mask in masks.values())
+        feature_mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        if padded:
+            for view, (_, masks) in enumerate(views):
+                parts = feature_mask[view * num_samples : (view + 1) * num_samples].split(lengths, dim=1)
+                for part, name in zip(parts, order, strict=True):
+                    if masks[name] is not None:
+                        part.copy_(masks[name])
+        readout = x.new_zeros(num_views * num_samples, len(order), sum(lengths))
+        start = 0
+        for modality, length in enumerate(lengths):
+            part = feature_mask[:, start : start + length].to(x.dtype)
+            readout[:, modality, start : start + length] = part / part.sum(dim=1, keepdim=True)
+            start += length
+        return x, feature_mask if padded else None, readout
+
+    def _means(self, projected: dict[str, torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
+        """Mean projected feature of each modality, (B, M, H)."""
+        return torch.bmm(readout, torch.cat([projected[name] for name in self.config.modality_order], dim=1))
+
+    def _check_names(self, given: dict, argument: str, complete: bool = False) -> None:
+        order = self.config.modality_order
+        if unknown := set(given) - set(order):
+            raise ValueError(f"`{argument}` has unknown modalities {sorted(unknown)}; this model has {order}.")
+        if complete and (missing := [name for name in order if name not in given]):
+            raise ValueError(f"`{argument}` lacks {missing}; this model needs {order}.")
+
+    def _check_inputs(
+        self, features: dict[str, torch.Tensor], feature_masks: dict[str, torch.Tensor] | None
+    ) -> dict[str, torch.Tensor | None]:
+        """Returns a boolean mask, or `None`, for every modality."""
+        feature_masks = feature_masks or {}
+        self._check_names(features, "features", complete=True)
+        self._check_names(feature_masks, "feature_masks")
+        num_samples = features[self.config.modality_order[0]].shape[0]
+        masks = {}
+        for name in self.config.modality_order:
+            masks[name] = _as_bool(feature_masks.get(name))
+            self._check_shapes(name, features[name], masks[name], num_samples)
+            if not self.training:
+                _check_values(name, features[name], masks[name])
+        return masks
+
+    def _check_shapes(self, name: str, x: torch.Tensor, mask: torch.Tensor | None, num_samples: int) -> None:
+        modality = self.config.modalities[name]
+        size, longest = modality["feature_size"], modality["max_features"]
+        dims = (2, 3) if self.config.level == "pooled" else (3,)
+        if x.dim() not in dims or x.shape[-1] != size:
+            raise ValueError(f"`features[{name!r}]` must have shape (B, T, {size}), got {tuple(x.shape)}.")
+        if x.shape[0] != num_samples:
+            raise ValueError(f"`features[{name!r}]` has {x.shape[0]} samples, the other modalities {num_samples}.")
+        if x.dim() == 3 and not 0 < x.shape[1] <= longest:
+            raise ValueError(f"`features[{name!r}]` has {x.shape[1]} features a sample; 1 to {longest} are possible.")
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"`feature_masks[{name!r}]` must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}."
+            )
+
+
+def _as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.bool()
+
+
+def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Content checks, which wait for the device: outside training only."""
+    if mask is not None and not (rows := mask.any(dim=1)).all():
+        raise ValueError(f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}.")
+    finite = x.isfinite()
+    if mask is not None and x.dim() == 3:
+        finite = finite | ~mask.unsqueeze(-1)
+    if not finite.all():
+        rows = (~finite.flatten(1).all(dim=1)).nonzero().flatten().tolist()
+        raise ValueError(f"`features[{name!r}]` has NaN or infinite values in rows {rows}.")
+
+
+__all__ = ["FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPreTrainedModel"]
