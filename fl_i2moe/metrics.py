@@ -1,0 +1,301 @@
+"""Metrics of a prediction task: `evaluate.Metric` classes that work offline, and `compute_metrics` for a whole split.
+
+The numbers are scikit-learn's. Where there is no value (a label without positives has no average precision), the
+metric's docstring says what is averaged instead.
+"""
+
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Features, List, Value
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    mean_absolute_error,
+    roc_auc_score,
+    root_mean_squared_error,
+)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+METRICS_BY_PROBLEM: dict[str, dict[str, bool]] = {
+    "multi_label_classification": dict.fromkeys(("micro_f1", "macro_f1", "mAP", "auroc", "subset_accuracy"), True),
+    "single_label_classification": dict.fromkeys(("accuracy", "micro_f1", "macro_f1", "mAP", "auroc"), True),
+    "regression": {"mae": False, "rmse": False, "pearson": True},
+}
+"""Problem type → metric → whether greater is better; the first one picks the best checkpoint by default."""
+
+_UNDEFINED = float("nan")
+
+
+def default_metric(problem_type: str) -> tuple[str, bool]:
+    """Name of the metric that picks the best checkpoint, and whether greater is better.
+
+    Raises `ValueError` for an unknown problem type.
+    """
+    if problem_type not in METRICS_BY_PROBLEM:
+        raise ValueError(f"problem_type must be one of {sorted(METRICS_BY_PROBLEM)}, got {problem_type!r}")
+    return next(iter(METRICS_BY_PROBLEM[problem_type].items()))
+
+
+def compute_metrics(
+    logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, problem_type: str, threshold: float = 0.5
+) -> dict[str, float]:
+    """All metrics of one split.
+
+    Args:
+        logits: (N, C), arrays or tensors of any float type.
+        labels: multi-label (N, C) of 0 and 1; single-label (N,) class indices; regression (N, C), or (N,) if C = 1.
+        problem_type: as in `transformers`.
+        threshold: multi-label only; a label is predicted where `sigmoid(logit) > threshold`.
+
+    Returns:
+        multi-label `micro_f1`, `macro_f1`, `mAP`, `auroc`, `subset_accuracy` (all labels of a sample right);
+        single-label `accuracy`, `micro_f1` (equal to it), `macro_f1`, `mAP`, `auroc`; regression `mae`, `rmse`,
+        `pearson`. A metric that the labels leave undefined (AUROC of a split with one class) is NaN; those of
+        `default_metric` never are.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite, labels outside the classes, no samples.
+    """
+    scores, targets = check_predictions(logits, labels, problem_type)
+    if problem_type == "regression":
+        return {
+            "mae": float(mean_absolute_error(targets, scores)),
+            "rmse": float(root_mean_squared_error(targets, scores)),
+            "pearson": mean_pearson(targets, scores),
+        }
+    predictions = predict(scores, problem_type, threshold)
+    if problem_type == "single_label_classification":
+        accuracy_name = "accuracy"
+        # Ranking needs probabilities here; sigmoids would keep the logits' order and only add ties where they saturate.
+        scores = torch.tensor(scores).softmax(-1).numpy()
+        indicators = _indicators(targets, scores.shape[1])
+    else:
+        accuracy_name = "subset_accuracy"
+        indicators = targets
+    return {
+        "micro_f1": float(f1_score(targets, predictions, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(targets, predictions, average="macro", zero_division=0)),
+        "mAP": mean_average_precision(indicators, scores),
+        "auroc": macro_auroc(indicators, scores),
+        accuracy_name: float(accuracy_score(targets, predictions)),
+    }
+
+
+def predict(logits: FloatArray, problem_type: str, threshold: float = 0.5) -> NDArray[Any]:
+    """Decisions from logits (…, C): class indices (…), 0 or 1 per label (…, C), or in regression the values themselves.
+
+    The threshold is exclusive, as rounding the probability at 0.5 is in the published I²MoE code.
+    """
+    if problem_type == "regression":
+        return logits
+    if problem_type == "single_label_classification":
+        return logits.argmax(-1)
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is a probability between 0 and 1 (both excluded), got {threshold}")
+    return (torch.tensor(logits).sigmoid().numpy() > threshold).astype(np.int64)
+
+
+def mean_average_precision(indicators: IntArray, scores: FloatArray) -> float:
+    """Mean over labels of the average precision, from (N, C) indicators and scores.
+
+    A label without positives has none and is left out (scikit-learn warns and counts 0); one without negatives counts
+    with its value, 1. NaN if no label has a positive.
+    """
+    return _mean_over_labels(average_precision_score, indicators, scores, np.flatnonzero(indicators.any(0)))
+
+
+def macro_auroc(indicators: IntArray, scores: FloatArray) -> float:
+    """Mean over labels of the area under the ROC curve (one class against the rest), from (N, C) indicators and scores.
+
+    A label without positives or without negatives has none and is left out. NaN if that leaves no label.
+    """
+    both = indicators.any(0) & ~indicators.all(0)
+    return _mean_over_labels(roc_auc_score, indicators, scores, np.flatnonzero(both))
+
+
+def mean_pearson(references: FloatArray, predictions: FloatArray) -> float:
+    """Mean over outputs of Pearson's correlation, from (N, C) arrays. Outputs where either side is constant have none
+    and are left out; NaN if that leaves none."""
+    varies = (np.ptp(references, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
+    correlations = [np.corrcoef(references[:, c], predictions[:, c])[0, 1] for c in np.flatnonzero(varies)]
+    return float(np.mean(correlations)) if correlations else _UNDEFINED
+
+
+def check_predictions(
+    logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, problem_type: str
+) -> tuple[FloatArray, NDArray[Any]]:
+    """Logits as float64 (N, C), labels as int64 (regression: float64), or a `ValueError` naming what does not fit."""
+    default_metric(problem_type)
+    scores, targets = to_float_array(logits, "logits"), to_float_array(labels, "labels")
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"logits must have shape (samples, classes) with at least one sample, got {scores.shape}")
+    num_samples, num_classes = scores.shape
+    if problem_type == "regression":
+        targets = targets[:, None] if targets.ndim == 1 else targets
+    elif num_classes < 2:
+        raise ValueError(f"problem_type {problem_type!r} needs two classes or more, the logits have {num_classes}")
+    expected = (num_samples,) if problem_type == "single_label_classification" else (num_samples, num_classes)
+    if targets.shape != expected:
+        raise ValueError(f"{problem_type} with logits {scores.shape} needs labels {expected}, got {targets.shape}")
+    if problem_type == "regression":
+        return scores, targets
+    num_values = num_classes if problem_type == "single_label_classification" else 2
+    unknown = ~np.isin(targets, np.arange(num_values))
+    if unknown.any():
+        sample = int(np.argwhere(unknown)[0][0])
+        raise ValueError(
+            f"labels of sample {sample} hold {targets[unknown][0]:g}; {problem_type} knows 0 to {num_values - 1}"
+        )
+    return scores, targets.astype(np.int64)
+
+
+def to_float_array(values: ArrayLike | torch.Tensor, name: str) -> FloatArray:
+    """`values` as a float64 array; `ValueError` naming the first position that is not finite."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().double().cpu().numpy()
+    array = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        position = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        raise ValueError(f"{name} must be finite, but hold {array[position]} at {position}")
+    return array
+
+
+def _indicators(classes: IntArray, num_classes: int) -> IntArray:
+    return np.eye(num_classes, dtype=np.int64)[classes]
+
+
+def _mean_over_labels(
+    score: Callable[..., float], indicators: IntArray, scores: FloatArray, columns: NDArray[np.intp]
+) -> float:
+    values = [score(indicators[:, c], scores[:, c]) for c in columns]
+    return float(np.mean(values)) if values else _UNDEFINED
+
+
+class _OfflineMetric(evaluate.Metric):
+    """An `evaluate.Metric` that is constructed directly instead of with `evaluate.load`, and touches no disk.
+
+    `add`, `add_batch`, `compute` and `evaluate.combine` work as usual. Under several processes gather first
+    (`Accelerator.gather_for_metrics`) and compute in one.
+    """
+
+    features_of_config: dict[str, Features]
+
+    def __init__(self, config_name: str = "default"):
+        if config_name not in self.features_of_config:
+            raise ValueError(
+                f"{type(self).__name__} has the configurations {sorted(self.features_of_config)}, got {config_name!r}"
+            )
+        super().__init__(config_name, keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        return ""  # evaluate's own makes a folder in the user's cache even when everything stays in memory
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=cleandoc(type(self).__doc__ or ""),
+            citation="",
+            features=self.features_of_config[self.config_name],
+        )
+
+
+def _features(predictions: Any, references: Any) -> Features:
+    return Features({"predictions": predictions, "references": references})
+
+
+_DECISIONS = {
+    "default": _features(Value("int64"), Value("int64")),
+    "multilabel": _features(List(Value("int64")), List(Value("int64"))),
+}
+_RANKINGS = {
+    "default": _features(List(Value("float64")), Value("int64")),
+    "multilabel": _features(List(Value("float64")), List(Value("int64"))),
+}
+_VALUES = {
+    "default": _features(Value("float64"), Value("float64")),
+    "multilist": _features(List(Value("float64")), List(Value("float64"))),
+}
+
+
+class F1(_OfflineMetric):
+    """F1 of class indices (`"default"`) or of 0/1 decisions per label (`"multilabel"`). `average` is `"micro"` or
+    `"macro"` (or another of scikit-learn's); a label without positives that is never predicted counts 0."""
+
+    features_of_config = _DECISIONS
+
+    def _compute(self, predictions: list, references: list, average: str = "macro") -> dict[str, float]:
+        return {"f1": float(f1_score(references, predictions, average=average, zero_division=0))}
+
+
+class Accuracy(_OfflineMetric):
+    """Share of samples whose class is right; `"multilabel"`: `subset_accuracy`, the share with all labels right."""
+
+    features_of_config = _DECISIONS
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        name = "accuracy" if self.config_name == "default" else "subset_accuracy"
+        return {name: float(accuracy_score(references, predictions))}
+
+
+class MeanAveragePrecision(_OfflineMetric):
+    """Macro mAP of scores (N, C) against class indices (`"default"`) or 0/1 labels (`"multilabel"`).
+    Labels without positives are left out."""
+
+    features_of_config = _RANKINGS
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"mAP": mean_average_precision(*_ranking_arrays(predictions, references))}
+
+
+class AUROC(_OfflineMetric):
+    """Macro AUROC, one class against the rest, of scores (N, C) against class indices (`"default"`) or 0/1 labels
+    (`"multilabel"`). Labels without positives or without negatives are left out."""
+
+    features_of_config = _RANKINGS
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"auroc": macro_auroc(*_ranking_arrays(predictions, references))}
+
+
+class MeanAbsoluteError(_OfflineMetric):
+    """Mean absolute error of single values (`"default"`) or lists of them (`"multilist"`: the mean over outputs)."""
+
+    features_of_config = _VALUES
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"mae": float(mean_absolute_error(references, predictions))}
+
+
+class RootMeanSquaredError(_OfflineMetric):
+    """Root mean squared error of single values (`"default"`) or lists of them (`"multilist"`: the mean over outputs of
+    each output's RMSE)."""
+
+    features_of_config = _VALUES
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"rmse": float(root_mean_squared_error(references, predictions))}
+
+
+class PearsonCorrelation(_OfflineMetric):
+    """Pearson's correlation of single values (`"default"`) or lists of them (`"multilist"`: the mean over outputs).
+    Outputs where either side is constant are left out."""
+
+    features_of_config = _VALUES
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        columns = [np.asarray(values, dtype=np.float64) for values in (references, predictions)]
+        references_, predictions_ = (values.reshape(len(values), -1) for values in columns)
+        return {"pearson": mean_pearson(references_, predictions_)}
+
+
+def _ranking_arrays(predictions: list, references: list) -> tuple[IntArray, FloatArray]:
+    scores, targets = np.asarray(predictions, dtype=np.float64), np.asarray(references)
+    return (targets if targets.ndim == 2 else _indicators(targets, scores.shape[1])), scores

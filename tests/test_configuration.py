@@ -1,0 +1,53 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from fl_i2moe import FLI2MoEConfig
+
+MODALITIES = {"text": {"feature_size": 4, "max_features": 3}, "image": {"feature_size": 5, "max_features": 2}}
+
+
+def test_order_and_expert_names_survive_saving(tmp_path):
+    config = FLI2MoEConfig(modalities=MODALITIES, num_labels=5)
+    assert config.expert_names == ["uniqueness_text", "uniqueness_image", "synergy", "redundancy"]
+    config.save_pretrained(tmp_path)
+    loaded = FLI2MoEConfig.from_pretrained(tmp_path)
+    assert loaded.modality_order == ["text", "image"]
+    assert loaded.to_dict() == config.to_dict()
+
+
+def test_typo_is_refused_with_a_proposal():
+    with pytest.raises(ValueError, match=r"`hiden_size`.*`hidden_size`"):
+        FLI2MoEConfig(modalities=MODALITIES, hiden_size=8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modalities": {"text": MODALITIES["text"]}}, "at least two"),
+        ({"modality_order": ["text", "text"]}, "each of `modalities`"),
+        ({"modalities": {**MODALITIES, "image": {"feature_size": 5}}}, "`max_features`"),
+        ({"modalities": {**MODALITIES, "image": {"feature_size": 0, "max_features": 1}}}, "positive integer"),
+        ({"modalities": {**MODALITIES, "": MODALITIES["text"]}}, "non-empty"),
+        ({"level": "pool"}, "'feature', 'pooled'"),
+        ({"hidden_size": 10}, "divisible.*10 and 4"),
+        ({"hidden_size": 0}, "at least 1"),
+        ({"attention_dropout": 1.0}, r"\[0, 1\)"),
+        ({"reweighting_temperature": 0}, "positive"),
+        ({"interaction_loss_weight": -1}, "negative"),
+        ({"num_perturbed_views": 1}, "2 … 2"),
+        ({"num_labels": 1}, "regression"),
+        ({"hidden_size": "64"}, "hidden_size"),
+    ],
+)
+def test_contradictions_are_named(changes, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        FLI2MoEConfig(**{"modalities": MODALITIES, **changes})
+
+
+def test_one_label_is_regression():
+    config = FLI2MoEConfig(modalities=MODALITIES, num_labels=1, problem_type="regression")
+    assert config.num_labels == 1
+
+
+def test_whole_numbers_pass_for_real_ones():
+    assert FLI2MoEConfig(modalities=MODALITIES, attention_dropout=0, interaction_loss_weight=1).attention_dropout == 0

@@ -1,0 +1,167 @@
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from fl_i2moe.figures import expert_colors, expert_title, save_statistics_figures
+from fl_i2moe.statistics import compute_statistics
+
+MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
+ALL_FILES = {"expert_weights.png", "expert_weights_per_class.png", "experts_vs_mixture.png", "agreement.png"}
+
+
+def fake_statistics(problem_type, modalities, label_names, num_samples=50, seed=0):
+    rng = np.random.default_rng(seed)
+    expert_names = [f"uniqueness_{name}" for name in modalities] + ["synergy", "redundancy"]
+    weights = rng.dirichlet(np.full(len(expert_names), 4.0), size=num_samples)
+    expert_logits = rng.normal(size=(num_samples, len(expert_names), len(label_names)))
+    labels = {
+        MULTI: rng.integers(2, size=(num_samples, len(label_names))),
+        SINGLE: rng.integers(len(label_names), size=num_samples),
+        REGRESSION: rng.normal(size=(num_samples, len(label_names))),
+    }[problem_type]
+    if problem_type == MULTI:
+        labels[:, -1] = 0
+    statistics = compute_statistics(
+        logits=np.einsum("ne,nec->nc", weights, expert_logits),
+        expert_logits=expert_logits,
+        expert_weights=weights,
+        labels=labels,
+        expert_names=expert_names,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+    return statistics, weights
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, by file name."""
+    figures = {}
+    savefig = Figure.savefig
+
+    def record(figure, path, **options):
+        figures[path.name] = figure
+        savefig(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return figures
+
+
+def shown_texts(figure):
+    """Visible texts with their boxes in pixels."""
+    figure.canvas.draw()
+    axes_of_panels = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = [(axis, tick) for axis in axes_of_panels for tick in axis.get_major_ticks()]
+    outside = [
+        t for axis, t in ticks if not min(axis.get_view_interval()) <= t.get_loc() <= max(axis.get_view_interval())
+    ]
+    undrawn = {label for tick in outside for label in (tick.label1, tick.label2)}
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text() and t not in undrawn]
+    return [(t.get_text(), t.get_window_extent()) for t in texts]
+
+
+CASES = [
+    (MULTI, ["image", "text"], [f"Genre {i}" for i in range(23)], ALL_FILES),
+    (
+        MULTI,
+        ["image", "text", "synthesized_audio", "wireframe_screenshot", "metadata"],
+        [*(f"Class {i} with a rather long descriptive name" for i in range(28)), "US$ to €$", "x" * 80],
+        ALL_FILES,
+    ),
+    (SINGLE, ["image", "text"], ["hateful", "not hateful"], ALL_FILES),
+    (REGRESSION, ["vision", "audio", "text"], ["sentiment"], {"expert_weights.png", "experts_vs_mixture.png"}),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("problem_type", "modalities", "labels", "files"), CASES)
+def test_figures_are_readable(problem_type, modalities, labels, files, tmp_path, drawn):
+    statistics, weights = fake_statistics(problem_type, modalities, labels)
+    paths = save_statistics_figures(statistics, weights, tmp_path / "figures")
+
+    assert {path.name for path in paths} == files == {path.name for path in (tmp_path / "figures").iterdir()}
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert max(picture.size) <= 2000
+    for name, figure in drawn.items():
+        texts, boxes = zip(*shown_texts(figure), strict=True)
+        low, high = np.array([box.min for box in boxes]), np.array([box.max for box in boxes])
+        cut = ((low < 0) | (high > figure.bbox.size)).any(1)
+        assert [texts[i] for i in np.flatnonzero(cut)] == [], name
+        overlap = ((low[:, None] < high) & (low < high[:, None])).all(2)
+        assert [(texts[i], texts[j]) for i, j in np.argwhere(np.triu(overlap, 1))] == [], name
+
+
+def test_figures_show_the_numbers(tmp_path, drawn):
+    statistics, weights = fake_statistics(MULTI, ["image", "text"], ["comedy", "drama", "noir"])
+    save_statistics_figures(statistics, weights, tmp_path)
+    texts = {name: [text for text, _ in shown_texts(figure)] for name, figure in drawn.items()}
+
+    assert f"mean {weights[:, 2].mean():.3f}" in texts["expert_weights.png"]
+    per_class = statistics["expert_weights"]["per_class"]
+    assert f"{per_class['drama']['experts']['redundancy']['mean']:.3f}" in texts["expert_weights_per_class.png"]
+    assert f"drama (n = {per_class['drama']['num_samples']})" in texts["expert_weights_per_class.png"]
+    assert texts["expert_weights_per_class.png"].count("–") == 4  # noir has no samples
+    assert f"{statistics['metrics']['mixture']['micro_f1']:.3f}" in texts["experts_vs_mixture.png"]
+    cell = statistics["agreement"]["per_label"]["table"]["disagree_right"]
+    assert f"{100 * cell['share']:.1f} %" in texts["agreement.png"]
+    assert str(cell["count"]) in texts["agreement.png"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_undefined_metrics_and_constant_weights_can_be_drawn(tmp_path, drawn):
+    statistics, weights = fake_statistics(SINGLE, ["image", "text"], ["a", "b"], num_samples=1)
+    save_statistics_figures(statistics, weights, tmp_path)
+    assert "undefined" in [text for text, _ in shown_texts(drawn["experts_vs_mixture.png"])]
+
+
+def test_dense_model_has_nothing_to_draw(tmp_path):
+    statistics, _ = fake_statistics(SINGLE, ["image", "text"], ["a", "b"])
+    assert save_statistics_figures(statistics | {"expert_names": ["dense"]}, np.ones((50, 1)), tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_weights_of_another_split_are_refused(tmp_path):
+    statistics, weights = fake_statistics(SINGLE, ["image", "text"], ["a", "b"])
+    with pytest.raises(ValueError, match=r"expert_weights must have shape \(50, 4\).*got \(49, 4\)"):
+        save_statistics_figures(statistics, weights[:49], tmp_path)
+
+
+def test_titles():
+    assert expert_title("uniqueness_full_text") == "Uniqueness: full text"
+    assert expert_title("synergy") == "Synergy"
+
+
+def test_an_expert_keeps_its_color():
+    two = expert_colors(["uniqueness_image", "uniqueness_text", "synergy", "redundancy"])
+    three = expert_colors(["uniqueness_image", "uniqueness_text", "uniqueness_audio", "synergy", "redundancy"])
+    assert two.items() <= three.items()
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1.0.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colors_are_told_apart_with_every_color_vision(vision):
+    """CIELAB distance of every two colours of six modalities, as seen with that vision; 10 is plain at a glance."""
+    names = [f"uniqueness_{i}" for i in range(6)] + ["synergy", "redundancy"]
+    srgb = np.array([to_rgb(color) for color in expert_colors(names).values()])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(VISION[vision]), 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = seen @ np.transpose(to_xyz) / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 15
