@@ -1,0 +1,184 @@
+"""
+The options of a run, each with its help, default and check, and their way from the command line.
+
+A dataclass holds the options of one part. [`parse_arguments`] turns them into one command line, in which a preset
+replaces defaults and what the user writes replaces the preset.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from transformers import HfArgumentParser
+
+from .configuration_fl_i2moe import FLI2MoEConfig
+from .metrics import METRICS_BY_PROBLEM, default_metric
+
+
+def option(default: Any, text: str, **metadata) -> Any:
+    """A dataclass field with a help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class EncodingArguments:
+    """How raw samples become feature sequences, and where these are kept."""
+
+    text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
+    hidden_layer: int | None = option(None, "Which hidden layer of the encoders to use (0: embeddings); the last if not given.")
+    special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
+    image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
+    cache_dir: str | None = option(
+        None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
+    )
+    encoding_batch_size: int = option(32, "Samples an encoder sees at once.")
+    encoding_workers: int = option(1, "Processes that decode pictures and tokenize texts while the encoders run.")
+    encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
+    on_bad_sample: Literal["stop", "skip"] = option(
+        "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
+    )
+    trust_remote_code: bool = option(False, "Run code that an encoder's repository brings along.")
+
+    def __post_init__(self):
+        _at_least(self, 1, "text_max_length", "encoding_batch_size")
+        _at_least(self, 0, "encoding_workers")
+
+
+@dataclass
+class ModelArguments:
+    """The fields of [`FLI2MoEConfig`] that are set from the command line."""
+
+    level: Literal["feature", "pooled"] = option("feature", "Experts see every patch and token, or one vector a modality.")
+    architecture: Literal["moe", "dense"] = option("moe", "Interaction experts, or one expert as a baseline.")
+    hidden_size: int = option(256, "Width of the experts.")
+    num_attention_heads: int = option(4, "Attention heads of the experts.")
+    num_fusion_layers: int = option(2, "Transformer layers of an expert.")
+    dropout: float = option(0.5, "Dropout in the experts: on attention, residual and feed-forward activations.")
+    attention_dropout: float | None = option(None, "Dropout on attention alone, if it is to differ from --dropout.")
+    embedding_dropout: float = option(0.0, "Dropout on projected features.")
+    reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
+    num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
+    interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses.")
+    perturbation: Literal["random", "zero", "mean", "shuffle"] = option("random", "What replaces a modality in its view.")
+    num_perturbed_views: int | None = option(None, "Perturbed views a step, 2 to the number of modalities; all if not given.")
+    reweighting: Literal["mlp", "global"] = option("mlp", "Expert weights for each sample, or one learned vector.")
+    reweighting_temperature: float = option(2.0, "Temperature of the softmax over expert weights.")
+    reweighting_hidden_size: int = option(256, "Width of the reweighting network.")
+    num_reweighting_layers: int = option(3, "Layers of the reweighting network.")
+
+    def to_config(self, modalities: Mapping[str, dict], **others) -> FLI2MoEConfig:
+        """The model's configuration; `others` are its fields that the data decide."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        dropout = values.pop("dropout")
+        if values["attention_dropout"] is None:
+            values["attention_dropout"] = dropout
+        return FLI2MoEConfig(
+            modalities=dict(modalities), residual_dropout=dropout, activation_dropout=dropout, **values, **others
+        )
+
+    def __post_init__(self):
+        # Every check of the configuration itself, before an hour of encoding.
+        self.to_config({"a": {"feature_size": 1, "max_features": 1}, "b": {"feature_size": 1, "max_features": 1}})
+
+
+@dataclass
+class TrainingArguments:
+    """How a model is fitted on a feature cache."""
+
+    num_epochs: int = option(40, "Passes over the training split.")
+    batch_size: int = option(32, "Samples a step and process.")
+    learning_rate: float = option(1e-4, "Peak learning rate.")
+    optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW with --weight_decay.")
+    weight_decay: float = option(0.0, "Weight decay (AdamW).")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = option("constant", "Course of the learning rate.")
+    warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises to its peak.")
+    max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.")
+    gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format of the step; what Accelerate says if not given.")
+    seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
+    metric: str | None = option(None, "Metric of the validation split that picks the checkpoint; fits the task if not given.")
+    threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).")
+    early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better validation metric.")
+    checkpoint_steps: int = option(200, "Optimizer steps between checkpoints; one is written at every epoch's end, too.")
+    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
+    bucket_by_length: bool = option(False, "Put sequences of like length together: less padding, less random batches.")
+    report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
+    num_workers: int = option(0, "Processes that read the cache; 0 reads between the steps.")
+
+    def __post_init__(self):
+        _at_least(self, 1, "num_epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_steps", "keep_checkpoints")
+        _at_least(self, 0, "weight_decay", "max_grad_norm", "num_workers")
+        if self.early_stopping_patience is not None:
+            _at_least(self, 1, "early_stopping_patience")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"`warmup_ratio` must lie in [0, 1], got {self.warmup_ratio}.")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"`seeds` must be different numbers, at least one, got {self.seeds}.")
+
+
+@dataclass
+class OutputArguments:
+    """Where a run leaves what it makes."""
+
+    output_dir: str = option("runs/sample", "Folder for model, results, statistics and figures.")
+    resume: bool = option(False, "Go on with the run in --output_dir where it was stopped.")
+    overwrite: bool = option(False, "Replace the run in --output_dir.")
+
+    def __post_init__(self):
+        if self.resume and self.overwrite:
+            raise ValueError("`resume` goes on with a run and `overwrite` replaces it: give one of them.")
+
+
+def parse_arguments(
+    types: Sequence[type],
+    presets: Mapping[str, Mapping[str, Any]],
+    default_preset,
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> tuple:
+    """
+    Reads the command line into one instance of each dataclass in `types`.
+
+    Args:
+        types: dataclasses whose fields become options.
+        presets: name → option → value; `--preset` chooses among them.
+        default_preset: called with the arguments parsed without a preset; returns the name that holds if none is given.
+        description: what the job does, for `--help`.
+        arguments: the command line; `sys.argv` if not given.
+
+    Returns:
+        The instances, in the order of `types`. Wrong values end the program with a message, as argparse does.
+    """
+    parser = HfArgumentParser(types, description=description)
+    parser.add_argument("--preset", choices=list(presets), help="Set of defaults to start from.")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    first = parser.parse_args(arguments)
+    parser.set_defaults(**presets[first.preset or default_preset(first)])
+    namespace = parser.parse_args(arguments)
+    try:
+        return tuple(
+            kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in types
+        )
+    except ValueError as error:
+        parser.error(str(error).splitlines()[-1].strip())
+
+
+def check_metric(metric: str | None, problem_type: str) -> str:
+    """The metric that picks a checkpoint; raises `ValueError` for one that the task does not have."""
+    known = METRICS_BY_PROBLEM[problem_type]
+    if metric is not None and metric not in known:
+        raise ValueError(f"`metric` must be one of {', '.join(known)} for {problem_type}, got {metric!r}.")
+    return metric or default_metric(problem_type)[0]
+
+
+def _at_least(arguments: Any, smallest: float, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) < smallest:
+            raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(arguments, name)}.")

@@ -1,0 +1,327 @@
+"""
+A whole job: raw data and encoders → feature cache → one training run per seed → results, statistics, figures.
+
+What differs between data sets comes in as a `RawDataset` and the encoders' names; recipes choose them.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from rich.console import Console
+from rich.table import Table
+
+from .arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments, check_metric
+from .batching import create_data_loader
+from .cache import FeatureCache, build_cache, cache_key
+from .configuration_fl_i2moe import FLI2MoEConfig
+from .data.raw import RawDataset
+from .encoders import FrozenEncoder, load_encoder
+from .figures import save_statistics_figures
+from .metrics import compute_metrics
+from .run_folder import open_run_folder
+from .sample_encoders import resolve_encoder, user_cache_dir
+from .statistics import compute_statistics
+from .training import FittedModel, Predictions, predict, train
+
+# Settings that may change between a run and its resumption: they do not touch the result.
+UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
+PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
+
+
+@dataclass
+class EncoderChoice:
+    """Which encoder a modality's features come from: a hub id, a folder, or one of the sample's (`sample:…`)."""
+
+    name: str
+    revision: str | None = None
+
+
+@dataclass
+class Job:
+    """The options of a whole job."""
+
+    encoding: EncodingArguments
+    model: ModelArguments
+    training: TrainingArguments
+    output: OutputArguments
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """What decides the result of a run, as plain JSON."""
+        parts = [asdict(part) for part in (self.encoding, self.model, self.training, self.output)]
+        merged = {name: value for part in parts for name, value in part.items() if name not in UNBINDING}
+        return {**merged, **others}
+
+
+def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelerator:
+    """One process waits for another while it encodes or hashes, which may take hours: hence the long timeout."""
+    return Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        log_with=training.report_to,
+        project_dir=output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )
+
+
+def run_experiment(
+    raw: RawDataset, encoders: Mapping[str, EncoderChoice], job: Job, accelerator: Accelerator, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Encodes, trains, evaluates, and writes everything into `job.output.output_dir`.
+
+    Args:
+        raw: the data.
+        encoders: modality → its encoder.
+        settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        ValueError: the output folder holds another run; a metric, an encoder or the cache does not fit.
+    """
+    console = Console(quiet=not accelerator.is_main_process, highlight=False)
+    metric = check_metric(job.training.metric, raw.problem_type)
+    output_dir = Path(job.output.output_dir)
+    if accelerator.is_main_process:
+        open_run_folder(output_dir, settings, resume=job.output.resume, overwrite=job.output.overwrite)
+    accelerator.wait_for_everyone()
+
+    cache = encode(raw, encoders, job.encoding, accelerator, console)
+    config = job.model.to_config(
+        {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
+        problem_type=cache.problem_type,
+        id2label=dict(enumerate(cache.label_names)),
+        label2id={name: index for index, name in enumerate(cache.label_names)},
+        encoders={name: x["encoder"] for name, x in cache.modalities.items()},
+    )
+    if job.training.report_to:
+        accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
+
+    runs = {
+        seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
+        for seed in job.training.seeds
+    }
+    sign = -1 if metric in ("mae", "rmse") else 1
+    best_seed = max(runs, key=lambda seed: sign * runs[seed]["validation"][metric])
+    results = {
+        "metric": metric,
+        "best_seed": best_seed,
+        "test": _summary([run["test"] for run in runs.values()]),
+        "validation": _summary([run["validation"] for run in runs.values()]),
+        "seeds": {str(seed): run for seed, run in runs.items()},
+        "samples": {split: len(rows) for split, rows in cache.splits.items()},
+        "settings": settings,
+        "encoders": config.encoders,
+        "machine": describe_machine(accelerator),
+    }
+    if accelerator.is_main_process:
+        _gather_best(output_dir, best_seed, results)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    _report(console, results, output_dir)
+    return results
+
+
+def encode(
+    raw: RawDataset,
+    choices: Mapping[str, EncoderChoice],
+    arguments: EncodingArguments,
+    accelerator: Accelerator,
+    console: Console,
+) -> FeatureCache:
+    """Loads the encoders, and opens the feature cache or builds what it lacks."""
+    with accelerator.main_process_first():
+        loaded = {
+            name: _load_encoder(name, raw.modalities[name], choice, arguments, accelerator.device)
+            for name, choice in choices.items()
+        }
+    for name, encoder in loaded.items():
+        console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {choices[name].name}")
+    for note in raw.notes:
+        console.print(note)
+    cache_dir = arguments.cache_dir or _default_cache_dir(raw, loaded)
+    console.print(f"Feature cache: {cache_dir}")
+    cache = build_cache(
+        raw,
+        loaded,
+        cache_dir,
+        batch_size=arguments.encoding_batch_size,
+        num_workers=arguments.encoding_workers,
+        on_bad_sample=arguments.on_bad_sample,
+    )
+    for note in cache.notes:
+        console.print(note)
+    return cache
+
+
+def _load_encoder(
+    modality: str, kind: str, choice: EncoderChoice, arguments: EncodingArguments, device: torch.device
+) -> FrozenEncoder:
+    return load_encoder(
+        resolve_encoder(choice.name),
+        kind,
+        name=choice.name,
+        revision=choice.revision,
+        hidden_layer=arguments.hidden_layer,
+        special_features=arguments.special_features,
+        max_length=arguments.text_max_length if kind == "text" else None,
+        image_resize=arguments.image_resize,
+        device=device,
+        dtype=getattr(torch, arguments.encoding_dtype),
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def _default_cache_dir(raw: RawDataset, encoders: Mapping[str, FrozenEncoder]) -> Path:
+    """One folder for each combination of data and encoders, so that runs share what is already encoded."""
+    key = json.dumps(cache_key(raw, encoders), sort_keys=True)
+    return user_cache_dir() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _run_seed(
+    seed: int,
+    config: FLI2MoEConfig,
+    cache: FeatureCache,
+    job: Job,
+    accelerator: Accelerator,
+    metric: str,
+    run_dir: Path,
+) -> dict[str, Any]:
+    """Trains and evaluates one seed, unless that is done already; its part of `results.json`."""
+    file = run_dir / "results.json"
+    if file.is_file():  # a resumed job
+        return json.loads(file.read_text())
+    started = time.perf_counter()
+    fitted = train(
+        config, cache, job.training, run_dir, accelerator, seed=seed, metric=metric, resume=job.output.resume
+    )
+    seconds = time.perf_counter() - started
+    predictions = {split: _predict(fitted, cache, split, job, accelerator) for split in ("validation", "test")}
+    run: dict[str, Any] = {
+        split: compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold)
+        for split, x in predictions.items()
+    }
+    run |= {
+        "best_epoch": fitted.state.best_epoch + 1,
+        "epochs": fitted.state.epoch,
+        "training_seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in fitted.model.parameters()),
+    }
+    if accelerator.is_main_process:
+        _write_statistics(predictions["test"], fitted, cache, job.training.threshold, run_dir)
+        _write_json(run_dir / "history.json", fitted.state.history)
+        _write_json(file, run)
+    accelerator.wait_for_everyone()
+    return run
+
+
+def _predict(fitted: FittedModel, cache: FeatureCache, split: str, job: Job, accelerator: Accelerator) -> Predictions:
+    loader = create_data_loader(
+        cache.splits[split], fitted.model.config.modality_order, batch_size=job.training.batch_size, shuffle=False
+    )
+    return predict(fitted.model, accelerator.prepare(loader), accelerator, label=f"Evaluating {split}")
+
+
+def _write_statistics(
+    predictions: Predictions, fitted: FittedModel, cache: FeatureCache, threshold: float, run_dir: Path
+) -> None:
+    """Statistics of the test split: as JSON, as figures, and in the model's configuration."""
+    statistics = compute_statistics(
+        logits=predictions.logits,
+        expert_logits=predictions.expert_logits,
+        expert_weights=predictions.expert_weights,
+        labels=predictions.labels,
+        expert_names=fitted.model.config.expert_names,
+        label_names=cache.label_names,
+        problem_type=cache.problem_type,
+        threshold=threshold,
+    )
+    _write_json(run_dir / "interaction_statistics.json", statistics)
+    save_statistics_figures(statistics, predictions.expert_weights, run_dir / "figures")
+    fitted.model.config.interaction_statistics = statistics
+    fitted.model.save_pretrained(run_dir / "model")
+
+
+def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
+    """Puts the best seed's model, statistics and figures on top of the output folder, and the results beside them."""
+    run_dir = output_dir / f"seed-{seed}"
+    for source in [*(run_dir / "model").iterdir(), run_dir / "interaction_statistics.json"]:
+        _copy_whole(source, output_dir / source.name)
+    (output_dir / "figures").mkdir(exist_ok=True)
+    for source in (run_dir / "figures").glob("*.png"):
+        _copy_whole(source, output_dir / "figures" / source.name)
+    _write_json(output_dir / "results.json", results)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.write_bytes(source.read_bytes())
+    os.replace(temporary, target)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean over the seeds, and their sample standard deviation where there are two."""
+    return {
+        name: {
+            "mean": mean(run[name] for run in runs),
+            "std": stdev(run[name] for run in runs) if len(runs) > 1 else None,
+        }
+        for name in runs[0]
+    }
+
+
+def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
+    device = accelerator.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "cpu_cores": os.cpu_count(),
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None:
+    seeds = results["seeds"]
+    title = f"Test split, {results['samples']['test']:,} samples"
+    table = Table(title=title + (f", mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else ""))
+    table.add_column("metric")
+    table.add_column("test", justify="right")
+    table.add_column("validation", justify="right")
+    for name, test in results["test"].items():
+        validation = results["validation"][name]
+        table.add_row(name, _percent(test), _percent(validation))
+    console.print(table)
+    console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
+    names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]
+    for path in [*(output_dir / name for name in names), *sorted((output_dir / "figures").glob("*.png"))]:
+        console.print(f"  {path}", soft_wrap=True)
+    console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.', soft_wrap=True)
+
+
+def _percent(value: dict[str, float | None]) -> str:
+    spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
+    return f"{100 * value['mean']:.1f}{spread}"

@@ -1,0 +1,251 @@
+"""
+Training under Accelerate: fit a model on a feature cache, keep its best state, evaluate it.
+
+One seed decides weights, data order, noise and dropout. A run that was killed and resumed ends with the very weights
+of one that was not.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from .arguments import TrainingArguments
+from .batching import create_data_loader, feature_means
+from .cache import FeatureCache
+from .checkpoints import Checkpoints, TrainerState
+from .configuration_fl_i2moe import FLI2MoEConfig
+from .metrics import METRICS_BY_PROBLEM, compute_metrics
+from .modeling_fl_i2moe import FLI2MoEModel
+
+
+@dataclass
+class Predictions:
+    """What a model says of a split, in the split's order: N samples, E experts, C classes."""
+
+    ids: list[str]
+    logits: torch.Tensor
+    """(N, C)"""
+    expert_logits: torch.Tensor
+    """(N, E, C)"""
+    expert_weights: torch.Tensor
+    """(N, E)"""
+    labels: torch.Tensor
+    """(N, C) or (N,)"""
+
+
+@dataclass
+class FittedModel:
+    """A trained model in its best state, and how it got there."""
+
+    model: FLI2MoEModel
+    state: TrainerState
+
+
+def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, label: str = "") -> Predictions:
+    """Runs a prepared model over a prepared loader; every process gets the whole split, without padded duplicates."""
+    model.eval()
+    rows: list[tuple[torch.Tensor, ...]] = []
+    bar = tqdm(loader, desc=label, leave=False, disable=not (label and accelerator.is_local_main_process))
+    with torch.no_grad():
+        for batch in bar:
+            output = model(features=batch["features"], feature_masks=batch["feature_masks"])
+            values = (output.logits, output.expert_logits, output.expert_weights, batch["labels"])
+            rows.append(tuple(x.cpu() for x in accelerator.gather_for_metrics(values)))
+    logits, expert_logits, expert_weights, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    ids = list(loader.dataset.split["id"])
+    return Predictions(ids, logits.float(), expert_logits.float(), expert_weights.float(), labels)
+
+
+def train(
+    config: FLI2MoEConfig,
+    cache: FeatureCache,
+    arguments: TrainingArguments,
+    run_dir: str | Path,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    metric: str,
+    resume: bool = False,
+) -> FittedModel:
+    """
+    Fits a model on the cache's training split and returns it in the state that was best on the validation split.
+
+    Leaves in `run_dir`: `model/` (the best state), `checkpoints/` while the run goes on, `history.json`.
+
+    Args:
+        metric: the validation metric that picks the state.
+        resume: go on from the newest checkpoint in `run_dir`, if there is one.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    run = _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric)
+    return run.fit(resume)
+
+
+class _Run:
+    def __init__(
+        self,
+        config: FLI2MoEConfig,
+        cache: FeatureCache,
+        arguments: TrainingArguments,
+        run_dir: Path,
+        accelerator: Accelerator,
+        seed: int,
+        metric: str,
+    ):
+        self.arguments, self.accelerator, self.seed, self.metric = arguments, accelerator, seed, metric
+        self.greater_is_better = METRICS_BY_PROBLEM[config.problem_type][metric]
+        self.problem_type = config.problem_type
+        self.run_dir = run_dir
+        self.checkpoints = Checkpoints(run_dir, arguments.keep_checkpoints)
+
+        set_seed(seed)
+        model = FLI2MoEModel(config)
+        if config.perturbation == "mean" and config.architecture == "moe":
+            model.set_feature_means(feature_means(cache.splits["train"], config.modality_order))
+
+        def loader(split: str, shuffle: bool) -> DataLoader:
+            return create_data_loader(
+                cache.splits[split],
+                config.modality_order,
+                batch_size=arguments.batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                bucket=shuffle and arguments.bucket_by_length,
+                num_workers=arguments.num_workers,
+            )
+
+        optimizer = _create_optimizer(model, arguments)
+        self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
+            model, optimizer, loader("train", True), loader("validation", False)
+        )
+        self.steps_per_epoch = math.ceil(len(self.train_loader) / arguments.gradient_accumulation_steps)
+        total_steps = self.steps_per_epoch * arguments.num_epochs
+        scheduler = get_scheduler(
+            arguments.lr_scheduler, optimizer, round(arguments.warmup_ratio * total_steps), total_steps
+        )
+        self.scheduler = accelerator.prepare(scheduler)
+        # noise and dropout differ between processes, weights and data order do not
+        set_seed(seed, device_specific=True)
+
+    def fit(self, resume: bool) -> FittedModel:
+        state = self.checkpoints.load_latest(self.accelerator) if resume else TrainerState()
+        while not state.finished:
+            self._train_epoch(state)
+            self._finish_epoch(state)
+            self.checkpoints.save(self.accelerator, state)
+        self.accelerator.wait_for_everyone()
+        model = FLI2MoEModel.from_pretrained(self.run_dir / "model")
+        return FittedModel(model.to(self.accelerator.device).eval(), state)
+
+    def _train_epoch(self, state: TrainerState) -> None:
+        self.model.train()
+        self.train_loader.set_epoch(state.epoch)
+        loader = self.train_loader
+        if state.step_in_epoch:
+            loader = skip_first_batches(loader, state.step_in_epoch)
+            loader.set_epoch(state.epoch)
+        bar = tqdm(
+            total=len(self.train_loader),
+            initial=state.step_in_epoch,
+            desc=f"seed {self.seed}, epoch {state.epoch + 1}/{self.arguments.num_epochs}",
+            disable=not self.accelerator.is_local_main_process,
+            leave=False,
+        )
+        for batch in loader:
+            losses = self._train_step(batch)
+            state.step_in_epoch += 1
+            for name, value in losses.items():
+                state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
+            bar.update()
+            bar.set_postfix(loss=f"{losses['loss']:.3f}")
+            if self.accelerator.sync_gradients:
+                state.optimizer_step += 1
+                self.accelerator.log(losses, step=state.optimizer_step)
+                if state.optimizer_step % self.arguments.checkpoint_steps == 0:
+                    self.checkpoints.save(self.accelerator, state)
+        bar.close()
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        with self.accelerator.accumulate(self.model):
+            output = self.model(
+                features=batch["features"], feature_masks=batch["feature_masks"], labels=batch["labels"]
+            )
+            self.accelerator.backward(output.loss)
+            if self.accelerator.sync_gradients and self.arguments.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+            self.optimizer.step()
+            if self.accelerator.sync_gradients:
+                self.scheduler.step()
+            self.optimizer.zero_grad()
+        losses = {"loss": output.loss, "task_loss": output.task_loss}
+        if output.interaction_losses is not None:
+            names = self.accelerator.unwrap_model(self.model).config.expert_names
+            losses.update(
+                {f"interaction_loss/{name}": x for name, x in zip(names, output.interaction_losses, strict=True)}
+            )
+        values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
+        if not math.isfinite(values[0]):
+            raise FloatingPointError(
+                f"The training loss is {values[0]} for the batch with samples {', '.join(batch['ids'][:4])} …: "
+                "lower --learning_rate, or check the features."
+            )
+        return dict(zip(losses, values, strict=True))
+
+    def _finish_epoch(self, state: TrainerState) -> None:
+        """Evaluates, keeps the model if it is the best so far, and moves the state to the next epoch."""
+        predictions = predict(self.model, self.validation_loader, self.accelerator)
+        metrics = compute_metrics(
+            predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold
+        )
+        value = metrics[self.metric]
+        losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
+        state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
+        self.accelerator.log({f"validation/{k}": v for k, v in metrics.items()}, step=state.optimizer_step)
+        if self._is_better(value, state.best_value):
+            state.best_value, state.best_epoch = value, state.epoch
+            self._save_model()
+        if self.accelerator.is_local_main_process:
+            tqdm.write(
+                f"seed {self.seed}, epoch {state.epoch + 1}: loss {losses['loss']:.4f}, validation {self.metric} "
+                f"{value:.4f} (best {state.best_value:.4f} in epoch {state.best_epoch + 1})"
+            )
+        patience = self.arguments.early_stopping_patience
+        without_gain = state.epoch - state.best_epoch
+        state.epoch, state.step_in_epoch, state.loss_sums = state.epoch + 1, 0, {}
+        state.finished = state.epoch == self.arguments.num_epochs or (
+            patience is not None and without_gain >= patience
+        )
+
+    def _is_better(self, value: float, best: float | None) -> bool:
+        if best is None:
+            return True
+        return value > best if self.greater_is_better else value < best
+
+    def _save_model(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.accelerator.unwrap_model(self.model).save_pretrained(self.run_dir / "model")
+        self.accelerator.wait_for_everyone()
+
+
+def _create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    if arguments.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=arguments.learning_rate)
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        is_weight = name.endswith("weight") and "norm" not in name
+        (decayed if is_weight else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate)

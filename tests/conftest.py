@@ -1,0 +1,37 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# one thread a process: the tests run side by side, and waiting threads would only be in each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts a recipe as a user does, with a cache folder of its own; returns the finished process."""
+
+    def start(*arguments, num_processes=1, cache=tmp_path / "user-cache", check=True, wait=True):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=1"]
+        command += [f"--num_processes={num_processes}", "--mixed_precision=no", "--dynamo_backend=no"]
+        environment = {**os.environ, "FL_I2MOE_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(
+            [*command, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        if not wait:
+            return process
+        output, _ = process.communicate(timeout=300)
+        result = subprocess.CompletedProcess(command, process.returncode, output)
+        assert not check or result.returncode == 0, output
+        return result
+
+    return start

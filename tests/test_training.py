@@ -1,0 +1,182 @@
+"""The training loop on a small cache of numbers whose truth is known."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from fake_encoders import FakeTextEncoder, fake_encoders, write_raw
+from safetensors.torch import load_file
+
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.arguments import TrainingArguments
+from fl_i2moe.batching import create_data_loader, feature_means
+from fl_i2moe.cache import build_cache
+from fl_i2moe.checkpoints import Checkpoints
+from fl_i2moe.training import predict, train
+
+SIZES = {"train": 96, "validation": 32, "test": 20}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Label a: the text has more than six words; b: the first pixel is bright; c: a and not b."""
+    folder = tmp_path_factory.mktemp("fake")
+    raw = write_raw(folder / "raw", SIZES)
+    for split, rows in raw.splits.items():
+        labels = []
+        for row in rows:
+            long = len(row["text"].split()) > 6
+            with open(row["image"]["path"], "rb") as file:
+                bright = file.read()[0] > 127
+            labels.append([float(long), float(bright), float(long and not bright)])
+        raw.splits[split] = rows.remove_columns("labels").add_column("labels", labels, feature=rows.features["labels"])
+    encoders = {**fake_encoders(), "text": FakeTextEncoder(max_length=16, max_features=16)}
+    encoders["text"].preprocess = lambda values: FakeTextEncoder.preprocess(values, 16)
+    return build_cache(raw, encoders, folder / "cache", num_workers=0, progress=False)
+
+
+def make_config(cache, **changes):
+    values = {
+        "modalities": {
+            name: {"feature_size": x["feature_size"], "max_features": x["max_features"]}
+            for name, x in cache.modalities.items()
+        },
+        "num_labels": 3,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_fusion_layers": 1,
+        "attention_dropout": 0.1,
+        "residual_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "reweighting_hidden_size": 16,
+    }
+    return FLI2MoEConfig(**{**values, **changes})
+
+
+def fit(cache, run_dir, *, config=None, resume=False, seed=0, metric="micro_f1", **options):
+    arguments = TrainingArguments(**{"num_epochs": 2, "batch_size": 16, "learning_rate": 1e-2, **options})
+    accelerator = Accelerator(
+        cpu=True,
+        step_scheduler_with_optimizer=False,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+    )
+    return train(
+        config or make_config(cache), cache, arguments, run_dir, accelerator, seed=seed, metric=metric, resume=resume
+    )
+
+
+def tensors(fitted):
+    return {name: x.clone() for name, x in fitted.model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_it_learns_and_keeps_the_best_epoch(cache, tmp_path):
+    fitted = fit(cache, tmp_path, num_epochs=25)
+    values = [entry["validation_micro_f1"] for entry in fitted.state.history]
+    assert len(values) == 25
+    assert fitted.state.best_value == max(values) > 0.75
+    assert fitted.state.best_epoch == int(np.argmax(values))
+    loader = create_data_loader(cache.splits["validation"], ["image", "text"], batch_size=7, shuffle=False)
+    predictions = predict(fitted.model, loader, Accelerator(cpu=True))
+    assert predictions.ids == list(cache.splits["validation"]["id"])
+    truth = torch.tensor(np.array(cache.splits["validation"]["labels"]))
+    assert torch.equal(predictions.labels, truth)
+    hits = ((predictions.logits > 0) & (truth == 1)).sum().item()
+    micro_f1 = 2 * hits / ((predictions.logits > 0).sum() + truth.sum()).item()
+    assert micro_f1 == pytest.approx(fitted.state.best_value)
+
+
+def test_a_seed_decides_everything(cache, tmp_path):
+    first, second = fit(cache, tmp_path / "a"), fit(cache, tmp_path / "b")
+    assert_same(tensors(first), tensors(second))
+    assert first.state.history == second.state.history
+    other = fit(cache, tmp_path / "c", seed=1)
+    assert first.state.history != other.state.history
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "warmup_ratio": 0.2}])
+def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch, options):
+    """Stops right after each checkpoint, in the middle of epochs too, by an exception that nothing catches."""
+    expected = fit(cache, tmp_path / "whole", num_epochs=3, **options)
+
+    save = Checkpoints.save
+    stops = 0
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    while True:
+        try:
+            resumed = fit(cache, tmp_path / "stopped", num_epochs=3, resume=True, checkpoint_steps=2, **options)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops >= 6
+    assert_same(tensors(expected), tensors(resumed))
+    assert expected.state.history == resumed.state.history
+
+
+def test_accumulated_batches_equal_one_large_batch(cache, tmp_path):
+    """With nothing drawn, two batches of 8 give the step of one batch of 16."""
+    config = make_config(
+        cache,
+        perturbation="zero",
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+        activation_dropout=0.0,
+        reweighting_dropout=0.0,
+    )
+    large = fit(cache, tmp_path / "large", config=config, batch_size=16, learning_rate=1e-3)
+    small = fit(
+        cache, tmp_path / "small", config=config, batch_size=8, gradient_accumulation_steps=2, learning_rate=1e-3
+    )
+    assert large.state.optimizer_step == small.state.optimizer_step == 12
+    for name, x in tensors(large).items():
+        torch.testing.assert_close(tensors(small)[name], x, rtol=1e-3, atol=1e-4)
+
+
+def test_early_stopping_and_rotation(cache, tmp_path):
+    fitted = fit(cache, tmp_path, num_epochs=30, learning_rate=1e-12, early_stopping_patience=3, checkpoint_steps=2)
+    assert fitted.state.epoch == fitted.state.best_epoch + 1 + 3 < 30
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert len(folders) == 2
+    assert folders[-1] == f"step-{fitted.state.optimizer_step:08d}"
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert_same(weights, tensors(fitted))
+
+
+def test_lower_is_better_for_errors(cache, tmp_path):
+    config = make_config(cache, problem_type="regression")
+    fitted = fit(cache, tmp_path, config=config, metric="mae", num_epochs=4)
+    values = [entry["validation_mae"] for entry in fitted.state.history]
+    assert fitted.state.best_value == min(values)
+
+
+def test_mean_perturbation_gets_the_training_means(cache, tmp_path):
+    rows = cache.splits["train"]
+    means = feature_means(rows, ["image", "text"])
+    for name, mean in means.items():
+        expected = np.concatenate([np.asarray(x, np.float64) for x in rows[f"{name}_features"]]).mean(0)
+        np.testing.assert_allclose(mean.numpy(), expected, rtol=1e-4)
+    fitted = fit(cache, tmp_path, config=make_config(cache, perturbation="mean"), num_epochs=1)
+    torch.testing.assert_close(fitted.model.stems[0].feature_mean, means["image"].float())
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_samples(cache, tmp_path, monkeypatch):
+    forward = FLI2MoEModel.forward
+
+    def spoiled(self, **inputs):
+        output = forward(self, **inputs)
+        output.loss = output.loss * torch.nan
+        return output
+
+    monkeypatch.setattr(FLI2MoEModel, "forward", spoiled)
+    with pytest.raises(FloatingPointError, match=r"train-\d+"):
+        fit(cache, tmp_path)
