@@ -1,0 +1,145 @@
+"""The files of a feature cache: Arrow shards that are either whole and checked, or not there."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+
+class CorruptCacheError(ValueError):
+    """A shard of a feature cache is missing or does not have the bytes that were written."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a split's Arrow data, and beside it a JSON file: checksum, rows, and what was left out."""
+
+    folder: Path
+    split: str
+    index: int
+    count: int
+    rows: range
+    """The rows of the raw split that belong here."""
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"data-{self.index:05d}-of-{self.count:05d}.arrow"
+
+    @property
+    def record_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def is_complete(self) -> bool:
+        """The record is written last, so that it vouches for the data."""
+        return self.record_path.exists() and self.path.exists()
+
+    def record(self) -> dict[str, Any]:
+        return json.loads(self.record_path.read_text())
+
+    def verify(self) -> None:
+        """Raises `CorruptCacheError` if the file's bytes are not those that were written."""
+        try:
+            found = checksum(self.path)
+        except OSError as error:
+            raise CorruptCacheError(
+                f"the cache shard {self.path} cannot be read ({error}); {self._what_to_do}"
+            ) from error
+        if found != self.record()["sha256"]:
+            raise CorruptCacheError(f"the cache shard {self.path} does not match its checksum; {self._what_to_do}")
+
+    @property
+    def _what_to_do(self) -> str:
+        return f"delete it and {self.record_path.name} beside it, and run again: only this shard is then encoded anew"
+
+
+def plan_shards(cache_dir: Path, split_sizes: dict[str, int], shard_size: int) -> list[Shard]:
+    """Cuts every split into shards of `shard_size` rows."""
+    shards = []
+    for split, size in split_sizes.items():
+        count = math.ceil(size / shard_size)
+        for index in range(count):
+            rows = range(index * shard_size, min((index + 1) * shard_size, size))
+            shards.append(Shard(cache_dir / split, split, index, count, rows))
+    return shards
+
+
+def verify_shards(shards: list[Shard]) -> None:
+    """Compares every shard with its checksum, several at a time."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Shard.verify, shards))
+
+
+def write_shard(shard: Shard, schema: pa.Schema, batches: Iterable[pa.RecordBatch], record: dict[str, Any]) -> None:
+    """Writes the batches as they come to a temporary file that takes its name once it is whole and on the disk.
+
+    Args:
+        record: what to remember beside the checksum; it may be filled while the batches are drawn.
+    """
+    shard.folder.mkdir(parents=True, exist_ok=True)
+    with replacing(shard.path) as temporary:
+        num_rows = 0
+        with temporary.open("wb") as file:
+            with pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                    num_rows += batch.num_rows
+            file.flush()
+            os.fsync(file.fileno())
+        digest = checksum(temporary)
+    write_json(shard.record_path, {"sha256": digest, "rows": num_rows, **record})
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place on success and is removed on failure."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def explaining_full_disk(folder: Path, bytes_needed: int) -> Iterator[None]:
+    """Turns "no space left" into an error that says where, how much is needed, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise OSError(
+            error.errno,
+            f"the disk is full: the feature cache needs up to {bytes_needed:,} bytes more, {free:,} are free. "
+            "The shards written so far are kept: make room and run again",
+            str(folder),
+        ) from error

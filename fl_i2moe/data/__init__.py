@@ -1,0 +1,1 @@
+"""Raw data sets: each module turns one published layout into a `RawDataset`."""

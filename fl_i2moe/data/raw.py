@@ -1,0 +1,52 @@
+"""What every raw data set looks like before it is encoded, and how a bad sample is reported."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datasets import DatasetDict
+
+OnBadSample = Literal["stop", "skip"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+class SampleError(ValueError):
+    """One sample cannot be used; says which one, in which file, why, and what to do about it."""
+
+    def __init__(self, split: str, sample_id: str, field: str, file: str | Path, reason: str) -> None:
+        super().__init__(split, sample_id, field, str(file), reason)  # all five: it is unpickled as SampleError(*args)
+        self.split = split
+        self.sample_id = sample_id
+        self.field = field
+        self.file = str(file)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"sample {self.sample_id!r} of split {self.split!r} has a bad {self.field!r}: "
+            f"{self.reason} (file {self.file}). "
+            "Mend the file, take the sample out of its split, or leave such samples out with on_bad_sample='skip'."
+        )
+
+
+@dataclass
+class RawDataset:
+    """A data set as people see it: pictures, texts and labels, not yet encoded."""
+
+    splits: DatasetDict
+    """`train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`."""
+
+    modalities: dict[str, str]
+    """Modality column → its kind, `"image"` or `"text"`. Image columns are `datasets.Image(decode=False)`."""
+
+    label_names: list[str]
+    """Name of each of the C classes, in the order of the labels."""
+
+    problem_type: ProblemType
+    """Multi-label and regression labels are float32 lists of length C, single labels are int64."""
+
+    bad_samples: list[SampleError] = field(default_factory=list)
+    """With `on_bad_sample="skip"`: what was left out and why."""
+
+    notes: list[str] = field(default_factory=list)
+    """Counts that a user should read, as sentences."""

@@ -1,0 +1,150 @@
+import dataclasses
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fl_i2moe import sample_encoders
+from fl_i2moe.encoders import load_encoder
+from fl_i2moe.sample_encoders import SAMPLE_ENCODERS, resolve_encoder
+
+
+def package_dir(name):
+    spec = importlib.util.find_spec(SAMPLE_ENCODERS[name].package)
+    if spec is None:
+        pytest.skip(f'{SAMPLE_ENCODERS[name].package} is not installed (pip install -e ".[sample]")')
+    return Path(spec.submodule_search_locations[0])
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def conv_same(x, weight, stride=1, groups=1):
+    """A convolution with TensorFlow's "SAME" padding: the odd pixel goes to the right and the bottom."""
+    kernel, size = weight.shape[-1], x.shape[-1]
+    pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return F.conv2d(F.pad(x, [pad // 2, pad - pad // 2] * 2), weight, stride=stride, groups=groups)
+
+
+def efficientnet_lite0(state, x):
+    """EfficientNet-Lite0 written down from its paper's table, reading the original state dict; gives the last map."""
+
+    def norm(x, name):
+        parts = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *parts, eps=1e-3)
+
+    def conv(x, name, **options):
+        return conv_same(x, state[f"{name}.weight"], **options)
+
+    x = F.relu6(norm(conv(x, "_conv_stem", stride=2), "_bn0"))
+    block = 0
+    for repeats, first_stride in zip((1, 2, 2, 3, 3, 4, 1), (1, 2, 2, 2, 1, 2, 1), strict=True):
+        for repeat in range(repeats):
+            name, skip = f"_blocks.{block}", x
+            if f"{name}._expand_conv.weight" in state:
+                x = F.relu6(norm(conv(x, f"{name}._expand_conv"), f"{name}._bn0"))
+            stride = 1 if repeat else first_stride
+            x = F.relu6(norm(conv(x, f"{name}._depthwise_conv", stride=stride, groups=x.shape[1]), f"{name}._bn1"))
+            x = norm(conv(x, f"{name}._project_conv"), f"{name}._bn2")
+            x = x + skip if repeat else x
+            block += 1
+    return F.relu6(norm(conv(x, "_conv_head"), "_bn1"))
+
+
+def test_converted_efficientnet_equals_the_original(cache_dir):
+    weights = package_dir("sample:efficientnet-lite0") / "models" / "efficientnet-lite0-57934424.pth"
+    encoder = load_encoder(resolve_encoder("sample:efficientnet-lite0", cache_dir), "image")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 224, 224, 3), generator=generator, dtype=torch.uint8)
+
+    normalised = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
+    expected = efficientnet_lite0(torch.load(weights, weights_only=True), normalised)
+    assert expected.shape == (2, 1280, 7, 7)
+    assert expected.std() > 0.1
+
+    features = encoder.encode({"pixels": pixels}).features
+    assert encoder.grid == (7, 7)
+    torch.testing.assert_close(features, expected.permute(0, 2, 3, 1).reshape(2, 49, 1280), atol=1e-4, rtol=1e-4)
+
+
+def test_minilm_is_copied_as_it_is(cache_dir):
+    original = package_dir("sample:minilm") / "model"
+    folder = Path(resolve_encoder("sample:minilm", cache_dir))
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (folder / file).read_bytes() == (original / file).read_bytes()
+
+    encoder = load_encoder(str(folder), "text", name="sample:minilm", max_length=12)
+    assert (encoder.feature_size, encoder.max_features) == (384, 12)
+    assert encoder.identity()["name"] == "sample:minilm"
+    text = "A thief in Paris"
+    (annotation,) = encoder.preprocess([text]).annotations
+    assert [text[start:end] for start, end in annotation["offsets"]] == ["", "A", "thief", "in", "Paris", ""]
+    # The package itself would import half the ecosystem.
+    assert SAMPLE_ENCODERS["sample:minilm"].package not in sys.modules
+
+
+def test_converted_once(cache_dir):
+    package_dir("sample:efficientnet-lite0")
+    first = Path(resolve_encoder("sample:efficientnet-lite0", cache_dir))
+    before = (first / "model.safetensors").stat().st_mtime_ns
+    assert resolve_encoder("sample:efficientnet-lite0", cache_dir) == str(first)
+    assert (first / "model.safetensors").stat().st_mtime_ns == before
+    assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_cache_dir_from_the_environment(tmp_path, monkeypatch):
+    package_dir("sample:efficientnet-lite0")
+    monkeypatch.setenv("FL_I2MOE_CACHE", str(tmp_path))
+    assert Path(resolve_encoder("sample:efficientnet-lite0")).is_relative_to(tmp_path)
+
+
+def test_changed_file_is_refused(tmp_path, monkeypatch):
+    name = "sample:efficientnet-lite0"
+    package_dir(name)
+    (file,) = SAMPLE_ENCODERS[name].files
+    changed = dataclasses.replace(SAMPLE_ENCODERS[name], files={file: "0" * 64})
+    monkeypatch.setitem(SAMPLE_ENCODERS, name, changed)
+    with pytest.raises(ValueError, match=rf"{re.escape(Path(file).name)} is not the file .* expected 0000"):
+        resolve_encoder(name, tmp_path)
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_missing_package(tmp_path, monkeypatch):
+    name = "sample:minilm"
+    monkeypatch.setitem(SAMPLE_ENCODERS, name, dataclasses.replace(SAMPLE_ENCODERS[name], package="not_installed_xyz"))
+    with pytest.raises(ValueError, match=r'not_installed_xyz: pip install -e "\.\[sample\]"'):
+        resolve_encoder(name, tmp_path)
+
+
+def test_unknown_and_other_names():
+    with pytest.raises(ValueError, match=r"sample:minilmm.*sample:efficientnet-lite0, sample:minilm"):
+        resolve_encoder("sample:minilmm")
+    assert resolve_encoder("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
+
+
+def test_two_writers_at_the_same_time(tmp_path):
+    folder = tmp_path / "encoder"
+
+    def write_second(temporary):
+        (temporary / "a").write_text("second")
+        sample_encoders._write_whole(folder, lambda other: (other / "a").write_text("first"))  # overtakes the second
+
+    sample_encoders._write_whole(folder, write_second)
+    assert (folder / "a").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path):
+    def fail(temporary):
+        (temporary / "half").write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        sample_encoders._write_whole(tmp_path / "encoder", fail)
+    assert list(tmp_path.iterdir()) == []
