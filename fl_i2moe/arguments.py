@@ -28,7 +28,9 @@ class EncodingArguments:
     """How raw samples become feature sequences, and where these are kept."""
 
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
-    hidden_layer: int | None = option(None, "Which hidden layer of the encoders to use (0: embeddings); the last if not given.")
+    hidden_layer: int | None = option(
+        None, "Which hidden layer of the encoders to use (0: embeddings); the last if not given."
+    )
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     cache_dir: str | None = option(
@@ -51,7 +53,9 @@ class EncodingArguments:
 class ModelArguments:
     """The fields of [`FLI2MoEConfig`] that are set from the command line."""
 
-    level: Literal["feature", "pooled"] = option("feature", "Experts see every patch and token, or one vector a modality.")
+    level: Literal["feature", "pooled"] = option(
+        "feature", "Experts see every patch and token, or one vector a modality."
+    )
     architecture: Literal["moe", "dense"] = option("moe", "Interaction experts, or one expert as a baseline.")
     hidden_size: int = option(256, "Width of the experts.")
     num_attention_heads: int = option(4, "Attention heads of the experts.")
@@ -62,8 +66,12 @@ class ModelArguments:
     reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
     num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
     interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses.")
-    perturbation: Literal["random", "zero", "mean", "shuffle"] = option("random", "What replaces a modality in its view.")
-    num_perturbed_views: int | None = option(None, "Perturbed views a step, 2 to the number of modalities; all if not given.")
+    perturbation: Literal["random", "zero", "mean", "shuffle"] = option(
+        "random", "What replaces a modality in its view."
+    )
+    num_perturbed_views: int | None = option(
+        None, "Perturbed views a step, 2 to the number of modalities; all if not given."
+    )
     reweighting: Literal["mlp", "global"] = option("mlp", "Expert weights for each sample, or one learned vector.")
     reweighting_temperature: float = option(2.0, "Temperature of the softmax over expert weights.")
     reweighting_hidden_size: int = option(256, "Width of the reweighting network.")
@@ -97,19 +105,27 @@ class TrainingArguments:
     warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises to its peak.")
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.")
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format of the step; what Accelerate says if not given.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "Number format of the step; what Accelerate says if not given."
+    )
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
-    metric: str | None = option(None, "Metric of the validation split that picks the checkpoint; fits the task if not given.")
+    metric: str | None = option(
+        None, "Metric of the validation split that picks the checkpoint; fits the task if not given."
+    )
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).")
     early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better validation metric.")
-    checkpoint_steps: int = option(200, "Optimizer steps between checkpoints; one is written at every epoch's end, too.")
+    checkpoint_steps: int = option(
+        200, "Optimizer steps between checkpoints; one is written at every epoch's end, too."
+    )
     keep_checkpoints: int = option(2, "Checkpoints that are kept.")
     bucket_by_length: bool = option(False, "Put sequences of like length together: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
     num_workers: int = option(0, "Processes that read the cache; 0 reads between the steps.")
 
     def __post_init__(self):
-        _at_least(self, 1, "num_epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_steps", "keep_checkpoints")
+        _at_least(
+            self, 1, "num_epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_steps", "keep_checkpoints"
+        )
         _at_least(self, 0, "weight_decay", "max_grad_norm", "num_workers")
         if self.early_stopping_patience is not None:
             _at_least(self, 1, "early_stopping_patience")

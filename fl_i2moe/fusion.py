@@ -191,7 +191,9 @@ class GroupedTransformer(nn.Module):
     def __init__(self, config: FLI2MoEConfig):
         super().__init__()
         num_groups = config.num_experts
-        self.layers = nn.ModuleList(GroupedTransformerLayer(config, num_groups) for _ in range(config.num_fusion_layers))
+        self.layers = nn.ModuleList(
+            GroupedTransformerLayer(config, num_groups) for _ in range(config.num_fusion_layers)
+        )
         self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
 
     def forward(

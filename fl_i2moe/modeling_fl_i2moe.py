@@ -6,6 +6,7 @@ E experts · V views · P pseudo-patches · C classes.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,9 @@ class ModalityStem(nn.Module):
     def project_mean(self) -> torch.Tensor:
         """The training set's mean feature in the hidden space, (1, H) or (P, H)."""
         if self.feature_mean.isnan().any():
-            raise ValueError('`perturbation="mean"` needs the training means: call `set_feature_means` before training.')
+            raise ValueError(
+                '`perturbation="mean"` needs the training means: call `set_feature_means` before training.'
+            )
         mean = self.feature_mean.unsqueeze(0)
         return self.projection(self._patches(mean)[0] if self.pooled else mean)
 
@@ -104,7 +107,7 @@ class Reweighting(nn.Module):
             *[config.reweighting_hidden_size] * (config.num_reweighting_layers - 1),
             config.num_experts,
         ]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
 
     def forward(self, means: torch.Tensor) -> torch.Tensor:
         """(B, M, H) → (B, E), rows that sum to 1."""
@@ -381,7 +384,9 @@ def _as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:
 def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:
     """Content checks, which wait for the device: outside training only."""
     if mask is not None and not (rows := mask.any(dim=1)).all():
-        raise ValueError(f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}.")
+        raise ValueError(
+            f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}."
+        )
     finite = x.isfinite()
     if mask is not None and x.dim() == 3:
         finite = finite | ~mask.unsqueeze(-1)

@@ -1,7 +1,8 @@
 """
 The objective of I²MoE (section 3.3): a task loss on the mixture and, per expert, what its role asks of its views.
 
-Shapes: V views (0 is the full input, view 1 + k lacks `perturbed[k]`) · B samples · E experts · M modalities · C classes.
+Shapes: V views (0 is the full input, view 1 + k lacks `perturbed[k]`) · B samples · E experts · M modalities ·
+C classes.
 """
 
 import torch

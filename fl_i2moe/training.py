@@ -5,9 +5,7 @@ One seed decides weights, data order, noise and dropout. A run that was killed a
 of one that was not.
 """
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,9 +204,7 @@ class _Run:
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is the best so far, and moves the state to the next epoch."""
         predictions = predict(self.model, self.validation_loader, self.accelerator)
-        metrics = compute_metrics(
-            predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold
-        )
+        metrics = compute_metrics(predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold)
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
@@ -224,9 +220,7 @@ class _Run:
         patience = self.arguments.early_stopping_patience
         without_gain = state.epoch - state.best_epoch
         state.epoch, state.step_in_epoch, state.loss_sums = state.epoch + 1, 0, {}
-        state.finished = state.epoch == self.arguments.num_epochs or (
-            patience is not None and without_gain >= patience
-        )
+        state.finished = state.epoch == self.arguments.num_epochs or (patience is not None and without_gain >= patience)
 
     def _is_better(self, value: float, best: float | None) -> bool:
         if best is None:

@@ -3,7 +3,7 @@ Train FL-I²MoE to tell the genres of films from their posters and plots.
 
     accelerate launch recipes/train_mmimdb.py --data_dir <MM-IMDb folder> --output_dir runs/mmimdb
 
-Without `--data_dir` it makes a small sample in the same layout, in which the interactions are known, and trains on that:
+Without `--data_dir` it makes a sample in the same layout, in which the interactions are known, and trains on that:
 
     accelerate launch recipes/train_mmimdb.py
 """

@@ -131,7 +131,10 @@ def plain_forward(model: FLI2MoEModel, features: dict, masks: dict, noises: list
     if config.architecture == "dense":
         return logits, logits[0, :, 0], torch.ones(len(projected[0]), 1)
     means = torch.cat(
-        [torch.stack([row[k].mean(0) for row, k in zip(x, m, strict=True)]) for x, m in zip(projected, masks, strict=True)],
+        [
+            torch.stack([row[k].mean(0) for row, k in zip(x, m, strict=True)])
+            for x, m in zip(projected, masks, strict=True)
+        ],
         dim=-1,
     )
     hidden = means
@@ -312,9 +315,7 @@ def test_views_replace_one_modality(perturbation):
             torch.manual_seed(7)
             assert torch.equal(replaced[name], torch.randn_like(projected[name]))
         else:
-            rows = [
-                [b for b in range(5) if torch.equal(projected[name][b], row)][0] for row in replaced[name]
-            ]
+            rows = [next(b for b in range(5) if torch.equal(projected[name][b], row)) for row in replaced[name]]
             assert sorted(rows) == list(range(5))
             assert all(row != b for b, row in enumerate(rows))
             assert torch.equal(replaced_masks[name], masks[name][rows])
@@ -397,7 +398,10 @@ def test_run_experts_zeroes_what_is_not_kept():
     expected = plain_expert(
         model,
         1,
-        [zeroed[name][2] + s.positions[: zeroed[name].shape[1]] for name, s in zip(config.modality_order, model.stems, strict=True)],
+        [
+            zeroed[name][2] + s.positions[: zeroed[name].shape[1]]
+            for name, s in zip(config.modality_order, model.stems, strict=True)
+        ],
         [masks[name][2] for name in config.modality_order],
     )
     masked = model.run_experts(projected, masks, keep=keep, experts=["uniqueness_image"])
@@ -409,7 +413,9 @@ def test_run_experts_zeroes_what_is_not_kept():
 # --- saving, registration ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"level": "pooled"}, {"architecture": "dense"}, {"perturbation": "mean", "reweighting": "global"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"level": "pooled"}, {"architecture": "dense"}, {"perturbation": "mean", "reweighting": "global"}]
+)
 def test_save_and_load_keep_every_tensor_and_the_order(tmp_path, changes):
     config = make_config(3, **changes)
     assert config.modality_order == ["text", "image", "audio"]  # not sorted, as config.json sorts its keys

@@ -27,9 +27,7 @@ def test_classification_losses_equal_torch_primitives(num_modalities):
     cosine = nn.CosineEmbeddingLoss()
     for expert, target in ((num_modalities + 1, 1.0),):
         y = views[:, :, expert]
-        expected = torch.stack(
-            [cosine(y[0], y[1 + j], torch.full((5,), target)) for j in range(num_modalities)]
-        ).mean()
+        expected = torch.stack([cosine(y[0], y[1 + j], torch.full((5,), target)) for j in range(num_modalities)]).mean()
         torch.testing.assert_close(losses[expert], expected)
 
 

@@ -99,7 +99,9 @@ def test_a_seed_decides_everything(cache, tmp_path):
     assert first.state.history != other.state.history
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "warmup_ratio": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "warmup_ratio": 0.2}]
+)
 def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch, options):
     """Stops right after each checkpoint, in the middle of epochs too, by an exception that nothing catches."""
     expected = fit(cache, tmp_path / "whole", num_epochs=3, **options)
