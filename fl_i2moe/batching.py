@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from fl_i2moe.data.raw import SampleError
-from fl_i2moe.encoding import has_non_finite
+from .data.raw import SampleError
+from .encoding import has_non_finite
 
 BUCKET_BATCHES = 50
 """Length buckets sort by length within this many batches: enough to pad little, few enough to stay random."""
@@ -272,7 +272,7 @@ def _as_is(batch: Any) -> Any:
 def feature_means(split: Dataset, modality_order: Sequence[str], batch_size: int = 256) -> dict[str, Tensor]:
     """The mean over all features of a split, modality → (D,) float64."""
     rows = FeatureRows(split, modality_order)
-    sums = dict.fromkeys(modality_order, 0)
+    sums = dict.fromkeys(modality_order, torch.zeros((), dtype=torch.float64))
     for start in range(0, len(rows), batch_size):
         batch = rows[range(start, min(start + batch_size, len(rows)))]
         for name in modality_order:

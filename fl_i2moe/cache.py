@@ -28,8 +28,8 @@ from datasets import Dataset, DatasetInfo, Features
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from fl_i2moe.cache_key import CacheMismatchError, cache_key, check_key
-from fl_i2moe.cache_shards import (
+from .cache_key import CacheMismatchError, cache_key, check_key
+from .cache_shards import (
     CorruptCacheError,
     Shard,
     explaining_full_disk,
@@ -39,8 +39,8 @@ from fl_i2moe.cache_shards import (
     write_shard,
     write_text,
 )
-from fl_i2moe.data.raw import OnBadSample, RawDataset, SampleError
-from fl_i2moe.encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
+from .data.raw import OnBadSample, RawDataset, SampleError
+from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 
 __all__ = ["CacheMismatchError", "CorruptCacheError", "FeatureCache", "build_cache", "cache_key", "open_cache"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from fl_i2moe.data.raw import RawDataset
-from fl_i2moe.encoding import Encoder
+from .data.raw import RawDataset
+from .encoding import Encoder
 
 FORMAT_VERSION = 1
 _ABSENT = "(absent)"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fl_i2moe.cache_shards import Shard
-from fl_i2moe.data.raw import OnBadSample, RawDataset, SampleError
+from .cache_shards import Shard
+from .data.raw import OnBadSample, RawDataset, SampleError
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 FLOAT16_MAX = 65504

@@ -275,12 +275,15 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
 def encoding(args: argparse.Namespace) -> None:
     """Building a cache from pictures and texts on disk, against the encoders alone on inputs that lie ready."""
     from fl_i2moe.data.mmimdb import load_mmimdb
-    from fl_i2moe.data.planted import write_planted
     from fl_i2moe.encoders import load_encoder
     from fl_i2moe.sample_encoders import resolve_encoder
 
     with tempfile.TemporaryDirectory() as folder:
-        data_dir = args.data_dir or write_planted(Path(folder) / "planted", num_films=args.num_films * 2)
+        data_dir = args.data_dir
+        if data_dir is None:
+            from fl_i2moe.data.planted import write_planted
+
+            data_dir = write_planted(Path(folder) / "planted", num_films=args.num_films * 2)
         raw = load_mmimdb(data_dir)
         train = raw.splits["train"]
         raw.splits = DatasetDict({"train": train.select(range(min(args.num_films, len(train))))})

@@ -1,11 +1,11 @@
 """The built-in sample: films in the MM-IMDb layout in which it is known how picture and plot tell each genre.
 
-A genre is told by an object on the poster, through the object's colour, or by a word of the plot, or by both. Object
-and word are on every film; half of the colours and half of the words count as *on*:
+A genre is told by an object on the poster, by a word of the plot, or by both. Every film has an object of each family
+of objects and a word of each family of words; half of each family counts as *on*:
 
-- `unique_image`: the genre is there when the colour is on; `unique_text`: when the word is on;
-- `redundancy`: colour and word are both on or both off, and the genre with them: either suffices;
-- `synergy`: exactly one of colour and word is on (exclusive-or): each alone says nothing.
+- `unique_image`: the genre is there when the object is on; `unique_text`: when the word is on;
+- `redundancy`: object and word are both on or both off, and the genre with them: either suffices;
+- `synergy`: the genre is there when exactly one of object and word is on (exclusive-or): each alone says nothing.
 
 `planted.json`, beside `split.json`, holds the truth: see `load_planted_truth`.
 """
@@ -21,8 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 from datasets.utils import tqdm
 
+from .planted_objects import OBJECTS
 from .planted_plots import WORDS, compose_plot, compose_title
-from .planted_posters import COLOURS, OBJECTS, render_poster
+from .planted_posters import render_poster
 
 FORMAT_VERSION = 1
 TRUTH_FILE = "planted.json"
@@ -34,36 +35,34 @@ MIN_FILMS = 20
 class Evidence(NamedTuple):
     """What a film shows of one genre; None on a side where the genre has nothing."""
 
-    colour: str | None
+    object: str | None
     word: str | None
 
 
 @dataclass(frozen=True)
 class PlantedGenre:
-    """How one genre is told; the names of the genres mean nothing here."""
+    """How one genre is told; its name means nothing here."""
 
     interaction: Literal["unique_image", "unique_text", "redundancy", "synergy"]
-    object: str | None = None
-    colours_on: tuple[str, ...] = ()
-    family: str | None = None
+    object_family: str | None = None
+    objects_on: tuple[str, ...] = ()
+    word_family: str | None = None
     words_on: tuple[str, ...] = ()
 
-    def present(self, colour: str | None, word: str | None) -> bool:
-        colour_on, word_on = colour in self.colours_on, word in self.words_on
-        return colour_on != word_on if self.interaction == "synergy" else colour_on or word_on
+    def present(self, evidence: Evidence) -> bool:
+        object_on, word_on = evidence.object in self.objects_on, evidence.word in self.words_on
+        return object_on != word_on if self.interaction == "synergy" else object_on or word_on
 
 
 PLANTED_GENRES = {
-    "Drama": PlantedGenre("unique_image", "umbrella", ("red", "green", "blue")),
-    "Comedy": PlantedGenre("unique_image", "fish", ("yellow", "turquoise", "red")),
-    "Romance": PlantedGenre("unique_text", family="animal", words_on=("fox", "horse", "crow")),
-    "Thriller": PlantedGenre("unique_text", family="food", words_on=("honey", "soup", "chocolate")),
-    "Crime": PlantedGenre("redundancy", "car", ("red", "yellow", "purple"), "instrument", ("violin", "drum", "harp")),
-    "Action": PlantedGenre(
-        "redundancy", "house", ("red", "green", "turquoise"), "trade", ("baker", "dentist", "sailor")
-    ),
-    "Adventure": PlantedGenre("synergy", "balloon", ("red", "yellow", "blue"), "place", ("harbor", "castle", "museum")),
-    "Horror": PlantedGenre("synergy", "mug", ("green", "blue", "purple"), "thing", ("ladder", "lantern", "mirror")),
+    "Drama": PlantedGenre("unique_image", "vehicle", ("car", "balloon")),
+    "Comedy": PlantedGenre("unique_image", "clothing", ("hat", "umbrella")),
+    "Romance": PlantedGenre("unique_text", None, (), "animal", ("fox", "horse", "crow")),
+    "Thriller": PlantedGenre("unique_text", None, (), "food", ("honey", "soup", "chocolate")),
+    "Crime": PlantedGenre("redundancy", "building", ("house", "windmill"), "instrument", ("violin", "drum", "harp")),
+    "Action": PlantedGenre("redundancy", "household", ("mug", "clock"), "trade", ("baker", "dentist", "sailor")),
+    "Adventure": PlantedGenre("synergy", "plant", ("mushroom", "tree"), "place", ("harbor", "castle", "museum")),
+    "Horror": PlantedGenre("synergy", "animal", ("fish", "snail"), "thing", ("ladder", "lantern", "mirror")),
 }
 
 
@@ -104,14 +103,14 @@ def load_planted_truth(data_dir: str | Path) -> dict[str, Any]:
 
     Returns:
         `{"format_version", "seed", "num_films", "genres", "films"}`. `genres` maps a genre to its `interaction`,
-        `object`, `colours_on`, `family` and `words_on`. `films` maps a film's id and then a genre to
+        `object_family`, `objects_on`, `word_family` and `words_on`. `films` maps a film's id and then a genre to
 
         - `present`: whether the film has the genre,
-        - `colour` and `word`: what the film shows (None where the genre has no such side),
+        - `object` and `word`: what the film shows (None where the genre has no such side),
         - `boxes`: [[left, top, right, bottom]] of the object in the poster, in pixels; empty for `unique_text`,
         - `spans`: [[start, end]] of the word in the plot, in characters; empty for `unique_image`.
 
-        Boxes and spans are given for absent genres too: there they show the colour and word that tell the absence.
+        Boxes and spans are given for absent genres too: there they show the object and the word that tell the absence.
 
     Raises:
         ValueError: the folder holds no planted sample, or one of another version.
@@ -178,28 +177,29 @@ def _draw_evidence(rng: random.Random, num_films: int, genre: PlantedGenre) -> l
 
     return [
         Evidence(
-            colour=pick(COLOURS, genre.colours_on, is_on) if genre.object else None,
-            word=pick(WORDS[genre.family], genre.words_on, is_on) if genre.family else None,
+            object=pick(OBJECTS[genre.object_family], genre.objects_on, is_on) if genre.object_family else None,
+            word=pick(WORDS[genre.word_family], genre.words_on, is_on) if genre.word_family else None,
         )
         for is_on in present
     ]
 
 
 def _draw_exclusive_or(rng: random.Random, num_films: int, genre: PlantedGenre) -> list[Evidence]:
-    """Every colour with every word equally often, so that neither alone tells anything, counted exactly.
+    """Every object with every word equally often, so that neither alone tells anything, counted exactly.
 
-    Each round pairs every colour with one word, and rounds without and with the genre take turns: a last round cut
-    short moves a colour's or word's count by one or two films at most.
+    Each row below pairs every object with one word, and rows without and with the genre take turns, so that a last
+    round cut short is off by a few films only.
     """
-    assert genre.family is not None
-    colours = _take_turns(COLOURS, genre.colours_on)
-    words = _take_turns(WORDS[genre.family], genre.words_on)
-    rounds = [
-        Evidence(colour, words[(index + shift) % len(words)])
+    assert genre.object_family is not None
+    assert genre.word_family is not None
+    objects = _take_turns(OBJECTS[genre.object_family], genre.objects_on)
+    words = _take_turns(WORDS[genre.word_family], genre.words_on)
+    one_round = [
+        Evidence(name, words[(index + shift) % len(words)])
         for shift in range(len(words))
-        for index, colour in enumerate(colours)
+        for index, name in enumerate(objects)
     ]
-    drawn = list(itertools.islice(itertools.cycle(rounds), num_films))
+    drawn = list(itertools.islice(itertools.cycle(one_round), num_films))
     rng.shuffle(drawn)
     return drawn
 
@@ -212,26 +212,21 @@ def _take_turns(values: Iterable[str], on: tuple[str, ...]) -> list[str]:
 
 def _write_film(folder: Path, film_id: str, evidence: dict[str, Evidence], rng: random.Random) -> dict[str, Any]:
     """Writes poster and JSON of one film; returns its truth."""
-    objects, words = {}, {}
-    for genre, spec in PLANTED_GENRES.items():
-        colour, word = evidence[genre]
-        if spec.object and colour:
-            objects[spec.object] = colour
-        if spec.family and word:
-            words[spec.family] = word
-    meaningless = [name for name in OBJECTS if name not in objects]
-    for name in rng.sample(meaningless, rng.randint(0, 2)):
-        objects[name] = rng.choice(list(COLOURS))
+    shown = [(spec, evidence[genre]) for genre, spec in PLANTED_GENRES.items()]
+    objects = {spec.object_family: side.object for spec, side in shown if spec.object_family and side.object}
+    words = {spec.word_family: side.word for spec, side in shown if spec.word_family and side.word}
+    if rng.random() < 0.5:
+        objects["ornament"] = rng.choice(list(OBJECTS["ornament"]))  # tells nothing
 
     title = compose_title(rng)
     plot, spans = compose_plot(rng, words)
     poster, boxes = render_poster(rng, title, objects)
     truth = {
         genre: {
-            "present": spec.present(*evidence[genre]),
+            "present": spec.present(evidence[genre]),
             **evidence[genre]._asdict(),
-            "boxes": [boxes[spec.object]] if spec.object else [],
-            "spans": [spans[spec.family]] if spec.family else [],
+            "boxes": [boxes[spec.object_family]] if spec.object_family else [],
+            "spans": [spans[spec.word_family]] if spec.word_family else [],
         }
         for genre, spec in PLANTED_GENRES.items()
     }

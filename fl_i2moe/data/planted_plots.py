@@ -76,7 +76,7 @@ SENTENCES = {
     ],
 }
 
-# Nothing in these depends on a genre; some name colours and objects as the posters show them.
+# Nothing in these depends on a genre; some name colours and objects that posters may show.
 FILLERS = [
     "It has been raining for days.",
     "Nothing is as it was ten years ago.",
@@ -99,30 +99,8 @@ NAMES = [
     *["Mira", "Nils", "Olga", "Pablo", "Rosa", "Samir", "Tilda", "Viktor", "Wanda", "Yusuf", "Zelda", "Milan"],
 ]
 
-TITLE_ADJECTIVES = [
-    "Silent",
-    "Second",
-    "Golden",
-    "Broken",
-    "Distant",
-    "Hidden",
-    "Endless",
-    "Borrowed",
-    "Last",
-    "Crooked",
-]
-TITLE_NOUNS = [
-    "Winter",
-    "Letters",
-    "Promise",
-    "Sunday",
-    "Shadow",
-    "Neighbors",
-    "Bridge",
-    "Tomorrow",
-    "Summer",
-    "Window",
-]
+TITLE_ADJECTIVES = ["Silent", "Second", "Golden", "Broken", "Distant", "Hidden", "Late", "Borrowed", "Last", "Crooked"]
+TITLE_NOUNS = ["Winter", "Letter", "Promise", "Sunday", "Shadow", "Neighbor", "Bridge", "Morning", "Summer", "Window"]
 
 
 def compose_title(rng: random.Random) -> str:

@@ -1,0 +1,44 @@
+"""Times that can be compared: what is measured takes turns, and is quoted as a median with its extremes."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> str:
+    """CPU model, cores, GPU if any, and the versions that matter."""
+    cpu_info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
+    parts = [model[1] if model else platform.processor() or platform.machine(), f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, f"torch {torch.__version__} with {torch.get_num_threads()} threads"])
+
+
+def take_turns(tasks: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every task and repetition, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for repetition in range(repetitions + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if repetition:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values: list[float], unit: str = "", digits: int = 1) -> str:
+    shown = [f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
+    return f"{shown[0]} ({shown[1]} … {shown[2]}){unit}"
+
+
+def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Of neighbours in time."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]

@@ -1,0 +1,235 @@
+"""A training step: its time, its share of what the machine's matrix products allow, and the dense model's beside it."""
+
+import argparse
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+
+from .measuring import ratios, spread, take_turns
+
+LABELS, ENCODER_WIDTH = 23, 768
+FASTMOE_PARTS = ("transformer", "layers", "functions", "gates")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--level", choices=["feature", "pooled"], default="feature")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--image_features", type=int, default=49)
+    parser.add_argument("--text_features", type=int, default=80)
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--dropout", type=float, default=0.5)
+    parser.add_argument("--dtypes", nargs="+", choices=["bf16", "float32"], default=["bf16", "float32"])
+    parser.add_argument("--reference", type=Path, help="a checkout of the published I²MoE code, to run beside ours")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(args: argparse.Namespace) -> None:
+    """A training step against the machine's matrix products, the dense baseline, and the published code."""
+    for dtype in args.dtypes:
+        tasks: dict[str, Callable[[], None]] = {
+            "mixture": _step(_model(args, "moe"), args, dtype),
+            "dense": _step(_model(args, "dense"), args, dtype),
+            "product": _product(args, dtype),
+        }
+        if args.reference:
+            tasks["published"] = _published_step(args, dtype)
+        seconds = take_turns(tasks, args.repetitions)
+        _report(args, dtype, seconds)
+
+
+def _report(args: argparse.Namespace, dtype: str, seconds: dict[str, list[float]]) -> None:
+    shape = "2 × 4 pseudo-patches" if args.level == "pooled" else f"{args.image_features} + {args.text_features} features"
+    print(f"\ntraining step, {args.level}, batch {args.batch_size}, {shape}, hidden {args.hidden_size}, {dtype}")
+    for name in ("mixture", "dense", "published"):
+        if name in seconds:
+            print(f"  {name:24} {spread([1e3 * value for value in seconds[name]], ' ms')}")
+    config = _config(args, "moe")
+    rates = [_product_flops(args) / value / 1e9 for value in seconds["product"]]
+    shares = [
+        step_flops(config, args.batch_size) / step / rate / 1e9
+        for step, rate in zip(seconds["mixture"], rates, strict=True)
+    ]
+    print(f"  product of its sizes     {spread(rates, ' GFLOP/s', digits=0)}")
+    print(f"  {step_flops(config, args.batch_size) / 1e9:.1f} GFLOP a step: share of the product's rate {spread(shares, digits=2)}")
+    print(f"  mixture ÷ dense          {spread(ratios(seconds['mixture'], seconds['dense']))}")
+    if "published" in seconds:
+        print(f"  published ÷ mixture      {spread(ratios(seconds['published'], seconds['mixture']), digits=2)}")
+
+
+def step_flops(config: FLI2MoEConfig, batch_size: int) -> float:
+    """
+    Floating-point operations in the matrix products of one step, forward and backward (twice the forward).
+
+    What is the same for all experts or views counts once: the projections, and q, k, v of the first layer, whose inputs
+    are the features and, once each, the noise that replaces them.
+    """
+    hidden, experts = config.hidden_size, config.num_experts
+    intermediate = config.intermediate_size or 2 * hidden
+    views = 1 if config.architecture == "dense" else 1 + config.num_modalities
+    if config.level == "pooled":
+        lengths = [config.num_patches] * config.num_modalities
+        widths = [-(-m["feature_size"] // config.num_patches) for m in config.modalities.values()]
+    else:
+        lengths = [m["max_features"] for m in config.modalities.values()]
+        widths = [m["feature_size"] for m in config.modalities.values()]
+    length = sum(lengths)
+    tokens = experts * views * batch_size * length
+    qkv, rest = 3 * hidden**2, hidden**2 + 2 * hidden * intermediate + 2 * length * hidden
+    distinct = experts * batch_size * length * min(views, 2)
+    layers = config.num_fusion_layers
+    products = distinct * qkv + (layers - 1) * tokens * qkv + layers * tokens * rest
+    projections = sum(batch_size * t * d * hidden for t, d in zip(lengths, widths, strict=True))
+    return 2 * (3 * products + 2 * projections)
+
+
+def _config(args: argparse.Namespace, architecture: str) -> FLI2MoEConfig:
+    return FLI2MoEConfig(
+        modalities={
+            "image": {"feature_size": ENCODER_WIDTH, "max_features": args.image_features},
+            "text": {"feature_size": ENCODER_WIDTH, "max_features": args.text_features},
+        },
+        level=args.level,
+        architecture=architecture,
+        num_labels=LABELS,
+        hidden_size=args.hidden_size,
+        attention_dropout=args.dropout,
+        residual_dropout=args.dropout,
+        activation_dropout=args.dropout,
+    )
+
+
+def _model(args: argparse.Namespace, architecture: str) -> FLI2MoEModel:
+    torch.manual_seed(0)
+    return FLI2MoEModel(_config(args, architecture)).to(args.device).train()
+
+
+def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    lengths = {"image": args.image_features, "text": args.text_features}
+    return {
+        name: torch.randn(args.batch_size, length, ENCODER_WIDTH, device=args.device) for name, length in lengths.items()
+    }
+
+
+def _step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    features = _features(args)
+    labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
+    return _training_step(model, lambda: model(features=features, labels=labels).loss, args.device, dtype)
+
+
+def _training_step(
+    model: nn.Module, loss: Callable[[], torch.Tensor], device: str, dtype: str
+) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bf16"):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        _wait(device)
+
+    return step
+
+
+def _product_flops(args: argparse.Namespace) -> float:
+    return 2 * _product_rows(args) * args.hidden_size * 2 * args.hidden_size * 4 * 10
+
+
+def _product_rows(args: argparse.Namespace) -> int:
+    length = 8 if args.level == "pooled" else args.image_features + args.text_features
+    return 3 * args.batch_size * length
+
+
+def _product(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """Ten products of the feed-forward's sizes, for four experts."""
+    number_format = torch.bfloat16 if dtype == "bf16" else torch.float32
+    rows = torch.randn(4, _product_rows(args), args.hidden_size, device=args.device, dtype=number_format)
+    weight = torch.randn(4, 2 * args.hidden_size, args.hidden_size, device=args.device, dtype=number_format)
+    output = torch.empty(4, rows.shape[1], 2 * args.hidden_size, device=args.device, dtype=number_format)
+
+    def multiply() -> None:
+        for _ in range(10):
+            torch.bmm(rows, weight.mT, out=output)
+        _wait(args.device)
+
+    return multiply
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---- the published code --------------------------------------------------------------------------------------------
+
+
+def _published_step(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """
+    The step of a checkout of github.com/Raina-Xin/I2MoE on inputs that are already projected, with our projections
+    before it.
+    """
+    interaction_moe, transformer = _import_published(args.reference)
+    lengths = [4, 4] if args.level == "pooled" else [args.image_features, args.text_features]
+    fusion = transformer.Transformer(
+        num_modalities=2,
+        num_patches=1,
+        hidden_dim=args.hidden_size,
+        output_dim=LABELS,
+        num_layers=2,
+        num_layers_pred=1,
+        num_experts=1,
+        num_routers=1,
+        top_k=1,
+        num_heads=4,
+        dropout=args.dropout,
+    )
+    fusion.pos_embed = nn.Parameter(torch.zeros(1, sum(lengths), args.hidden_size))
+    mixture = interaction_moe.InteractionMoE(
+        num_modalities=2,
+        fusion_model=fusion,
+        fusion_sparse=False,
+        hidden_dim=args.hidden_size,
+        hidden_dim_rw=256,
+        num_layer_rw=3,
+        temperature_rw=2,
+    )
+    stems = _model(args, "moe").stems
+    model = nn.ModuleList([mixture, stems]).to(args.device).train()
+    features = _features(args)
+    labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
+
+    def loss() -> torch.Tensor:
+        inputs = [stem(x, None) for stem, x in zip(stems, features.values(), strict=True)]
+        *_, logits, losses = mixture(inputs)
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels) + 0.5 * sum(losses) / len(losses)
+
+    return _training_step(model, loss, args.device, dtype)
+
+
+class _Absent(types.ModuleType):
+    """Stands for a package that the published code imports and a Transformer of it never uses."""
+
+    def __getattr__(self, name: str) -> type:
+        return type(name, (nn.Module,), {})
+
+
+def _import_published(checkout: Path) -> tuple[Any, Any]:
+    if not (checkout / "src" / "imoe" / "InteractionMoE.py").is_file():
+        raise SystemExit(f"{checkout} is no checkout of the published code: it has no src/imoe/InteractionMoE.py")
+    sys.path.insert(0, str(checkout))
+    for name in ("torchvision", "tree", "fmoe_cuda", "fmoe", *(f"fmoe.{part}" for part in FASTMOE_PARTS)):
+        sys.modules.setdefault(name, _Absent(name))
+    if not torch.cuda.is_available():
+        nn.Module.cuda = lambda self, device=None: self  # its layers move themselves to a GPU
+    return tuple(
+        importlib.import_module(name) for name in ("src.imoe.InteractionMoE", "src.common.fusion_models.transformer")
+    )
