@@ -121,14 +121,18 @@ class TrainingArguments:
     bucket_by_length: bool = option(False, "Put sequences of like length together: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
     num_workers: int = option(0, "Processes that read the cache; 0 reads between the steps.")
+    num_threads: int | None = option(
+        None, "CPU threads a process, where it computes on the CPU; all cores if not given."
+    )
 
     def __post_init__(self):
         _at_least(
             self, 1, "num_epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_steps", "keep_checkpoints"
         )
         _at_least(self, 0, "weight_decay", "max_grad_norm", "num_workers")
-        if self.early_stopping_patience is not None:
-            _at_least(self, 1, "early_stopping_patience")
+        for name in ("early_stopping_patience", "num_threads"):
+            if getattr(self, name) is not None:
+                _at_least(self, 1, name)
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if not 0 <= self.warmup_ratio <= 1:

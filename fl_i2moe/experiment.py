@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from .arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments, check_metric
 from .batching import create_data_loader
@@ -37,7 +38,8 @@ from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
 
 # Settings that may change between a run and its resumption: they do not touch the result.
-UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
+UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints"}
+UNBINDING |= {"num_workers", "num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -66,8 +68,13 @@ class Job:
 
 
 def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelerator:
-    """One process waits for another while it encodes or hashes, which may take hours: hence the long timeout."""
-    return Accelerator(
+    """
+    Sets up this process: Accelerate, CPU threads, and transformers' own progress bars (off, ours say what goes on).
+
+    The long timeout is for processes that wait while another one writes data.
+    """
+    transformers_logging.disable_progress_bar()
+    accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
@@ -75,6 +82,11 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` allows one thread unless it is told otherwise
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(training.num_threads or max(1, cores // accelerator.num_processes))
+    return accelerator
 
 
 def run_experiment(

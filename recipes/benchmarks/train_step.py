@@ -46,19 +46,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace, dtype: str, seconds: dict[str, list[float]]) -> None:
-    shape = "2 × 4 pseudo-patches" if args.level == "pooled" else f"{args.image_features} + {args.text_features} features"
+    shape = "2 × 4 pseudo-patches"
+    if args.level == "feature":
+        shape = f"{args.image_features} + {args.text_features} features"
     print(f"\ntraining step, {args.level}, batch {args.batch_size}, {shape}, hidden {args.hidden_size}, {dtype}")
     for name in ("mixture", "dense", "published"):
         if name in seconds:
             print(f"  {name:24} {spread([1e3 * value for value in seconds[name]], ' ms')}")
-    config = _config(args, "moe")
+    gflops = step_flops(_config(args, "moe"), args.batch_size) / 1e9
     rates = [_product_flops(args) / value / 1e9 for value in seconds["product"]]
-    shares = [
-        step_flops(config, args.batch_size) / step / rate / 1e9
-        for step, rate in zip(seconds["mixture"], rates, strict=True)
-    ]
+    shares = [gflops / step / rate for step, rate in zip(seconds["mixture"], rates, strict=True)]
     print(f"  product of its sizes     {spread(rates, ' GFLOP/s', digits=0)}")
-    print(f"  {step_flops(config, args.batch_size) / 1e9:.1f} GFLOP a step: share of the product's rate {spread(shares, digits=2)}")
+    print(f"  {gflops:.1f} GFLOP a step: share of the product's rate {spread(shares, digits=2)}")
     print(f"  mixture ÷ dense          {spread(ratios(seconds['mixture'], seconds['dense']))}")
     if "published" in seconds:
         print(f"  published ÷ mixture      {spread(ratios(seconds['published'], seconds['mixture']), digits=2)}")
@@ -114,7 +113,8 @@ def _model(args: argparse.Namespace, architecture: str) -> FLI2MoEModel:
 def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     lengths = {"image": args.image_features, "text": args.text_features}
     return {
-        name: torch.randn(args.batch_size, length, ENCODER_WIDTH, device=args.device) for name, length in lengths.items()
+        name: torch.randn(args.batch_size, length, ENCODER_WIDTH, device=args.device)
+        for name, length in lengths.items()
     }
 
 
@@ -124,9 +124,7 @@ def _step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[]
     return _training_step(model, lambda: model(features=features, labels=labels).loss, args.device, dtype)
 
 
-def _training_step(
-    model: nn.Module, loss: Callable[[], torch.Tensor], device: str, dtype: str
-) -> Callable[[], None]:
+def _training_step(model: nn.Module, loss: Callable[[], torch.Tensor], device: str, dtype: str) -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step() -> None:

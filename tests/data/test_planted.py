@@ -227,7 +227,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
-    one, two, other = (write_planted(tmp_path / name, num_films=20, seed=seed) for name, seed in zip("abc", (5, 5, 6)))
+    seeds = {"one": 5, "two": 5, "other": 6}
+    one, two, other = (write_planted(tmp_path / name, num_films=20, seed=seed) for name, seed in seeds.items())
     assert len(contents(one)) == 2 * 20 + 2
     assert contents(one) == contents(two)
     assert contents(one).keys() == contents(other).keys()
@@ -257,9 +258,10 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(planted, "compose_plot", interrupt)
-        write_planted(tmp_path / "sample", num_films=20)
+        with pytest.raises(KeyboardInterrupt):
+            write_planted(tmp_path / "sample", num_films=20)
     assert list(tmp_path.iterdir()) == []
     assert load_planted_truth(write_planted(tmp_path / "sample", num_films=20))["num_films"] == 20
 

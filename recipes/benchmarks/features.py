@@ -1,0 +1,274 @@
+"""Encoding, reading and memory of the feature cache."""
+
+import argparse
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fl_i2moe.batching import BatchSampler, FeatureRows, create_data_loader
+from fl_i2moe.cache import FeatureCache, build_cache, open_cache
+from fl_i2moe.data.raw import RawDataset
+
+from .measuring import ratios, spread, take_turns
+
+# ---- a cache of random features ------------------------------------------------------------------------------------
+
+
+@dataclass
+class RandomInputs:
+    inputs: dict[str, Tensor]
+    annotations: list[dict[str, Any]]
+
+
+@dataclass
+class RandomFeatures:
+    features: Tensor
+    feature_mask: Tensor
+    special_mask: Tensor
+
+
+def seeds(values: list[int]) -> RandomInputs:
+    return RandomInputs({"seeds": torch.tensor(values)}, [{} for _ in values])
+
+
+@dataclass
+class RandomEncoder:
+    """Random sequences of up to `max_features` features, a third of them shorter."""
+
+    max_features: int
+    feature_size: int
+    ragged: bool
+    kind: str = "array"
+    grid: tuple[int, int] | None = None
+    preprocess: Callable[[list[Any]], RandomInputs] = seeds
+
+    def encode(self, inputs: dict[str, Tensor]) -> RandomFeatures:
+        generator = torch.Generator().manual_seed(int(inputs["seeds"][0]))
+        size = (len(inputs["seeds"]), self.max_features)
+        features = torch.randn(*size, self.feature_size, generator=generator)
+        lengths = torch.full(size[:1], self.max_features)
+        if self.ragged:
+            lengths = torch.randint(self.max_features // 4, self.max_features * 3 // 2, size[:1], generator=generator)
+        mask = torch.arange(self.max_features) < lengths[:, None]
+        return RandomFeatures(features, mask, torch.zeros_like(mask))
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": "random", "max_features": self.max_features, "feature_size": self.feature_size}
+
+
+SHAPES = {
+    "50x768": {"image": RandomEncoder(50, 768, ragged=False)},
+    "49x1280+96x384": {"image": RandomEncoder(49, 1280, ragged=False), "text": RandomEncoder(96, 384, ragged=True)},
+}
+
+
+def random_raw(folder: Path, num_rows: int, modalities: list[str]) -> RawDataset:
+    """Raw data on disk, so that it takes no memory of the process."""
+    if not folder.exists():
+        columns = {name: Value("int64") for name in modalities}
+        features = Features({"id": Value("string"), **columns, "labels": List(Value("float32"), length=23)})
+        rows = {"id": [str(i) for i in range(num_rows)], "labels": np.zeros((num_rows, 23), np.float32).tolist()}
+        seeds_of = {name: list(range(num_rows)) for name in modalities}
+        Dataset.from_dict({**rows, **seeds_of}, features=features).save_to_disk(folder)
+    split = load_from_disk(folder)
+    label_names = [f"label {i}" for i in range(23)]
+    return RawDataset(
+        DatasetDict({"train": split}), dict.fromkeys(modalities, "array"), label_names, "multi_label_classification"
+    )
+
+
+def random_cache(folder: Path, num_rows: int, encoders: dict[str, RandomEncoder]) -> FeatureCache:
+    raw = random_raw(folder / "raw", num_rows, list(encoders))
+    return build_cache(raw, encoders, folder / "cache", num_workers=0, progress=False)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_rows", type=int, default=1024)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--cache_dir", type=Path, help="a cache to read instead of random ones (its train split)")
+
+
+def reading(args: argparse.Namespace) -> None:
+    """Shuffled batches from the cache, against `with_format("torch")` and against a plain copy of the same bytes."""
+    if args.cache_dir:
+        compare_readers(str(args.cache_dir), open_cache(args.cache_dir, verify=False), args)
+        return
+    for name, encoders in SHAPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            compare_readers(name, random_cache(Path(folder), args.num_rows, encoders), args)
+
+
+def compare_readers(title: str, cache: FeatureCache, args: argparse.Namespace) -> None:
+    split, names = cache.splits["train"], list(cache.modalities)
+    lengths_NM = FeatureRows(split, names).lengths()
+    loader = create_data_loader(split, names, batch_size=args.batch_size, shuffle=True)
+    sampler = BatchSampler(lengths_NM.sum(axis=1), args.batch_size, shuffle=True)
+    columns = ["id", "labels", *(f"{name}_{kind}" for name in names for kind in ("features", "special_mask"))]
+    rows = split.select_columns(columns).with_format("torch")
+    widths = np.array([cache.modalities[name]["feature_size"] for name in names])
+    num_bytes = int((lengths_NM * widths).sum() * 2)
+    source = np.ones(num_bytes, np.uint8)
+    step = num_bytes // len(loader)
+    target = np.empty(step, np.uint8)
+
+    def read_with_torch_format() -> None:
+        for batch in sampler:  # faster than as the data set of a DataLoader, which takes batches apart
+            rows[batch]
+
+    def copy() -> None:
+        for start in range(0, num_bytes - step + 1, step):
+            np.copyto(target, source[start : start + step])
+
+    seconds = take_turns(
+        {"cache": lambda: exhaust(loader), "torch": read_with_torch_format, "copy": copy}, args.repetitions
+    )
+    print(f"\nreading {title}: {len(split):,} rows, {num_bytes / 1e6:,.0f} MB, shuffled batches of {args.batch_size}")
+    labels = {"cache": "fl_i2moe loader", "torch": 'with_format("torch"), not padded', "copy": "plain memory copy"}
+    for name, values in seconds.items():
+        rate = spread([len(split) / value for value in values], " rows/s", digits=0)
+        print(f"  {labels[name]:34} {rate:40} {spread([num_bytes / value / 1e9 for value in values], ' GB/s')}")
+    print(f"  loader ÷ with_format              {spread(ratios(seconds['torch'], seconds['cache']))} (goal: 5)")
+    print(
+        f"  loader ÷ plain copy               {spread(ratios(seconds['copy'], seconds['cache']), digits=2)} (goal: 0.5)"
+    )
+    for bucket in (False, True):
+        share = padding_share(lengths_NM, BatchSampler(lengths_NM.sum(1), args.batch_size, shuffle=True, bucket=bucket))
+        print(f"  padding {'with' if bucket else 'without'} length buckets: {share:.1%} of the features")
+
+
+def exhaust(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
+
+
+def padding_share(lengths_NM: np.ndarray, batches: BatchSampler) -> float:
+    padded = sum(len(batch) * lengths_NM[batch].max(axis=0).sum() for batch in batches)
+    return 1 - lengths_NM.sum() / padded
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num_rows", type=int, default=512, help="of the small cache; the large one has ten times more"
+    )
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak anonymous memory (not mapped pages) of building and reading a cache, and one of ten times the rows."""
+    encoders = SHAPES["49x1280+96x384"]
+    peaks: dict[str, list[list[float]]] = {"building": [], "reading": []}
+    for num_rows in (args.num_rows, 10 * args.num_rows):
+        with tempfile.TemporaryDirectory() as folder:
+            random_raw(Path(folder) / "raw", num_rows, list(encoders))
+            building, read = [], []
+            for _ in range(args.repetitions):
+                for path in sorted((Path(folder) / "cache").rglob("*"), reverse=True):
+                    path.unlink() if path.is_file() else path.rmdir()
+                building.append(peak_memory(build_all, Path(folder), num_rows))
+                read.append(peak_memory(read_all, Path(folder)))
+            peaks["building"].append(building)
+            peaks["reading"].append(read)
+    for name, (small, large) in peaks.items():
+        print(f"\n{name} {args.num_rows:,} and {10 * args.num_rows:,} rows of 49x1280 + 96x384: peak anonymous memory")
+        print(
+            f"  {spread(small, ' MB')} and {spread(large, ' MB')}: {spread(ratios(large, small), digits=3)} (goal: 1.1)"
+        )
+
+
+def build_all(folder: Path, num_rows: int) -> None:
+    random_cache(folder, num_rows, SHAPES["49x1280+96x384"])
+
+
+def read_all(folder: Path) -> None:
+    cache = open_cache(folder / "cache")
+    exhaust(create_data_loader(cache.splits["train"], list(cache.modalities), batch_size=32, shuffle=True))
+
+
+def peak_memory(task: Callable[..., None], *args: Any) -> float:
+    """Megabytes of anonymous memory that a fresh process holds at most while it does the task."""
+    process = multiprocessing.get_context("spawn").Process(target=task, args=args)
+    process.start()
+    status, peak = Path(f"/proc/{process.pid}/status"), 0
+    while process.is_alive():
+        found = re.search(r"RssAnon:\s*(\d+) kB", status.read_text())
+        peak = max(peak, int(found[1]) if found else 0)
+        time.sleep(0.005)
+    if process.exitcode:
+        raise SystemExit(f"{task.__name__} failed")
+    return peak / 1024
+
+
+# ---- encoding ------------------------------------------------------------------------------------------------------
+
+
+def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data_dir", type=Path, help="a folder in the layout of MM-IMDb; default: the built-in sample")
+    parser.add_argument("--image_encoder", default="sample:efficientnet-lite0")
+    parser.add_argument("--text_encoder", default="sample:minilm")
+    parser.add_argument("--max_length", type=int, default=96)
+    parser.add_argument("--num_films", type=int, default=512)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--num_workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+
+
+def encoding(args: argparse.Namespace) -> None:
+    """Building a cache from pictures and texts on disk, against the encoders alone on inputs that lie ready."""
+    from fl_i2moe.data.mmimdb import load_mmimdb
+    from fl_i2moe.encoders import load_encoder
+    from fl_i2moe.sample_encoders import resolve_encoder
+
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = args.data_dir
+        if data_dir is None:
+            from fl_i2moe.data.planted import write_planted
+
+            data_dir = write_planted(Path(folder) / "planted", num_films=args.num_films * 2)
+        raw = load_mmimdb(data_dir)
+        train = raw.splits["train"]
+        raw.splits = DatasetDict({"train": train.select(range(min(args.num_films, len(train))))})
+        names = {"image": args.image_encoder, "text": args.text_encoder}
+        limits = {"image": None, "text": args.max_length}
+        encoders = {
+            kind: load_encoder(resolve_encoder(name), kind, max_length=limits[kind], device=args.device)
+            for kind, name in names.items()
+        }
+        rows = raw.splits["train"]
+        batches = [
+            {kind: encoders[kind].preprocess(rows[start : start + args.batch_size][kind]).inputs for kind in encoders}
+            for start in range(0, len(rows), args.batch_size)
+        ]
+        count = iter(range(10**6))
+
+        def encode_ready() -> None:
+            for batch in batches:
+                for kind, inputs in batch.items():
+                    encoders[kind].encode(inputs).features.cpu()
+
+        def build() -> None:
+            cache_dir = Path(folder) / f"cache-{next(count)}"
+            options = {"batch_size": args.batch_size, "num_workers": args.num_workers, "progress": False}
+            build_cache(raw, encoders, cache_dir, **options)
+
+        seconds = take_turns({"encoders": encode_ready, "cache": build}, args.repetitions)
+    print(f"\nencoding {len(rows):,} films with {args.image_encoder} and {args.text_encoder}")
+    labels = {"encoders": "encoders on ready inputs", "cache": "build_cache from files"}
+    for name, values in seconds.items():
+        print(f"  {labels[name]:26} {spread([len(rows) / value for value in values], ' films/s')}")
+    print(f"  share                      {spread(ratios(seconds['encoders'], seconds['cache']), digits=3)} (goal: 0.9)")
