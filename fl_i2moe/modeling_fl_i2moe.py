@@ -316,7 +316,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         ]
         num_views, num_samples = len(views), sequences[0].shape[0]
         rows = [torch.cat(sequences[i : i + len(order)], dim=1) for i in range(0, len(sequences), len(order))]
-        x = torch.cat(rows)
+        x = dropout(torch.cat(rows), self.config.embedding_dropout, self.training)
 
         padded = any(mask is not None for _, masks in views for mask in masks.values())
         feature_mask = x.new_ones(x.shape[:2], dtype=torch.bool)

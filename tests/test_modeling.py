@@ -560,6 +560,21 @@ def test_dropout_keeps_the_expectation_and_is_independent(p):
         assert abs(correlation) < 5e-3, lag
 
 
+@pytest.mark.parametrize("field", ["attention", "residual", "activation", "embedding", "reweighting"])
+def test_every_dropout_field_acts_in_training_alone(field):
+    model = make_model(make_config(**{f"{field}_dropout": 0.5}))
+    features, masks, _ = make_inputs(model.config)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return model(features=features, feature_masks=masks, with_interaction_losses=False).logits
+
+    assert torch.equal(run(0), run(1))
+    model.train()
+    assert not torch.equal(run(0), run(1))
+    assert torch.equal(run(0), run(0))
+
+
 def test_dropout_passes_the_gradient_of_what_it_keeps():
     x = torch.randn(50, 50, requires_grad=True)
     y = dropout(x, 0.5, training=True)
