@@ -96,27 +96,32 @@ class FeatureRows(torch.utils.data.Dataset):
     Args:
         split: one of `FeatureCache.splits`, also after `select`, `shuffle` or `train_test_split`.
         modality_order: the modalities to read.
+        pad_to_multiple_of: T is rounded up to it, but not above the longest sequence of the split. Few different
+            lengths keep the memory that kernels and allocators hold per shape small.
 
     Raises:
         ValueError: the split lacks a modality's columns.
         SampleError: on reading, a sample's features are NaN or infinite.
     """
 
-    def __init__(self, split: Dataset, modality_order: Sequence[str]) -> None:
+    def __init__(self, split: Dataset, modality_order: Sequence[str], pad_to_multiple_of: int = 1) -> None:
         missing = [name for name in modality_order if f"{name}_features" not in split.column_names]
         if missing:
             raise ValueError(f"the cache has no features of {missing}; its columns are {split.column_names}")
         self.split = split
         self.modality_order = list(modality_order)
+        self.pad_to_multiple_of = pad_to_multiple_of
         columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
         self._chunks = [_Chunk.of(batch, modality_order) for batch in batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
+        self._longest = dict(zip(self.modality_order, self.lengths().max(axis=0).tolist(), strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.split, self.modality_order)  # views do not survive pickling, a mapped table does
+        # views do not survive pickling, a mapped table does
+        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -140,7 +145,7 @@ class FeatureRows(torch.utils.data.Dataset):
         batch["labels"] = torch.from_numpy(np.stack([chunk.labels[row] for chunk, row in places]))
         for name in self.modality_order:
             sequences = [(chunk.sequences[name], row) for chunk, row in places]
-            features, feature_mask = _pad([sequence.features(row) for sequence, row in sequences])
+            features, feature_mask = self._pad(name, [sequence.features(row) for sequence, row in sequences])
             if has_non_finite(features.numpy()):
                 self._raise_non_finite(name, features, batch["ids"])
             special_mask = np.zeros(feature_mask.shape, np.bool_)
@@ -154,21 +159,22 @@ class FeatureRows(torch.utils.data.Dataset):
 
     __getitems__ = __getitem__
 
+    def _pad(self, modality: str, sequences: list[NDArray[np.float16]]) -> tuple[Tensor, Tensor]:
+        """Sequences (T_i, D) to one (B, T, D) and its mask (B, T)."""
+        lengths = [len(sequence) for sequence in sequences]
+        rounded = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padded_length = min(rounded, self._longest[modality])
+        features = torch.empty(len(sequences), padded_length, sequences[0].shape[1], dtype=torch.float16)
+        for row, sequence, length in zip(features.numpy(), sequences, lengths, strict=True):
+            row[:length] = sequence
+            row[length:] = 0
+        return features, torch.arange(padded_length) < torch.tensor(lengths)[:, None]
+
     def _raise_non_finite(self, modality: str, features: Tensor, ids: list[str]) -> None:
         row = int((~features.isfinite()).any(dim=2).any(dim=1).nonzero()[0])
         file = self.split.cache_files[0]["filename"] if self.split.cache_files else "-"
         reason = "its cached features are NaN or infinite; delete the cache and build it again"
         raise SampleError(str(self.split.split), ids[row], modality, file, reason)
-
-
-def _pad(sequences: list[NDArray[np.float16]]) -> tuple[Tensor, Tensor]:
-    """Sequences (T_i, D) to one (B, T, D) and its mask (B, T)."""
-    lengths = [len(sequence) for sequence in sequences]
-    features = torch.empty(len(sequences), max(lengths), sequences[0].shape[1], dtype=torch.float16)
-    for row, sequence, length in zip(features.numpy(), sequences, lengths, strict=True):
-        row[:length] = sequence
-        row[length:] = 0
-    return features, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 class BatchSampler(Sampler[list[int]]):
@@ -245,6 +251,7 @@ def create_data_loader(
     bucket: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
+    pad_to_multiple_of: int = 8,
 ) -> DataLoader:
     """A loader of `FeatureRows` batches in the order of `BatchSampler`.
 
@@ -252,7 +259,7 @@ def create_data_loader(
     resumes in the middle of one calls it on that loader before `skip_first_batches`, whose result shares the sampler.
     Iterating draws nothing from torch's global random numbers.
     """
-    rows = FeatureRows(split, modality_order)
+    rows = FeatureRows(split, modality_order, pad_to_multiple_of)
     sampler = BatchSampler(rows.lengths().sum(axis=1), batch_size, shuffle=shuffle, seed=seed, bucket=bucket)
     return DataLoader(
         rows,

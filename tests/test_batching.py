@@ -227,3 +227,20 @@ def test_epochs_differ_without_set_epoch_and_no_random_number_is_drawn(split):
     first, second = ([batch["ids"] for batch in loader] for _ in range(2))
     assert first != second
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_lengths_are_rounded_up_but_not_above_the_longest(split):
+    exact = FeatureRows(split, ["text"])
+    rounded = FeatureRows(split, ["text"], pad_to_multiple_of=3)
+    longest = int(exact.lengths().max())
+    assert longest % 3  # otherwise the cap would not be seen
+    seen = set()
+    for row in range(len(split)):
+        one, other = exact[[row]], rounded[[row]]
+        length, padded = (batch["features"]["text"].shape[1] for batch in (one, other))
+        assert padded == min(longest, -(-length // 3) * 3)
+        assert torch.equal(other["features"]["text"][:, :length], one["features"]["text"])
+        assert not other["features"]["text"][:, length:].any()
+        assert other["feature_masks"]["text"].sum() == length
+        seen.add(padded)
+    assert longest in seen

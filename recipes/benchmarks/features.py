@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fl_i2moe import FLI2MoEConfig
+from fl_i2moe.arguments import TrainingArguments
 from fl_i2moe.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.cache import FeatureCache, build_cache, open_cache
 from fl_i2moe.data.raw import RawDataset
+from fl_i2moe.training import train
 
 from .measuring import ratios, spread, take_turns
 
@@ -170,20 +174,22 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Peak anonymous memory (not mapped pages) of building and reading a cache, and one of ten times the rows."""
+    """Peak anonymous memory (not mapped pages) of building, reading and training on a cache, and one ten times larger."""
     encoders = SHAPES["49x1280+96x384"]
-    peaks: dict[str, list[list[float]]] = {"building": [], "reading": []}
+    peaks: dict[str, list[list[float]]] = {"building": [], "reading": [], "training": []}
     for num_rows in (args.num_rows, 10 * args.num_rows):
         with tempfile.TemporaryDirectory() as folder:
             random_raw(Path(folder) / "raw", num_rows, list(encoders))
-            building, read = [], []
+            building, read, trained = [], [], []
             for _ in range(args.repetitions):
                 for path in sorted((Path(folder) / "cache").rglob("*"), reverse=True):
                     path.unlink() if path.is_file() else path.rmdir()
                 building.append(peak_memory(build_all, Path(folder), num_rows))
                 read.append(peak_memory(read_all, Path(folder)))
+                trained.append(peak_memory(train_all, Path(folder)))
             peaks["building"].append(building)
             peaks["reading"].append(read)
+            peaks["training"].append(trained)
     for name, (small, large) in peaks.items():
         print(f"\n{name} {args.num_rows:,} and {10 * args.num_rows:,} rows of 49x1280 + 96x384: peak anonymous memory")
         print(
@@ -198,6 +204,23 @@ def build_all(folder: Path, num_rows: int) -> None:
 def read_all(folder: Path) -> None:
     cache = open_cache(folder / "cache")
     exhaust(create_data_loader(cache.splits["train"], list(cache.modalities), batch_size=32, shuffle=True))
+
+
+def train_all(folder: Path) -> None:
+    """One epoch of a small mixture."""
+    cache = open_cache(folder / "cache")
+    cache.splits["validation"] = cache.splits["train"].select(range(64))
+    config = FLI2MoEConfig(
+        modalities={name: {k: x[k] for k in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
+        num_labels=len(cache.label_names),
+        hidden_size=32,
+        num_attention_heads=1,
+        num_fusion_layers=1,
+    )
+    arguments = TrainingArguments(num_epochs=1, bucket_by_length=True)
+    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    with tempfile.TemporaryDirectory() as run_dir:
+        train(config, cache, arguments, run_dir, accelerator, seed=0, metric="micro_f1")
 
 
 def peak_memory(task: Callable[..., None], *args: Any) -> float:
