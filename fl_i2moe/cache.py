@@ -131,6 +131,7 @@ def build_cache(
     num_workers: int = 1,
     on_bad_sample: OnBadSample = "stop",
     progress: bool = True,
+    key: dict[str, Any] | None = None,
     state: PartialState | None = None,
 ) -> FeatureCache:
     """Encodes what is not encoded yet and opens the cache.
@@ -146,6 +147,7 @@ def build_cache(
         num_workers: processes that decode ahead of the encoder; 0 decodes in between.
         on_bad_sample: `"stop"` at the first bad sample, or `"skip"` it and write it to `skipped.jsonl`.
         progress: show a bar with the time left on each machine's first process, for that process's share.
+        key: `cache_key(raw, encoders)`, where it is known already; it hashes all pictures.
         state: the processes; by default those that Accelerate finds.
 
     Raises:
@@ -162,7 +164,7 @@ def build_cache(
     encoders = {name: encoders[name] for name in raw.modalities}
     cache_dir = Path(cache_dir)
     state = state or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    key = cache_key(raw, encoders)
+    key = key or cache_key(raw, encoders)
     features = cache_features(raw, encoders)
     lock = FileLock(cache_dir / "build.lock")
     try:

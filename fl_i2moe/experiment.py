@@ -31,15 +31,16 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
 from .encoders import FrozenEncoder, load_encoder
 from .figures import save_statistics_figures
-from .metrics import compute_metrics
+from .machine import cpu_model, usable_cores
+from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .run_folder import open_run_folder
 from .sample_encoders import resolve_encoder, user_cache_dir
 from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
 
 # Settings that may change between a run and its resumption: they do not touch the result.
-UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints"}
-UNBINDING |= {"num_workers", "num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
+UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
+UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -84,8 +85,7 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` allows one thread unless it is told otherwise
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(training.num_threads or max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
     return accelerator
 
 
@@ -128,8 +128,7 @@ def run_experiment(
         seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
         for seed in job.training.seeds
     }
-    sign = -1 if metric in ("mae", "rmse") else 1
-    best_seed = max(runs, key=lambda seed: sign * runs[seed]["validation"][metric])
+    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[raw.problem_type][metric])
     results = {
         "metric": metric,
         "best_seed": best_seed,
@@ -166,12 +165,14 @@ def encode(
         console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {choices[name].name}")
     for note in raw.notes:
         console.print(note)
-    cache_dir = arguments.cache_dir or _default_cache_dir(raw, loaded)
+    key = cache_key(raw, loaded)
+    cache_dir = arguments.cache_dir or _default_cache_dir(key)
     console.print(f"Feature cache: {cache_dir}")
     cache = build_cache(
         raw,
         loaded,
         cache_dir,
+        key=key,
         batch_size=arguments.encoding_batch_size,
         num_workers=arguments.encoding_workers,
         on_bad_sample=arguments.on_bad_sample,
@@ -199,10 +200,10 @@ def _load_encoder(
     )
 
 
-def _default_cache_dir(raw: RawDataset, encoders: Mapping[str, FrozenEncoder]) -> Path:
+def _default_cache_dir(key: dict[str, Any]) -> Path:
     """One folder for each combination of data and encoders, so that runs share what is already encoded."""
-    key = json.dumps(cache_key(raw, encoders), sort_keys=True)
-    return user_cache_dir() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return user_cache_dir() / "features" / digest[:16]
 
 
 def _run_seed(
@@ -225,7 +226,7 @@ def _run_seed(
     seconds = time.perf_counter() - started
     predictions = {split: _predict(fitted, cache, split, job, accelerator) for split in ("validation", "test")}
     run: dict[str, Any] = {
-        split: compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold)
+        split: defined(compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold))
         for split, x in predictions.items()
     }
     run |= {
@@ -293,22 +294,33 @@ def _write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def _summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Mean over the seeds, and their sample standard deviation where there are two."""
-    return {
-        name: {
-            "mean": mean(run[name] for run in runs),
-            "std": stdev(run[name] for run in runs) if len(runs) > 1 else None,
+def _best_seed(runs: Mapping[int, dict[str, Any]], metric: str, greater_is_better: bool) -> int:
+    """The first of the seeds with the best validation metric; one whose metric is undefined comes last."""
+
+    def rank(seed: int) -> tuple[bool, float]:
+        value = runs[seed]["validation"][metric]
+        return value is not None, 0.0 if value is None else value if greater_is_better else -value
+
+    return max(runs, key=rank)
+
+
+def _summary(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Mean over the seeds that define the metric, and their sample standard deviation where there are two."""
+    summary = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs if run[name] is not None]
+        summary[name] = {
+            "mean": mean(values) if values else None,
+            "std": stdev(values) if len(values) > 1 else None,
         }
-        for name in runs[0]
-    }
+    return summary
 
 
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
-        "cpu_cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),
+        "cpu_cores": usable_cores(),
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "python": platform.python_version(),
@@ -335,5 +347,7 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
 
 
 def _percent(value: dict[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "undefined"
     spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
     return f"{100 * value['mean']:.1f}{spread}"

@@ -90,6 +90,11 @@ def compute_metrics(
     }
 
 
+def defined(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON takes them: None instead of NaN."""
+    return {name: None if np.isnan(value) else value for name, value in metrics.items()}
+
+
 def predict(logits: FloatArray, problem_type: str, threshold: float = 0.5) -> NDArray[Any]:
     """Decisions from logits (…, C): class indices (…), 0 or 1 per label (…, C), or in regression the values themselves.
 

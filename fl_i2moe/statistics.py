@@ -1,6 +1,5 @@
 """What a trained mixture says about a data set: expert weights, experts against the mixture, agreement (design 5.7)."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .metrics import FloatArray, check_predictions, compute_metrics, predict, to_float_array
+from .metrics import FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -78,9 +77,9 @@ def compute_statistics(
         "label_names": list(label_names),
         "expert_weights": {"overall": _describe_weights(weights, expert_names), "per_class": per_class},
         "metrics": {
-            "mixture": _metrics(scores, targets, problem_type, threshold),
+            "mixture": defined(compute_metrics(scores, targets, problem_type, threshold)),
             "experts": {
-                name: _metrics(expert_scores[:, e], targets, problem_type, threshold)
+                name: defined(compute_metrics(expert_scores[:, e], targets, problem_type, threshold))
                 for e, name in enumerate(expert_names)
             },
         },
@@ -142,11 +141,6 @@ def _describe_weights(weights: FloatArray, expert_names: Sequence[str]) -> dict[
         }
         for e, name in enumerate(expert_names)
     }
-
-
-def _metrics(logits: FloatArray, labels: NDArray[Any], problem_type: str, threshold: float) -> dict[str, float | None]:
-    metrics = compute_metrics(logits, labels, problem_type, threshold)
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _agreement(

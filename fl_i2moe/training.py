@@ -22,7 +22,7 @@ from .batching import create_data_loader, feature_means
 from .cache import FeatureCache
 from .checkpoints import Checkpoints, TrainerState
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .metrics import METRICS_BY_PROBLEM, compute_metrics
+from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .modeling_fl_i2moe import FLI2MoEModel
 
 
@@ -205,26 +205,29 @@ class _Run:
         """Evaluates, keeps the model if it is the best so far, and moves the state to the next epoch."""
         predictions = predict(self.model, self.validation_loader, self.accelerator)
         metrics = compute_metrics(predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold)
+        metrics = defined(metrics)
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
-        self.accelerator.log({f"validation/{k}": v for k, v in metrics.items()}, step=state.optimizer_step)
+        self.accelerator.log(
+            {f"validation/{k}": v for k, v in metrics.items() if v is not None}, step=state.optimizer_step
+        )
         if self._is_better(value, state.best_value):
             state.best_value, state.best_epoch = value, state.epoch
             self._save_model()
         if self.accelerator.is_local_main_process:
             tqdm.write(
                 f"seed {self.seed}, epoch {state.epoch + 1}: loss {losses['loss']:.4f}, validation {self.metric} "
-                f"{value:.4f} (best {state.best_value:.4f} in epoch {state.best_epoch + 1})"
+                f"{_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
             )
         patience = self.arguments.early_stopping_patience
         without_gain = state.epoch - state.best_epoch
         state.epoch, state.step_in_epoch, state.loss_sums = state.epoch + 1, 0, {}
         state.finished = state.epoch == self.arguments.num_epochs or (patience is not None and without_gain >= patience)
 
-    def _is_better(self, value: float, best: float | None) -> bool:
-        if best is None:
-            return True
+    def _is_better(self, value: float | None, best: float | None) -> bool:
+        if value is None or best is None:
+            return best is None
         return value > best if self.greater_is_better else value < best
 
     def _save_model(self) -> None:
@@ -232,6 +235,10 @@ class _Run:
         if self.accelerator.is_main_process:
             self.accelerator.unwrap_model(self.model).save_pretrained(self.run_dir / "model")
         self.accelerator.wait_for_everyone()
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:

@@ -174,7 +174,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Peak anonymous memory (not mapped pages) of building, reading and training on a cache, and one ten times larger."""
+    """Peak anonymous memory (not mapped pages) of building, reading and training on a cache, and a tenfold one."""
     encoders = SHAPES["49x1280+96x384"]
     peaks: dict[str, list[list[float]]] = {"building": [], "reading": [], "training": []}
     for num_rows in (args.num_rows, 10 * args.num_rows):

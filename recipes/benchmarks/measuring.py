@@ -1,22 +1,18 @@
 """Times that can be compared: what is measured takes turns, and is quoted as a median with its extremes."""
 
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fl_i2moe.machine import cpu_model, usable_cores
+
 
 def machine() -> str:
     """CPU model, cores, GPU if any, and the versions that matter."""
-    cpu_info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
-    parts = [model[1] if model else platform.processor() or platform.machine(), f"{os.cpu_count()} cores"]
+    parts = [cpu_model(), f"{usable_cores()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"torch {torch.__version__} with {torch.get_num_threads()} threads"])
