@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from .configuration_fl_i2moe import FLI2MoEConfig
@@ -89,7 +90,8 @@ class ModelArguments:
 
     def __post_init__(self):
         # Every check of the configuration itself, before an hour of encoding.
-        self.to_config({"a": {"feature_size": 1, "max_features": 1}, "b": {"feature_size": 1, "max_features": 1}})
+        num_modalities = max(2, self.num_perturbed_views or 2)
+        self.to_config({str(index): {"feature_size": 1, "max_features": 1} for index in range(num_modalities)})
 
 
 @dataclass
@@ -186,7 +188,7 @@ def parse_arguments(
         return tuple(
             kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in types
         )
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         parser.error(str(error).splitlines()[-1].strip())
 
 

@@ -97,7 +97,8 @@ class FLI2MoEConfig(PreTrainedConfig):
             Statistics of a data set that were measured with the trained model.
 
     Raises:
-        ValueError: for an unknown keyword, or values that contradict each other.
+        ValueError: for an unknown keyword.
+        StrictDataclassError: for a value of the wrong type, or values that contradict each other.
 
     Example:
 

@@ -41,13 +41,13 @@ PAPER = {
 }
 # Small and quick, enough to learn all four interactions of the sample
 SAMPLE = {
-    "num_epochs": 30,
+    "num_epochs": 25,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "hidden_size": 64,
-    "num_attention_heads": 4,
+    "num_attention_heads": 2,
     "num_fusion_layers": 2,
-    "dropout": 0.1,
+    "dropout": 0.2,
     "reweighting_dropout": 0.1,
     "interaction_loss_weight": 0.5,
     "reweighting_temperature": 2.0,

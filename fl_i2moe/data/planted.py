@@ -1,23 +1,25 @@
 """The built-in sample: films in the MM-IMDb layout in which it is known how picture and plot tell each genre.
 
-A genre is told by an object on the poster, by a word of the plot, or by both. Every film has an object of each family
-of objects and a word of each family of words; half of each family counts as *on*:
+On every poster there is an object of each of three families, in every plot a word of each of three families. For a
+genre, half of a family counts as *on*:
 
 - `unique_image`: the genre is there when the object is on; `unique_text`: when the word is on;
 - `redundancy`: object and word are both on or both off, and the genre with them: either suffices;
 - `synergy`: the genre is there when exactly one of object and word is on (exclusive-or): each alone says nothing.
 
-`planted.json`, beside `split.json`, holds the truth: see `load_planted_truth`.
+Colours, further objects and further words tell nothing. Every genre is there in half of the films, and any two genres
+are independent. The object and the word of an exclusive-or also tell a genre each: with objects and words of its own,
+a model learns 1,400 films by heart before it finds the rule. `planted.json`, beside `split.json`, holds the truth: see
+`load_planted_truth`.
 """
 
 import itertools
 import json
 import random
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from datasets.utils import tqdm
 
@@ -28,15 +30,9 @@ from .planted_posters import render_poster
 FORMAT_VERSION = 1
 TRUTH_FILE = "planted.json"
 SPLIT_SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
-PREVALENCE = 0.45  # of every genre that is no exclusive-or (those are at 0.5)
 MIN_FILMS = 20
 
-
-class Evidence(NamedTuple):
-    """What a film shows of one genre; None on a side where the genre has nothing."""
-
-    object: str | None
-    word: str | None
+Chosen = dict[str, str]  # family → the object or word of it that a film has
 
 
 @dataclass(frozen=True)
@@ -49,21 +45,30 @@ class PlantedGenre:
     word_family: str | None = None
     words_on: tuple[str, ...] = ()
 
-    def present(self, evidence: Evidence) -> bool:
-        object_on, word_on = evidence.object in self.objects_on, evidence.word in self.words_on
+    def is_present(self, object_: str | None, word: str | None) -> bool:
+        object_on, word_on = object_ in self.objects_on, word in self.words_on
         return object_on != word_on if self.interaction == "synergy" else object_on or word_on
+
+    def allows(self, object_: str, word: str) -> bool:
+        """Redundancy wants object and word to agree; nothing else binds them."""
+        return self.interaction != "redundancy" or (object_ in self.objects_on) == (word in self.words_on)
 
 
 PLANTED_GENRES = {
     "Drama": PlantedGenre("unique_image", "vehicle", ("car", "balloon")),
-    "Comedy": PlantedGenre("unique_image", "clothing", ("hat", "umbrella")),
-    "Romance": PlantedGenre("unique_text", None, (), "animal", ("fox", "horse", "crow")),
-    "Thriller": PlantedGenre("unique_text", None, (), "food", ("honey", "soup", "chocolate")),
-    "Crime": PlantedGenre("redundancy", "building", ("house", "windmill"), "instrument", ("violin", "drum", "harp")),
-    "Action": PlantedGenre("redundancy", "household", ("mug", "clock"), "trade", ("baker", "dentist", "sailor")),
-    "Adventure": PlantedGenre("synergy", "plant", ("mushroom", "tree"), "place", ("harbor", "castle", "museum")),
-    "Horror": PlantedGenre("synergy", "animal", ("fish", "snail"), "thing", ("ladder", "lantern", "mirror")),
+    "Comedy": PlantedGenre("unique_image", "clothing", ("shirt", "boot")),
+    "Romance": PlantedGenre("unique_text", word_family="animal", words_on=("fox", "donkey", "rabbit")),
+    "Thriller": PlantedGenre("unique_text", word_family="place", words_on=("harbor", "castle", "museum")),
+    "Crime": PlantedGenre(
+        "redundancy", "building", ("house", "tent"), "instrument", ("violin", "drum", "flute", "piano")
+    ),
+    "Action": PlantedGenre(
+        "redundancy", "building", ("house", "lighthouse"), "instrument", ("violin", "trumpet", "flute", "banjo")
+    ),
+    "Adventure": PlantedGenre("synergy", "vehicle", ("car", "balloon"), "animal", ("fox", "donkey", "rabbit")),
+    "Horror": PlantedGenre("synergy", "clothing", ("shirt", "boot"), "place", ("harbor", "castle", "museum")),
 }
+EVIDENCE = [("vehicle", "animal"), ("clothing", "place"), ("building", "instrument")]  # families that belong together
 
 
 def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 0) -> Path:
@@ -73,7 +78,7 @@ def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 
 
     Args:
         output_dir: a folder that does not exist yet, or is empty, or holds this very sample.
-        num_films: films in all: 70 % train, 10 % dev, 20 % test. A few (0.7 %) happen to have no genre.
+        num_films: films in all: 70 % train, 10 % dev, 20 % test. 1 film in 64 happens to have no genre.
         seed: of everything that is drawn.
 
     Returns:
@@ -106,7 +111,7 @@ def load_planted_truth(data_dir: str | Path) -> dict[str, Any]:
         `object_family`, `objects_on`, `word_family` and `words_on`. `films` maps a film's id and then a genre to
 
         - `present`: whether the film has the genre,
-        - `object` and `word`: what the film shows (None where the genre has no such side),
+        - `object` and `word`: what of the genre's families the film shows (None where the genre has no such side),
         - `boxes`: [[left, top, right, bottom]] of the object in the poster, in pixels; empty for `unique_text`,
         - `spans`: [[start, end]] of the word in the plot, in characters; empty for `unique_image`.
 
@@ -150,14 +155,10 @@ def _write_films(folder: Path, parameters: dict[str, int]) -> None:
     films: dict[str, dict[str, Any]] = {}
     with tqdm(total=num_films, desc="Writing the planted sample", unit="film") as progress:
         for name, size in sizes.items():
-            drawn = {
-                genre: _draw_evidence(random.Random(f"{seed} {name} {genre}"), size, spec)
-                for genre, spec in PLANTED_GENRES.items()
-            }
-            for index in range(size):
+            for objects, words in _draw_evidence(random.Random(f"{seed} {name}"), size):
                 film_id = f"{len(films) + 1:07d}"
-                evidence = {genre: drawn[genre][index] for genre in PLANTED_GENRES}
-                films[film_id] = _write_film(folder / "dataset", film_id, evidence, random.Random(f"{seed} {film_id}"))
+                rng = random.Random(f"{seed} {film_id}")
+                films[film_id] = _write_film(folder / "dataset", film_id, objects, words, rng)
                 split[name].append(film_id)
                 progress.update()
     genres = {genre: asdict(spec) for genre, spec in PLANTED_GENRES.items()}
@@ -165,71 +166,52 @@ def _write_films(folder: Path, parameters: dict[str, int]) -> None:
     _write_json(folder / TRUTH_FILE, {**parameters, "genres": genres, "films": films})
 
 
-def _draw_evidence(rng: random.Random, num_films: int, genre: PlantedGenre) -> list[Evidence]:
-    """What tells the genre in each of the films, present in the right number of them."""
-    if genre.interaction == "synergy":
-        return _draw_exclusive_or(rng, num_films, genre)
-    present = [index < round(PREVALENCE * num_films) for index in range(num_films)]
-    rng.shuffle(present)
+def _draw_evidence(rng: random.Random, num_films: int) -> list[tuple[Chosen, Chosen]]:
+    """The objects and the words of each film.
 
-    def pick(values: Iterable[str], on: tuple[str, ...], is_on: bool) -> str:
-        return rng.choice([value for value in values if (value in on) == is_on])
-
-    return [
-        Evidence(
-            object=pick(OBJECTS[genre.object_family], genre.objects_on, is_on) if genre.object_family else None,
-            word=pick(WORDS[genre.word_family], genre.words_on, is_on) if genre.word_family else None,
-        )
-        for is_on in present
-    ]
-
-
-def _draw_exclusive_or(rng: random.Random, num_films: int, genre: PlantedGenre) -> list[Evidence]:
-    """Every object with every word equally often, so that neither alone tells anything, counted exactly.
-
-    Each row below pairs every object with one word, and rows without and with the genre take turns, so that a last
-    round cut short is off by a few films only.
+    Every object meets every word that it may meet equally often, so that half is half, counted exactly. The pairs are
+    ordered by diagonals, on which an exclusive-or is always or never there: a last round cut short moves it little.
     """
-    assert genre.object_family is not None
-    assert genre.word_family is not None
-    objects = _take_turns(OBJECTS[genre.object_family], genre.objects_on)
-    words = _take_turns(WORDS[genre.word_family], genre.words_on)
-    one_round = [
-        Evidence(name, words[(index + shift) % len(words)])
-        for shift in range(len(words))
-        for index, name in enumerate(objects)
-    ]
-    drawn = list(itertools.islice(itertools.cycle(one_round), num_films))
-    rng.shuffle(drawn)
-    return drawn
+    films: list[tuple[Chosen, Chosen]] = [({}, {}) for _ in range(num_films)]
+    for object_family, word_family in EVIDENCE:
+        all_objects, all_words = list(OBJECTS[object_family]), WORDS[word_family]
+        pairs = [
+            (object_, word)
+            for shift in range(len(all_words))
+            for index, object_ in enumerate(all_objects)
+            if _is_allowed(object_family, object_, word := all_words[(index + shift) % len(all_words)])
+        ]
+        drawn = list(itertools.islice(itertools.cycle(pairs), num_films))
+        rng.shuffle(drawn)
+        for (objects, words), (object_, word) in zip(films, drawn, strict=True):
+            objects[object_family], words[word_family] = object_, word
+    return films
 
 
-def _take_turns(values: Iterable[str], on: tuple[str, ...]) -> list[str]:
-    """The values in an order in which on and off alternate."""
-    off = [value for value in values if value not in on]
-    return [value for pair in zip(on, off, strict=True) for value in pair]
+def _is_allowed(object_family: str, object_: str, word: str) -> bool:
+    return all(genre.allows(object_, word) for genre in PLANTED_GENRES.values() if genre.object_family == object_family)
 
 
-def _write_film(folder: Path, film_id: str, evidence: dict[str, Evidence], rng: random.Random) -> dict[str, Any]:
-    """Writes poster and JSON of one film; returns its truth."""
-    shown = [(spec, evidence[genre]) for genre, spec in PLANTED_GENRES.items()]
-    objects = {spec.object_family: side.object for spec, side in shown if spec.object_family and side.object}
-    words = {spec.word_family: side.word for spec, side in shown if spec.word_family and side.word}
-    if rng.random() < 0.5:
-        objects["ornament"] = rng.choice(list(OBJECTS["ornament"]))  # tells nothing
-
+def _write_film(folder: Path, film_id: str, objects: Chosen, words: Chosen, rng: random.Random) -> dict[str, Any]:
+    """Writes poster and JSON of one film, with distractors added; returns its truth."""
+    shown, told = dict(objects), dict(words)
+    for family in rng.sample(sorted(OBJECTS.keys() - objects.keys()), rng.randint(0, 1)):
+        shown[family] = rng.choice(list(OBJECTS[family]))
+    for family in rng.sample(sorted(WORDS.keys() - words.keys()), rng.randint(0, 2)):
+        told[family] = rng.choice(WORDS[family])
     title = compose_title(rng)
-    plot, spans = compose_plot(rng, words)
-    poster, boxes = render_poster(rng, title, objects)
-    truth = {
-        genre: {
-            "present": spec.present(evidence[genre]),
-            **evidence[genre]._asdict(),
+    poster, boxes = render_poster(rng, title, shown)
+    plot, spans = compose_plot(rng, told)
+    truth = {}
+    for genre, spec in PLANTED_GENRES.items():
+        object_, word = objects.get(spec.object_family or ""), words.get(spec.word_family or "")
+        truth[genre] = {
+            "present": spec.is_present(object_, word),
+            "object": object_,
+            "word": word,
             "boxes": [boxes[spec.object_family]] if spec.object_family else [],
             "spans": [spans[spec.word_family]] if spec.word_family else [],
         }
-        for genre, spec in PLANTED_GENRES.items()
-    }
     genres = [genre for genre in PLANTED_GENRES if truth[genre]["present"]]
     poster.save(folder / f"{film_id}.jpeg", quality=90)
     _write_json(folder / f"{film_id}.json", {"title": title, "genres": genres, "plot": [plot]})

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 RGB = tuple[int, int, int]
 Shape = tuple[str, Sequence[float], str]  # kind, coordinates, fill
 
-SCALE, MARGIN, LINE_WIDTH = 1.25, 12, 3  # pixels for a unit of the coordinates, around the object, and of its outline
+SCALE, MARGIN, LINE_WIDTH = 1.6, 16, 4  # pixels for a unit of the coordinates, around the object, and of its outline
 HUES = (0, 20, 38, 52, 80, 125, 165, 190, 215, 245, 280, 325)  # degrees; evenly spaced ones would be mostly green
 FILLS = {"white": (248, 248, 244), "dark": (48, 46, 52), "wood": (150, 112, 78), "glass": (205, 228, 240)}
 
@@ -242,7 +242,7 @@ def draw_object(rng: random.Random, shapes: Sequence[Shape], line: RGB) -> Image
     # RGBa (colour already times alpha) is what Pillow transforms in; asking for it once saves a conversion per step.
     sprite = image.convert("RGBa").rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
     sprite = sprite.crop(sprite.getbbox())
-    zoom = rng.uniform(60, 74) / math.sqrt(sprite.width * sprite.height)
+    zoom = rng.uniform(78, 96) / math.sqrt(sprite.width * sprite.height)
     stretch = rng.uniform(1.0, 1.1)
     size = round(sprite.width * zoom / stretch), round(sprite.height * zoom * stretch)
     return sprite.resize(size, Image.Resampling.LANCZOS).convert("RGBA")

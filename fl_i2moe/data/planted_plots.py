@@ -1,14 +1,14 @@
-"""Composes the plots of the planted sample: one sentence for each evidence word, filler sentences between them."""
+"""Composes the plots of the planted sample: a sentence for each word, filler sentences between them."""
 
 import random
 
-# Family → its evidence words. No word begins with a vowel, so that no article tells them apart.
+# Family → its words. No word begins with a vowel, so that no article tells them apart.
 WORDS = {
     "animal": ["fox", "goose", "donkey", "horse", "rabbit", "crow"],
-    "food": ["bread", "honey", "cheese", "soup", "rice", "chocolate"],
-    "instrument": ["violin", "trumpet", "flute", "drum", "harp", "banjo"],
-    "trade": ["baker", "tailor", "plumber", "gardener", "dentist", "sailor"],
     "place": ["harbor", "desert", "castle", "valley", "museum", "village"],
+    "instrument": ["violin", "trumpet", "drum", "harp", "flute", "banjo", "piano", "guitar"],
+    "food": ["bread", "honey", "cheese", "soup", "rice", "chocolate"],
+    "trade": ["baker", "tailor", "plumber", "gardener", "dentist", "sailor"],
     "thing": ["ladder", "telescope", "compass", "lantern", "hammer", "mirror"],
 }
 
@@ -110,10 +110,10 @@ def compose_title(rng: random.Random) -> str:
 
 
 def compose_plot(rng: random.Random, words: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
-    """Writes a plot around one word of each family.
+    """Writes a plot around some words.
 
     Args:
-        words: family → the word to use.
+        words: family (a key of `WORDS`) → which of its words to use.
 
     Returns:
         The plot, and for each family the span (start, end) with `plot[start:end] == words[family]`.

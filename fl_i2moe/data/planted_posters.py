@@ -22,26 +22,30 @@ def render_poster(rng: random.Random, title: str, objects: Mapping[str, str]) ->
 
     Args:
         title: printed on the poster.
-        objects: family → which of its objects to show (keys of `OBJECTS` and of `OBJECTS[family]`).
+        objects: family → which of its objects to show (keys of `OBJECTS` and of `OBJECTS[family]`); up to four.
 
     Returns:
         The RGB picture, and for each family the tight box around its object.
+
+    Raises:
+        ValueError: so many objects do not fit on a poster.
     """
-    boxes: dict[str, Box] = {}
-    while not boxes:  # a title in the middle may leave too little room: then another poster
+    for _ in range(100):  # a title in the middle may leave too little room: then another poster
         dark = rng.random() < 0.5
         line = PAPER if dark else INK
         poster = _draw_background(rng, dark)
         blocked = [_draw_title(rng, poster, title, line), _draw_credits(rng, poster, line)]
         sprites = {family: draw_object(rng, OBJECTS[family][name], line) for family, name in objects.items()}
         boxes = _place(rng, {family: sprite.size for family, sprite in sprites.items()}, blocked)
-    for family, sprite in sprites.items():
-        poster.paste(sprite, boxes[family][:2], sprite)
-    return poster, boxes
+        if boxes is not None:
+            for family, sprite in sprites.items():
+                poster.paste(sprite, boxes[family][:2], sprite)
+            return poster, boxes
+    raise ValueError(f"{len(objects)} objects do not fit on a poster")
 
 
-def _place(rng: random.Random, sizes: Mapping[str, tuple[int, int]], blocked: Sequence[Box]) -> dict[str, Box]:
-    """Random positions without overlap, the largest object first; empty when they could not be found."""
+def _place(rng: random.Random, sizes: Mapping[str, tuple[int, int]], blocked: Sequence[Box]) -> dict[str, Box] | None:
+    """Random positions without overlap, the largest object first; None when none were found."""
     names = sorted(sizes, key=lambda name: -math.prod(sizes[name]))
     for _ in range(20):
         boxes: dict[str, Box] = {}
@@ -57,7 +61,7 @@ def _place(rng: random.Random, sizes: Mapping[str, tuple[int, int]], blocked: Se
                 break
         if len(boxes) == len(sizes):
             return boxes
-    return {}
+    return None
 
 
 def _overlap(a: Box, b: Box) -> bool:

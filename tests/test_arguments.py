@@ -1,0 +1,99 @@
+"""Options: presets, their order of precedence, and checks at the start."""
+
+import pytest
+
+from fl_i2moe.arguments import (
+    EncodingArguments,
+    ModelArguments,
+    OutputArguments,
+    TrainingArguments,
+    check_metric,
+    parse_arguments,
+)
+from fl_i2moe.run_folder import open_run_folder
+
+TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
+PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
+
+
+def parse(*arguments):
+    return parse_arguments(TYPES, PRESETS, lambda given: "small", "a job", list(arguments))
+
+
+def test_preset_replaces_defaults_and_the_user_the_preset():
+    _, model, training, _ = parse()
+    assert (model.hidden_size, training.num_epochs, training.seeds) == (32, 3, [0])
+    _, model, training, _ = parse("--preset=large", "--hidden_size=64")
+    assert (model.hidden_size, training.num_epochs, training.seeds) == (64, 40, [1, 2])
+
+
+def test_options_reach_the_configuration():
+    _, model, _, _ = parse("--dropout=0.25", "--attention_dropout=0", "--architecture=dense", "--level=pooled")
+    sizes = {name: {"feature_size": 4, "max_features": 2} for name in ("b", "a")}
+    config = model.to_config(sizes, num_labels=5)
+    assert (config.residual_dropout, config.activation_dropout, config.attention_dropout) == (0.25, 0.25, 0)
+    assert (config.architecture, config.level, config.num_labels) == ("dense", "pooled", 5)
+    assert config.modality_order == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden_size=10"], "divisible"),
+        (["--seeds", "1", "1"], "different numbers"),
+        (["--dropout=1.5"], "[0, 1)"),
+        (["--hiden_size=8"], "hiden_size"),
+        (["--level=pool"], "invalid choice"),
+        (["--num_epochs=0"], "`num_epochs` must be at least 1"),
+        (["--learning_rate=0"], "`learning_rate` must be positive"),
+        (["--threshold=1"], "`threshold`"),
+        (["--resume", "--overwrite"], "give one of them"),
+        (["--num_perturbed_views=1"], "2 … 2"),
+    ],
+)
+def test_wrong_options_end_with_a_message(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_every_option_has_help(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    for kind in TYPES:
+        for name, item in kind.__dataclass_fields__.items():
+            assert f"--{name}" in shown
+            assert item.metadata["help"]
+
+
+def test_metric_must_fit_the_task():
+    assert check_metric(None, "regression") == "mae"
+    assert check_metric("mAP", "multi_label_classification") == "mAP"
+    with pytest.raises(ValueError, match="micro_f1"):
+        check_metric("mae", "multi_label_classification")
+
+
+def test_run_folder_keeps_what_is_not_its_own(tmp_path):
+    settings = {"seed": 0, "layers": [1, 2]}
+    run = tmp_path / "run"
+    open_run_folder(run, settings, resume=False, overwrite=False)
+    (run / "model.safetensors").write_text("weights")
+    with pytest.raises(ValueError, match="already holds a run"):
+        open_run_folder(run, settings, resume=False, overwrite=False)
+    with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
+        open_run_folder(run, {**settings, "seed": 1}, resume=True, overwrite=False)
+    open_run_folder(run, settings, resume=True, overwrite=False)
+    assert (run / "model.safetensors").exists()
+    open_run_folder(run, {**settings, "seed": 1}, resume=False, overwrite=True)
+    assert not (run / "model.safetensors").exists()
+
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "me.jpg").write_text("precious")
+    for flags in ({"resume": False, "overwrite": True}, {"resume": True, "overwrite": False}):
+        with pytest.raises(ValueError, match="no run"):
+            open_run_folder(other, settings, **flags)
+    assert (other / "me.jpg").exists()
+    with pytest.raises(ValueError, match="is a file"):
+        open_run_folder(other / "me.jpg", settings, resume=False, overwrite=False)
