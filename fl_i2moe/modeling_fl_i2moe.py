@@ -174,7 +174,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             feature_masks: modality → (B, T_m), true (or 1) where a feature is real. A modality without a mask has no
                 padding.
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
-            with_interaction_losses: whether to run the perturbed views; in training mode only, by default.
+            with_interaction_losses: whether to run the perturbed views; by default in training mode, if the
+                interaction losses have a weight.
 
         Raises:
             ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
@@ -182,7 +183,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """
         masks = self._check_inputs(features, feature_masks)
         if with_interaction_losses is None:
-            with_interaction_losses = self.training
+            with_interaction_losses = self.training and self.config.interaction_loss_weight > 0
         with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
 
         projected = self._embed(features, masks)

@@ -335,6 +335,23 @@ def test_fewer_perturbed_views_leave_the_others_without_loss():
     assert seen == {0, 1, 2, 3}
 
 
+def test_interaction_losses_are_computed_when_they_count_or_are_asked_for():
+    features, masks, labels = make_inputs(make_config())
+    for weight, training, asked, expected in [
+        (0.5, True, None, True),
+        (0.5, False, None, False),
+        (0.5, False, True, True),
+        (0.5, True, False, False),
+        (0.0, True, None, False),
+        (0.0, True, True, True),
+    ]:
+        model = make_model(make_config(interaction_loss_weight=weight)).train(training)
+        output = model(features=features, feature_masks=masks, labels=labels, with_interaction_losses=asked)
+        assert (output.interaction_losses is not None) == expected
+        if not expected:
+            assert output.loss == output.task_loss
+
+
 def test_global_reweighting_is_one_vector_for_all():
     config = make_config(reweighting="global")
     model = make_model(config)

@@ -27,7 +27,7 @@ from .planted_objects import OBJECTS
 from .planted_plots import WORDS, compose_plot, compose_title
 from .planted_posters import render_poster
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of what is written: raise it with every change to films or truth
 TRUTH_FILE = "planted.json"
 SPLIT_SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
 MIN_FILMS = 20
