@@ -41,7 +41,7 @@ PAPER = {
 }
 # Small and quick, enough to learn all four interactions of the sample
 SAMPLE = {
-    "num_epochs": 25,
+    "num_epochs": 12,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "hidden_size": 64,
