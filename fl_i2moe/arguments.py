@@ -90,7 +90,7 @@ class ModelArguments:
         )
 
     def __post_init__(self):
-        # Every check of the configuration itself, before an hour of encoding.
+        # all that the configuration can check without the data
         num_modalities = max(2, self.num_perturbed_views or 2)
         self.to_config({str(index): {"feature_size": 1, "max_features": 1} for index in range(num_modalities)})
 
@@ -138,6 +138,8 @@ class TrainingArguments:
                 _at_least(self, 1, name)
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError("`weight_decay` needs `optimizer` adamw.")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"`warmup_ratio` must lie in [0, 1], got {self.warmup_ratio}.")
         if not 0 < self.threshold < 1:

@@ -182,7 +182,7 @@ class BatchSampler(Sampler[list[int]]):
 
     Without buckets the k-th batch is the k-th piece of one permutation, so that W processes, to which Accelerate deals
     out batches of size B in turn, see in every step what one process with batches of W·B sees. Only the last batch can
-    be short.
+    be short; where the rows make no whole steps, Accelerate fills the last one with rows from the epoch's start.
 
     Args:
         lengths: number of features of each row, all modalities together.

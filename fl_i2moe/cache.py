@@ -298,6 +298,8 @@ def _finish(
         skipped += [entry for record in records for entry in record["skipped"]]
         counts[split] = _count(records)
     write_text(cache_dir / "skipped.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
+    if empty := [split for split, count in counts.items() if not count["samples"]]:
+        raise ValueError(f"every sample of {empty} had to be left out, see {cache_dir / 'skipped.jsonl'}")
     modalities = {
         name: {
             "kind": encoder.kind,

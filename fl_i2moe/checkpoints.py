@@ -30,7 +30,7 @@ class TrainerState:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step-00000200/` and so on, newest last."""
+    """The folder `checkpoints/` of a run: `step-00000200-epoch-0003/` and so on, newest last."""
 
     def __init__(self, run_dir: str | os.PathLike, keep: int):
         self.folder = Path(run_dir) / "checkpoints"
@@ -38,7 +38,8 @@ class Checkpoints:
 
     def save(self, accelerator: Accelerator, state: TrainerState) -> None:
         """Writes under another name and renames, so that a killed run leaves no half checkpoint under a valid name."""
-        target = self.folder / f"step-{state.optimizer_step:08d}"
+        # the epoch tells the checkpoint at its end from one that fell on its last step
+        target = self.folder / f"step-{state.optimizer_step:08d}-epoch-{state.epoch:04d}"
         unfinished = self.folder / f"unfinished-{target.name}"
         if accelerator.is_main_process and unfinished.exists():
             shutil.rmtree(unfinished)

@@ -84,7 +84,7 @@ class FLI2MoEConfig(PreTrainedConfig):
             (uniqueness unbounded below, synergy pulls the views together).
         perturbation (`str`, defaults to `"random"`):
             What replaces a modality in its view: `"random"` N(0, 1), `"zero"`, `"mean"` (of the training set),
-            `"shuffle"` (another sample's features).
+            `"shuffle"` (another sample's features; noise where a batch holds one sample).
         num_perturbed_views (`int`, *optional*):
             Perturbed views per step, drawn anew each step; all M if not given.
         reweighting (`str`, defaults to `"mlp"`):

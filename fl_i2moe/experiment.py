@@ -6,12 +6,13 @@ What differs between data sets comes in as a `RawDataset` and the encoders' name
 
 import hashlib
 import json
-import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,18 +28,19 @@ from transformers.utils import logging as transformers_logging
 from .arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments, check_metric
 from .batching import create_data_loader
 from .cache import FeatureCache, build_cache, cache_key
+from .checkpoints import Checkpoints
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
 from .encoders import FrozenEncoder, load_encoder
 from .figures import save_statistics_figures
 from .machine import cpu_model, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
-from .run_folder import open_run_folder
+from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from .sample_encoders import resolve_encoder, user_cache_dir
 from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
 
-# Settings that may change between a run and its resumption: they do not touch the result.
+# Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
 UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
@@ -106,21 +108,31 @@ def run_experiment(
     Raises:
         ValueError: the output folder holds another run; a metric, an encoder or the cache does not fit.
     """
-    console = Console(quiet=not accelerator.is_main_process, highlight=False)
+    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
+    output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
+    # whatever can be refused is refused before an hour of encoding
     metric = check_metric(job.training.metric, raw.problem_type)
-    output_dir = Path(job.output.output_dir)
+    _config(job, {name: {"feature_size": 1, "max_features": 1} for name in raw.modalities}, raw)
     if accelerator.is_main_process:
-        open_run_folder(output_dir, settings, resume=job.output.resume, overwrite=job.output.overwrite)
+        check_run_folder(output_dir, **flags)
     accelerator.wait_for_everyone()
 
     cache = encode(raw, encoders, job.encoding, accelerator, console)
-    config = job.model.to_config(
+    config = _config(
+        job,
         {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
-        problem_type=cache.problem_type,
-        id2label=dict(enumerate(cache.label_names)),
-        label2id={name: index for index, name in enumerate(cache.label_names)},
+        raw,
         encoders={name: x["encoder"] for name, x in cache.modalities.items()},
     )
+    settings = {
+        **settings,
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "features": _digest(cache.key),
+    }
+    if accelerator.is_main_process:
+        begin_run_folder(output_dir, settings, **flags)
+    accelerator.wait_for_everyone()
     if job.training.report_to:
         accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
 
@@ -148,6 +160,16 @@ def run_experiment(
     return results
 
 
+def _config(job: Job, modalities: Mapping[str, dict], raw: RawDataset, **others: Any) -> FLI2MoEConfig:
+    return job.model.to_config(
+        modalities,
+        problem_type=raw.problem_type,
+        id2label=dict(enumerate(raw.label_names)),
+        label2id={name: index for index, name in enumerate(raw.label_names)},
+        **others,
+    )
+
+
 def encode(
     raw: RawDataset,
     choices: Mapping[str, EncoderChoice],
@@ -166,7 +188,8 @@ def encode(
     for note in raw.notes:
         console.print(note)
     key = cache_key(raw, loaded)
-    cache_dir = arguments.cache_dir or _default_cache_dir(key)
+    # one folder for each combination of data and encoders, so that runs share what is encoded already
+    cache_dir = arguments.cache_dir or user_cache_dir() / "features" / _digest(key)
     console.print(f"Feature cache: {cache_dir}")
     cache = build_cache(
         raw,
@@ -200,10 +223,8 @@ def _load_encoder(
     )
 
 
-def _default_cache_dir(key: dict[str, Any]) -> Path:
-    """One folder for each combination of data and encoders, so that runs share what is already encoded."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return user_cache_dir() / "features" / digest[:16]
+def _digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _run_seed(
@@ -237,8 +258,9 @@ def _run_seed(
     }
     if accelerator.is_main_process:
         _write_statistics(predictions["test"], fitted, cache, job.training.threshold, run_dir)
-        _write_json(run_dir / "history.json", fitted.state.history)
-        _write_json(file, run)
+        write_json(run_dir / "history.json", fitted.state.history)
+        write_json(file, run)
+        Checkpoints(run_dir, job.training.keep_checkpoints).remove()
     accelerator.wait_for_everyone()
     return run
 
@@ -264,34 +286,20 @@ def _write_statistics(
         problem_type=cache.problem_type,
         threshold=threshold,
     )
-    _write_json(run_dir / "interaction_statistics.json", statistics)
+    write_json(run_dir / "interaction_statistics.json", statistics)
     save_statistics_figures(statistics, predictions.expert_weights, run_dir / "figures")
     fitted.model.config.interaction_statistics = statistics
-    fitted.model.save_pretrained(run_dir / "model")
+    replace_files(run_dir / "model", fitted.model.config.save_pretrained)
 
 
 def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
     """Puts the best seed's model, statistics and figures on top of the output folder, and the results beside them."""
     run_dir = output_dir / f"seed-{seed}"
     for source in [*(run_dir / "model").iterdir(), run_dir / "interaction_statistics.json"]:
-        _copy_whole(source, output_dir / source.name)
-    (output_dir / "figures").mkdir(exist_ok=True)
+        replace_files(output_dir, partial(shutil.copy, source))
     for source in (run_dir / "figures").glob("*.png"):
-        _copy_whole(source, output_dir / "figures" / source.name)
-    _write_json(output_dir / "results.json", results)
-
-
-def _copy_whole(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(source.read_bytes())
-    os.replace(temporary, target)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+        replace_files(output_dir / "figures", partial(shutil.copy, source))
+    write_json(output_dir / "results.json", results)
 
 
 def _best_seed(runs: Mapping[int, dict[str, Any]], metric: str, greater_is_better: bool) -> int:
@@ -337,7 +345,7 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     table.add_column("validation", justify="right")
     for name, test in results["test"].items():
         validation = results["validation"][name]
-        table.add_row(name, _percent(test), _percent(validation))
+        table.add_row(name, _shown(name, test), _shown(name, validation))
     console.print(table)
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]
@@ -346,8 +354,10 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.', soft_wrap=True)
 
 
-def _percent(value: dict[str, float | None]) -> str:
+def _shown(metric: str, value: dict[str, float | None]) -> str:
+    """Shares in per cent, the metrics of regression as they are."""
     if value["mean"] is None:
         return "undefined"
-    spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
-    return f"{100 * value['mean']:.1f}{spread}"
+    scale, digits = (1, 3) if metric in METRICS_BY_PROBLEM["regression"] else (100, 1)
+    spread = "" if value["std"] is None else f" ± {scale * value['std']:.{digits}f}"
+    return f"{scale * value['mean']:.{digits}f}{spread}"

@@ -200,7 +200,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             expert_weights = torch.ones_like(expert_logits[:, :, 0])
         else:
             expert_weights = self.reweighting(self._means(projected, readout[:num_samples]))
-        logits = torch.einsum("be,bec->bc", expert_weights, expert_logits)
+        # not a matrix product, which autocast would round
+        logits = (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
 
         output = FLI2MoEOutput(logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
         if with_interaction_losses:
@@ -247,7 +248,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             Logits (B, number of experts, C), in the order of `experts`.
 
         Raises:
-            ValueError: for an unknown modality or expert.
+            ValueError: for an unknown modality or expert, or a mask of the wrong shape.
         """
         names = self.config.expert_names
         if unknown := set(experts or ()) - set(names):
@@ -255,6 +256,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self._check_names(projected, "projected", complete=True)
         self._check_names(feature_masks or {}, "feature_masks")
         self._check_names(keep or {}, "keep")
+        if feature_masks and self.config.level == "pooled":
+            raise ValueError("A pooled model's pseudo-patches are all real: give no `feature_masks` here.")
+        for argument, given in (("feature_masks", feature_masks or {}), ("keep", keep or {})):
+            for name, mask in given.items():
+                _check_mask_shape(f"{argument}[{name!r}]", mask, projected[name])
         if keep:
             projected = {
                 name: x * keep[name].unsqueeze(-1).to(x.dtype) if name in keep else x for name, x in projected.items()
@@ -272,10 +278,13 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def _embed(
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]
     ) -> dict[str, torch.Tensor]:
-        return {
-            name: stem(features[name].to(self.dtype), masks[name])
-            for name, stem in zip(self.config.modality_order, self.stems, strict=True)
-        }
+        projected = {}
+        for name, stem in zip(self.config.modality_order, self.stems, strict=True):
+            x, mask = features[name].to(self.dtype), masks[name]
+            if mask is not None:
+                x = x.masked_fill(~mask.unsqueeze(-1), 0)  # whatever stands in the padding, NaN too
+            projected[name] = stem(x, mask)
+        return projected
 
     def _draw_perturbed(self) -> list[int]:
         """The modalities that this step's views lack."""
@@ -297,9 +306,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 x = torch.zeros_like(x)
             case "mean":
                 x = self.stems[index].project_mean().to(x.dtype).expand_as(x)
+            case "shuffle" if x.shape[0] == 1:
+                x = torch.randn_like(x)
             case "shuffle":
-                if x.shape[0] < 2:
-                    raise ValueError('`perturbation="shuffle"` takes another sample of the batch: give at least two.')
                 shift = int(torch.randint(1, x.shape[0], ()))
                 x, mask = x.roll(shift, 0), None if mask is None else mask.roll(shift, 0)
         return {**projected, name: x}, {**masks, name: mask}
@@ -372,14 +381,19 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             raise ValueError(f"`features[{name!r}]` has {x.shape[0]} samples, the other modalities {num_samples}.")
         if x.dim() == 3 and not 0 < x.shape[1] <= longest:
             raise ValueError(f"`features[{name!r}]` has {x.shape[1]} features a sample; 1 to {longest} are possible.")
-        if mask is not None and mask.shape != x.shape[:2]:
-            raise ValueError(
-                f"`feature_masks[{name!r}]` must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}."
-            )
+        if mask is not None and x.dim() == 2:
+            raise ValueError(f"`features[{name!r}]` is pooled already, (B, D): give no mask for it.")
+        if mask is not None:
+            _check_mask_shape(f"feature_masks[{name!r}]", mask, x)
 
 
 def _as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if mask is None else mask.bool()
+
+
+def _check_mask_shape(argument: str, mask: torch.Tensor, x: torch.Tensor) -> None:
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"`{argument}` must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}.")
 
 
 def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -389,7 +403,7 @@ def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None
             f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}."
         )
     finite = x.isfinite()
-    if mask is not None and x.dim() == 3:
+    if mask is not None:
         finite = finite | ~mask.unsqueeze(-1)
     if not finite.all():
         rows = (~finite.flatten(1).all(dim=1)).nonzero().flatten().tolist()

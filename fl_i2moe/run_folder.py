@@ -3,40 +3,68 @@
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 SETTINGS_FILE = "run.json"
 
 
-def open_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
+def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool) -> None:
     """
-    Makes `folder` ready for a run with `settings` (plain JSON).
+    Refuses early, and touches nothing.
 
     Raises:
-        ValueError: the folder holds other files, or a run, and neither `resume` nor `overwrite` is given; or the run
-            to go on with was started with other settings.
+        ValueError: `folder` is a file, holds other files, or holds a run and neither `resume` nor `overwrite` is given.
     """
     folder = Path(folder)
-    settings = json.loads(json.dumps(settings))
-    file = folder / SETTINGS_FILE
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output folder {folder} is a file; give another --output_dir.")
-    if file.is_file() and overwrite:
-        shutil.rmtree(folder)
-    elif file.is_file():
-        if not resume:
+    if (folder / SETTINGS_FILE).is_file():
+        if not (resume or overwrite):
             raise ValueError(
                 f"{folder} already holds a run: go on with it by --resume, replace it by --overwrite, or give another "
                 "--output_dir."
             )
-        _check_same(json.loads(file.read_text()), settings, folder)
-        return folder
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files and no run; give another --output_dir.")
+
+
+def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """
+    Makes `folder` ready for a run with `settings` (plain JSON): empties it, or lets the run in it go on.
+
+    Raises:
+        ValueError: as [`check_run_folder`]; or the run to go on with was started with other settings.
+    """
+    check_run_folder(folder, resume=resume, overwrite=overwrite)
+    folder = Path(folder)
+    settings = json.loads(json.dumps(settings))  # as they come back from the file
+    file = folder / SETTINGS_FILE
+    if file.is_file() and resume:
+        _check_same(json.loads(file.read_text()), settings, folder)
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_json(file, settings)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    replace_files(path.parent, lambda unfinished: (unfinished / path.name).write_text(text))
+
+
+def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a folder beside `folder`'s files and moves what it wrote into place, file by file."""
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n")
-    return folder
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        write(Path(unfinished))
+        for path in Path(unfinished).iterdir():
+            os.replace(path, folder / path.name)
 
 
 def _check_same(stored: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:

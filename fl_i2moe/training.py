@@ -24,6 +24,7 @@ from .checkpoints import Checkpoints, TrainerState
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .modeling_fl_i2moe import FLI2MoEModel
+from .run_folder import replace_files
 
 
 @dataclass
@@ -78,7 +79,7 @@ def train(
     """
     Fits a model on the cache's training split and returns it in the state that was best on the validation split.
 
-    Leaves in `run_dir`: `model/` (the best state), `checkpoints/` while the run goes on, `history.json`.
+    Leaves in `run_dir`: `model/`, the best state, and `checkpoints/`, from which `resume` goes on.
 
     Args:
         metric: the validation metric that picks the state.
@@ -102,6 +103,7 @@ class _Run:
         seed: int,
         metric: str,
     ):
+        accelerator.free_memory()  # of an earlier seed, whose state would be saved and loaded along
         self.arguments, self.accelerator, self.seed, self.metric = arguments, accelerator, seed, metric
         self.greater_is_better = METRICS_BY_PROBLEM[config.problem_type][metric]
         self.problem_type = config.problem_type
@@ -122,6 +124,7 @@ class _Run:
                 seed=seed,
                 bucket=shuffle and arguments.bucket_by_length,
                 num_workers=arguments.num_workers,
+                pin_memory=accelerator.device.type == "cuda",
             )
 
         optimizer = _create_optimizer(model, arguments)
@@ -130,9 +133,8 @@ class _Run:
         )
         self.steps_per_epoch = math.ceil(len(self.train_loader) / arguments.gradient_accumulation_steps)
         total_steps = self.steps_per_epoch * arguments.num_epochs
-        scheduler = get_scheduler(
-            arguments.lr_scheduler, optimizer, round(arguments.warmup_ratio * total_steps), total_steps
-        )
+        schedule = "constant_with_warmup" if arguments.lr_scheduler == "constant" else arguments.lr_scheduler
+        scheduler = get_scheduler(schedule, optimizer, round(arguments.warmup_ratio * total_steps), total_steps)
         self.scheduler = accelerator.prepare(scheduler)
         # noise and dropout differ between processes, weights and data order do not
         set_seed(seed, device_specific=True)
@@ -154,9 +156,10 @@ class _Run:
         if state.step_in_epoch:
             loader = skip_first_batches(loader, state.step_in_epoch)
             loader.set_epoch(state.epoch)
-        bar = tqdm(
-            total=len(self.train_loader),
-            initial=state.step_in_epoch,
+        num_batches = len(self.train_loader)
+        bar = tqdm(  # over all epochs, so that it shows the time left
+            total=self.arguments.num_epochs * num_batches,
+            initial=state.epoch * num_batches + state.step_in_epoch,
             desc=f"seed {self.seed}, epoch {state.epoch + 1}/{self.arguments.num_epochs}",
             disable=not self.accelerator.is_local_main_process,
             leave=False,
@@ -170,7 +173,7 @@ class _Run:
             bar.set_postfix(loss=f"{losses['loss']:.3f}")
             if self.accelerator.sync_gradients:
                 state.optimizer_step += 1
-                self.accelerator.log(losses, step=state.optimizer_step)
+                self._log(losses, state)
                 if state.optimizer_step % self.arguments.checkpoint_steps == 0:
                     self.checkpoints.save(self.accelerator, state)
         bar.close()
@@ -209,9 +212,7 @@ class _Run:
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
-        self.accelerator.log(
-            {f"validation/{k}": v for k, v in metrics.items() if v is not None}, step=state.optimizer_step
-        )
+        self._log({f"validation/{name}": x for name, x in metrics.items() if x is not None}, state)
         if self._is_better(value, state.best_value):
             state.best_value, state.best_epoch = value, state.epoch
             self._save_model()
@@ -225,6 +226,13 @@ class _Run:
         state.epoch, state.step_in_epoch, state.loss_sums = state.epoch + 1, 0, {}
         state.finished = state.epoch == self.arguments.num_epochs or (patience is not None and without_gain >= patience)
 
+    def _log(self, values: dict[str, float], state: TrainerState) -> None:
+        """To the trackers; seeds follow one another, since some trackers take no step twice."""
+        seeds = self.arguments.seeds
+        earlier = seeds.index(self.seed) if self.seed in seeds else 0
+        step = earlier * self.steps_per_epoch * self.arguments.num_epochs + state.optimizer_step
+        self.accelerator.log({f"seed-{self.seed}/{name}": x for name, x in values.items()}, step=step)
+
     def _is_better(self, value: float | None, best: float | None) -> bool:
         if value is None or best is None:
             return best is None
@@ -233,7 +241,7 @@ class _Run:
     def _save_model(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.model).save_pretrained(self.run_dir / "model")
+            replace_files(self.run_dir / "model", self.accelerator.unwrap_model(self.model).save_pretrained)
         self.accelerator.wait_for_everyone()
 
 

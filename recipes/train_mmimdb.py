@@ -20,7 +20,7 @@ from fl_i2moe.arguments import (
     parse_arguments,
 )
 from fl_i2moe.data.mmimdb import load_mmimdb
-from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
+from fl_i2moe.data.planted import FORMAT_VERSION, PLANTED_GENRES, write_planted
 from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
 from fl_i2moe.sample_encoders import user_cache_dir
 
@@ -95,7 +95,7 @@ def main():
         data_dir = Path(data.data_dir)
         accelerator.print(f"Films: {data_dir}")
     else:
-        data_dir = user_cache_dir() / "planted" / f"{data.num_films}-films-seed-{data.sample_seed}"
+        data_dir = user_cache_dir() / "planted" / f"v{FORMAT_VERSION}-{data.num_films}-films-seed-{data.sample_seed}"
         accelerator.print(f"Films: a built-in sample with known interactions, {data_dir}. Give yours with --data_dir.")
         with accelerator.main_process_first():
             write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)
@@ -113,4 +113,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

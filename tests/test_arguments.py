@@ -10,7 +10,7 @@ from fl_i2moe.arguments import (
     check_metric,
     parse_arguments,
 )
-from fl_i2moe.run_folder import open_run_folder
+from fl_i2moe.run_folder import begin_run_folder, check_run_folder
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
@@ -45,6 +45,7 @@ def test_options_reach_the_configuration():
         (["--hiden_size=8"], "hiden_size"),
         (["--level=pool"], "invalid choice"),
         (["--num_epochs=0"], "`num_epochs` must be at least 1"),
+        (["--weight_decay=0.1"], "adamw"),
         (["--learning_rate=0"], "`learning_rate` must be positive"),
         (["--threshold=1"], "`threshold`"),
         (["--resume", "--overwrite"], "give one of them"),
@@ -77,15 +78,17 @@ def test_metric_must_fit_the_task():
 def test_run_folder_keeps_what_is_not_its_own(tmp_path):
     settings = {"seed": 0, "layers": [1, 2]}
     run = tmp_path / "run"
-    open_run_folder(run, settings, resume=False, overwrite=False)
+    check_run_folder(run, resume=False, overwrite=False)
+    assert not run.exists()
+    begin_run_folder(run, settings, resume=False, overwrite=False)
     (run / "model.safetensors").write_text("weights")
     with pytest.raises(ValueError, match="already holds a run"):
-        open_run_folder(run, settings, resume=False, overwrite=False)
+        begin_run_folder(run, settings, resume=False, overwrite=False)
     with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
-        open_run_folder(run, {**settings, "seed": 1}, resume=True, overwrite=False)
-    open_run_folder(run, settings, resume=True, overwrite=False)
+        begin_run_folder(run, {**settings, "seed": 1}, resume=True, overwrite=False)
+    begin_run_folder(run, settings, resume=True, overwrite=False)
     assert (run / "model.safetensors").exists()
-    open_run_folder(run, {**settings, "seed": 1}, resume=False, overwrite=True)
+    begin_run_folder(run, {**settings, "seed": 1}, resume=False, overwrite=True)
     assert not (run / "model.safetensors").exists()
 
     other = tmp_path / "photos"
@@ -93,7 +96,7 @@ def test_run_folder_keeps_what_is_not_its_own(tmp_path):
     (other / "me.jpg").write_text("precious")
     for flags in ({"resume": False, "overwrite": True}, {"resume": True, "overwrite": False}):
         with pytest.raises(ValueError, match="no run"):
-            open_run_folder(other, settings, **flags)
+            begin_run_folder(other, settings, **flags)
     assert (other / "me.jpg").exists()
     with pytest.raises(ValueError, match="is a file"):
-        open_run_folder(other / "me.jpg", settings, resume=False, overwrite=False)
+        begin_run_folder(other / "me.jpg", settings, resume=False, overwrite=False)

@@ -219,6 +219,8 @@ def test_bfloat16_agrees_to_its_rounding(level):
     exact = model(features=features, feature_masks=masks)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(features=features, feature_masks=masks)
+    mixture = torch.einsum("be,bec->bc", rounded.expert_weights, rounded.expert_logits)
+    torch.testing.assert_close(rounded.logits, mixture)  # the mixture itself is not rounded
     scale = exact.expert_logits.abs().max()
     assert (rounded.expert_logits - exact.expert_logits).abs().max() < 0.05 * scale
 
@@ -238,8 +240,7 @@ def test_padding_changes_nothing(attention):
         torch.testing.assert_close(alone.expert_logits[0], expected.expert_logits[row], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(alone.expert_weights[0], expected.expert_weights[row], rtol=1e-5, atol=1e-5)
     garbage = {name: torch.where(masks[name][..., None], x, torch.nan) for name, x in features.items()}
-    clean = {name: torch.where(masks[name][..., None], x, 1e3) for name, x in features.items()}
-    torch.testing.assert_close(model(features=clean, feature_masks=masks).logits, expected.logits)
+    torch.testing.assert_close(model(features=garbage, feature_masks=masks).logits, expected.logits)
     with pytest.raises(ValueError, match="NaN"):
         model(features=garbage)
 
@@ -423,6 +424,11 @@ def test_run_experts_zeroes_what_is_not_kept():
     )
     masked = model.run_experts(projected, masks, keep=keep, experts=["uniqueness_image"])
     torch.testing.assert_close(masked[2, 0], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"keep\['image'\].*\(4, 5\).*\(1, 5\)"):
+        model.run_experts(projected, masks, keep={"image": keep["image"][:1]})
+    pooled = make_model(make_config(3, level="pooled"))
+    with pytest.raises(ValueError, match="pseudo-patches"):
+        pooled.run_experts(pooled.embed(features, masks), masks)
     with pytest.raises(ValueError, match="synergi"):
         model.run_experts(projected, masks, experts=["synergi"])
 

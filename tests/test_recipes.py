@@ -104,18 +104,20 @@ def test_killed_and_resumed_ends_bit_for_bit_alike(train, tmp_path):
     options = ["--batch_size=4", "--num_epochs=3", "--checkpoint_steps=3"]
     train(*options, output="whole")
     process = train(*options, output="killed", wait=False)
-    checkpoint = tmp_path / "killed" / "seed-0" / "checkpoints" / "step-00000015"  # in the second epoch of 11 steps
+    checkpoints = tmp_path / "killed" / "seed-0" / "checkpoints"
+    middle = "step-00000015-epoch-0001"  # of the second epoch of 11 steps
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    while not (checkpoints / middle).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert checkpoint.exists()
+    assert (checkpoints / middle).exists()
     assert not (tmp_path / "killed" / "results.json").exists()
     train(*options, "--resume", output="killed")
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert not checkpoints.exists()
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
     assert results[0]["test"] == results[1]["test"]
 
@@ -174,6 +176,7 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
         (["--data_dir=nowhere"], "nowhere"),
         (["--labels", "Dramma"], "Drama"),
         (["--metric=mae"], "micro_f1"),
+        (["--labels", "Drama"], "regression"),
     ],
 )
 def test_wrong_options_end_at_the_start_with_a_message(train, tmp_path, options, message):

@@ -125,6 +125,52 @@ def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch
     assert expected.state.history == resumed.state.history
 
 
+def test_a_second_seed_resumes_from_its_own_state(cache, tmp_path, monkeypatch):
+    """One accelerator serves all seeds of a job; the job that resumes may start with a later one."""
+
+    def accelerator():
+        return Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+
+    def run(seed, accelerator, folder, **options):
+        arguments = TrainingArguments(num_epochs=2, batch_size=16, learning_rate=1e-2, seeds=[0, 1])
+        config = make_config(cache)
+        folder = tmp_path / folder / str(seed)
+        return train(config, cache, arguments, folder, accelerator, seed=seed, metric="micro_f1", **options)
+
+    shared = accelerator()
+    run(0, shared, "whole")
+    expected = run(1, shared, "whole")
+
+    shared = accelerator()
+    run(0, shared, "stopped")
+    save = Checkpoints.save
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(1, shared, "stopped")
+    assert_same(tensors(expected), tensors(run(1, accelerator(), "stopped", resume=True)))
+
+
+@pytest.mark.parametrize("lr_scheduler", ["constant", "linear", "cosine"])
+def test_warmup_raises_the_learning_rate(cache, tmp_path, monkeypatch, lr_scheduler):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def record(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    fit(cache, tmp_path, num_epochs=2, learning_rate=1e-3, warmup_ratio=0.5, lr_scheduler=lr_scheduler)
+    assert rates[:6] == pytest.approx([1e-3 * i / 6 for i in range(6)])
+    assert rates[6] == pytest.approx(1e-3)
+
+
 def test_accumulated_batches_equal_one_large_batch(cache, tmp_path):
     """With nothing drawn, two batches of 8 give the step of one batch of 16."""
     config = make_config(
@@ -149,7 +195,7 @@ def test_early_stopping_and_rotation(cache, tmp_path):
     assert fitted.state.epoch == fitted.state.best_epoch + 1 + 3 < 30
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert len(folders) == 2
-    assert folders[-1] == f"step-{fitted.state.optimizer_step:08d}"
+    assert folders[-1] == f"step-{fitted.state.optimizer_step:08d}-epoch-{fitted.state.epoch:04d}"
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert_same(weights, tensors(fitted))
 
