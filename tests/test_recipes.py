@@ -42,8 +42,9 @@ def shared(tmp_path_factory):
         if not even.exists():
             even.mkdir()
             (even / "dataset").symlink_to(films / "dataset")
-            split = {name: load_mmimdb(films, labels=list(PLANTED_GENRES)).splits[name]["id"] for name in SPLITS}
-            split = {"train": split["train"][:40], "dev": split["validation"], "test": split["test"]}
+            splits = load_mmimdb(films, labels=list(PLANTED_GENRES)).splits
+            ids = {name: list(splits[name]["id"]) for name in SPLITS}
+            split = {"train": ids["train"][:40], "dev": ids["validation"], "test": ids["test"]}
             (even / "split.json").write_text(json.dumps(split))
     return folder
 
