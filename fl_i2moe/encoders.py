@@ -10,6 +10,7 @@ Shape letters: B samples, T features of a sequence, D encoder width, C colour ch
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class EncodedFeatures:
     special_mask: Tensor
 
 
-class FrozenEncoder(nn.Module):
+class FrozenEncoder(nn.Module, ABC):
     """A Hugging Face encoder that never trains. Made by [`load_encoder`].
 
     Attributes:
@@ -115,8 +116,9 @@ class FrozenEncoder(nn.Module):
             "preprocessing": self.preprocess.identity(),
         }
 
+    @abstractmethod
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
-        raise NotImplementedError
+        """`encode` before special features are dropped and padding is zeroed."""
 
     def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
         outputs = self.model(**inputs, output_hidden_states=self.hidden_layer is not None)
