@@ -126,6 +126,7 @@ class GroupedSelfAttention(nn.Module):
         norm: GroupedLayerNorm,
         experts: list[int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(E, N, T, H) → (E, N, T, H) and, under eager attention, the probabilities (E·N, A, T, T), experts first."""
         qkv = self.qkv(x, experts, norm)
         num_experts, num_rows = qkv.shape[:2]
         # experts fold into the rows: (E, N, T, 3·H) → 3 × (E·N, A, T, d)
@@ -138,8 +139,7 @@ class GroupedSelfAttention(nn.Module):
             implementation = "eager"  # PyTorch has no fused CPU kernel with dropout; its fallback draws slowly
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=p)
-        output = self.output(output.flatten(-2).unflatten(0, (num_experts, num_rows)), experts)
-        return output, None if weights is None else weights.unflatten(0, (num_experts, num_rows))
+        return self.output(output.flatten(-2).unflatten(0, (num_experts, num_rows)), experts), weights
 
 
 class GroupedFeedForward(nn.Module):
@@ -202,6 +202,7 @@ class GroupedTransformer(nn.Module):
         feature_mask: torch.Tensor | None,
         readout: torch.Tensor,
         experts: list[int] | None = None,
+        attentions: list[torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -209,13 +210,16 @@ class GroupedTransformer(nn.Module):
             feature_mask: (N, T), true where a feature is real; `None` if all are.
             readout: (N, M, T), the weight of each feature in the mean of its modality.
             experts: indexes of the experts to run; all if `None`.
+            attentions: takes each layer's attention probabilities, as [`GroupedSelfAttention`] gives them.
 
         Returns:
             Logits (N, E, C).
         """
         x = x.unsqueeze(0)
         for layer in self.layers:
-            x, _ = layer(x, feature_mask, experts)
+            x, weights = layer(x, feature_mask, experts)
+            if attentions is not None:
+                attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
         return self.head(means.flatten(-2), experts).transpose(0, 1)
 

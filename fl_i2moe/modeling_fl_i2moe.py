@@ -232,7 +232,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         feature_masks: dict[str, torch.Tensor] | None = None,
         keep: dict[str, torch.Tensor] | None = None,
         experts: list[str] | None = None,
-    ) -> torch.Tensor:
+        output_attentions: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """
         Runs experts on projected sequences, with some features zeroed.
 
@@ -243,13 +244,21 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             keep: modality → (B, T_m), false where a feature is zeroed. Sequence length and attention mask stay. A
                 modality that is not named is kept whole.
             experts: names from `config.expert_names`; all by default.
+            output_attentions: also return the attention probabilities, on the graph. Needs eager attention.
 
         Returns:
-            Logits (B, number of experts, C), in the order of `experts`.
+            Logits (B, number of experts, C), in the order of `experts`. With `output_attentions` also a tuple of L
+            tensors (number of experts · B, A, T, T), experts first, over the joint sequence in `modality_order`.
 
         Raises:
-            ValueError: for an unknown modality or expert, or a mask of the wrong shape.
+            ValueError: for an unknown modality or expert, a mask of the wrong shape, or attentions that the attention
+                implementation does not give.
         """
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"Attention probabilities need `set_attn_implementation('eager')`, this model runs "
+                f"{self.config._attn_implementation!r}."
+            )
         names = self.config.expert_names
         if unknown := set(experts or ()) - set(names):
             raise ValueError(f"Unknown experts {sorted(unknown)}; this model has {names}.")
@@ -267,7 +276,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             }
         masks = {name: _as_bool((feature_masks or {}).get(name)) for name in self.config.modality_order}
         indexes = None if experts is None else [names.index(name) for name in experts]
-        return self.experts(*self._join([(projected, masks)]), experts=indexes).float()
+        attentions = [] if output_attentions else None
+        logits = self.experts(*self._join([(projected, masks)]), experts=indexes, attentions=attentions).float()
+        return logits if attentions is None else (logits, tuple(attentions))
 
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
         """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""

@@ -604,3 +604,27 @@ def test_dropout_passes_the_gradient_of_what_it_keeps():
     (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gradient, (y != 0).float() * 2)
     assert dropout(x, 0.5, training=False) is x
+
+
+def test_run_experts_gives_attentions_on_the_graph():
+    config = make_config(3)
+    model = make_model(config)
+    features, masks, _ = make_inputs(config)
+    projected = model.embed(features, masks)
+    names = ["redundancy", "uniqueness_text"]
+    with pytest.raises(ValueError, match="set_attn_implementation"):
+        model.run_experts(projected, masks, output_attentions=True)
+    expected = model.run_experts(projected, masks, experts=names)
+    model.set_attn_implementation("eager")
+    logits, attentions = model.run_experts(projected, masks, experts=names, output_attentions=True)
+    torch.testing.assert_close(logits, expected)
+    joint_mask = torch.cat([masks[name] for name in config.modality_order], dim=1)
+    assert len(attentions) == config.num_fusion_layers
+    gradients = torch.autograd.grad(logits[:, 1].sum(), attentions)
+    for attention, gradient in zip(attentions, gradients, strict=True):
+        by_expert = attention.unflatten(0, (2, 4))
+        torch.testing.assert_close(by_expert.sum(-1), torch.ones_like(by_expert[..., 0]))
+        padded = ~joint_mask[None, :, None, None, :].expand_as(by_expert)
+        assert (by_expert[padded] == 0).all()
+        by_expert = gradient.unflatten(0, (2, 4))
+        assert (by_expert[0] == 0).all() and (by_expert[1] != 0).any()  # only the named expert's own
