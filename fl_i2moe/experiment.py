@@ -33,7 +33,7 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
 from .encoders import FrozenEncoder, load_encoder
 from .figures import save_statistics_figures
-from .machine import cpu_model, usable_cores
+from .machine import cpu_model, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from .sample_encoders import resolve_encoder, user_cache_dir
@@ -88,6 +88,7 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     if accelerator.device.type == "cpu":
         # `accelerate launch` allows one thread unless it is told otherwise
         torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
+        keep_freed_memory()
     return accelerator
 
 

@@ -16,21 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_fl_i2moe import FLI2MoEConfig
-
-
-def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """
-    Dropout with one random byte an element: on CPUs the draws of `F.dropout` cost more than the products around it.
-
-    `p` is rounded to 1/256, and the scale is that of the rounded value, so the expectation is exact.
-    """
-    if not training or p == 0.0 or x.device.type != "cpu":
-        return F.dropout(x, p, training)
-    dropped = min(max(round(256 * p), 1), 255)
-    num_words = (x.numel() + 7) // 8
-    words = torch.empty(num_words, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits are random
-    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-    return x * keep.to(x.dtype).mul_(256 / (256 - dropped))
+from .cpu_training import dropout, self_attention
 
 
 class GroupedLayerNorm(nn.Module):
@@ -100,11 +86,8 @@ def eager_attention_forward(
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
-    output = torch.matmul(_dropout(weights, dropout, module.training), value)
+    output = torch.matmul(F.dropout(weights, dropout, module.training), value)
     return output.transpose(1, 2), weights
-
-
-_dropout = dropout  # the attention interface has an argument of that name
 
 
 class GroupedSelfAttention(nn.Module):
@@ -129,15 +112,16 @@ class GroupedSelfAttention(nn.Module):
         """(E, N, T, H) → (E, N, T, H) and, under eager attention, the probabilities (E·N, A, T, T), experts first."""
         qkv = self.qkv(x, experts, norm)
         num_experts, num_rows = qkv.shape[:2]
+        p = self.config.attention_dropout if self.training else 0.0
+        if self.training and x.device.type == "cpu":
+            mask = None if attention_mask is None else attention_mask.repeat(num_experts, 1)
+            output = self_attention(qkv.flatten(0, 1), mask, self.num_heads, p)
+            return self.output(output.unflatten(0, (num_experts, num_rows)), experts), None
         # experts fold into the rows: (E, N, T, 3·H) → 3 × (E·N, A, T, d)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
         if attention_mask is not None:
             attention_mask = attention_mask[:, None, None, :].repeat(num_experts, 1, 1, 1)
-        p = self.config.attention_dropout if self.training else 0.0
-        implementation = self.config._attn_implementation
-        if implementation == "sdpa" and p > 0 and x.device.type == "cpu":
-            implementation = "eager"  # PyTorch has no fused CPU kernel with dropout; its fallback draws slowly
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=p)
         return self.output(output.flatten(-2).unflatten(0, (num_experts, num_rows)), experts), weights
 

@@ -16,7 +16,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .fusion import FUSIONS, dropout, init_grouped_weights
+from .cpu_training import dropout
+from .fusion import FUSIONS, init_grouped_weights
 from .objective import interaction_losses, task_loss
 
 
@@ -254,10 +255,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             ValueError: for an unknown modality or expert, a mask of the wrong shape, or attentions that the attention
                 implementation does not give.
         """
-        if output_attentions and self.config._attn_implementation != "eager":
+        if output_attentions and (self.training or self.config._attn_implementation != "eager"):
             raise ValueError(
-                f"Attention probabilities need `set_attn_implementation('eager')`, this model runs "
-                f"{self.config._attn_implementation!r}."
+                "Attention probabilities need `eval()` and `set_attn_implementation('eager')`; this model runs "
+                f"{self.config._attn_implementation!r} in {'training' if self.training else 'evaluation'} mode."
             )
         names = self.config.expert_names
         if unknown := set(experts or ()) - set(names):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.fusion import dropout
+from fl_i2moe.cpu_training import dropout
 
 SIZES = {"text": (6, 7), "image": (10, 5), "audio": (4, 4), "depth": (3, 6)}
 
