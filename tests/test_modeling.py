@@ -6,55 +6,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import SIZES, make_config, make_inputs, make_model
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.cpu_training import dropout
-
-SIZES = {"text": (6, 7), "image": (10, 5), "audio": (4, 4), "depth": (3, 6)}
-
-
-def make_config(num_modalities=2, **changes) -> FLI2MoEConfig:
-    names = list(SIZES)[:num_modalities]
-    values = {
-        "modalities": {name: {"feature_size": SIZES[name][0], "max_features": SIZES[name][1]} for name in names},
-        "num_labels": 3,
-        "hidden_size": 8,
-        "num_attention_heads": 2,
-        "attention_dropout": 0.0,
-        "residual_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "reweighting_dropout": 0.0,
-        "reweighting_hidden_size": 12,
-        "num_patches": 3,
-        "identical_experts_init": False,
-    }
-    return FLI2MoEConfig(**{**values, **changes})
-
-
-def make_model(config: FLI2MoEConfig, seed: int = 0) -> FLI2MoEModel:
-    """A model in which no parameter is left at a value (zero, one) that could hide a mistake."""
-    torch.manual_seed(seed)
-    model = FLI2MoEModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def make_inputs(config: FLI2MoEConfig, num_samples: int = 4, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    features, masks = {}, {}
-    for name in config.modality_order:
-        size, longest = SIZES[name]
-        features[name] = torch.randn(num_samples, longest, size, generator=generator)
-        lengths = torch.randint(1, longest + 1, (num_samples,), generator=generator)
-        lengths[0] = longest
-        masks[name] = torch.arange(longest) < lengths[:, None]
-    labels = torch.randint(0, 2, (num_samples, config.num_labels), generator=generator).float()
-    return features, masks, labels
-
+from fl_i2moe import FLI2MoEModel
 
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
@@ -168,13 +124,16 @@ def draw_noises(model: FLI2MoEModel, features: dict, masks: dict, seed: int) -> 
     return [torch.randn_like(x) for x in plain_projection(model, features, masks)]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "training"])
 @pytest.mark.parametrize("level", ["feature", "pooled"])
 @pytest.mark.parametrize("num_modalities", [2, 3, 4])
 def test_grouped_path_equals_plain_loop(num_modalities, level, attention):
     config = make_config(num_modalities, level=level)
     model = make_model(config)
-    model.set_attn_implementation(attention)
+    if attention == "training":  # nothing is dropped
+        model.train()
+    else:
+        model.set_attn_implementation(attention)
     features, masks, labels = make_inputs(config)
     noises = draw_noises(model, features, masks, seed=3)
     logits, mixture, weights = plain_forward(model, features, masks, noises)
@@ -565,24 +524,6 @@ def test_bad_inputs_are_named(spoil, message):
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
-def test_dropout_keeps_the_expectation_and_is_independent(p):
-    torch.manual_seed(0)
-    x = torch.ones(1000, 1003)
-    y = dropout(x, p, training=True)
-    kept = (y != 0).float()
-    scales = y[y != 0].unique()
-    assert len(scales) == 1
-    expected_rate = 1 - round(256 * p) / 256
-    deviation = (expected_rate * (1 - expected_rate) / x.numel()) ** 0.5
-    assert abs(kept.mean() - expected_rate) < 5 * deviation
-    assert scales.item() == pytest.approx(1 / expected_rate, rel=1e-5)
-    centred = kept.flatten() - expected_rate
-    for lag in (1, 2, 7, 8, 9, 64, 1003):
-        correlation = (centred[:-lag] * centred[lag:]).mean() / (expected_rate * (1 - expected_rate))
-        assert abs(correlation) < 5e-3, lag
-
-
 @pytest.mark.parametrize("field", ["attention", "residual", "activation", "embedding", "reweighting"])
 def test_every_dropout_field_acts_in_training_alone(field):
     model = make_model(make_config(**{f"{field}_dropout": 0.5}))
@@ -596,14 +537,6 @@ def test_every_dropout_field_acts_in_training_alone(field):
     model.train()
     assert not torch.equal(run(0), run(1))
     assert torch.equal(run(0), run(0))
-
-
-def test_dropout_passes_the_gradient_of_what_it_keeps():
-    x = torch.randn(50, 50, requires_grad=True)
-    y = dropout(x, 0.5, training=True)
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    torch.testing.assert_close(gradient, (y != 0).float() * 2)
-    assert dropout(x, 0.5, training=False) is x
 
 
 def test_run_experts_gives_attentions_on_the_graph():
@@ -629,3 +562,45 @@ def test_run_experts_gives_attentions_on_the_graph():
         by_expert = gradient.unflatten(0, (2, 4))
         assert (by_expert[0] == 0).all()  # the other expert has no part in it
         assert (by_expert[1] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_modalities": 3, "reweighting": "global"}, {"architecture": "dense"}, {"level": "pooled"}]
+)
+def test_run_mixture_is_forward_with_features_zeroed(changes):
+    config = make_config(**changes)
+    model = make_model(config)
+    features, masks, _ = make_inputs(config)
+    projected = model.embed(features, masks)
+    masks_behind = None if config.level == "pooled" else masks
+    whole, expected = model.run_mixture(projected, masks_behind), model(features=features, feature_masks=masks)
+    for field in ("logits", "expert_logits", "expert_weights"):
+        assert torch.equal(whole[field], expected[field])
+
+    keep = {"image": torch.rand(projected["image"].shape[:2]) < 0.5}
+    zeroed = {**projected, "image": projected["image"].masked_fill(~keep["image"][..., None], 0.0)}
+    masked, expected = model.run_mixture(projected, masks_behind, keep), model.run_mixture(zeroed, masks_behind)
+    assert torch.equal(masked.logits, expected.logits)
+    assert not torch.allclose(masked.logits, whole.logits)
+    torch.testing.assert_close(masked.expert_logits, model.run_experts(zeroed, masks_behind))
+    if config.architecture == "moe" and config.reweighting == "mlp":  # the weights see it too
+        assert not torch.allclose(masked.expert_weights, whole.expert_weights)
+    with pytest.raises(ValueError, match=r"keep.*\['picture'\]"):
+        model.run_mixture(projected, masks_behind, {"picture": keep["image"]})
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_run_experts_takes_an_input_for_each_expert(attention):
+    config = make_config(3)
+    model = make_model(config)
+    model.set_attn_implementation(attention)
+    features, masks, _ = make_inputs(config)
+    names = ["synergy", "uniqueness_audio"]
+    projected = model.embed(features, masks)
+    own = {name: torch.stack([x, 2 * x]) for name, x in projected.items()}
+    logits = model.run_experts(own, masks, experts=names)
+    for e, name in enumerate(names):
+        expected = model.run_experts({m: x[e] for m, x in own.items()}, masks, experts=[name])
+        torch.testing.assert_close(logits[:, e : e + 1], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="2 experts, 5 run"):
+        model.run_experts(own, masks)
