@@ -36,7 +36,7 @@ def popcounts(num_players: int) -> np.ndarray:
 
 
 def unanimity_game(num_players: int, seed: int):
-    """`v(S) = Σ_T a_T [T ⊆ S]` with random T of 1 to 6 players, and its index: the sum of a_T / (|T| − 1) over T ∋ u, v."""
+    """`v(S) = Σ_T a_T [T ⊆ S]`, random T of 1 to 6 players. Its index: the sum of a_T / (|T| − 1) over T ∋ u, v."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 7, size=80)
     members = rng.random((80, num_players)).argsort(axis=1).argsort(axis=1) < sizes[:, None]
