@@ -149,7 +149,7 @@ def test_random_pairs_that_cannot_be():
 
 
 def conjunction(inputs: Inputs, keep: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Even samples are of class 1 and need token 1 and patch 0 and 1 together to be seen as such; odd are of class 0."""
+    """Even samples are of class 1, seen where token 1 and patches 0 and 1 are all there; odd ones are of class 0."""
     there = keep["text"][:, 1] & keep["image"][:, 0] & keep["image"][:, 1]
     score = torch.where(there & (torch.arange(len(inputs)) % 2 == 0), 1.0, -1.0)
     return torch.stack([-score, score], dim=1)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_calls", type=int, default=64, help="of the plain loop that are timed, of a few thousand")
     parser.add_argument("--num_games", type=int, default=100, help="over which errors are averaged")
     parser.add_argument(
-        "--num_samples", type=int, default=2, help="of the small run; the large one has four times more"
+        "--num_samples", type=int, default=8, help="of the small run; the large one has four times more"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
