@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from datasets import Features, List, Value
 from fake_encoders import fake_encoders, write_raw
@@ -22,7 +21,7 @@ SIZES = {"train": 96, "validation": 32, "test": 20}
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, fresh_accelerate):
     """Runs a job with fake encoders on the CPU; returns its results."""
 
     def start(raw, *, model=None, **training):
@@ -38,12 +37,7 @@ def run(tmp_path, monkeypatch):
         return run_experiment(raw, choices, job, accelerator, job.settings())
 
     monkeypatch.setattr(experiment, "load_encoder", lambda folder, kind, **options: fake_encoders()[kind])
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    yield start
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return start
 
 
 def with_labels(raw, problem_type, label_names, label_of, feature) -> RawDataset:
