@@ -301,3 +301,21 @@ def test_every_seed_starts_with_a_fresh_loss_scale(cache, tmp_path, monkeypatch)
     assert alone["scale"] == 8.0  # grown once in six steps
     saved = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("*/1/checkpoints/*/scaler.pt"))]
     assert saved == [alone, alone]
+
+
+def test_accumulated_gradients_are_clipped_once_a_step(cache, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def record(self, *arguments, **options):
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]]).item())
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    options = {"num_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 2}
+    fit(cache, tmp_path / "free", max_grad_norm=0.0, **options)
+    fit(cache, tmp_path / "clipped", max_grad_norm=0.1, **options)
+    free, clipped = norms[:6], norms[6:]
+    assert len(free) == len(clipped) == 6
+    assert min(free) > 0.1
+    assert clipped == pytest.approx([0.1] * 6, rel=1e-3)
