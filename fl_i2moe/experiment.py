@@ -75,6 +75,9 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     Sets up this process: Accelerate, CPU threads, and transformers' own progress bars (off, ours say what goes on).
 
     The long timeout is for processes that wait while another one writes data.
+
+    Raises:
+        ValueError: the tracker is unknown or not installed, or fp16 is asked for without a GPU.
     """
     transformers_logging.disable_progress_bar()
     accelerator = Accelerator(
@@ -85,7 +88,11 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
+    if training.report_to and not accelerator.log_with:  # Accelerate only warns
+        raise ValueError(f"`report_to` {training.report_to}: no such tracker is installed.")
     if accelerator.device.type == "cpu":
+        if accelerator.mixed_precision == "fp16":  # Accelerate would compute in float32 and not say so
+            raise ValueError("Mixed precision fp16 needs a GPU; use bf16 or no.")
         # `accelerate launch` allows one thread unless it is told otherwise
         torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
         keep_freed_memory()
@@ -288,7 +295,7 @@ def _write_statistics(
         threshold=threshold,
     )
     write_json(run_dir / "interaction_statistics.json", statistics)
-    save_statistics_figures(statistics, predictions.expert_weights, run_dir / "figures")
+    replace_files(run_dir / "figures", partial(save_statistics_figures, statistics, predictions.expert_weights))
     fitted.model.config.interaction_statistics = statistics
     replace_files(run_dir / "model", fitted.model.config.save_pretrained)
 

@@ -76,6 +76,8 @@ class DataArguments:
     def __post_init__(self):
         if self.labels and self.min_label_count:
             raise ValueError("`labels` and `min_label_count` exclude each other.")
+        if self.min_label_count is not None and self.min_label_count < 1:
+            raise ValueError(f"`min_label_count` must be at least 1, got {self.min_label_count}.")
 
 
 def main():
@@ -115,5 +117,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
