@@ -83,7 +83,11 @@ def choose_cases(
     if not possible:
         raise ValueError("no sample of the split carries a label whose evidence is known and was not cut off")
     share = -(-num_cases // len(possible))
-    return [cases[i] for cases in possible.values() for i in sorted(rng.permutation(len(cases))[:share])]
+    chosen = []
+    for label in filter(possible.__contains__, label_names):
+        cases = possible[label]
+        chosen += [cases[i] for i in sorted(rng.permutation(len(cases))[:share])]
+    return chosen
 
 
 def fit_probes(
@@ -154,8 +158,10 @@ def found_evidence(
     for first, batch, inputs, targets in _batches(model, rows, cases, batch_size, progress, "Evidence"):
         with torch.no_grad():
             weights = model(batch["features"], batch["feature_masks"]).expert_weights
+        # of the sample, not of its place in the batch
+        seeds = [seed * len(rows) + case.row for case in cases[first : first + len(targets)]]
         for method in methods:
-            importance = attribute(model, inputs, targets, method, num_steps=num_steps, seed=seed)
+            importance = attribute(model, inputs, targets, method, num_steps=num_steps, seed=seeds)
             mixed = mixture_importance(importance, weights)
             for b in range(len(targets)):
                 case = cases[first + b]
