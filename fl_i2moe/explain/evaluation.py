@@ -201,8 +201,9 @@ def found_pairs(
     Returns:
         (expert, universe, score, measure) → (cases,). Scores: `sii_absolute` (the primary one: of an exclusive-or the
         index is negative for one polarity), `sii_signed`, `redundancy_published`, `redundancy_both`; measures `1`,
-        `5`, `10` and `5_exact`, which counts the evidence alone. Under the score `universe`: `chance`, the share of
-        right pairs; `any`, whether there is one; `5`, the best possible precision at 5.
+        `5`, `10`; `5_exact`, which counts the evidence alone; `5_<modality>`, which asks for that end alone. Under
+        the score `universe`: `chance`, the share of right pairs; `any`, whether there is one; `5`, the best possible
+        precision at 5.
     """
     measures = _Measures(len(cases))
     experts = model.config.expert_names
@@ -314,10 +315,16 @@ def _pair_precisions(scores: Any, pairs: list[Any], evidence: Evidence) -> dict[
         for k in TOP_PAIRS:
             precisions[kind, str(k)] = precision_at(rankings[kind], right, k)
         precisions[kind, f"{middle}_exact"] = precision_at(rankings[kind], exact, middle)
+        for name in evidence.near:
+            precisions[kind, f"{middle}_{name}"] = precision_at(rankings[kind], _ends(pairs, name, evidence), middle)
     precisions["universe", "chance"] = float(right.mean())
     precisions["universe", "any"] = float(right.any())
     precisions["universe", str(middle)] = min(middle, int(right.sum())) / min(middle, len(right))
     return precisions
+
+
+def _ends(pairs: list[Any], name: str, evidence: Evidence) -> list[bool]:
+    return [any(player[0] == name and evidence.near[name][player[1]] for player in pair) for pair in pairs]
 
 
 def _evidence(cases: Sequence[Case], name: str, like: Tensor) -> Tensor:

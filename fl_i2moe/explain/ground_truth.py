@@ -316,7 +316,7 @@ def precision_at(scores: ArrayLike, right: ArrayLike, k: int) -> float:
 
 def right_pairs(pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]], found: Mapping[str, BoolArray]) -> BoolArray:
     """(P,): whether both ends, each a modality and a position, lie where `found` (modality → (T,)) is true."""
-    return np.array([all(bool(found[name][index]) for name, index in pair) for pair in pairs], np.bool_)
+    return np.array([all(name in found and found[name][index] for name, index in pair) for pair in pairs], np.bool_)
 
 
 class EvidenceProbe:

@@ -159,14 +159,16 @@ def _pairs(model: Mapping[str, Any]) -> list[str]:
     for group, experts in result.items():
         lines += [f"### Pairs of labels by {group}", ""]
         rows = []
+        measures = next(iter(experts.values()))["top"]["sii_absolute"]
+        more = [name for name in measures if name.startswith("5_")]
         for expert, universes in experts.items():
             for universe, scores in universes.items():
                 there = scores["universe"]
                 ends = [_mean(there["chance"]), _mean(there["5"]), _mean(there["any"])]
                 for score in SHOWN_SCORES.get(group, sorted(scores.keys() - {"universe"})):
-                    values = [_value(scores[score][k], k == "5") for k in (*PAIR_MEASURES, "5_exact")]
+                    values = [_value(scores[score][k], k == "5") for k in (*PAIR_MEASURES, *more)]
                     rows.append([_bold(expert, expert == group), universe, score, *values, *ends])
-        header = ["expert", "universe", "score", *(f"P@{k}" for k in PAIR_MEASURES), "P@5 exact"]
+        header = ["expert", "universe", "score", *(f"P@{name.replace('_', ' ')}" for name in (*PAIR_MEASURES, *more))]
         lines += _table([*header, "chance", "best P@5", "has a true pair"], rows)
     return lines
 
