@@ -245,7 +245,7 @@ def test_tables_and_figure_say_what_was_found(tmp_path):
 
     names = ["uniqueness_image", "synergy"]
     labels = {"b": {"right": "synergy", "score": value(0.9), "costs": {names[0]: value(0.25), names[1]: value(-0.001)}}}
-    labels["b"]["carriers"] = [names[0]]
+    labels["b"] |= {"carriers": [names[0]], "margin": value(-0.251)}
     part = {"share_right": value(0.0), "labels": labels}
     metrics = {"f1": part, "average_precision": part}
     scores = {k: {m: value(0.5) for m in ("1", "5", "10", "5_exact")} for k in ("sii_absolute", "sii_signed")}

@@ -145,9 +145,11 @@ def test_experts_that_carry_one_kind_each_are_all_right_and_permuted_all_wrong(r
             costs = {name: cost["mean"] for name, cost in entry["costs"].items()}
             assert costs.pop(right) > 0.3
             assert max(costs.values()) < 0.05
+            assert entry["margin"]["mean"] == pytest.approx(entry["costs"][right]["mean"] - max(costs.values()))
     wrong = dict(zip(LABELS, EXPERTS[1:] + EXPERTS[:1], strict=True))
     report = right_experts([outputs], labels, LABELS, EXPERTS, wrong, num_resamples=50)
     assert report[replaced]["f1"]["share_right"]["mean"] == 0
+    assert all(entry["margin"]["mean"] < -0.25 for entry in report[replaced]["f1"]["labels"].values())
     # and with the experts' outputs permuted, every label follows its expert
     for order in itertools.islice(itertools.permutations(range(4)), 1, None, 5):
         moved = ExpertOutputs(outputs.expert_logits[:, list(order)], outputs.expert_weights)

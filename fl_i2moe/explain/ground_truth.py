@@ -253,8 +253,8 @@ def right_experts(
     Returns:
         Plain JSON: `chance` (1 / E), and per kind of replacement and metric (`logits`, `contribution`; `f1`,
         `average_precision`) the `share_right` of all labels, and `labels`: label → `right` (the expert), `score` of
-        the whole mixture, `costs` by expert, `carriers` (one a seed, None where no expert stands out). Values are as
-        [`describe`] gives them.
+        the whole mixture, `costs` by expert, `margin` (what the right expert costs beyond any other), `carriers` (one
+        a seed, None where no expert stands out). Values are as [`describe`] gives them.
 
     Raises:
         ValueError: a label or an expert of `carriers` that is not there.
@@ -273,6 +273,9 @@ def right_experts(
         for metric in by_seed[0]:
             scores, costs = (np.stack([run[metric][part] for run in by_seed]) for part in (0, 1))  # (S, 1 + R, …)
             found = find_carriers(costs)
+            own = np.take_along_axis(costs, right[None, None, None], axis=2)
+            others = np.where(np.arange(len(expert_names))[:, None] == right, -np.inf, costs).max(axis=2)
+            margins = own[:, :, 0] - others
             result[replaced][metric] = {
                 "share_right": describe((found == right).mean(axis=-1)),
                 "labels": {
@@ -280,6 +283,7 @@ def right_experts(
                         "right": carriers[label],
                         "score": describe(scores[:, :, c]),
                         "costs": {name: describe(costs[:, :, e, c]) for e, name in enumerate(expert_names)},
+                        "margin": describe(margins[:, :, c]),
                         "carriers": [None if e < 0 else expert_names[e] for e in found[:, 0, c]],
                     }
                     for c, label in enumerate(label_names)

@@ -69,7 +69,8 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
         axes.set_xticks(range(len(experts)), [textwrap.fill(expert_title(e), 12) for e in experts], fontsize=9)
         axes.xaxis.tick_top()
         axes.set_yticks(range(len(costs)), [f"{label} ({expert_title(groups[label])})" for label in result["labels"]])
-        axes.set_title(f"{name}: {_percent(result['share_right'])} right", fontsize=10)
+        short = name if len(name) <= 40 else f"…{name[-39:]}"
+        axes.set_title(f"{short}\n{_percent(result['share_right'])} right", fontsize=10)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=panels, label="loss of F1", shrink=0.8, aspect=25)
@@ -122,9 +123,19 @@ def _right_experts(model: Mapping[str, Any]) -> list[str]:
             means = {name: cost["mean"] for name, cost in entry["costs"].items()}
             cells = [_bold(_value(cost), means[name] == max(means.values())) for name, cost in entry["costs"].items()]
             right = sum(carrier == entry["right"] for carrier in entry["carriers"])
-            rows.append([label, entry["right"], _value(entry["score"]), *cells, f"{right} of {len(entry['carriers'])}"])
-        lines += [f"Loss of {title} when an expert's logits are replaced by their mean; bold: the largest.", ""]
-        lines += _table(["label", "right expert", title, *model["experts"], "seeds right"], rows)
+            rows.append(
+                [
+                    label,
+                    entry["right"],
+                    _value(entry["score"]),
+                    *cells,
+                    _value(entry["margin"]),
+                    f"{right} of {len(entry['carriers'])}",
+                ]
+            )
+        explained = f"Loss of {title} when an expert's logits are replaced by their mean; bold: the largest."
+        lines += [f"{explained} Margin: of the right expert over all others.", ""]
+        lines += _table(["label", "right expert", title, *model["experts"], "margin", "seeds right"], rows)
     return lines
 
 
