@@ -43,18 +43,26 @@ class Importance:
 
 
 @contextmanager
-def explaining(model: FLI2MoEModel) -> Iterator[FLI2MoEModel]:
-    """The model in evaluation mode under eager attention; its own mode and attention come back afterwards."""
+def evaluating(model: FLI2MoEModel) -> Iterator[FLI2MoEModel]:
+    """The model in evaluation mode; each part's own mode comes back afterwards."""
     training = {module: module.training for module in model.modules()}
-    attention = model.config._attn_implementation
     try:
-        model.eval()
-        model.set_attn_implementation("eager")
-        yield model
+        yield model.eval()
     finally:
-        model.set_attn_implementation(attention)
         for module, was_training in training.items():
             module.training = was_training
+
+
+@contextmanager
+def explaining(model: FLI2MoEModel) -> Iterator[FLI2MoEModel]:
+    """The model in evaluation mode under eager attention; its own mode and attention come back afterwards."""
+    attention = model.config._attn_implementation
+    with evaluating(model):
+        try:
+            model.set_attn_implementation("eager")
+            yield model
+        finally:
+            model.set_attn_implementation(attention)
 
 
 def attribute(
@@ -66,7 +74,7 @@ def attribute(
     experts: list[str] | None = None,
     of: Literal["expert", "mixture"] = "expert",
     num_steps: int = 32,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int | Sequence[int]] = 0,
 ) -> Importance:
     """
     Scores every feature by its part in one class's logit, for each expert by itself.
@@ -88,7 +96,7 @@ def attribute(
         of: the logit that is explained: the expert's own, or (as in the paper) the mixture's, of which the expert
             gives `w_e · logit_e`, the weight w_e held as it is for the sample.
         num_steps: nodes of integrated gradients.
-        seed: of `"random"`. One number for the batch, or one for each sample.
+        seed: of `"random"`. One number for the batch, or for each sample one (or several numbers).
 
     Raises:
         ValueError: an unknown method, expert or `of`; targets that do not fit; a rollout of a fusion that has no
@@ -306,7 +314,7 @@ def _integrated_gradients(
     return raw, (sum(x.sum(dim=-1) for x in raw.values()) - difference).abs()
 
 
-def _random(inputs: Inputs, num_experts: int, seed: int | Sequence[int]) -> dict[str, Tensor]:
+def _random(inputs: Inputs, num_experts: int, seed: int | Sequence[int | Sequence[int]]) -> dict[str, Tensor]:
     """A stream of random numbers for each sample, of its real features alone: padding and neighbours play no part."""
     seeds = [[seed, row] for row in range(len(inputs))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(inputs):

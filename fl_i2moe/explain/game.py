@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
+from .masked_expert import MaskedExpert
 
 Game = Callable[[NDArray[np.bool_]], NDArray[np.float64]]
 """Coalitions (S, N), true where a player takes part, to values (S,)."""
@@ -44,7 +45,8 @@ class CachedGame:
     def __call__(self, coalitions: ArrayLike) -> NDArray[np.float64]:
         """
         Args:
-            coalitions: (S, N) booleans, or 0 and 1; true where a player takes part.
+            coalitions: (S, N) booleans, or 0 and 1; true where a player takes part. A single one may be (N,), as
+                shapiq asks.
 
         Returns:
             (S,)
@@ -62,6 +64,7 @@ class CachedGame:
 
     def _checked(self, coalitions: ArrayLike) -> NDArray[np.bool_]:
         array = np.asarray(coalitions)
+        array = array[None] if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != self.num_players:
             raise ValueError(f"coalitions must have shape (S, {self.num_players}), got {array.shape}")
         if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
@@ -113,6 +116,7 @@ class ValueGame(CachedGame):
         self.batch_size = batch_size or BATCH_SIZES.get(model.device.type, 256)
         _check_players(self.players, inputs)
         super().__init__(self._evaluate, len(self.players))
+        self._run: Callable[[dict[str, Tensor]], Tensor] | None = None
 
         self._projected, self._feature_masks, self._always_kept = {}, {}, {}
         self._columns, self._positions = {}, {}
@@ -132,19 +136,30 @@ class ValueGame(CachedGame):
     def _evaluate(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
         if self.model.training:
             raise ValueError("the model is in training mode, where its values are random: call `model.eval()` first")
+        if self._run is None:
+            self._run = self._prepare()
         asked = torch.from_numpy(coalitions).to(self.model.device)
-        return torch.cat([self._logits(batch) for batch in asked.split(self.batch_size)]).double().cpu().numpy()
+        logits = [self._run(self._keep(batch))[:, self.target] for batch in asked.split(self.batch_size)]
+        return torch.cat(logits).double().cpu().numpy()
 
-    def _logits(self, coalitions: Tensor) -> Tensor:
-        """(S, N) → (S,)"""
-        num_coalitions = len(coalitions)
-        projected, keep = {}, {}
-        for name, x in self._projected.items():
-            projected[name] = x.expand(num_coalitions, -1, -1)
-            keep[name] = self._always_kept[name].repeat(num_coalitions, 1)
-            keep[name][:, self._positions[name]] = coalitions[:, self._columns[name]]
+    def _keep(self, coalitions: Tensor) -> dict[str, Tensor]:
+        """(S, N) → modality → (S, T_m), false where a feature is zeroed"""
+        keep = {name: kept.repeat(len(coalitions), 1) for name, kept in self._always_kept.items()}
+        for name, mask in keep.items():
+            mask[:, self._positions[name]] = coalitions[:, self._columns[name]]
+        return keep
+
+    def _prepare(self) -> Callable[[dict[str, Tensor]], Tensor]:
+        if MaskedExpert.supports(self.model):
+            expert = MaskedExpert(self.model, self.expert, self._projected, self._feature_masks)
+            return lambda keep: expert(torch.cat(list(keep.values()), dim=1))
+        return self._run_expert
+
+    def _run_expert(self, keep: dict[str, Tensor]) -> Tensor:
+        num_coalitions = len(next(iter(keep.values())))
+        projected = {name: x.expand(num_coalitions, -1, -1) for name, x in self._projected.items()}
         masks = {name: mask.expand(num_coalitions, -1) for name, mask in self._feature_masks.items()}
-        return self.model.run_experts(projected, masks, keep, [self.expert])[:, 0, self.target]
+        return self.model.run_experts(projected, masks, keep, [self.expert])[:, 0]
 
 
 def list_players(players: dict[str, Tensor] | Sequence[Player], modality_order: Sequence[str]) -> list[Player]:
