@@ -67,6 +67,7 @@ class EvaluationArguments:
     overwrite: bool = option(False, "Replace what is in --output_dir.")
     split: Literal["validation", "test"] = option("test", "Films that are explained; probes are fitted on train.")
     num_samples: int = option(200, "Explanations that are checked for evidence: a film and a genre it has.")
+    num_probe_samples: int = option(600, "Training films that the probes are fitted on.")
     num_pair_samples: int = option(48, "Explanations that are checked for pairs.")
     num_coalitions: int = option(2, "Coalitions a pair.")
     estimator: Literal["shared_context", "per_pair"] = option("shared_context", "How pairs are scored.")
@@ -81,7 +82,7 @@ class EvaluationArguments:
     def __post_init__(self):
         if not self.models:
             raise ValueError("`models` names no run: give --models runs/sample.")
-        for name in ("num_samples", "num_coalitions", "num_steps", "num_resamples"):
+        for name in ("num_samples", "num_probe_samples", "num_coalitions", "num_steps", "num_resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.num_pair_samples < 0:
@@ -124,7 +125,8 @@ def main():
 
     data = PlantedData(runs[0], options)
     console.print(f"{len(data.cases)} films and genres checked for evidence, {len(data.pair_cases)} for pairs")
-    ceiling = evidence_ceiling(data.rows, data.cases, fit_probes(data.train_rows, data.truth, data.label_names))
+    probes = fit_probes(data.train_rows, data.truth, data.label_names, options.num_probe_samples, options.seed)
+    ceiling = evidence_ceiling(data.rows, data.cases, probes)
     report = {
         "settings": {
             "split": options.split,
