@@ -30,9 +30,6 @@ class EncodingArguments:
     """How raw samples become feature sequences, and where these are kept."""
 
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
-    hidden_layer: int | None = option(
-        None, "Which hidden layer of the encoders to use (0: embeddings); the last if not given."
-    )
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     cache_dir: str | None = option(

@@ -52,6 +52,8 @@ class EncoderChoice:
 
     name: str
     revision: str | None = None
+    hidden_layer: int | None = None
+    """0: embeddings; the last if None. An earlier layer keeps more of a feature in its own place."""
 
 
 @dataclass
@@ -221,7 +223,7 @@ def _load_encoder(
         kind,
         name=choice.name,
         revision=choice.revision,
-        hidden_layer=arguments.hidden_layer,
+        hidden_layer=choice.hidden_layer,
         special_features=arguments.special_features,
         max_length=arguments.text_max_length if kind == "text" else None,
         image_resize=arguments.image_resize,

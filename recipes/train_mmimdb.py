@@ -68,8 +68,10 @@ class DataArguments:
     min_label_count: int | None = option(None, "Predict all genres with at least so many training films.")
     image_encoder: str | None = option(None, "Hub id or folder of a vision model; CLIP ViT-B/16, or the sample's.")
     image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
+    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
     text_encoder: str | None = option(None, "Hub id or folder of a text model; RoBERTa-base, or the sample's.")
     text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
+    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
     num_films: int = option(2000, "Films of the built-in sample.")
     sample_seed: int = option(0, "Seed of the built-in sample.")
 
@@ -90,8 +92,8 @@ def main():
     accelerator = create_accelerator(training, output.output_dir)
     defaults = ENCODERS if data.data_dir else SAMPLE_ENCODERS
     encoders = {
-        "image": EncoderChoice(data.image_encoder or defaults["image"], data.image_revision),
-        "text": EncoderChoice(data.text_encoder or defaults["text"], data.text_revision),
+        "image": EncoderChoice(data.image_encoder or defaults["image"], data.image_revision, data.image_hidden_layer),
+        "text": EncoderChoice(data.text_encoder or defaults["text"], data.text_revision, data.text_hidden_layer),
     }
     if data.data_dir:
         data_dir = Path(data.data_dir)
