@@ -206,7 +206,7 @@ class GroupedTransformer(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            x: (N, T, H), the joint sequence, the same for every expert.
+            x: (N, T, H), the joint sequence, the same for every expert; or (E, N, T, H), one for each.
             feature_mask: (N, T), true where a feature is real; `None` if all are.
             readout: (N, M, T), the weight of each feature in the mean of its modality.
             experts: indexes of the experts to run; all if `None`.
@@ -215,7 +215,7 @@ class GroupedTransformer(nn.Module):
         Returns:
             Logits (N, E, C).
         """
-        x = x.unsqueeze(0)
+        x = x if x.dim() == 4 else x.unsqueeze(0)
         for layer in self.layers:
             x, weights = layer(x, feature_mask, experts)
             if attentions is not None:

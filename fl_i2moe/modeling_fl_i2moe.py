@@ -194,20 +194,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         x, feature_mask, readout = self._join(views)
         num_samples = x.shape[0] // len(views)
         view_logits = self.experts(x, feature_mask, readout).float().unflatten(0, (len(views), num_samples))
-        expert_logits = view_logits[0]
-
-        if self.reweighting is None:
-            expert_weights = torch.ones_like(expert_logits[:, :, 0])
-        else:
-            expert_weights = self.reweighting(self._means(projected, readout[:num_samples]))
-        # not a matrix product, which autocast would round
-        logits = (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
-
-        output = FLI2MoEOutput(logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
+        output = self._mix(view_logits[0], projected, readout[:num_samples])
         if with_interaction_losses:
             output.interaction_losses = interaction_losses(view_logits, perturbed, self.config)
         if labels is not None:
-            output.task_loss = output.loss = task_loss(logits, labels, self.config)
+            output.task_loss = output.loss = task_loss(output.logits, labels, self.config)
             if with_interaction_losses:
                 output.loss = output.task_loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
         return output
@@ -238,7 +229,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         Runs experts on projected sequences, with some features zeroed.
 
         Args:
-            projected: modality → (B, T_m, H), from [`embed`].
+            projected: modality → (B, T_m, H), from [`embed`]; or (number of experts, B, T_m, H), an input of its own
+                for each expert.
             feature_masks: modality → (B, T_m), true where a feature is real. Pooled models, whose pseudo-patches are
                 all real, take none.
             keep: modality → (B, T_m), false where a feature is zeroed. Sequence length and attention mask stay. A
@@ -251,8 +243,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             tensors (number of experts · B, A, T, T), experts first, over the joint sequence in `modality_order`.
 
         Raises:
-            ValueError: for an unknown modality or expert, a mask of the wrong shape, or attentions that the attention
-                implementation does not give.
+            ValueError: for an unknown modality or expert, an input or mask of the wrong shape, or attentions that the
+                attention implementation does not give.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
@@ -262,23 +254,38 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         names = self.config.expert_names
         if unknown := set(experts or ()) - set(names):
             raise ValueError(f"Unknown experts {sorted(unknown)}; this model has {names}.")
-        self._check_names(projected, "projected", complete=True)
-        self._check_names(feature_masks or {}, "feature_masks")
-        self._check_names(keep or {}, "keep")
-        if feature_masks and self.config.level == "pooled":
-            raise ValueError("A pooled model's pseudo-patches are all real: give no `feature_masks` here.")
-        for argument, given in (("feature_masks", feature_masks or {}), ("keep", keep or {})):
-            for name, mask in given.items():
-                _check_mask_shape(f"{argument}[{name!r}]", mask, projected[name])
-        if keep:
-            projected = {
-                name: x * keep[name].unsqueeze(-1).to(x.dtype) if name in keep else x for name, x in projected.items()
-            }
-        masks = {name: _as_bool((feature_masks or {}).get(name)) for name in self.config.modality_order}
+        num_experts = len(names if experts is None else experts)
+        for name, x in projected.items():
+            if x.dim() == 4 and x.shape[0] != num_experts:
+                raise ValueError(f"`projected[{name!r}]` has inputs for {x.shape[0]} experts, {num_experts} run.")
+        projected, masks = self._zero(projected, feature_masks, keep)
         indexes = None if experts is None else [names.index(name) for name in experts]
         attentions = [] if output_attentions else None
         logits = self.experts(*self._join([(projected, masks)]), experts=indexes, attentions=attentions).float()
         return logits if attentions is None else (logits, tuple(attentions))
+
+    def run_mixture(
+        self,
+        projected: dict[str, torch.Tensor],
+        feature_masks: dict[str, torch.Tensor] | None = None,
+        keep: dict[str, torch.Tensor] | None = None,
+    ) -> FLI2MoEOutput:
+        """
+        The whole model on projected sequences, with some features zeroed: the experts and their weights see it.
+
+        Args:
+            projected: modality → (B, T_m, H), from [`embed`].
+            feature_masks, keep: as for [`run_experts`].
+
+        Returns:
+            `logits`, `expert_logits` and `expert_weights`, without losses.
+
+        Raises:
+            ValueError: for an unknown modality or a mask of the wrong shape.
+        """
+        projected, masks = self._zero(projected, feature_masks, keep)
+        x, feature_mask, readout = self._join([(projected, masks)])
+        return self._mix(self.experts(x, feature_mask, readout).float(), projected, readout)
 
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
         """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""
@@ -296,6 +303,38 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 x = x.masked_fill(~mask.unsqueeze(-1), 0)  # whatever stands in the padding, NaN too
             projected[name] = stem(x, mask)
         return projected
+
+    def _zero(
+        self,
+        projected: dict[str, torch.Tensor],
+        feature_masks: dict[str, torch.Tensor] | None,
+        keep: dict[str, torch.Tensor] | None,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+        """Zeroes what is not kept, after checks; also a boolean mask, or `None`, for every modality."""
+        feature_masks, keep = feature_masks or {}, keep or {}
+        self._check_names(projected, "projected", complete=True)
+        self._check_names(feature_masks, "feature_masks")
+        self._check_names(keep, "keep")
+        if feature_masks and self.config.level == "pooled":
+            raise ValueError("A pooled model's pseudo-patches are all real: give no `feature_masks` here.")
+        for argument, given in (("feature_masks", feature_masks), ("keep", keep)):
+            for name, mask in given.items():
+                _check_mask_shape(f"{argument}[{name!r}]", mask, projected[name])
+        zeroed = {name: projected[name] * mask.unsqueeze(-1).to(projected[name].dtype) for name, mask in keep.items()}
+        masks = {name: _as_bool(feature_masks.get(name)) for name in self.config.modality_order}
+        return {**projected, **zeroed}, masks
+
+    def _mix(
+        self, expert_logits: torch.Tensor, projected: dict[str, torch.Tensor], readout: torch.Tensor
+    ) -> FLI2MoEOutput:
+        """Weighs the experts: (B, E, C), the full view and its readout (B, M, T) → an output without losses."""
+        if self.reweighting is None:
+            expert_weights = torch.ones_like(expert_logits[:, :, 0])
+        else:
+            expert_weights = self.reweighting(self._means(projected, readout))
+        # not a matrix product, which autocast would round
+        logits = (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
+        return FLI2MoEOutput(logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
 
     def _draw_perturbed(self) -> list[int]:
         """The modalities that this step's views lack."""
@@ -327,20 +366,24 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def _join(
         self, views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]]
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Views → joint sequences (V·B, T, H), their mask (V·B, T) or `None`, and the readout (V·B, M, T)."""
+        """
+        Views → joint sequences (V·B, T, H), their mask (V·B, T) or `None`, and the readout (V·B, M, T).
+
+        An expert axis in front stays in front.
+        """
         order = self.config.modality_order
-        lengths = [views[0][0][name].shape[1] for name in order]
+        lengths = [views[0][0][name].shape[-2] for name in order]
         sequences = [
-            x[name] + stem.positions[: x[name].shape[1]].to(x[name].dtype)
+            x[name] + stem.positions[: x[name].shape[-2]].to(x[name].dtype)
             for x, _ in views
             for name, stem in zip(order, self.stems, strict=True)
         ]
-        num_views, num_samples = len(views), sequences[0].shape[0]
-        rows = [torch.cat(sequences[i : i + len(order)], dim=1) for i in range(0, len(sequences), len(order))]
-        x = dropout(torch.cat(rows), self.config.embedding_dropout, self.training)
+        num_views, num_samples = len(views), sequences[0].shape[-3]
+        rows = [torch.cat(sequences[i : i + len(order)], dim=-2) for i in range(0, len(sequences), len(order))]
+        x = dropout(torch.cat(rows, dim=-3), self.config.embedding_dropout, self.training)
 
         padded = any(mask is not None for _, masks in views for mask in masks.values())
-        feature_mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        feature_mask = x.new_ones(x.shape[-3:-1], dtype=torch.bool)
         if padded:
             for view, (_, masks) in enumerate(views):
                 parts = feature_mask[view * num_samples : (view + 1) * num_samples].split(lengths, dim=1)
@@ -403,8 +446,8 @@ def _as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _check_mask_shape(argument: str, mask: torch.Tensor, x: torch.Tensor) -> None:
-    if mask.shape != x.shape[:2]:
-        raise ValueError(f"`{argument}` must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}.")
+    if mask.shape != x.shape[-3:-1]:
+        raise ValueError(f"`{argument}` must have shape {tuple(x.shape[-3:-1])}, got {tuple(mask.shape)}.")
 
 
 def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:

@@ -6,55 +6,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import SIZES, make_config, make_inputs, make_model
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe import FLI2MoEModel
 from fl_i2moe.fusion import dropout
-
-SIZES = {"text": (6, 7), "image": (10, 5), "audio": (4, 4), "depth": (3, 6)}
-
-
-def make_config(num_modalities=2, **changes) -> FLI2MoEConfig:
-    names = list(SIZES)[:num_modalities]
-    values = {
-        "modalities": {name: {"feature_size": SIZES[name][0], "max_features": SIZES[name][1]} for name in names},
-        "num_labels": 3,
-        "hidden_size": 8,
-        "num_attention_heads": 2,
-        "attention_dropout": 0.0,
-        "residual_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "reweighting_dropout": 0.0,
-        "reweighting_hidden_size": 12,
-        "num_patches": 3,
-        "identical_experts_init": False,
-    }
-    return FLI2MoEConfig(**{**values, **changes})
-
-
-def make_model(config: FLI2MoEConfig, seed: int = 0) -> FLI2MoEModel:
-    """A model in which no parameter is left at a value (zero, one) that could hide a mistake."""
-    torch.manual_seed(seed)
-    model = FLI2MoEModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def make_inputs(config: FLI2MoEConfig, num_samples: int = 4, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    features, masks = {}, {}
-    for name in config.modality_order:
-        size, longest = SIZES[name]
-        features[name] = torch.randn(num_samples, longest, size, generator=generator)
-        lengths = torch.randint(1, longest + 1, (num_samples,), generator=generator)
-        lengths[0] = longest
-        masks[name] = torch.arange(longest) < lengths[:, None]
-    labels = torch.randint(0, 2, (num_samples, config.num_labels), generator=generator).float()
-    return features, masks, labels
-
 
 # --- the plain loop ---------------------------------------------------------------------------------------------------
 
@@ -629,3 +586,45 @@ def test_run_experts_gives_attentions_on_the_graph():
         by_expert = gradient.unflatten(0, (2, 4))
         assert (by_expert[0] == 0).all()  # the other expert has no part in it
         assert (by_expert[1] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_modalities": 3, "reweighting": "global"}, {"architecture": "dense"}, {"level": "pooled"}]
+)
+def test_run_mixture_is_forward_with_features_zeroed(changes):
+    config = make_config(**changes)
+    model = make_model(config)
+    features, masks, _ = make_inputs(config)
+    projected = model.embed(features, masks)
+    masks_behind = None if config.level == "pooled" else masks
+    whole, expected = model.run_mixture(projected, masks_behind), model(features=features, feature_masks=masks)
+    for field in ("logits", "expert_logits", "expert_weights"):
+        assert torch.equal(whole[field], expected[field])
+
+    keep = {"image": torch.rand(projected["image"].shape[:2]) < 0.5}
+    zeroed = {**projected, "image": projected["image"].masked_fill(~keep["image"][..., None], 0.0)}
+    masked, expected = model.run_mixture(projected, masks_behind, keep), model.run_mixture(zeroed, masks_behind)
+    assert torch.equal(masked.logits, expected.logits)
+    assert not torch.allclose(masked.logits, whole.logits)
+    torch.testing.assert_close(masked.expert_logits, model.run_experts(zeroed, masks_behind))
+    if config.architecture == "moe" and config.reweighting == "mlp":  # the weights see it too
+        assert not torch.allclose(masked.expert_weights, whole.expert_weights)
+    with pytest.raises(ValueError, match=r"keep.*\['picture'\]"):
+        model.run_mixture(projected, masks_behind, {"picture": keep["image"]})
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_run_experts_takes_an_input_for_each_expert(attention):
+    config = make_config(3)
+    model = make_model(config)
+    model.set_attn_implementation(attention)
+    features, masks, _ = make_inputs(config)
+    names = ["synergy", "uniqueness_audio"]
+    projected = model.embed(features, masks)
+    own = {name: torch.stack([x, 2 * x]) for name, x in projected.items()}
+    logits = model.run_experts(own, masks, experts=names)
+    for e, name in enumerate(names):
+        expected = model.run_experts({m: x[e] for m, x in own.items()}, masks, experts=[name])
+        torch.testing.assert_close(logits[:, e : e + 1], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="2 experts, 5 run"):
+        model.run_experts(own, masks)

@@ -1,0 +1,355 @@
+"""Shapley interaction index and redundancy gap of pairs of players, exact and estimated, for any game (design 5.4, 5.5).
+
+With the gains `g_u = v(S∪u) − v(S)`, `g_v` and `g_uv` of a pair over a coalition S of other players, and the mean over S
+that draws the size of S uniformly from 0 … N−2 and then S uniformly of that size,
+
+- the Shapley interaction index is the mean of `g_uv − g_u − g_v`. These weights, |S|!(N−|S|−2)!/(N−1)!, are the index's
+  own; equation 2 of the FL-I²MoE paper prints another normaliser, 2·|F|!, which only scales it, but its estimator, the
+  plain mean over sampled S, is this one. Sizes drawn as they fall among all subsets would give the Banzhaf index.
+- the redundancy gap (equations 3 to 5) is `mean(base) / (1 + mean(|g_uv − g_max|))`, `g_max = max(g_u, g_v)`. The
+  published `base = max(0, min(g_uv, g_max))` rewards a feature that is useful alone, whatever its partner; the variant
+  "both" takes `max(0, min(g_u, g_v, g_uv))`, which wants both.
+
+The same four values of the game serve both. The gap is a ratio of means: its estimate is consistent, not unbiased.
+
+Shapes: N players, P pairs, R draws (a coalition for a pair), S coalitions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..modeling_fl_i2moe import FLI2MoEModel
+from .game import CachedGame, Game, Player, ValueGame, list_players
+from .inputs import Inputs
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+VARIANTS = ("published", "both")
+MAX_EXACT_PLAYERS = 16
+DRAWS_PER_CALL = 4096
+"""Draws whose coalitions are held at once."""
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of P pairs, and what they rest on."""
+
+    pairs: IntArray
+    """(P, 2) players."""
+
+    sii: FloatArray
+    """(P,) Shapley interaction index: positive for synergy."""
+
+    sii_standard_error: FloatArray
+    """(P,) 0 for the exact index, NaN where there is one coalition only."""
+
+    redundancy: dict[str, FloatArray]
+    """Variant → (P,) redundancy gap."""
+
+    redundancy_standard_error: dict[str, FloatArray]
+    """Variant → (P,), by the jackknife; 0 and NaN as above."""
+
+    num_coalitions: IntArray
+    """(P,) coalitions that a pair's means are over."""
+
+    evaluations: int
+    """Distinct coalitions whose value was asked for."""
+
+    seed: int | None
+    estimator: str
+
+    def score(self, kind: str) -> FloatArray:
+        """(P,) of `"sii"`, `"published"` or `"both"`, the latter two redundancy gaps; `ValueError` for another kind."""
+        return self._by_kind(kind, self.sii, self.redundancy)
+
+    def standard_error(self, kind: str) -> FloatArray:
+        """(P,), as `score`."""
+        return self._by_kind(kind, self.sii_standard_error, self.redundancy_standard_error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, with None for NaN."""
+        return {
+            "pairs": self.pairs.tolist(),
+            "sii": _plain(self.sii),
+            "sii_standard_error": _plain(self.sii_standard_error),
+            "redundancy": {name: _plain(values) for name, values in self.redundancy.items()},
+            "redundancy_standard_error": {
+                name: _plain(values) for name, values in self.redundancy_standard_error.items()
+            },
+            "num_coalitions": self.num_coalitions.tolist(),
+            "evaluations": self.evaluations,
+            "seed": self.seed,
+            "estimator": self.estimator,
+        }
+
+    @staticmethod
+    def _by_kind(kind: str, sii: FloatArray, redundancy: dict[str, FloatArray]) -> FloatArray:
+        by_kind = {"sii": sii, **redundancy}
+        if kind not in by_kind:
+            raise ValueError(f"there is no score {kind!r}; there are {', '.join(by_kind)}")
+        return by_kind[kind]
+
+
+def _plain(values: FloatArray) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
+
+
+def cross_modal_pairs(players: Sequence[Player]) -> IntArray:
+    """All pairs (u, v), u < v, of players of different modalities, (P, 2); `ValueError` if there is none."""
+    names = [name for name, _ in players]
+    pairs = [(u, v) for u in range(len(names)) for v in range(u + 1, len(names)) if names[u] != names[v]]
+    if not pairs:
+        raise ValueError(f"no pair between modalities: all {len(names)} players are of {sorted(set(names))}")
+    return np.array(pairs, np.int64)
+
+
+# ---- estimators ----------------------------------------------------------------------------------------------------
+
+
+def exact(
+    game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int | None = None, seed: int | None = None
+) -> PairScores:
+    """
+    Both scores over all coalitions, from the game's 2^N values.
+
+    Args:
+        game: (S, N) booleans → (S,) values.
+        num_players: N.
+        pairs: (P, 2) players.
+        num_coalitions, seed: taken as by every estimator, and without effect.
+
+    Raises:
+        ValueError: more than 16 players; pairs that are none.
+    """
+    if num_players > MAX_EXACT_PLAYERS:
+        raise ValueError(
+            f"exact interactions go through all 2^N coalitions: at most {MAX_EXACT_PLAYERS} players, got {num_players}"
+        )
+    checked = _checked_pairs(pairs, num_players)
+    cached = CachedGame(game, num_players)
+    numbers = np.arange(2**num_players)
+    coalitions = (numbers[:, None] >> np.arange(num_players) & 1).astype(np.bool_)
+    values = cached(coalitions)
+    sizes = np.arange(num_players - 1)
+    same_size = np.bincount(coalitions[: 2 ** (num_players - 2)].sum(axis=1))  # of the others: C(N−2, s)
+    weights = 1 / (len(sizes) * same_size)
+
+    means = np.empty((len(checked), 4))
+    for pair, (u, v) in enumerate(checked):
+        without = numbers[~coalitions[:, u] & ~coalitions[:, v]]
+        bit_u, bit_v = 1 << u, 1 << v
+        four = np.stack([values[without | bits] for bits in (0, bit_u, bit_v, bit_u | bit_v)], axis=1)
+        means[pair] = weights[coalitions[without].sum(axis=1)] @ _terms(four)
+    nothing = np.zeros(len(checked))
+    return PairScores(
+        pairs=checked,
+        sii=means[:, 0],
+        sii_standard_error=nothing,
+        redundancy={name: means[:, 2 + i] / (1 + means[:, 1]) for i, name in enumerate(VARIANTS)},
+        redundancy_standard_error=dict.fromkeys(VARIANTS, nothing),
+        num_coalitions=np.full(len(checked), 2 ** (num_players - 2)),
+        evaluations=cached.evaluations,
+        seed=None,
+        estimator="exact",
+    )
+
+
+def per_pair(game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairScores:
+    """
+    The paper's estimate: every pair draws coalitions of its own. Unbiased for the index.
+
+    Args:
+        game: (S, N) booleans → (S,) values.
+        num_players: N.
+        pairs: (P, 2) players.
+        num_coalitions: per pair.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no coalitions; pairs that are none.
+    """
+    checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
+    owners = np.repeat(np.arange(len(checked)), num_coalitions)
+    coalitions = _draw_own(checked[owners], num_players, rng)
+    return _estimate(game, checked, owners, coalitions, seed, "per_pair")
+
+
+def shared_context(game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairScores:
+    """
+    One coalition serves all pairs outside it, which share its value and those with one more player. Unbiased.
+
+    A coalition's size s has probability N / ((N−1)(N−s)(N−s−1)): among those that leave a given pair out, which are
+    1 in N−1, sizes are uniform. `num_coalitions · (N−1)` are drawn, a number fixed in advance (to go on until every
+    pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own.
+
+    Args:
+        game: (S, N) booleans → (S,) values.
+        num_players: N.
+        pairs: (P, 2) players.
+        num_coalitions: of a pair, at least and on average about; `PairScores.num_coalitions` has each one's.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no coalitions; pairs that are none.
+    """
+    checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
+    outside = num_players - np.arange(num_players - 1)  # N − s
+    probabilities = num_players / ((num_players - 1) * outside * (outside - 1))
+    sizes = rng.choice(num_players - 1, size=num_coalitions * (num_players - 1), p=probabilities)
+    shared = _draw_subsets(sizes, rng.random((len(sizes), num_players)))
+    contexts, owners = (~shared[:, checked[:, 0]] & ~shared[:, checked[:, 1]]).nonzero()
+
+    served = np.bincount(owners, minlength=len(checked))
+    missing = np.repeat(np.arange(len(checked)), np.maximum(num_coalitions - served, 0))
+    own = _draw_own(checked[missing], num_players, rng)
+    coalitions = np.concatenate([shared[contexts], own])
+    return _estimate(game, checked, np.concatenate([owners, missing]), coalitions, seed, "shared_context")
+
+
+ESTIMATORS = {"exact": exact, "per_pair": per_pair, "shared_context": shared_context}
+
+
+def _checked_pairs(pairs: ArrayLike, num_players: int, num_coalitions: int = 1) -> IntArray:
+    array = np.asarray(pairs)
+    if array.ndim != 2 or array.shape[1] != 2 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"pairs must be integers (P, 2), at least one, got {array.dtype} {array.shape}")
+    if array.min() < 0 or array.max() >= num_players:
+        raise ValueError(f"pairs must lie in 0 to {num_players - 1}, got {array.min()} to {array.max()}")
+    if (same := array[:, 0] == array[:, 1]).any():
+        raise ValueError(f"a pair needs two players, got {array[same][0].tolist()}")
+    if num_coalitions < 1:
+        raise ValueError(f"num_coalitions must be at least 1, got {num_coalitions}")
+    return array.astype(np.int64)
+
+
+def _draw_own(pairs: IntArray, num_players: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """For each of R pairs one coalition without it, of uniform size: (R, N)."""
+    rows = np.arange(len(pairs))
+    order = rng.random((len(pairs), num_players))
+    order[rows, pairs[:, 0]] = order[rows, pairs[:, 1]] = 2  # behind all others
+    return _draw_subsets(rng.integers(num_players - 1, size=len(pairs)), order)
+
+
+def _draw_subsets(sizes: IntArray, order: FloatArray) -> NDArray[np.bool_]:
+    """The first `sizes` (R,) players in the `order` (R, N) of random numbers, as (R, N) booleans."""
+    ranks = order.argsort(axis=1).argsort(axis=1)
+    return ranks < sizes[:, None]
+
+
+def _estimate(
+    game: Game, pairs: IntArray, owners: IntArray, coalitions: NDArray[np.bool_], seed: int, estimator: str
+) -> PairScores:
+    """Means over the draws: `owners` (R,) are the pairs that `coalitions` (R, N) were drawn for."""
+    cached = CachedGame(game, coalitions.shape[1])
+    terms = np.empty((len(owners), 4))
+    for start in range(0, len(owners), DRAWS_PER_CALL):
+        part = slice(start, start + DRAWS_PER_CALL)
+        terms[part] = _terms(_four_values(cached, coalitions[part], pairs[owners[part]]))
+
+    counts = np.bincount(owners, minlength=len(pairs))
+    sums = np.stack([np.bincount(owners, column, len(pairs)) for column in terms.T], axis=1)
+    means = sums / counts[:, None]
+    redundancy, errors = {}, {}
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a pair has one coalition
+        deviations = np.bincount(owners, (terms[:, 0] - means[owners, 0]) ** 2, len(pairs))
+        sii_error = np.sqrt(deviations / (counts - 1) / counts)
+        others = (sums[owners] - terms) / (counts[owners, None] - 1)  # each draw left out in turn
+        for i, name in enumerate(VARIANTS):
+            redundancy[name] = means[:, 2 + i] / (1 + means[:, 1])
+            left_out = others[:, 2 + i] / (1 + others[:, 1])
+            centre = np.bincount(owners, left_out, len(pairs)) / counts
+            deviations = np.bincount(owners, (left_out - centre[owners]) ** 2, len(pairs))
+            errors[name] = np.sqrt(deviations * (counts - 1) / counts)
+    return PairScores(
+        pairs, means[:, 0], sii_error, redundancy, errors, counts, cached.evaluations, int(seed), estimator
+    )
+
+
+def _four_values(game: CachedGame, coalitions: NDArray[np.bool_], pairs: IntArray) -> FloatArray:
+    """(R, 4): of S, S∪u, S∪v and S∪{u, v}."""
+    rows = np.arange(len(coalitions))
+    asked = np.repeat(coalitions[None], 4, axis=0)
+    asked[1, rows, pairs[:, 0]] = asked[3, rows, pairs[:, 0]] = True
+    asked[2, rows, pairs[:, 1]] = asked[3, rows, pairs[:, 1]] = True
+    return game(asked.reshape(-1, coalitions.shape[1])).reshape(4, -1).T
+
+
+def _terms(values: FloatArray) -> FloatArray:
+    """(R, 4): interaction, span, and the base of each of `VARIANTS`, from the four values (R, 4)."""
+    gain_u, gain_v, gain_both = (values[:, 1:] - values[:, :1]).T
+    best = np.maximum(gain_u, gain_v)
+    published = np.minimum(gain_both, best).clip(min=0)
+    both = np.minimum(np.minimum(gain_u, gain_v), gain_both).clip(min=0)
+    return np.stack([gain_both - gain_u - gain_v, np.abs(gain_both - best), published, both], axis=1)
+
+
+# ---- samples of a model --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SamplePairs:
+    """A sample's players and the scores of its pairs."""
+
+    number: int
+    """The sample's own, from which its random numbers come."""
+
+    players: list[Player]
+    scores: PairScores
+
+
+def score_pairs(
+    model: FLI2MoEModel,
+    inputs: Inputs,
+    expert: str,
+    targets: Tensor,
+    universe: dict[str, Tensor],
+    *,
+    bins: dict[str, Tensor] | None = None,
+    estimator: str = "shared_context",
+    num_coalitions: int = 16,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> Iterator[SamplePairs]:
+    """
+    Plays each sample's game and scores its pairs between modalities, one sample after another.
+
+    Args:
+        model: in eval mode.
+        inputs: B samples.
+        expert: a name from `config.expert_names`.
+        targets: (B,) class indexes; a sample with several classes is repeated.
+        universe: modality → (B, T_m) booleans, the players: the paper's are the top 30 % by importance.
+        bins: modality → (B, T_m) integers; only pairs whose ends have equal numbers are scored. All by default.
+        estimator: a name from `ESTIMATORS`.
+        num_coalitions: per pair, unless `exact`.
+        seed: with a sample's number it gives the sample's own seed, so that a result does not depend on the batch.
+        numbers: (B,) the samples' numbers in their split; 0 … B−1 by default.
+        batch_size: coalitions in one pass.
+
+    Raises:
+        ValueError: an unknown estimator or expert; a class, player or pair that is none; sizes that do not fit.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"there is no estimator {estimator!r}; there are {', '.join(ESTIMATORS)}")
+    numbers = range(len(inputs)) if numbers is None else numbers
+    if len(targets) != len(inputs) or len(numbers) != len(inputs):
+        raise ValueError(f"{len(inputs)} samples, but {len(targets)} targets and {len(numbers)} numbers")
+    for row, number in enumerate(numbers):
+        players = list_players({name: mask[row] for name, mask in universe.items()}, model.config.modality_order)
+        fields = (inputs.projected, inputs.feature_masks, inputs.candidate_masks)
+        sample = Inputs(*({name: x[row : row + 1] for name, x in field.items()} for field in fields))
+        game = ValueGame(model, sample, expert, int(targets[row]), players, batch_size=batch_size)
+        pairs = cross_modal_pairs(players)
+        if bins is not None:
+            bin_of = np.array([int(bins[name][row, position]) for name, position in players])
+            pairs = pairs[bin_of[pairs[:, 0]] == bin_of[pairs[:, 1]]]
+        sample_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        scores = ESTIMATORS[estimator](game, len(players), pairs, num_coalitions=num_coalitions, seed=sample_seed)
+        yield SamplePairs(int(number), players, scores)

@@ -1,0 +1,308 @@
+"""
+Faithfulness: what the model's metric loses when the features that an explanation names are masked (design 5.2;
+FL-I²MoE, section 4.2).
+
+Shapes: B samples · T_m features of modality m · C classes · K shares of features · R draws.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..metrics import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
+from ..modeling_fl_i2moe import FLI2MoEModel
+from .attribution import METHODS, attribute, attribute_classes, evaluating, mixture_importance, top_features
+from .inputs import Inputs
+
+SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
+DIRECTIONS = ("deletion", "insertion")
+
+
+@torch.no_grad()
+def masked_logits(model: FLI2MoEModel, inputs: Inputs, keep: dict[str, Tensor]) -> Tensor:
+    """
+    The mixture's logits (B, C) with features zeroed: expert weights, too, are those of the masked sample.
+
+    Args:
+        keep: modality → (B, T_m), false where a feature is zeroed; a modality that is not named is kept whole.
+    """
+    with evaluating(model):
+        return model.run_mixture(inputs.projected, inputs.feature_masks, keep).logits
+
+
+def target_classes(
+    logits: Tensor, labels: Tensor, problem_type: str, target: Literal["true", "predicted"] = "true"
+) -> Tensor:
+    """
+    The classes of each sample that an explanation is about, boolean (B, C).
+
+    Args:
+        logits: (B, C), of the mixture.
+        labels: as in `compute_metrics`.
+        target: `"true"`: the true class, or each true label; a sample without one has the class with the highest logit.
+            `"predicted"`: the class with the highest logit. In regression every output counts.
+
+    Raises:
+        ValueError: for another target.
+    """
+    if target not in ("true", "predicted"):
+        raise ValueError(f"`target` must be 'true' or 'predicted', got {target!r}.")
+    if problem_type == "regression":
+        return torch.ones_like(logits, dtype=torch.bool)
+    highest = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
+    if target == "predicted":
+        return highest
+    labels = labels.to(logits.device)
+    if problem_type == "single_label_classification":
+        return torch.nn.functional.one_hot(labels.long(), logits.shape[1]).bool()
+    return torch.where((labels > 0.5).any(dim=1, keepdim=True), labels > 0.5, highest)
+
+
+def faithfulness_logits(
+    model: FLI2MoEModel,
+    batch: dict[str, Any],
+    *,
+    methods: Sequence[str] = METHODS,
+    shares: Sequence[float] = SHARES,
+    directions: Sequence[str] = DIRECTIONS,
+    num_random: int = 5,
+    seed: int = 0,
+    target: Literal["true", "predicted"] = "true",
+    **options,
+) -> dict[str, Tensor]:
+    """
+    The mixture's logits of a batch under every masking.
+
+    A sample's importance for several classes is the mean of its importance for each. Random draws look at no expert
+    and depend on the seed and the sample's id alone, not on its batch or process.
+
+    Args:
+        batch: as `FeatureRows` gives it.
+        methods, shares, directions, num_random, seed, target, options: as for [`faithfulness`].
+
+    Returns:
+        `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
+        `"<direction>/<method>/<expert>"` (B, R, K, C), where R is `num_random` for random and otherwise 1. Beside the
+        experts there is `"mixture"`, the importance averaged with the expert weights; a dense model has its one expert.
+        Random stands under the last of these alone.
+
+    Raises:
+        ValueError: for options that select nothing or are unknown; and as `Inputs.from_batch`.
+    """
+    _check(shares, directions, num_random)
+    names = model.config.expert_names
+    whole_name = "mixture" if len(names) > 1 else names[0]
+    with evaluating(model), torch.no_grad():
+        inputs = Inputs.from_batch(model, batch)
+        whole = model.run_mixture(inputs.projected, inputs.feature_masks)
+        classes = target_classes(whole.logits, batch["labels"], model.config.problem_type, target)
+        candidates = inputs.candidate_masks
+        emptied = masked_logits(model, inputs, {name: ~mask for name, mask in candidates.items()})
+        logits = {"base": whole.logits, "emptied": emptied}
+        for method in methods:
+            scores: dict[str, list[dict[str, Tensor]]] = {}  # expert → draws → modality
+            if method == "random":
+                seeds = [[seed, zlib.crc32(sample_id.encode())] for sample_id in batch["ids"]]
+                no_class = torch.zeros(len(inputs), dtype=torch.long)
+                scores[whole_name] = [
+                    _of_expert(
+                        attribute(
+                            model, inputs, no_class, method, experts=names[:1], seed=[[*key, draw] for key in seeds]
+                        ).scores,
+                        0,
+                    )
+                    for draw in range(num_random)
+                ]
+            else:
+                importance = attribute_classes(model, inputs, classes, method, **options)
+                for e, name in enumerate(names):
+                    scores[name] = [_of_expert(importance.scores, e)]
+                if len(names) > 1:
+                    scores[whole_name] = [mixture_importance(importance, whole.expert_weights)]
+            for expert, draws in scores.items():
+                for direction in directions:
+                    masked = [
+                        masked_logits(model, inputs, _keep(draw, candidates, share, direction))
+                        for draw in draws
+                        for share in shares
+                    ]
+                    stacked = torch.stack(masked, dim=1).unflatten(1, (len(draws), len(shares)))
+                    logits[f"{direction}/{method}/{expert}"] = stacked
+    return logits
+
+
+def summarise(
+    logits: dict[str, Tensor], labels: Tensor, problem_type: str, shares: Sequence[float], threshold: float = 0.5
+) -> dict[str, Any]:
+    """
+    Metrics under masking, from the logits of a whole split.
+
+    Args:
+        logits: as [`faithfulness_logits`] gives them, all samples together.
+        labels, problem_type, threshold: as in `compute_metrics`.
+        shares: those of the logits.
+
+    Returns:
+        A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
+
+        - `num_samples`, `problem_type`, `shares`
+        - `base`, `emptied`: metric → value
+        - `deletion`, `insertion`: method → expert → metric → {`values`, `drops`, `mean_drop`, `auc`} and the same with
+          `_std` behind it, the standard deviation over the draws (None where there is one). `values` and `drops` are
+          lists over the shares, means over the draws. A drop is `M_base − M_masked`, or `M_masked − M_base` for an
+          error: greater is always worse. `mean_drop` is the mean over the shares, `auc` the area under the metric over
+          the shares (trapezoids), which start at 0: with `base` for deletion, `emptied` for insertion.
+
+    Raises:
+        ValueError: as `compute_metrics`.
+    """
+
+    def measure(values: Tensor) -> dict[str, float]:
+        return compute_metrics(values, labels, problem_type, threshold)
+
+    base, emptied = measure(logits["base"]), measure(logits["emptied"])
+    result: dict[str, Any] = {
+        "num_samples": len(labels),
+        "problem_type": problem_type,
+        "shares": [float(share) for share in shares],
+        "base": defined(base),
+        "emptied": defined(emptied),
+    }
+    for key, masked in logits.items():
+        if "/" not in key:
+            continue
+        direction, method, expert = key.split("/", 2)
+        num_draws = masked.shape[1]
+        measured = [[measure(masked[:, draw, k]) for k in range(len(shares))] for draw in range(num_draws)]
+        start = base if direction == "deletion" else emptied
+        curves = {}
+        for metric, greater_is_better in METRICS_BY_PROBLEM[problem_type].items():
+            values = np.array([[at_share[metric] for at_share in draw] for draw in measured])
+            curves[metric] = _curve(values, base[metric], start[metric], shares, greater_is_better)
+        result.setdefault(direction, {}).setdefault(method, {})[expert] = curves
+    return result
+
+
+def faithfulness(
+    model: FLI2MoEModel,
+    loader: Iterable[dict[str, Any]],
+    *,
+    methods: Sequence[str] = METHODS,
+    shares: Sequence[float] = SHARES,
+    directions: Sequence[str] = DIRECTIONS,
+    num_random: int = 5,
+    seed: int = 0,
+    target: Literal["true", "predicted"] = "true",
+    threshold: float = 0.5,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+    **options,
+) -> dict[str, Any]:
+    """
+    Masks what each method finds most important and measures the model's metrics (ΔM(K), section 4.2).
+
+    Memory grows with the number of samples by their logits alone.
+
+    Args:
+        loader: batches as `FeatureRows` gives them, in any order.
+        methods: of `METHODS`.
+        shares: of each modality's candidates, increasing, in (0, 1].
+        directions: `"deletion"` masks the top share, `"insertion"` everything but the top share. Special features
+            always stay.
+        num_random: draws of the random baseline.
+        seed: of the random baseline.
+        target: the classes that importance is for, see [`target_classes`].
+        threshold: multi-label only, as in `compute_metrics`.
+        accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
+        progress: show a bar.
+        options: for [`attribute`]: `of`, `num_steps`.
+
+    Returns:
+        As [`summarise`], and `methods`, `num_random`, `seed`, `target`, `experts`.
+
+    Raises:
+        ValueError: for options that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
+    """
+    _check(shares, directions, num_random)
+    parts: list[dict[str, Tensor]] = []
+    for batch in tqdm(loader, desc="Masking", unit="batch", disable=not progress, leave=False):
+        part = faithfulness_logits(
+            model,
+            batch,
+            methods=methods,
+            shares=shares,
+            directions=directions,
+            num_random=num_random,
+            seed=seed,
+            target=target,
+            **options,
+        )
+        part["labels"] = batch["labels"]
+        if accelerator is not None:
+            part = accelerator.gather_for_metrics({key: x.to(accelerator.device) for key, x in part.items()})
+        parts.append({key: x.cpu() for key, x in part.items()})
+    if not parts:
+        raise ValueError("There is no sample to measure faithfulness on.")
+    logits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    labels = logits.pop("labels")
+    return {
+        "methods": list(methods),
+        "experts": list(model.config.expert_names),
+        "num_random": num_random,
+        "seed": seed,
+        "target": target,
+        **summarise(logits, labels, model.config.problem_type, shares, threshold),
+    }
+
+
+def _check(shares: Sequence[float], directions: Sequence[str], num_random: int) -> None:
+    if not shares or not all(a < b for a, b in zip([0, *shares], [*shares, 2], strict=True)) or shares[-1] > 1:
+        raise ValueError(f"`shares` must increase within (0, 1], got {list(shares)}.")
+    if unknown := set(directions) - set(DIRECTIONS):
+        raise ValueError(f"Unknown directions {sorted(unknown)}; there are {', '.join(DIRECTIONS)}.")
+    if num_random < 1:
+        raise ValueError(f"`num_random` must be at least 1, got {num_random}.")
+
+
+def _of_expert(scores: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
+    return {name: x[:, expert] for name, x in scores.items()}
+
+
+def _keep(
+    scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float, direction: str
+) -> dict[str, Tensor]:
+    top = top_features(scores, candidate_masks, share)
+    if direction == "deletion":
+        return {name: ~x for name, x in top.items()}
+    return {name: x | ~candidate_masks[name] for name, x in top.items()}
+
+
+def _curve(
+    values: FloatArray, base: float, start: float, shares: Sequence[float], greater_is_better: bool
+) -> dict[str, Any]:
+    """Statistics over the draws of one metric's values (R, K)."""
+    drops = (base - values) * (1 if greater_is_better else -1)
+    starts = np.full((len(values), 1), start)
+    statistics = {
+        "values": values,
+        "drops": drops,
+        "mean_drop": drops.mean(axis=1),
+        "auc": np.trapezoid(np.concatenate([starts, values], axis=1), [0, *shares], axis=1),
+    }
+    curve = {}
+    for name, x in statistics.items():
+        spread = x.std(axis=0, ddof=1) if len(x) > 1 else np.full(x.shape[1:], np.nan)
+        curve[name], curve[f"{name}_std"] = _plain(x.mean(axis=0)), _plain(spread)
+    return curve
+
+
+def _plain(x: FloatArray) -> Any:
+    """Numbers as JSON takes them: None instead of NaN."""
+    values = [None if np.isnan(value) else float(value) for value in x.ravel()]
+    return values if x.ndim else values[0]
