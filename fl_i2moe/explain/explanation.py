@@ -76,7 +76,7 @@ class PairTable:
 
     evaluations: int
     estimator: str
-    seed: int
+    seed: int | None
 
     def to_dict(self) -> dict[str, Any]:
         return {

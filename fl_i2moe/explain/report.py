@@ -265,9 +265,7 @@ def _card(explanation: Explanation, name: str, colors: Mapping[str, str], ids: _
     return {"title": title, "color": color, "subtitle": subtitle, "parts": parts}
 
 
-def _board(
-    explanation: Explanation, expert: str, colors: Mapping[str, str], ids: _Numbers, top: int
-) -> dict[str, Any]:
+def _board(explanation: Explanation, expert: str, colors: Mapping[str, str], ids: _Numbers, top: int) -> dict[str, Any]:
     """The strongest pairs of an expert: pictures to the left, their ranking in the middle, texts to the right."""
     pairs = explanation.pairs(expert, top)
     table = explanation.pair_tables[expert]
@@ -288,7 +286,7 @@ def _board(
         "title": f"{expert_title(expert)} expert: {PAIR_TITLES[kind]}",
         "color": colors[expert],
         "note": f"{PAIR_NOTES[kind]} {len(table.ends):,} pairs scored by the estimator {table.estimator} from "
-        f"{table.evaluations:,} evaluations of the expert, seed {table.seed}.",
+        f"{table.evaluations:,} evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a pair.",
         "left": [parts[name] for name in left],
         "right": [part for name, part in parts.items() if name not in left],
         "pairs": [_row(explanation, pair, row, ids) for row, pair in enumerate(pairs)],
@@ -307,10 +305,8 @@ def _row(explanation: Explanation, pair: Pair, row: int, ids: _Numbers) -> dict[
         both = explanation.pairs(pair.expert, None, "redundancy_both")
         twin = next(x for x in both if (x.first, x.second) == (pair.first, pair.second))
         more.append(f"both {score_text(twin)}")
-    if pair.num_coalitions:
-        more.append(f"mean of {pair.num_coalitions:,} coalitions")
     if abs(pair.score) < 2 * pair.standard_error:
-        more.append("within two errors of zero")
+        more.append("within 2 errors of 0")
     return {
         "ends": " ".join(ids(end.modality, end.index) for end in (pair.first, pair.second)),
         "names": names,
@@ -355,9 +351,7 @@ def _part(
     return part
 
 
-def _patch(
-    feature: Feature, rank: str | None, scores: np.ndarray | None, ids: _Numbers | None
-) -> dict[str, Any]:
+def _patch(feature: Feature, rank: str | None, scores: np.ndarray | None, ids: _Numbers | None) -> dict[str, Any]:
     left, top, right, bottom = feature.box
     score = None if scores is None else round(float(scores[feature.index]), 3)
     return {
@@ -388,7 +382,9 @@ def _words(
         if piece.indexes:
             words.append(_word(text, name, piece.indexes, ranks, scores, ids))
         elif number > last_token and text.strip():
-            words.append({"text": text, "class": "cut", "id": None, "score": None, "rank": None, "title": "not encoded"})
+            words.append(
+                {"text": text, "class": "cut", "id": None, "score": None, "rank": None, "title": "not encoded"}
+            )
         else:
             words.append({"text": text, "class": None})
     return words
@@ -406,7 +402,14 @@ def _word(
     rank = ",".join(ranks[index] for index in indexes if index in ranks) or None
     if ids is not None:
         named = " ".join(ids(name, index) for index in indexes)
-        return {"text": text, "class": "end" if rank else None, "id": named, "score": None, "rank": rank, "title": title}
+        return {
+            "text": text,
+            "class": "end" if rank else None,
+            "id": named,
+            "score": None,
+            "rank": rank,
+            "title": title,
+        }
     score = round(max(float(scores[index]) for index in indexes), 3)
     title = f"{title}: {score:.2f}" if title else f"{score:.2f}"
     return {
