@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,10 +117,12 @@ class _Sheet:
     def frame(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
         self.axes.add_patch(Rectangle((x, y), width, height, fill=False, **style))
 
-    def badge(self, x: float, y: float, text: str) -> None:
-        width = 3 + 4.4 * len(text)
-        self.axes.add_patch(Rectangle((x, y), width, 8.5, color="#111111", linewidth=0, zorder=4))
-        self.text(x + width / 2, y + 4.4, text, 6.5, color="white", weight="bold", ha="center", zorder=5)
+    def badge(self, x: float, y: float, text: str, size: float = 6.5) -> None:
+        """White on black, `x` and `y` its upper left corner."""
+        width, height = 0.45 * size + 0.68 * size * len(text), 1.3 * size
+        self.axes.add_patch(Rectangle((x, y), width, height, color="#111111", linewidth=0, zorder=4))
+        style = {"color": "white", "weight": "bold", "ha": "center", "zorder": 5}
+        self.text(x + width / 2, y + 0.52 * height, text, size, **style)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class _Flow:
         ranks = ranks or {}
         for run in self.runs:
             x, y = left + run.x, top + (run.line + 0.5) * self.leading
-            low, height = y - 0.36 * self.leading, 0.76 * self.leading
+            low, height = y - 0.55 * self.size, 1.15 * self.size
             if run.indexes and scores is not None:
                 score = float(max(scores[index] for index in run.indexes))
                 box = Rectangle((x, low), run.width, height, color=_HEAT, alpha=_HEAT_ALPHA * score, linewidth=0)
@@ -181,7 +184,7 @@ class _Flow:
                 sheet.axes.add_patch(Rectangle((x, low + height), run.width, 1.1, color=color, linewidth=0))
             sheet.text(x, y, run.text, self.size)
             for index in run.indexes:
-                anchors.setdefault(index, (x, low - 1))
+                anchors.setdefault(index, (x, y - 0.5 * self.leading + 1))
         return anchors
 
 
@@ -268,7 +271,7 @@ class _Board:
         self.left_width = 0.36 * width if pictures else 0.0
         self.text_left = self.left_width + 26
         self.layouts = {
-            name: _layout(x, self.left_width if name in pictures else width - self.text_left, 8.6, 16)
+            name: _layout(x, self.left_width if name in pictures else width - self.text_left, 8.6, 19)
             for name, x in explanation.modalities.items()
         }
         left = sum(size[1] + 10 for flow, size in self.layouts.values() if flow is None)
@@ -290,6 +293,9 @@ class _Board:
             if is_text:
                 found = flow.draw(sheet, left + self.text_left, tops[True], None, ranks, color)
                 anchors |= {(name, index): anchor for index, anchor in found.items()}
+                for index, rank in ranks.items():
+                    if index in found:
+                        sheet.badge(found[index][0], found[index][1] - 3.6, rank, 5.2)
             else:
                 place = places[name] = _Picture(self.explanation.modalities[name], left, tops[False], width, height)
                 place.draw(sheet, gray=False)
@@ -339,7 +345,7 @@ class _Board:
             is_patch.reverse()
         (x1, y1), (x2, y2) = points
         lane = (rank - 1) % 3 - 1  # links to one line lie beside one another
-        turn, y2 = gutter + 1.6 * lane, y2 if is_patch[1] else y2 + 1.4 * lane
+        turn, y2 = gutter + 1.6 * lane, y2 if is_patch[1] else y2 + 1.2 * lane
         match is_patch:
             case [True, True]:
                 path = [(x1, y1), (x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2), (x2, y2)]
@@ -357,8 +363,6 @@ class _Board:
         for (x, y), patch in zip(points, is_patch, strict=True):
             if patch:
                 sheet.axes.plot(x, y, "o", color=color, markeredgecolor="white", markersize=5, zorder=3.5)
-            else:
-                sheet.badge(x, y - 6, str(rank))
 
 
 def _layout(
@@ -539,7 +543,7 @@ def draw_alignment(
     figure = Figure(figsize=(1 + 4.6 * len(results), 4.3), dpi=_DPI, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(results)))
     bounds = [0, *edges]
-    ticks = [f"{100 * low:g}–{100 * high:g} %" for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    ticks = [f"{100 * low:g}–{100 * high:g} %" for low, high in pairwise(bounds)]
     for axes, (expert, result) in zip(panels, results.items(), strict=True):
         shares = list(result["bins"][0]["top"])
         bar = 0.8 / len(shares)

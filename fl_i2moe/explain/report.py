@@ -221,9 +221,8 @@ def _environment() -> Environment:
 def _modality(name: str, modality: Modality, ids: _Numbers) -> dict[str, Any]:
     picture = modality.picture(PICTURE_PIXELS) if modality.kind == "image" else None
     remark = ""
-    if modality.kind == "image" and modality.grid and modality.region and modality.size:
-        if tuple(modality.region) != (0, 0, *modality.size):
-            remark = f"Only the part of the {modality_title(name)} under the patches was encoded."
+    if modality.grid and modality.region != (0, 0, *modality.size):
+        remark = f"Only the part of the {modality_title(name)} under the patches was encoded."
     return {
         "number": ids.of[name],
         "title": modality_title(name).capitalize(),

@@ -437,7 +437,7 @@ def _select(sample: SamplePairs, rows: np.ndarray) -> SamplePairs:
 def _measure_faithfulness(
     models: dict[str, FLI2MoEModel], cache: FeatureCache, arguments: ExplainArguments, accelerator: Accelerator
 ) -> None:
-    """Writes `faithfulness.json`: name of a model → result. A model that is in it on as many samples is left as it is."""
+    """Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays."""
     file = arguments.folder / "faithfulness.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
     split = cache.splits[arguments.split]
