@@ -112,7 +112,7 @@ class IndexEntry:
         return cls(
             sample_id=first.sample_id,
             expert_names=first.expert_names,
-            true_names=[first.label_names[index] for index in first.true_classes],
+            true=[first.label_names[index] for index in first.true_classes],
             predicted=[first.label_names[index] for index in first.predicted_classes],
             pages={x.target_name: page for x, page in zip(explanations, pages, strict=True)},
             weights=first.expert_weights.tolist(),
