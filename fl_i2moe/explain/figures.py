@@ -27,7 +27,7 @@ from .report import MIXTURE_COLOR, faded, score_text, signed
 _INK, _MUTED, _HEAT = "#1c1c1e", "#58585e", "#E65C00"
 _HEAT_ALPHA = 0.78
 _DPI = 130
-_MAX_LINES = 70
+_MAX_LINES = 50
 _MAX_RUN = 24
 """Characters that are never broken; longer runs are cut into such pieces."""
 
@@ -574,7 +574,7 @@ def draw_alignment(
     panels[-1].legend(frameon=False, fontsize=9)
     any_result = next(iter(results.values()))
     count = max(entry["num_samples"] for entry in any_result["bins"])
-    figure.suptitle(f"Do important features interact more? (n = {count:,} explained classes)", fontsize=12)
+    figure.suptitle(f"Do important features interact more? (n = {count:,} samples)", fontsize=12)
     same = any_result["ranked_and_valued_by"] == "the same scores"
     note = f"Lines: {100 * any_result['confidence']:g} % bootstrap intervals over samples."
     if same:

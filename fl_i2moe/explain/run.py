@@ -149,8 +149,8 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> Fe
             if (path := user_cache_dir() / "features" / digest).is_dir():
                 return open_cache(path)
             raise ValueError(
-                f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: give "
-                "its folder by --cache_dir."
+                f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: "
+                "give its folder by --cache_dir."
             )
     raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
 
