@@ -29,7 +29,7 @@ def started(folders, **changes):
 
 
 def test_the_recipe_in_two_processes_explains_what_one_does(launch, trained, tmp_path):
-    model, cache, folders = trained
+    _, _, folders = trained
     options = [f"--{name}={value}" for name, value in {**folders, **QUICK, "num_threads": 1}.items()]
     launch("recipes/explain.py", *options, "--num_samples=4", num_processes=2)
     folder = tmp_path / "model" / "explanations"
@@ -111,7 +111,7 @@ def test_a_dense_model_beside_the_mixture(trained, tmp_path):
 
 
 def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
-    model, cache, folders = trained
+    model, _, folders = trained
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     for changes, message in (
@@ -128,7 +128,7 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
     model.config.encoders = {**model.config.encoders, "image": {"name": "fake-image", "revision": "b"}}
     model.save_pretrained(tmp_path / "other")
     with pytest.raises(
-        ValueError, match="another encoder of image than the model's:\n  revision: 'a', the model's 'b'"
+        ValueError, match=r"another encoder of image than the model's:\n  revision: 'a', the model's 'b'"
     ):
         started({**folders, "model": str(tmp_path / "other")})
     assert not (tmp_path / "model" / "explanations").exists()

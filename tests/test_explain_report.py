@@ -180,7 +180,7 @@ def test_the_index_links_every_page(tmp_path, explanation):
     )
     page = Page((tmp_path / "index.html").read_text())
     assert page.open == []
-    assert [x["href"] for x in page.find("a")] == ["samples/film-1.html"]
+    assert [x["href"] for x in page.find("a")] == ["faithfulness.png", "samples/film-1.html"]
     assert all(not re.match(r"[a-z]+://|/", x) for x in references(page))
     assert page.find("img")[0]["alt"] == "drops by 0.1"
     assert page.text("td") == ["0.5"]

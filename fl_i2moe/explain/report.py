@@ -235,8 +235,8 @@ def _modality(name: str, modality: Modality, ids: _Numbers) -> dict[str, Any]:
 
 
 def faded(picture: Image.Image) -> Image.Image:
-    """In greys from a quarter up to white, on which a colour shows also where the picture is black."""
-    return picture.convert("L").point([64 + round(level * 191 / 255) for level in range(256)])
+    """In greys from two fifths up to white, on which a colour shows also where the picture is black."""
+    return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])
 
 
 def _data_uri(picture: Image.Image, quality: int) -> str:
