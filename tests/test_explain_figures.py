@@ -5,9 +5,12 @@ import itertools
 import numpy as np
 import pytest
 from explained import make_explanation, make_row, write_picture
-from matplotlib.text import Text
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from test_explain_report import Page, render_page
+from test_figures import shown_texts
 
+from fl_i2moe.explain import figures
 from fl_i2moe.explain.explanation import PairTable
 from fl_i2moe.explain.figures import (
     _Flow,
@@ -23,9 +26,8 @@ from fl_i2moe.explain.report import score_text
 
 def shown(figure):
     """Visible texts with their boxes in pixels."""
-    figure.canvas.draw()
-    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    return [(text.get_text(), text.get_window_extent()) for text in found]
+    FigureCanvasAgg(figure)  # without a canvas of its own a figure measures every text anew
+    return [(text, box) for text, box in shown_texts(figure) if text.strip()]
 
 
 def check_page(figure):
@@ -58,15 +60,16 @@ def test_one_sample_as_in_figure_5(tmp_path, explanation):
 
 
 @pytest.mark.filterwarnings("error")
-def test_long_texts_foreign_letters_and_a_missing_picture(tmp_path):
-    row = make_row(text="x" * 90 + " 電影 🎬 $a$ " + "lorem ipsum dolor " * 60 + "the end")
+def test_long_texts_foreign_letters_and_a_missing_picture(monkeypatch):
+    monkeypatch.setattr(figures, "_MAX_LINES", 12)
+    row = make_row(text="x" * 90 + " 電影 🎬 $a$ " + "lorem ipsum dolor " * 20 + "the end")
     figure = draw_explanation(make_explanation(row))
-    texts = [text for text, _ in shown(figure)]
+    boxes = shown(figure)
+    texts = [text for text, _ in boxes]
     assert "picture not at hand" in texts
     assert any("▯" in text for text in texts)
     assert "… (the page has the whole text)" in texts
-    low = min(box.y0 for _, box in shown(figure))
-    assert low >= 0
+    assert min(box.y0 for _, box in boxes) >= 0
 
 
 def test_lines_keep_all_words_in_order_and_within_the_width():
@@ -97,8 +100,6 @@ def test_other_numbers_and_kinds_of_modalities(explanation):
     table = PairTable(ends, values, {"sii": np.full(4, 0.1)}, np.full(4, 8), 20, "per_pair", 1)
     explanation.pair_tables = {"synergy": table}
     check_page(draw_explanation(explanation))
-    from test_explain_report import Page, render_page
-
     page = Page(render_page(explanation))
     chips = [x["data-ends"] for x in page.find("button", "link")]
     assert chips == ["0-1 1-2", "1-3 2-1", "2-2 3-4", "3-0 0-6"]
