@@ -3,6 +3,7 @@
     python recipes/benchmark.py reading
     python recipes/benchmark.py memory
     python recipes/benchmark.py train_step
+    python recipes/benchmark.py interactions
     python recipes/benchmark.py encoding --data_dir <MM-IMDb folder>      # default: the built-in sample
 
 Every figure is the median of `--repetitions` with its smallest and largest value; what is compared takes turns, so that
@@ -13,7 +14,7 @@ in BENCHMARKS.
 import argparse
 from collections.abc import Callable
 
-from benchmarks import features, train_step
+from benchmarks import features, interactions, train_step
 from benchmarks.measuring import machine
 from datasets import disable_progress_bars
 
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[argp
     "reading": (features.reading, features.add_reading_arguments),
     "memory": (features.memory, features.add_memory_arguments),
     "train_step": (train_step.run, train_step.add_arguments),
+    "interactions": (interactions.run, interactions.add_arguments),
 }
 
 

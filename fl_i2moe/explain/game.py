@@ -45,7 +45,8 @@ class CachedGame:
     def __call__(self, coalitions: ArrayLike) -> NDArray[np.float64]:
         """
         Args:
-            coalitions: (S, N) booleans, or 0 and 1; true where a player takes part.
+            coalitions: (S, N) booleans, or 0 and 1; true where a player takes part. A single one may be (N,), as
+                shapiq asks.
 
         Returns:
             (S,)
@@ -63,6 +64,7 @@ class CachedGame:
 
     def _checked(self, coalitions: ArrayLike) -> NDArray[np.bool_]:
         array = np.asarray(coalitions)
+        array = array[None] if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != self.num_players:
             raise ValueError(f"coalitions must have shape (S, {self.num_players}), got {array.shape}")
         if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():

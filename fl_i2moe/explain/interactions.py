@@ -1,7 +1,7 @@
-"""Shapley interaction index and redundancy gap of pairs of players, exact and estimated, for any game (design 5.4, 5.5).
+"""Shapley interaction index and redundancy gap of pairs of players, exact and estimated, for any game.
 
-With the gains `g_u = v(S∪u) − v(S)`, `g_v` and `g_uv` of a pair over a coalition S of other players, and the mean over S
-that draws the size of S uniformly from 0 … N−2 and then S uniformly of that size,
+FL-I²MoE, section 3.2.2. With the gains `g_u = v(S∪u) − v(S)`, `g_v` and `g_uv` of a pair over a coalition S of other
+players, and the mean over S that draws the size of S uniformly from 0 … N−2 and then S uniformly of that size,
 
 - the Shapley interaction index is the mean of `g_uv − g_u − g_v`. These weights, |S|!(N−|S|−2)!/(N−1)!, are the index's
   own; equation 2 of the FL-I²MoE paper prints another normaliser, 2·|F|!, which only scales it, but its estimator, the

@@ -1,6 +1,7 @@
 """One Transformer expert on many maskings of one sample, without the work that they share.
 
-Shapes: S maskings, T features of the joint sequence, H hidden width, A heads, d width of a head, M modalities, C classes.
+Shapes: S maskings, T features of the joint sequence, T_m of modality m, H hidden width, A heads, d width of a head, M
+modalities, C classes.
 """
 
 import torch

@@ -107,8 +107,10 @@ def alignment(
         ValueError: sequences of different lengths; no samples; shares outside (0, 1].
     """
     taken = scores if values is None else values
-    if not scores or not len(scores) == len(bins) == len(taken):
-        raise ValueError(f"scores, bins and values must be of the same samples: {len(scores)}, {len(bins)}")
+    if not (0 < len(scores) == len(bins) == len(taken)):
+        raise ValueError(
+            f"scores, bins and values must be of the same samples: {len(scores)}, {len(bins)}, {len(taken)}"
+        )
     for share in shares:
         _check_share(share)
     rows = []
@@ -228,7 +230,7 @@ def pair_masking_logits(
         features where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
         `num_features_same_pairs` (D, B). Join batches along the B axis for [`pair_masking_table`].
     """
-    _check_samples(inputs, samples)
+    _check_samples(inputs, samples, num_draws)
     ranked: list[BoolArray] = []
     same_features: list[list[BoolArray]] = [[] for _ in range(num_draws)]
     same_pairs: list[list[BoolArray]] = [[] for _ in range(num_draws)]
@@ -262,7 +264,7 @@ def pair_masking_table(
     labels: ArrayLike | Tensor,
     problem_type: str,
     *,
-    num_resamples: int = 200,
+    num_resamples: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
@@ -271,7 +273,7 @@ def pair_masking_table(
     Args:
         logits: as [`pair_masking_logits`] gives them, of all G samples.
         labels, problem_type: as in `compute_metrics`.
-        num_resamples, seed: of the bootstrap over samples.
+        num_resamples, seed: of the bootstrap over samples, each of which computes the metrics 2 + 2·D times.
 
     Returns:
         JSON: `num_samples`, `confidence`, `num_pairs`, `num_features`, `num_features_same_pairs` (means over samples),
@@ -307,7 +309,7 @@ def pair_masking_table(
             "none": _plain(none[m]),
             "ranked": _plain(ranked[m]),
             **{name: _over_draws(values[:, m]) for name, values in draws.items()},
-            "drop": dict(zip(("ranked", *randoms), found, strict=False)),
+            "drop": dict(zip(("ranked", *randoms), found[:3], strict=True)),
             "ranked_minus_random": found[3],
         }
     counts = ("num_pairs", "num_features", "num_features_same_pairs")
@@ -349,7 +351,7 @@ def pair_curve_logits(
     Raises:
         ValueError: another direction; shares that are none.
     """
-    _check_samples(inputs, samples)
+    _check_samples(inputs, samples, num_draws)
     if direction not in ("deletion", "insertion"):
         raise ValueError(f"direction must be 'deletion' or 'insertion', got {direction!r}")
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
@@ -360,7 +362,9 @@ def pair_curve_logits(
         rng = np.random.default_rng([seed, sample.number])
         by_score = (-sample.scores.score(kind)).argsort(kind="stable")
         everything = _ends(pairs, by_score, len(sample.players))
-        for order, curve in zip([by_score, *(rng.permutation(len(pairs)) for _ in range(num_draws))], masked):
+        for order, curve in zip(
+            [by_score, *(rng.permutation(len(pairs)) for _ in range(num_draws))], masked, strict=True
+        ):
             for share, masks in zip(shares, curve, strict=True):
                 number = _number(share, len(pairs)) if share else 0
                 ends = _ends(pairs, order[:number], len(sample.players))
@@ -442,7 +446,9 @@ def pair_curves(
 # ---- shared --------------------------------------------------------------------------------------------------------
 
 
-def _check_samples(inputs: Inputs, samples: Sequence[SamplePairs]) -> None:
+def _check_samples(inputs: Inputs, samples: Sequence[SamplePairs], num_draws: int) -> None:
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
     if len(samples) != len(inputs):
         raise ValueError(f"{len(inputs)} samples, but pairs of {len(samples)}")
 

@@ -1,0 +1,183 @@
+"""The value game against one model call per coalition, and shapiq's estimators on it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import shapiq
+import torch
+
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.explain.game import CachedGame, ValueGame
+from fl_i2moe.explain.inputs import Inputs
+from fl_i2moe.explain.interactions import cross_modal_pairs, exact
+from fl_i2moe.explain.masked_expert import MaskedExpert
+
+LENGTHS = {"text": 6, "image": 5, "audio": 4}
+
+
+def make_model(num_modalities=2, **changes) -> FLI2MoEModel:
+    modalities = {name: {"feature_size": 4, "max_features": LENGTHS[name]} for name in list(LENGTHS)[:num_modalities]}
+    config = FLI2MoEConfig(modalities=modalities, num_labels=3, hidden_size=8, num_attention_heads=2, **changes)
+    torch.manual_seed(0)
+    model = FLI2MoEModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def make_inputs(model: FLI2MoEModel, padding: str = "end") -> Inputs:
+    """One sample; the text starts with a special feature."""
+    generator = torch.Generator().manual_seed(1)
+    batch = {"features": {}, "feature_masks": {}, "special_masks": {}}
+    for name in model.config.modality_order:
+        length = LENGTHS[name]
+        batch["features"][name] = torch.randn(1, length, 4, generator=generator)
+        mask = torch.ones(1, length, dtype=torch.bool)
+        if padding != "none":
+            mask[0, -1 if padding == "end" else 2] = False
+        batch["feature_masks"][name] = mask
+        batch["special_masks"][name] = (torch.arange(length) == 0)[None] & (name == "text")
+    return Inputs.from_batch(model, batch)
+
+
+def all_coalitions(num_players: int) -> np.ndarray:
+    return np.array(list(itertools.product((False, True), repeat=num_players)))
+
+
+def one_by_one(model: FLI2MoEModel, inputs: Inputs, expert: str, target: int, players: list, coalitions) -> np.ndarray:
+    values = []
+    for coalition in coalitions:
+        projected = {name: x.clone() for name, x in inputs.projected.items()}
+        for name, candidates in inputs.candidate_masks.items():
+            projected[name][candidates] = 0
+        for (name, position), plays in zip(players, coalition, strict=True):
+            if plays:
+                projected[name][0, position] = inputs.projected[name][0, position]
+        logits = model.run_experts(projected, inputs.feature_masks)
+        values.append(float(logits[0, model.config.expert_names.index(expert), target]))
+    return np.array(values)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("general_path", [False, True])
+@pytest.mark.parametrize(
+    ("num_modalities", "padding", "changes"),
+    [(2, "end", {}), (2, "none", {}), (2, "middle", {}), (3, "end", {}), (2, "end", {"num_fusion_layers": 1})],
+)
+def test_values_are_those_of_single_calls(num_modalities, padding, changes, general_path, monkeypatch):
+    if general_path:
+        monkeypatch.setattr(MaskedExpert, "supports", lambda model: False)
+    model = make_model(num_modalities, num_fusion_layers=changes.get("num_fusion_layers", 3))
+    inputs = make_inputs(model, padding)
+    players = [("image", 1), ("text", 4), ("text", 1), ("image", 3)]
+    players += [("audio", 0)] * (num_modalities == 3)
+    coalitions = all_coalitions(len(players))
+    game = ValueGame(model, inputs, "synergy", 2, players, batch_size=7)
+    values = game(coalitions)
+    assert values.dtype == np.float64
+    expected = one_by_one(model, inputs, "synergy", 2, players, coalitions)
+    np.testing.assert_allclose(values, expected, atol=2e-6)
+    assert np.unique(expected.round(4)).size > len(coalitions) // 2  # the players matter
+    assert game.evaluations == len(coalitions)
+
+
+def test_eager_attention_and_a_dense_model():
+    model = make_model(architecture="dense")
+    model.set_attn_implementation("eager")
+    inputs, players = make_inputs(model), [("text", 1), ("image", 0), ("image", 2)]
+    with torch.no_grad():
+        expected = one_by_one(model, inputs, "dense", 1, players, all_coalitions(3))
+    np.testing.assert_allclose(ValueGame(model, inputs, "dense", 1, players)(all_coalitions(3)), expected, atol=2e-6)
+
+
+def test_players_as_masks_come_in_the_order_of_the_modalities():
+    model = make_model()
+    inputs = make_inputs(model)
+    masks = {name: mask.clone() for name, mask in inputs.candidate_masks.items()}
+    masks["text"][0, 2] = False
+    game = ValueGame(model, inputs, "redundancy", 0, dict(reversed(masks.items())))
+    assert game.players == [("text", 1), ("text", 3), ("text", 4)] + [("image", i) for i in range(4)]
+    listed = ValueGame(model, inputs, "redundancy", 0, game.players)
+    coalitions = all_coalitions(game.num_players)[::5]
+    assert (game(coalitions) == listed(coalitions)).all()
+
+
+def test_every_coalition_is_evaluated_once():
+    asked = []
+
+    def count(coalitions):
+        asked.extend(map(tuple, coalitions.tolist()))
+        return coalitions.sum(axis=1)
+
+    game = CachedGame(count, 10)
+    coalitions = np.random.default_rng(0).random((50, 10)) < 0.5
+    twice = np.concatenate([coalitions, coalitions[::-1]])
+    first, second = game(twice), game(coalitions.astype(int))
+    assert (first == twice.sum(axis=1)).all()
+    assert (second == coalitions.sum(axis=1)).all()
+    distinct = len(np.unique(coalitions, axis=0))
+    assert game.evaluations == len(asked) == len(set(asked)) == distinct
+    assert game(np.empty((0, 10), bool)).shape == (0,)
+
+
+def test_model_runs_only_for_new_coalitions(monkeypatch):
+    model = make_model()
+    game = ValueGame(model, make_inputs(model), "synergy", 0, [("text", 1), ("image", 0), ("image", 1)], batch_size=2)
+    rows = []
+    original = MaskedExpert.__call__
+    monkeypatch.setattr(MaskedExpert, "__call__", lambda self, keep: rows.append(len(keep)) or original(self, keep))
+    first = game(all_coalitions(3)[[0, 5, 5, 3, 0, 1, 5]])
+    assert rows == [2, 2]
+    assert (game(all_coalitions(3)[[5, 0]]) == first[[1, 0]]).all()
+    assert rows == [2, 2]
+
+
+@pytest.mark.parametrize("estimator", [shapiq.KernelSHAPIQ, shapiq.PermutationSamplingSII, shapiq.SHAPIQ])
+def test_shapiq_estimators_run_on_it_unchanged(estimator):
+    model = make_model()
+    players = [("text", 1), ("text", 2), ("image", 0), ("image", 2), ("image", 3)]
+    game = ValueGame(model, make_inputs(model), "synergy", 1, players)
+    truth = exact(game, 5, cross_modal_pairs(players))
+    options = {} if estimator is shapiq.PermutationSamplingSII else {"index": "SII"}
+    budget = 20_000 if estimator is shapiq.PermutationSamplingSII else 2**5
+    found = estimator(5, max_order=2, random_state=0, **options).approximate(budget, game)
+    estimates = np.array([found[tuple(pair)] for pair in truth.pairs.tolist()])
+    tolerance = 0.03 * np.abs(truth.sii).max() if estimator is shapiq.PermutationSamplingSII else 1e-6
+    np.testing.assert_allclose(estimates, truth.sii, atol=tolerance)
+
+
+def test_bad_input():
+    model = make_model()
+    inputs = make_inputs(model)
+    two = Inputs(
+        *({name: x.repeat(2, *[1] * (x.dim() - 1)) for name, x in field.items()} for field in vars(inputs).values())
+    )
+    players = [("text", 1), ("image", 0)]
+    for arguments, message in [
+        ((two, "synergy", 0, players), "one sample, got 2"),
+        ((inputs, "sinergy", 0, players), r"no expert 'sinergy'.*'synergy'"),
+        ((inputs, "synergy", 3, players), "no class 3; this model has classes 0 to 2"),
+        ((inputs, "synergy", -1, players), "no class -1"),
+        ((inputs, "synergy", 0, []), "no players"),
+        ((inputs, "synergy", 0, [*players, ("text", 1)]), r"twice: \[\('text', 1\)\]"),
+        ((inputs, "synergy", 0, [("text", 0)]), "no candidates"),  # special
+        ((inputs, "synergy", 0, [("image", 4)]), "no candidates"),  # padding
+        ((inputs, "synergy", 0, [("image", 9)]), "no candidates"),
+        ((inputs, "synergy", 0, [("audio", 0)]), "no candidates"),
+        ((inputs, "synergy", 0, {"audio": torch.ones(4, dtype=torch.bool)}), "unknown modalities"),
+        ((inputs, "synergy", 0, {"image": torch.tensor([0, 1])}), "must be booleans"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ValueGame(model, *arguments)
+    with pytest.raises(ValueError, match="batch_size"):
+        ValueGame(model, inputs, "synergy", 0, players, batch_size=0)
+    game = ValueGame(model, inputs, "synergy", 0, players)
+    for coalitions in (np.zeros(3, bool), np.zeros((1, 3), bool), np.full((1, 2), 0.5)):
+        with pytest.raises(ValueError, match="coalitions must"):
+            game(coalitions)
+    model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        game(np.zeros((1, 2), bool))
+    assert game.evaluations == 0

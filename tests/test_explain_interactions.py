@@ -1,0 +1,388 @@
+"""Pair interactions against plain enumeration, shapiq's exact computer, values worked out by hand, and axioms."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import shapiq
+import torch
+
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.explain.game import ValueGame
+from fl_i2moe.explain.inputs import Inputs
+from fl_i2moe.explain.interactions import (
+    ESTIMATORS,
+    cross_modal_pairs,
+    exact,
+    per_pair,
+    score_pairs,
+    shared_context,
+)
+
+SAMPLING = [per_pair, shared_context]
+
+
+def table_game(num_players: int, seed: int):
+    """A random value for every coalition, with a part that depends on its size: no symmetry hides a weight."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=2**num_players) + 3 * rng.normal(size=num_players + 1)[popcounts(num_players)]
+    return lambda coalitions: values[np.asarray(coalitions) @ (1 << np.arange(num_players))]
+
+
+def popcounts(num_players: int) -> np.ndarray:
+    return np.array([number.bit_count() for number in range(2**num_players)])
+
+
+def unanimity_game(num_players: int, seed: int):
+    """`v(S) = Σ_T a_T [T ⊆ S]`, random T of 1 to 6 players. Its index: the sum of a_T / (|T| − 1) over T ∋ u, v."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 7, size=80)
+    members = rng.random((80, num_players)).argsort(axis=1).argsort(axis=1) < sizes[:, None]
+    weights = rng.normal(size=80)
+
+    def index(u: int, v: int) -> float:
+        return float(sum(a / (t.sum() - 1) for a, t in zip(weights, members, strict=True) if t[u] and t[v]))
+
+    return lambda s: (np.asarray(s, np.float64) @ members.T == sizes) @ weights, index
+
+
+def all_pairs(num_players: int) -> np.ndarray:
+    return np.array(list(itertools.combinations(range(num_players), 2)))
+
+
+def plain(game, num_players: int, u: int, v: int) -> tuple[float, float, float]:
+    """SII and both redundancy gaps as written in design 5.4 and 5.5, one coalition at a time."""
+
+    def value(members) -> float:
+        return float(game(np.array([[i in members for i in range(num_players)]]))[0])
+
+    sii = span = published = both = 0.0
+    others = [i for i in range(num_players) if i not in (u, v)]
+    for size in range(num_players - 1):
+        for members in itertools.combinations(others, size):
+            weight = math.factorial(size) * math.factorial(num_players - size - 2) / math.factorial(num_players - 1)
+            start = value(members)
+            gain_u, gain_v = value({*members, u}) - start, value({*members, v}) - start
+            gain = value({*members, u, v}) - start
+            sii += weight * (gain - gain_u - gain_v)
+            span += weight * abs(gain - max(gain_u, gain_v))
+            published += weight * max(0, min(gain, max(gain_u, gain_v)))
+            both += weight * max(0, min(gain_u, gain_v, gain))
+    return sii, published / (1 + span), both / (1 + span)
+
+
+# ---- exact ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_players", [2, 3, 4, 6])
+def test_exact_is_the_enumeration(num_players):
+    game, pairs = table_game(num_players, seed=num_players), all_pairs(num_players)[:, ::-1]
+    scores = exact(game, num_players, pairs)
+    expected = np.array([plain(game, num_players, u, v) for u, v in pairs.tolist()])
+    np.testing.assert_allclose(scores.sii, expected[:, 0], atol=1e-12)
+    np.testing.assert_allclose(scores.redundancy["published"], expected[:, 1], atol=1e-12)
+    np.testing.assert_allclose(scores.redundancy["both"], expected[:, 2], atol=1e-12)
+    assert (scores.sii_standard_error == 0).all()
+    assert (scores.num_coalitions == 2 ** (num_players - 2)).all()
+    assert scores.evaluations == 2**num_players
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_is_shapiqs(seed):
+    game, pairs = table_game(7, seed), all_pairs(7)
+    truth = shapiq.ExactComputer(game, n_players=7)("SII", order=2)
+    expected = [truth[tuple(pair)] for pair in pairs.tolist()]
+    np.testing.assert_allclose(exact(game, 7, pairs).sii, expected, atol=1e-9)
+
+
+def test_exact_takes_16_players_and_no_more():
+    weights = np.arange(16.0)
+    scores = exact(lambda coalitions: (coalitions @ weights) ** 2, 16, [(3, 5), (0, 9)])
+    np.testing.assert_allclose(scores.sii, [2 * 3 * 5, 0])
+    with pytest.raises(ValueError, match="at most 16 players, got 17"):
+        exact(lambda coalitions: coalitions.sum(1), 17, [(0, 1)])
+
+
+# ---- by hand -------------------------------------------------------------------------------------------------------
+
+BY_HAND = {
+    # v(∅), v(u), v(v), v(uv)    SII, published, both
+    "and": ((0, 0, 0, 1), (1, 0, 0)),  # gains 0, 0, 1: base min(1, 0) = 0
+    "or": ((0, 1, 1, 1), (-1, 1, 1)),  # gains 1, 1, 1: base 1, span 0
+    "xor": ((0, 1, 1, 0), (-2, 0, 0)),  # gains 1, 1, 0: base min(0, 1) = 0
+    "unique and dummy": ((0, 1, 0, 1), (0, 1, 0)),  # gains 1, 0, 1: base min(1, 1) = 1, or min(1, 0, 1) = 0
+    "additive": ((0, 1, 1, 2), (0, 0.5, 0.5)),  # gains 1, 1, 2: base 1, span 1
+    "harmful copy": ((0, -1, -1, -1), (1, 0, 0)),  # gains −1: base max(0, −1) = 0
+    "shifted or": ((5, 6, 6, 6), (-1, 1, 1)),  # gains are against v(S)
+}
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize("num_players", [2, 5])
+@pytest.mark.parametrize("name", list(BY_HAND))
+def test_by_hand(name, num_players, estimator):
+    """Two players decide and the others are dummies, so that every coalition gives the same gains."""
+    values, expected = BY_HAND[name]
+    u, v = 0, num_players - 1
+
+    def game(coalitions):
+        return np.array(values)[coalitions[:, u] + 2 * coalitions[:, v]]
+
+    scores = ESTIMATORS[estimator](game, num_players, [(u, v)], num_coalitions=3, seed=0)
+    found = (scores.sii[0], scores.redundancy["published"][0], scores.redundancy["both"][0])
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert scores.sii_standard_error[0] == pytest.approx(0, abs=1e-12)
+    assert scores.redundancy_standard_error["published"][0] == pytest.approx(0, abs=1e-12)
+    assert [scores.score(kind)[0] for kind in ("sii", "published", "both")] == list(found)
+    assert scores.standard_error("both")[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_by_hand_where_the_coalition_matters():
+    """A third player w switches the pair on; it is there in half of the coalitions ∅ and {w}, sizes 0 and 1."""
+    conjunction = exact(lambda s: s.all(axis=1), 3, [(0, 1)])
+    assert (conjunction.sii[0], conjunction.redundancy["both"][0]) == (0.5, 0)
+    switched_or = exact(lambda s: (s[:, 0] | s[:, 1]) & s[:, 2], 3, [(0, 1)])
+    assert (switched_or.sii[0], switched_or.redundancy["published"][0]) == (-0.5, 0.5)
+    # for (u, w): gains at ∅ 0, 0, 1, at {v} 0, 1, 1, so base 0 then 1, span 1 then 0, and for both 0 then 0
+    other = exact(lambda s: (s[:, 0] | s[:, 1]) & s[:, 2], 3, [(0, 2)])
+    assert (other.sii[0], other.redundancy["published"][0], other.redundancy["both"][0]) == (0.5, 0.5 / 1.5, 0)
+
+
+# ---- axioms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_a_dummy_has_index_0(estimator):
+    inner = table_game(5, seed=1)
+    scores = ESTIMATORS[estimator](lambda s: inner(s[:, :5]), 6, [(0, 5), (5, 3), (1, 2)], num_coalitions=4, seed=0)
+    np.testing.assert_allclose(scores.sii[:2], 0, atol=1e-12)
+    np.testing.assert_allclose(scores.redundancy["both"][:2], 0, atol=1e-12)
+    assert abs(scores.sii[2]) > 0.01
+
+
+def test_symmetric_players_score_alike():
+    inner = table_game(4, seed=2)
+    # players 0 and 1 count together, whichever is there
+    scores = exact(lambda s: inner(np.column_stack([s[:, 0] ^ s[:, 1], s[:, 0] & s[:, 1], s[:, 2:]])), 4, all_pairs(4))
+    by_pair = dict(zip(map(tuple, scores.pairs.tolist()), scores.sii, strict=True))
+    assert by_pair[0, 2] == pytest.approx(by_pair[1, 2])
+    assert by_pair[0, 3] == pytest.approx(by_pair[1, 3])
+    assert by_pair[0, 2] != pytest.approx(by_pair[0, 3])
+
+
+@pytest.mark.parametrize("estimator", SAMPLING)
+def test_the_seed_decides(estimator):
+    game, pairs = table_game(6, seed=0), all_pairs(6)
+    first, again, other = (estimator(game, 6, pairs, 4, seed) for seed in (1, 1, 2))
+    assert json.dumps(first.to_dict()) == json.dumps(again.to_dict())
+    assert (first.sii != other.sii).any()
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", SAMPLING)
+def test_unbiased(estimator):
+    """The mean over 600 seeds lies within 4.5 standard errors of the enumeration for 10 pairs, Banzhaf's does not."""
+    game, pairs, num_seeds = table_game(5, seed=3), all_pairs(5), 600
+    truth = exact(game, 5, pairs)
+    runs = [estimator(game, 5, pairs, 2, seed) for seed in range(num_seeds)]
+    estimates = np.stack([run.sii for run in runs])
+    error = estimates.std(axis=0, ddof=1) / num_seeds**0.5
+    assert (np.abs(estimates.mean(axis=0) - truth.sii) < 4.5 * error).all()
+    banzhaf = shapiq.ExactComputer(game, n_players=5)("BII", order=2)
+    wrong = np.array([banzhaf[tuple(pair)] for pair in pairs.tolist()])
+    assert (np.abs(estimates.mean(axis=0) - wrong) > 4.5 * error).any()
+    # the stated standard errors are right on average
+    claimed = np.sqrt(np.mean([run.sii_standard_error**2 for run in runs], axis=0))
+    np.testing.assert_allclose(claimed, estimates.std(axis=0, ddof=1), rtol=0.15)
+
+
+@pytest.mark.parametrize("estimator", SAMPLING)
+def test_redundancy_gap_comes_near_with_its_jackknife_error(estimator):
+    game, pairs, num_seeds = table_game(5, seed=4), all_pairs(5), 150
+    truth = exact(game, 5, pairs)
+    runs = [estimator(game, 5, pairs, 64, seed) for seed in range(num_seeds)]
+    for variant in ("published", "both"):
+        estimates = np.stack([run.redundancy[variant] for run in runs])
+        # of a ratio the bias is of the order 1/coalitions, below its error
+        np.testing.assert_array_less(
+            np.abs(estimates.mean(axis=0) - truth.redundancy[variant]), 0.25 * estimates.std(axis=0) + 1e-12
+        )
+        claimed = np.sqrt(np.mean([run.redundancy_standard_error[variant] ** 2 for run in runs], axis=0))
+        np.testing.assert_allclose(claimed, estimates.std(axis=0, ddof=1), rtol=0.3, atol=1e-9)
+
+
+def test_jackknife_is_the_plain_one():
+    """With N = 3 a coalition is ∅ or {w}: each draw's terms are known from which of the two it was."""
+    values = {(0, 0): 0.0, (1, 0): 1.0, (0, 1): 0.5, (1, 1): 2.0}, {(0, 0): 0.0, (1, 0): 2.0, (0, 1): 3.0, (1, 1): 2.5}
+    drawn = []
+
+    def game(coalitions):
+        return np.array([values[int(w)][int(u), int(v)] for u, v, w in coalitions])
+
+    scores = per_pair(game, 3, [(0, 1)], 7, seed=5)
+    # sii is 0.5 at ∅ and −2.5 at {w}: its mean tells how often {w} was drawn
+    with_w = round(float((0.5 - scores.sii[0]) * 7 / 3))
+    assert 0 < with_w < 7
+    drawn = [(1.0, 1.0)] * (7 - with_w) + [(2.5, 0.5)] * with_w  # base and span
+    left_out = []
+    for i in range(7):
+        rest = drawn[:i] + drawn[i + 1 :]
+        left_out.append(np.mean([base for base, _ in rest]) / (1 + np.mean([span for _, span in rest])))
+    expected = np.sqrt(6 / 7 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+    assert scores.redundancy_standard_error["published"][0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_coalitions", [4, 16])
+def test_shared_context_has_at_most_0_6_of_the_squared_error_at_equal_evaluations(num_coalitions):
+    """`per_pair` gets as many coalitions as it takes to have at least as many evaluations."""
+    pairs = np.array(list(itertools.product(range(8), range(8, 20))))
+    shared_errors, own_errors = [], []
+    for seed in range(10):
+        game, index = unanimity_game(20, seed)
+        truth = np.array([index(u, v) for u, v in pairs.tolist()])
+        shared = shared_context(game, 20, pairs, num_coalitions, seed)
+        coalitions = shared.evaluations // (4 * len(pairs))
+        while (own := per_pair(game, 20, pairs, coalitions, seed)).evaluations < shared.evaluations:
+            coalitions += 1
+        shared_errors.append(np.mean((shared.sii - truth) ** 2))
+        own_errors.append(np.mean((own.sii - truth) ** 2))
+    assert np.mean(shared_errors) <= 0.6 * np.mean(own_errors)
+
+
+def test_index_of_a_unanimity_game():
+    game, index = unanimity_game(9, seed=0)
+    pairs = all_pairs(9)
+    np.testing.assert_allclose(exact(game, 9, pairs).sii, [index(u, v) for u, v in pairs.tolist()], atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", SAMPLING)
+@pytest.mark.parametrize("num_players", [2, 3, 9])
+def test_every_pair_has_its_coalitions_and_none_is_evaluated_twice(estimator, num_players):
+    asked = []
+
+    def game(coalitions):
+        asked.extend(map(tuple, coalitions.tolist()))
+        return np.zeros(len(coalitions))
+
+    scores = estimator(game, num_players, all_pairs(num_players), 5, seed=0)
+    assert scores.num_coalitions.min() >= 5
+    assert scores.evaluations == len(asked) == len(set(asked))
+    if estimator is per_pair:
+        assert (scores.num_coalitions == 5).all()
+
+
+def test_shared_context_asks_only_what_its_pairs_need():
+    """Only the pair (2, 5) counts: no other player joins a shared coalition alone."""
+    asked = []
+
+    def game(coalitions):
+        asked.extend(map(tuple, coalitions.tolist()))
+        return np.zeros(len(coalitions))
+
+    scores = shared_context(game, 8, [(2, 5)], 6, seed=1)
+    rest = {tuple(on for i, on in enumerate(coalition) if i not in (2, 5)) for coalition in asked}
+    assert len(asked) == 4 * len(rest)
+    assert len(rest) <= scores.num_coalitions[0]
+
+
+def test_one_coalition_has_no_error():
+    scores = per_pair(table_game(4, 0), 4, [(0, 1), (2, 3)], 1, seed=0)
+    assert np.isnan(scores.sii_standard_error).all()
+    plain_json = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
+    assert plain_json["sii_standard_error"] == [None, None]
+    assert plain_json["redundancy_standard_error"] == {"published": [None, None], "both": [None, None]}
+    assert plain_json["sii"] == scores.sii.tolist()
+    assert (plain_json["seed"], plain_json["estimator"], plain_json["num_coalitions"]) == (0, "per_pair", [1, 1])
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([(0, 4)], "0 to 3, got 0 to 4"),
+        ([(1, 1)], r"two players, got \[1, 1\]"),
+        ([], "at least one"),
+        ([0, 1], "P, 2"),
+    ],
+)
+def test_pairs_that_are_none(estimator, pairs, message):
+    with pytest.raises(ValueError, match=message):
+        ESTIMATORS[estimator](table_game(4, 0), 4, pairs, num_coalitions=2, seed=0)
+
+
+@pytest.mark.parametrize("estimator", SAMPLING)
+def test_no_coalitions(estimator):
+    with pytest.raises(ValueError, match="num_coalitions must be at least 1, got 0"):
+        estimator(table_game(4, 0), 4, [(0, 1)], 0, 0)
+    with pytest.raises(ValueError, match="no score 'SII'; there are sii, published, both"):
+        estimator(table_game(4, 0), 4, [(0, 1)], 1, 0).score("SII")
+
+
+# ---- a model's samples ---------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_three_modalities():
+    players = [("b", 4), ("a", 1), ("b", 0), ("c", 1)]
+    assert cross_modal_pairs(players).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3], [2, 3]]
+    with pytest.raises(ValueError, match="no pair between modalities"):
+        cross_modal_pairs([("a", 0), ("a", 1)])
+
+
+@pytest.fixture(scope="module")
+def model_and_inputs():
+    modalities = {name: {"feature_size": 3, "max_features": length} for name, length in (("text", 6), ("image", 4))}
+    torch.manual_seed(0)
+    config = FLI2MoEConfig(modalities=modalities, num_labels=3, hidden_size=8, num_attention_heads=2)
+    model = FLI2MoEModel(config).eval()
+    masks = {"text": torch.tensor([[1] * 6, [1] * 4 + [0] * 2]).bool(), "image": torch.ones(2, 4, dtype=torch.bool)}
+    special = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    special["text"][:, 0] = True
+    features = {name: torch.randn(*mask.shape, 3) for name, mask in masks.items()}
+    return model, Inputs.from_batch(model, {"features": features, "feature_masks": masks, "special_masks": special})
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_samples_are_scored_as_by_their_own_games(model_and_inputs, estimator):
+    model, inputs = model_and_inputs
+    targets, universe = torch.tensor([2, 0]), inputs.candidate_masks
+    options = {"estimator": estimator, "num_coalitions": 3, "seed": 4}
+    together = list(score_pairs(model, inputs, "synergy", targets, universe, numbers=[7, 9], **options))
+    assert [sample.number for sample in together] == [7, 9]
+    assert [len(sample.players) for sample in together] == [9, 7]
+
+    row = inputs.row(1)
+    (alone,) = score_pairs(model, row, "synergy", targets[1:], row.candidate_masks, numbers=[9], **options)
+    assert alone.players == together[1].players
+    assert alone.scores.seed == together[1].scores.seed
+    np.testing.assert_allclose(alone.scores.sii, together[1].scores.sii, atol=1e-5)
+
+    game = ValueGame(model, row, "synergy", 0, alone.players)
+    pairs = cross_modal_pairs(alone.players)
+    own = ESTIMATORS[estimator](game, 7, pairs, num_coalitions=3, seed=alone.scores.seed)
+    assert (own.pairs == together[1].scores.pairs).all()
+    np.testing.assert_allclose(own.sii, together[1].scores.sii, atol=1e-5)
+    assert np.abs(own.sii).max() > 1e-4
+
+
+def test_only_pairs_of_one_bin(model_and_inputs):
+    model, inputs = model_and_inputs
+    bins = {"text": torch.tensor([[-1, 0, 0, 1, 1, 1]] * 2), "image": torch.tensor([[0, 1, 2, 2]] * 2)}
+    universe = {name: mask & (bins[name] >= 0) for name, mask in inputs.candidate_masks.items()}
+    first, _ = score_pairs(model, inputs, "synergy", torch.tensor([0, 0]), universe, bins=bins, num_coalitions=1)
+    ends = [(first.players[u], first.players[v]) for u, v in first.scores.pairs.tolist()]
+    assert ends == [(("text", i), ("image", 0)) for i in (1, 2)] + [(("text", i), ("image", 1)) for i in (3, 4, 5)]
+
+
+def test_bad_samples(model_and_inputs):
+    model, inputs = model_and_inputs
+    universe, targets = inputs.candidate_masks, torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="no estimator 'all'; there are exact, per_pair, shared_context"):
+        next(score_pairs(model, inputs, "synergy", targets, universe, estimator="all"))
+    with pytest.raises(ValueError, match="2 samples, but 1 targets"):
+        next(score_pairs(model, inputs, "synergy", targets[:1], universe))
+    with pytest.raises(ValueError, match="no pair between modalities"):
+        next(score_pairs(model, inputs, "synergy", targets, {"text": universe["text"]}))
