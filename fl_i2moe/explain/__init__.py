@@ -1,0 +1,6 @@
+"""Explanations of a trained model: which expert, which patches and tokens, which pairs."""
+
+from .explain_sample import explain
+from .explanation import Explanation
+
+__all__ = ["Explanation", "explain"]

@@ -1,0 +1,225 @@
+"""From a row of a feature cache to the explanation of its prediction."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cache import FeatureCache
+from ..modeling_fl_i2moe import FLI2MoEModel
+from .attribution import attribute, evaluating, mixture_importance, top_features
+from .explanation import MIXTURE, Explanation, PairTable
+from .geometry import Modality
+from .inputs import Inputs
+from .interactions import ESTIMATORS, SamplePairs, score_pairs
+
+
+def explain(
+    model: FLI2MoEModel,
+    sample: Mapping[str, Any],
+    target: int | str | None = None,
+    *,
+    method: str = "grad_attnroll",
+    interactions: str | None = None,
+    pair_experts: Sequence[str] | None = None,
+    num_coalitions: int = 16,
+    universe_share: float = 0.3,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
+    sample_number: int = 0,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Explanation:
+    """
+    Explains the prediction of one class for one sample: importance of patches and tokens for every expert, and how
+    pairs of them interact.
+
+    Args:
+        sample: a row of a feature cache, `cache.splits["test"][5]`.
+        target: class, by name or index. By default the true one, of several the one with the highest logit; where none
+            is true the one with the highest logit; the first output of a regression.
+        method: of importance, one of `attribution.METHODS`.
+        interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if not given.
+        pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
+        num_coalitions: coalitions for each pair.
+        universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
+            scored, in (0, 1].
+        seed: of random importance and of coalitions.
+        cache: where the sample comes from; gives the classes' names and the grid of patches if the model's
+            configuration does not.
+        sample_number: the sample's place in its split; with `seed` it gives the coalitions.
+        batch_size: coalitions in one pass.
+        options: for `attribute`: `of`, `num_steps`.
+
+    Raises:
+        ValueError: an unknown class, method, estimator or expert; the sample lacks a modality, has one without
+            candidates, or features that do not fit the model or are not finite; a share that selects nothing; `exact`
+            with more than 16 features in the universe.
+    """
+    if interactions is not None and interactions not in ESTIMATORS:
+        raise ValueError(f"`interactions` must be one of {', '.join(map(repr, ESTIMATORS))}, got {interactions!r}.")
+    config = model.config
+    experts = _pair_experts(config.expert_names, pair_experts) if interactions else []
+    label_names = [config.id2label[index] for index in range(config.num_labels)]
+    if cache is not None and len(cache.label_names) == config.num_labels:
+        label_names = list(cache.label_names)
+    labels = _labels(sample.get("labels"))
+    with evaluating(model):
+        inputs = Inputs.from_batch(model, feature_batch(sample, config.modality_order))
+        with torch.no_grad():
+            output = model.run_mixture(inputs.projected, inputs.feature_masks)
+        logits = _array(output.logits[0])
+        index = _target(target, label_names, labels, logits, config.problem_type)
+        targets = torch.tensor([index])
+        importance = attribute(model, inputs, targets, method, seed=seed, **options)
+        tables = {}
+        for expert in experts:
+            e = importance.experts.index(expert)
+            of_expert = {name: x[:, e] for name, x in importance.scores.items()}
+            [scored] = score_pairs(
+                model,
+                inputs,
+                expert,
+                targets,
+                top_features(of_expert, inputs.candidate_masks, universe_share),
+                estimator=interactions,
+                num_coalitions=num_coalitions,
+                seed=seed,
+                numbers=[sample_number],
+                batch_size=batch_size,
+            )
+            tables[expert] = pair_table(scored)
+    scores = {
+        expert: {name: _array(x[0, e]) for name, x in importance.scores.items()}
+        for e, expert in enumerate(importance.experts)
+    }
+    if len(importance.experts) > 1:
+        mixed = mixture_importance(importance, output.expert_weights)
+        scores[MIXTURE] = {name: _array(x[0]) for name, x in mixed.items()}
+
+    settings = {"seed": seed, **options}
+    if importance.completeness_gap is not None:
+        settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
+    if interactions:
+        settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
+    described = cache.modalities if cache is not None else {}
+    encoders = config.encoders or {}
+    return Explanation(
+        sample_id=str(sample.get("id", "sample")),
+        target=index,
+        label_names=label_names,
+        problem_type=config.problem_type,
+        labels=labels,
+        modalities={
+            name: Modality.from_row(
+                sample,
+                name,
+                described.get(name, {}).get("encoder") or encoders.get(name),
+                described.get(name, {}).get("grid"),
+            )
+            for name in config.modality_order
+        },
+        expert_names=list(config.expert_names),
+        expert_weights=_array(output.expert_weights[0]),
+        expert_logits=_array(output.expert_logits[0]),
+        logits=logits,
+        method=method,
+        importance=scores,
+        pair_tables=tables,
+        settings=settings,
+    )
+
+
+def pair_table(scored: SamplePairs) -> PairTable:
+    """A sample's scored pairs, for an explanation."""
+    scores, players = scored.scores, scored.players
+    return PairTable(
+        ends=[(*players[first], *players[second]) for first, second in scores.pairs.tolist()],
+        scores={
+            "sii": scores.sii,
+            "redundancy": scores.redundancy["published"],
+            "redundancy_both": scores.redundancy["both"],
+        },
+        standard_errors={
+            "sii": scores.sii_standard_error,
+            "redundancy": scores.redundancy_standard_error["published"],
+            "redundancy_both": scores.redundancy_standard_error["both"],
+        },
+        num_coalitions=scores.num_coalitions,
+        evaluations=scores.evaluations,
+        estimator=scores.estimator,
+        seed=scores.seed,
+    )
+
+
+def true_targets(labels: Sequence[float] | float, problem_type: str) -> list[int]:
+    """
+    Classes that an explanation is due for: each true label, the one class, or each output of a regression.
+
+    Args:
+        labels: a row's: (C,) zeros and ones, a class index, or (C,) numbers.
+    """
+    values = _labels(labels) or []
+    if problem_type == "regression":
+        return list(range(len(values)))
+    if problem_type == "single_label_classification":
+        return [int(values[0])]
+    return [index for index, value in enumerate(values) if value > 0.5]
+
+
+def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:
+    """The row as `FeatureRows` would give it."""
+    features, masks, special = {}, {}, {}
+    for name in modality_order:
+        missing = [key for key in (f"{name}_features", f"{name}_special_mask") if sample.get(key) is None]
+        if missing:
+            raise ValueError(
+                f"The sample lacks {' and '.join(missing)}: give a row of a feature cache; it has {sorted(sample)}."
+            )
+        features[name] = torch.tensor(np.asarray(sample[f"{name}_features"], dtype=np.float32)).unsqueeze(0)
+        special[name] = torch.tensor(np.asarray(sample[f"{name}_special_mask"], dtype=np.bool_)).unsqueeze(0)
+        masks[name] = torch.ones_like(special[name])
+    batch = {"features": features, "feature_masks": masks, "special_masks": special}
+    return batch | ({"ids": [str(sample["id"])]} if "id" in sample else {})
+
+
+def _target(
+    target: int | str | None,
+    label_names: Sequence[str],
+    labels: Sequence[float] | None,
+    logits: np.ndarray,
+    problem: str,
+) -> int:
+    if isinstance(target, str):
+        if target in label_names:
+            return label_names.index(target)
+        close = get_close_matches(target.lower(), [name.lower() for name in label_names], n=1)
+        hint = f" Did you mean {next(x for x in label_names if x.lower() == close[0])!r}?" if close else ""
+        raise ValueError(f"There is no class {target!r}; there are {', '.join(label_names)}.{hint}")
+    if target is not None:
+        if not 0 <= int(target) < len(label_names):
+            named = ", ".join(f"{index}: {name}" for index, name in enumerate(label_names))
+            raise ValueError(f"There is no class {target}; there are {named}.")
+        return int(target)
+    if problem == "regression":
+        return 0
+    true = true_targets(labels, problem) if labels is not None else []
+    return max(true or range(len(label_names)), key=lambda index: logits[index])
+
+
+def _pair_experts(expert_names: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    if given is None:
+        return [name for name in expert_names if name in ("synergy", "redundancy")] or list(expert_names)
+    if unknown := set(given) - set(expert_names):
+        raise ValueError(f"Unknown experts {sorted(unknown)} in `pair_experts`; this model has {list(expert_names)}.")
+    return list(given)
+
+
+def _labels(labels: Any) -> list[float] | None:
+    return None if labels is None else np.atleast_1d(np.asarray(labels, dtype=np.float64)).tolist()
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    return x.detach().double().cpu().numpy()

@@ -1,0 +1,35 @@
+"""
+Explain a trained model's predictions: which expert, which patches and tokens, which pairs.
+
+    python recipes/explain.py --model runs/mmimdb --split test --num_samples 64
+
+writes a page, a figure and the data of each sample, and measures on the data what the explanations are worth:
+faithfulness (the FL-I²MoE paper's Figure 3), alignment of importance and interaction (Figure 4) and pair masking
+(Table 1). `accelerate launch` spreads the samples over processes. A second start goes on after the samples that are
+explained already.
+"""
+
+from fl_i2moe.arguments import TrainingArguments, parse_arguments
+from fl_i2moe.experiment import create_accelerator
+from fl_i2moe.explain.run import ExplainArguments, run_explanations
+
+# FL-I²MoE, section 4: each pair draws its own coalitions
+PAPER = {"method": "grad_attnroll", "interactions": "per_pair", "num_coalitions": 4, "universe_share": 0.3}
+
+
+def main():
+    [arguments] = parse_arguments(
+        (ExplainArguments,),
+        presets={"default": {}, "paper": PAPER},
+        default_preset=lambda given: "default",
+        description=__doc__,
+    )
+    accelerator = create_accelerator(TrainingArguments(num_threads=arguments.num_threads), str(arguments.folder))
+    run_explanations(arguments, accelerator)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

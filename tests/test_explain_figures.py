@@ -1,0 +1,198 @@
+"""Figures of explanations: what they show, and that no text is cut or covers another."""
+
+import itertools
+
+import numpy as np
+import pytest
+from explained import make_explanation, make_row, write_picture
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from test_explain_report import Page, render_page
+from test_figures import shown_texts
+
+from fl_i2moe.explain import figures
+from fl_i2moe.explain.explanation import PairTable
+from fl_i2moe.explain.figures import (
+    _Flow,
+    draw_alignment,
+    draw_explanation,
+    draw_faithfulness,
+    markdown_table,
+    pair_masking_rows,
+)
+from fl_i2moe.explain.geometry import Modality
+from fl_i2moe.explain.report import score_text
+
+
+def shown(figure):
+    """Visible texts with their boxes in pixels."""
+    FigureCanvasAgg(figure)  # without a canvas of its own a figure measures every text anew
+    return [(text, box) for text, box in shown_texts(figure) if text.strip()]
+
+
+def check_page(figure):
+    """No text leaves the figure, and none covers another by more than a pixel."""
+    boxes = shown(figure)
+    for text, box in boxes:
+        assert min(box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1) >= -1, text
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(width, height) <= 3 or one == other, (one, other)
+
+
+@pytest.fixture
+def explanation(tmp_path):
+    return make_explanation(make_row(write_picture(tmp_path / "poster.png")))
+
+
+def test_one_sample_as_in_figure_5(tmp_path, explanation):
+    figure = draw_explanation(explanation, top=3)
+    texts = [text for text, _ in shown(figure)]
+    for title in ("Uniqueness: image", "Uniqueness: text", "Synergy", "Redundancy", "Mixture"):
+        assert title in texts
+    for expert in ("synergy", "redundancy"):
+        for pair in explanation.pairs(expert, 3):
+            assert any(text.startswith(score_text(pair)) for text in texts)
+    check_page(figure)
+    with Image.open(explanation.save(tmp_path / "film.png")) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_texts_foreign_letters_and_a_missing_picture(monkeypatch):
+    monkeypatch.setattr(figures, "_MAX_LINES", 12)
+    row = make_row(text="x" * 90 + " 電影 🎬 $a$ " + "lorem ipsum dolor " * 20 + "the end")
+    figure = draw_explanation(make_explanation(row))
+    boxes = shown(figure)
+    texts = [text for text, _ in boxes]
+    assert "picture not at hand" in texts
+    assert any("▯" in text for text in texts)
+    assert "… (the page has the whole text)" in texts
+    assert min(box.y0 for _, box in boxes) >= 0
+
+
+def test_lines_keep_all_words_in_order_and_within_the_width():
+    text = "Anna-Lena’s aunt, who sings; “Well!” " * 5
+    row = {"text": text, "text_special_mask": [False], "text_offsets": [[0, 4]]}
+    pieces = [(text[p.start : p.end], p.indexes) for p in Modality.from_row(row, "text").pieces()]
+    flow = _Flow(pieces, 120, 8, 12)
+    assert "".join(run.text for run in flow.runs) == "".join(text.split())
+    assert all(run.x + run.width <= 120.01 for run in flow.runs)
+    assert [run.line for run in flow.runs] == sorted(run.line for run in flow.runs)
+    assert flow.runs[0].indexes == (0,)
+
+
+def test_other_numbers_and_kinds_of_modalities(explanation):
+    """Two pictures, a text and numbers: pairs between any two of them have a link."""
+    modalities = {
+        "front": explanation.modalities["image"],
+        "back": explanation.modalities["image"],
+        "text": explanation.modalities["text"],
+        "audio": Modality("other", 5, []),
+    }
+    explanation.modalities = modalities
+    for scores in explanation.importance.values():
+        picture, text = scores.pop("image"), scores.pop("text")
+        scores |= {"front": picture, "back": picture, "text": text, "audio": np.linspace(0, 1, 5)}
+    ends = [("front", 1, "back", 2), ("back", 3, "text", 1), ("text", 2, "audio", 4), ("audio", 0, "front", 6)]
+    values = {"sii": np.array([4.0, 3.0, 2.0, 1.0])}
+    table = PairTable(ends, values, {"sii": np.full(4, 0.1)}, np.full(4, 8), 20, "per_pair", 1)
+    explanation.pair_tables = {"synergy": table}
+    check_page(draw_explanation(explanation))
+    page = Page(render_page(explanation))
+    chips = [x["data-ends"] for x in page.find("button", "link")]
+    assert chips == ["0-1 1-2", "1-3 2-1", "2-2 3-4", "3-0 0-6"]
+    marked = {name for x in page.elements if "data-f" in x for name in x["data-f"].split()}
+    assert {end for chip in chips for end in chip.split()} <= marked
+
+
+def fake_faithfulness(experts, seed=0):
+    rng = np.random.default_rng(seed)
+    names = experts if len(experts) == 1 else [*experts, "mixture"]
+
+    def curve(spread):
+        drops = np.sort(rng.random(3) * 0.3)
+        return {
+            "micro_f1": {
+                "drops": drops.tolist(),
+                "drops_std": [0.01] * 3 if spread else [None] * 3,
+                "mean_drop": drops.mean(),
+                "mean_drop_std": 0.01 if spread else None,
+            }
+        }
+
+    by_method = {
+        method: {name: curve(method == "random") for name in (names if method != "random" else names[-1:])}
+        for method in ("attnroll", "grad_attnroll", "ig", "random")
+    }
+    return {
+        "problem_type": "multi_label_classification",
+        "num_samples": 20,
+        "experts": experts,
+        "shares": [0.1, 0.2, 0.3],
+        "base": {"micro_f1": 0.6},
+        "deletion": by_method,
+    }
+
+
+def test_faithfulness_as_in_figure_3_dense_beside_moe():
+    moe = fake_faithfulness(["uniqueness_image", "uniqueness_text", "synergy", "redundancy"])
+    dense = fake_faithfulness(["dense"], seed=1)
+    figure = draw_faithfulness({"FL-I²MoE": moe, "dense Transformer": dense})
+    texts = [text for text, _ in shown(figure)]
+    assert "FL-I²MoE (micro-F1 0.600 unmasked)" in texts
+    assert {"FL-I²MoE: Mixture", "FL-I²MoE: Synergy", "dense Transformer: Dense"} <= set(texts)
+    panels = figure.subfigs[0].axes
+    for axes, result in zip(panels, (moe, dense), strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        whole = "mixture" if result is moe else "dense"
+        for method, label in (("grad_attnroll", "Grad×AttnRoll"), ("random", "Random")):
+            expected = result["deletion"][method][whole]["micro_f1"]["drops"]
+            np.testing.assert_allclose(lines[label], expected)
+    check_page(figure)
+    with pytest.raises(ValueError, match="no insertion of 'micro_f1'"):
+        draw_faithfulness({"x": moe}, "micro_f1", "insertion")
+
+
+def test_alignment_as_in_figure_4():
+    def result(means):
+        bins = [
+            {
+                "num_samples": 7,
+                "top": {
+                    share: {"mean": mean, "interval": None if mean is None else [mean - 0.1, mean + 0.1]}
+                    for share in ("0.05", "0.1", "0.2")
+                },
+            }
+            for mean in means
+        ]
+        return {"confidence": 0.95, "ranked_and_valued_by": "independent scores", "bins": bins}
+
+    results = {"synergy": result([0.9, -0.2, None]), "redundancy": result([0.5, 0.4, 0.3])}
+    figure = draw_alignment(results, {"synergy": "SII", "redundancy": "redundancy gap"}, [0.1, 0.2, 0.3])
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == pytest.approx([0.9, -0.2, 0] * 3)
+    texts = [text for text, _ in shown(figure)]
+    assert {"0–10 %", "20–30 %", "no pair", "mean SII (logits)", "top 5 % pairs"} <= set(texts)
+    check_page(figure)
+
+
+def test_pair_masking_as_in_table_1():
+    spread = {"mean": 0.55, "std": 0.01}
+    part = {
+        "none": 0.6,
+        "ranked": 0.5,
+        "random_same_features": spread,
+        "random_same_pairs": {"mean": 0.52, "std": None},
+        "ranked_minus_random": {"value": 0.05, "interval": [-0.01, 0.11]},
+    }
+    table = {"metrics": {"micro_f1": part}, "num_features": 6.5, "num_features_same_pairs": 9.0}
+    header, rows = pair_masking_rows({"synergy": table, "redundancy": table}, "micro_f1")
+    text = markdown_table(header, rows)
+    assert text.splitlines()[0] == "| Masking | Synergy: micro-F1 | Redundancy: micro-F1 |"
+    assert "| interaction pairs | 0.500 | 0.500 |" in text
+    assert "+0.050 [−0.010, +0.110]" in text
+    assert "0.550 ± 0.010" in text
+    assert {line.count("|") for line in text.splitlines()} == {4}
+    assert markdown_table(["a|b"], [["c"]]).startswith(r"| a\|b |")

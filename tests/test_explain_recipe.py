@@ -1,0 +1,163 @@
+"""`recipes/explain.py` as users run it, and the run it starts: what is written, kept, refused."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from explained import make_explainable
+
+import fl_i2moe.explain.run as run
+from fl_i2moe import FLI2MoEModel
+from fl_i2moe.explain import Explanation, explain
+from fl_i2moe.explain.run import ExplainArguments, run_explanations
+
+QUICK = {"num_coalitions": 1, "num_draws": 2, "faithfulness_samples": 4}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    model, cache = make_explainable(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    return model, cache, {"model": str(tmp_path / "model"), "cache_dir": str(cache.path)}
+
+
+def started(folders, **changes):
+    arguments = ExplainArguments(**{**folders, **QUICK, **changes})
+    run_explanations(arguments, Accelerator(cpu=True))
+    return arguments.folder
+
+
+def check_close(one, other):
+    """Equal JSON, numbers to what products on differently aligned memory leave equal."""
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            check_close(a, b)
+    else:
+        assert one == (pytest.approx(other, rel=1e-4, abs=1e-5) if isinstance(other, float) else other)
+
+
+def test_the_recipe_in_two_processes_explains_what_one_does(launch, trained, tmp_path):
+    _, _, folders = trained
+    options = [f"--{name}={value}" for name, value in {**folders, **QUICK, "num_threads": 1}.items()]
+    launch("recipes/explain.py", *options, "--num_samples=4", num_processes=2)
+    folder = tmp_path / "model" / "explanations"
+    expected = started(folders, num_samples=4, output_dir=str(tmp_path / "one"))
+    names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == names
+    for name in ("alignment.json", "pair_masking.json", "faithfulness.json"):
+        one, two = (json.loads((x / name).read_text()) for x in (expected, folder))
+        check_close(one, two)
+    index = (folder / "index.html").read_text()
+    pages = sorted(path.name for path in (folder / "samples").glob("*.html"))
+    assert all(f'href="samples/{page}"' in index for page in pages)
+
+
+def test_each_true_class_has_the_pages_that_explain_gives(trained):
+    model, cache, folders = trained
+    folder = started(folders, num_samples=3, measurements=["none"])
+    assert sum(map(sum, cache.splits["test"]["labels"][:3])) > 3  # samples with several classes
+    for number, row in enumerate(cache.splits["test"].select(range(3))):
+        for index in [i for i, label in enumerate(row["labels"]) if label]:
+            saved = Explanation.load(folder / "samples" / f"{row['id']}-{cache.label_names[index]}.json")
+            how = {"interactions": "shared_context", "num_coalitions": 1, "sample_number": number, "cache": cache}
+            check_close(saved.to_dict(), json.loads(json.dumps(explain(model, row, index, **how).to_dict())))
+    assert not (folder / "faithfulness.json").exists()
+    assert not (folder / "alignment.json").exists()
+
+
+def test_a_second_start_goes_on_after_what_is_there(trained, monkeypatch):
+    _, cache, folders = trained
+    folder = started(folders, num_samples=2, measurements=["alignment"])
+    before = {path: path.stat().st_mtime_ns for path in (folder / "samples").iterdir()}
+    explained = []
+
+    def counting(model, row, *arguments, **options):
+        explained.append(row["id"])
+        return explain(model, row, *arguments, **options)
+
+    monkeypatch.setattr(run, "explain", counting)
+    started(folders, num_samples=3, measurements=["alignment"])
+    assert set(explained) == {cache.splits["test"][2]["id"]}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(ValueError, match=r"other settings:\n  num_coalitions: 1 then, 2 now"):
+        started(folders, num_samples=2, num_coalitions=2)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_only_some_samples_get_pages(trained):
+    _, cache, folders = trained
+    folder = started(folders, num_samples=3, num_pages=1, classes="best", measurements=["pair_masking"])
+    assert len(list((folder / "samples").glob("*.html"))) == 1
+    table = json.loads((folder / "pair_masking.json").read_text())
+    assert table["synergy"]["num_samples"] == 3
+    chosen = cache.splits["test"][4]["id"]
+    folder = started(folders, sample_ids=[chosen], overwrite=True, measurements=["none"], interactions="none")
+    assert {path.name.rsplit("-", 1)[0] for path in (folder / "samples").iterdir()} == {chosen}
+
+
+def test_a_dense_model_beside_the_mixture(trained, tmp_path):
+    model, _, folders = trained
+    dense_config = type(model.config)(**{**model.config.to_dict(), "architecture": "dense"})
+    torch.manual_seed(1)
+    FLI2MoEModel(dense_config).save_pretrained(tmp_path / "dense")
+    folder = started(
+        folders, num_samples=1, num_pages=0, dense_model=str(tmp_path / "dense"), measurements=["faithfulness"]
+    )
+    results = json.loads((folder / "faithfulness.json").read_text())
+    assert {name: result["experts"] for name, result in results.items()} == {
+        "FL-I²MoE": model.config.expert_names,
+        "dense Transformer": ["dense"],
+    }
+    assert (folder / "faithfulness.png").exists()
+
+
+def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
+    model, _, folders = trained
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    for changes, message in (
+        ({"model": str(tmp_path / "raw")}, "holds no model: it has no config.json"),
+        ({"split": "exam"}, r"no split 'exam'; it has \['test'\]"),
+        ({"sample_ids": ["nobody"]}, r"no samples \['nobody'\]; its ids look like \['test-0'"),
+        ({"cache_dir": None}, "No run.json says which features .* give --cache_dir"),
+        ({"cache_dir": str(tmp_path / "raw")}, "is no feature cache"),
+        ({"output_dir": str(tmp_path / "full")}, "holds other files and no run"),
+        ({"dense_model": folders["model"]}, "`dense_model` is a dense model beside a mixture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            started(folders, **changes)
+    model.config.encoders = {**model.config.encoders, "image": {"name": "fake-image", "revision": "b"}}
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"another encoder of image than the model's:\n  revision: 'a', the model's 'b'"
+    ):
+        started({**folders, "model": str(tmp_path / "other")})
+    assert not (tmp_path / "model" / "explanations").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+    for wrong in ({"universe_share": 0}, {"num_coalitions": 0}, {"measurements": ["luck"]}, {"num_pages": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ExplainArguments(**folders, **wrong)
+
+
+def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
+    _, cache, folders = trained
+    monkeypatch.setenv("FL_I2MOE_CACHE", str(tmp_path / "user"))
+    (tmp_path / "model" / "run.json").write_text('{"features": "abc"}')
+    with pytest.raises(ValueError, match=r"feature cache abc that the run in .* is not in"):
+        run.find_cache(folders["model"])
+    (tmp_path / "user" / "features").mkdir(parents=True)
+    (tmp_path / "user" / "features" / "abc").symlink_to(cache.path)
+    assert run.find_cache(folders["model"]).label_names == cache.label_names
+
+
+def test_file_names_are_safe_and_differ():
+    names = ["0071411", "a/b", "a_b", "..", "ä", "x" * 200, "x" * 199]
+    files = [run._file_name(name) for name in names]
+    assert len(set(files)) == len(names)
+    assert files[0] == "0071411"
+    assert all(file.isascii() and "/" not in file and not file.startswith(".") and len(file) < 100 for file in files)

@@ -1,0 +1,192 @@
+"""The pages: parsed as a browser would, they refer to nothing outside, escape what they show, and tell all in text."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from explained import SENTENCE, make_explanation, make_row, write_picture
+
+from fl_i2moe.explain.report import IndexEntry, RunFigure, RunTable, render_page, save_index, score_text, signed
+
+VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and the text inside them."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open, self.visible = [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "text": "", **dict(attributes)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append({"tag": tag, "text": "", **dict(attributes)})
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1]["tag"] == tag, f"</{tag}> closes <{self.open[-1]['tag']}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def find(self, tag=None, name=None):
+        return [
+            x for x in self.elements if tag in (None, x["tag"]) and (name is None or name in x.get("class", "").split())
+        ]
+
+    def text(self, tag, name=None):
+        return [x["text"] for x in self.find(tag, name)]
+
+
+@pytest.fixture
+def explanation(tmp_path):
+    return make_explanation(make_row(write_picture(tmp_path / "poster.png")))
+
+
+@pytest.fixture
+def page(explanation):
+    return Page(render_page(explanation))
+
+
+def references(page):
+    return [x[name] for x in page.elements for name in ("href", "src", "srcset", "action", "data") if name in x]
+
+
+def test_the_page_is_whole_and_refers_to_nothing_outside(explanation, page):
+    assert page.open == []  # every element is closed
+    for reference in references(page):
+        assert reference.startswith(("#", "data:image/jpeg;base64,")), reference[:60]
+    ids = [x["id"] for x in page.elements if "id" in x]
+    assert len(ids) == len(set(ids))
+    assert {x[1:] for x in references(page) if x.startswith("#")} <= set(ids)
+    html = render_page(explanation)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|fetch\(|XMLHttp|\.src\b", re.sub(r"data:[^\"]*", "", html))
+    assert not page.find("link")
+
+
+def test_texts_names_and_ids_are_escaped(page):
+    assert [x["text"].strip() for x in page.find("script")] != []
+    assert all("alert" not in x["text"] for x in page.find("script"))
+    assert "Fun" not in page.text("b")
+    assert "Why “Comedy & <b>Fun</b>” for film <1>?" in page.text("h1")
+    assert not page.find("1")
+
+
+def test_every_card_shows_the_whole_text_with_its_shades(explanation, page):
+    cards = page.find("article")
+    assert [page.text("h3")[i] for i in range(5)] == [
+        "Uniqueness: image",
+        "Uniqueness: text",
+        "Synergy",
+        "Redundancy",
+        "Mixture",
+    ]
+    assert len(cards) == 5
+    texts = [re.sub(r"(?<=\S)[123](?=\W|$)", "", text) for text in page.text("p", "words")[:5]]  # without ranks
+    plain = re.sub(r"(?<=\S)[123](?=\W|$)", "", SENTENCE)
+    assert texts == [plain] * 5
+    tokens = page.find("span", "token")
+    shades = [float(re.search(r"--s:([\d.]+)", x["style"])[1]) for x in tokens]
+    expected = [
+        round(explanation.importance[expert]["text"][index], 3)
+        for expert in explanation.importance
+        for index in explanation.modalities["text"].candidates
+    ]
+    assert shades == pytest.approx(expected)
+    assert len(page.find("span", "top")) == 15  # three strongest, not by colour alone
+    assert page.text("span", "cut")[0].split() == ["was", "cut"]
+    heat = page.find("rect", "heat")
+    assert len(heat) == 5 * 6
+    assert (heat[0]["x"], heat[0]["y"], heat[0]["width"], heat[0]["height"]) == ("0.0", "0.0", "30.0", "30.0")
+
+
+def test_links_say_both_ends_score_and_error(explanation, page):
+    chips = page.find("button", "link")
+    assert len(chips) == 20
+    pairs = [*explanation.pairs("synergy"), *explanation.pairs("redundancy")]
+    ends = {x["data-f"] for x in page.elements if "data-f" in x}
+    for chip, pair in zip(chips, pairs, strict=True):
+        assert f"“{pair.second.token}”" in chip["text"]
+        assert pair.first.name in chip["text"]
+        assert score_text(pair) in chip["text"]
+        assert f"{pair.standard_error:.3f}" in chip["text"]
+        assert chip["type"] == "button"  # reached by Tab
+        assert set(chip["data-ends"].split()) <= ends
+    assert "both" in chips[10]["text"]
+
+
+def test_the_tables_hold_every_experts_numbers(explanation, page):
+    cells = page.text("td")
+    for expert, weight in enumerate(explanation.expert_weights):
+        for logit in explanation.expert_logits[expert]:
+            assert f"{signed(weight * logit)}{signed(logit)}" in cells
+    for value, probability in zip(explanation.logits, explanation.probabilities, strict=True):
+        assert f"{signed(value)}{probability:.3f}" in cells
+    rows = [x["text"].split("✓")[0].strip() for x in page.find("th") if x.get("scope") == "row"][-3:]
+    assert rows == [explanation.label_names[index] for index in np.argsort(-explanation.logits)]
+
+
+def test_everything_operable_has_a_name(page):
+    for element in page.elements:
+        if element.get("role") in ("img", "region"):
+            assert element.get("aria-label")
+        if element["tag"] == "img":
+            assert "alt" in element
+    assert page.find("html")[0]["lang"] == "en"
+    assert page.find("meta")[1]["name"] == "viewport"
+    assert "tabindex" in next(x for x in page.find("div", "classes"))
+
+
+def test_a_picture_that_is_gone_leaves_its_grid(tmp_path):
+    page = Page(render_page(make_explanation(make_row(tmp_path / "gone.png"))))
+    assert not page.find("image")
+    assert "picture not at hand" in page.text("text")
+    assert len(page.find("rect", "heat")) == 30
+
+
+def test_a_picture_that_was_replaced_is_not_shown(tmp_path):
+    path = write_picture(tmp_path / "other.png", size=(40, 40))
+    assert not Page(render_page(make_explanation(make_row(path)))).find("image")
+
+
+def test_a_page_without_pairs_or_classes(explanation):
+    explanation.pair_tables = {}
+    explanation.problem_type, explanation.labels = "regression", [0.5, 0.0, 1.0]
+    page = Page(render_page(explanation))
+    assert not page.find("button")
+    assert not page.find("script")
+    assert "probability" not in " ".join(page.text("dd"))
+
+
+def test_the_index_links_every_page(tmp_path, explanation):
+    entries = [IndexEntry.of([explanation], ["samples/film-1.html"])]
+    save_index(
+        tmp_path / "index.html",
+        "Run <1>",
+        entries,
+        facts={"Model": "a & b"},
+        figures=[RunFigure("Faithfulness", "faithfulness.png", "drops by 0.1")],
+        tables=[RunTable("Pair masking", ["Masking", "Synergy"], [["none", "0.5"]], "n = 2")],
+    )
+    page = Page((tmp_path / "index.html").read_text())
+    assert page.open == []
+    assert [x["href"] for x in page.find("a")] == ["faithfulness.png", "samples/film-1.html"]
+    assert all(not re.match(r"[a-z]+://|/", x) for x in references(page))
+    assert page.find("img")[0]["alt"] == "drops by 0.1"
+    assert page.text("td") == ["0.5"]
+    assert page.text("h1") == ["Run <1>"]
+    assert "Predicted: " + ", ".join(entries[0].predicted or ["none"]) in page.text("p")
+
+
+def test_numbers_as_people_read_them():
+    assert [signed(x) for x in (0.25, -1, 0.0001, -0.0001)] == ["+0.250", "−1.000", "0.000", "0.000"]
