@@ -5,6 +5,7 @@ A dataclass holds the options of one part. [`parse_arguments`] turns them into o
 replaces defaults and what the user writes replaces the preset.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -29,9 +30,6 @@ class EncodingArguments:
     """How raw samples become feature sequences, and where these are kept."""
 
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
-    hidden_layer: int | None = option(
-        None, "Which hidden layer of the encoders to use (0: embeddings); the last if not given."
-    )
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     cache_dir: str | None = option(
@@ -81,14 +79,21 @@ class ModelArguments:
     num_reweighting_layers: int = option(3, "Layers of the reweighting network.")
 
     def to_config(self, modalities: Mapping[str, dict], **others) -> FLI2MoEConfig:
-        """The model's configuration; `others` are its fields that the data decide."""
+        """
+        The model's configuration; `others` are its fields that the data decide.
+
+        Raises:
+            ValueError: a field, or how fields go together, is wrong.
+        """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         dropout = values.pop("dropout")
         if values["attention_dropout"] is None:
             values["attention_dropout"] = dropout
-        return FLI2MoEConfig(
-            modalities=dict(modalities), residual_dropout=dropout, activation_dropout=dropout, **values, **others
-        )
+        values |= {"modalities": dict(modalities), "residual_dropout": dropout, "activation_dropout": dropout, **others}
+        try:
+            return FLI2MoEConfig(**values)
+        except StrictDataclassError as error:  # its last line alone is for people
+            raise ValueError(str(error).splitlines()[-1].strip().removeprefix("ValueError: ")) from error
 
     def __post_init__(self):
         # all that the configuration can check without the data
@@ -145,6 +150,8 @@ class TrainingArguments:
             raise ValueError(f"`warmup_ratio` must lie in [0, 1], got {self.warmup_ratio}.")
         if not 0 < self.threshold < 1:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):  # what NumPy takes
+            raise ValueError(f"`seeds` must lie in 0 … 2³² − 1, got {self.seeds}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"`seeds` must be different numbers, at least one, got {self.seeds}.")
 
@@ -188,12 +195,15 @@ def parse_arguments(
     first = parser.parse_args(arguments)
     parser.set_defaults(**presets[first.preset or default_preset(first)])
     namespace = parser.parse_args(arguments)
+    for name, value in vars(namespace).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            parser.error(f"`{name}` must be a finite number, got {value}.")
     try:
         return tuple(
             kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in types
         )
-    except (ValueError, StrictDataclassError) as error:
-        parser.error(str(error).splitlines()[-1].strip())
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def check_metric(metric: str | None, problem_type: str) -> str:

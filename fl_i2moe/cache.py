@@ -32,7 +32,6 @@ from .cache_key import CacheMismatchError, cache_key, check_key
 from .cache_shards import (
     CorruptCacheError,
     Shard,
-    explaining_full_disk,
     plan_shards,
     verify_shards,
     write_json,
@@ -40,6 +39,7 @@ from .cache_shards import (
     write_text,
 )
 from .data.raw import OnBadSample, RawDataset, SampleError
+from .disk import explaining_full_disk
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 
 __all__ = ["CacheMismatchError", "CorruptCacheError", "FeatureCache", "build_cache", "cache_key", "open_cache"]
@@ -191,6 +191,8 @@ def build_cache(
 
 def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock) -> None:
     """Writes the key of a new cache; takes an unfinished one for this build alone."""
+    if cache_dir.is_file():
+        raise ValueError(f"the feature cache cannot be built in {cache_dir}, which is a file")
     cache_dir.mkdir(parents=True, exist_ok=True)
     if not (cache_dir / "key.json").exists():
         write_json(cache_dir / "key.json", {"shard_size": shard_size, "key": key})
@@ -248,7 +250,11 @@ def _encode_missing(
 
         for shard, batches in groupby(decode(raw, encoder.encoders, missing, batch_size, num_workers), _shard_of):
             record = new_record(encoder.encoders)
-            with explaining_full_disk(cache_dir, left * bytes_per_sample):
+            explanation = (
+                f"the feature cache needs up to {left * bytes_per_sample:,} bytes more. "
+                "The shards written so far are kept: make room and run again"
+            )
+            with explaining_full_disk(cache_dir, explanation):
                 write_shard(shard, encoder.schema, encode(batches, record), record)
             left -= len(shard.rows)
 

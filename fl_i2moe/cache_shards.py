@@ -1,11 +1,9 @@
 """The files of a feature cache: Arrow shards that are either whole and checked, or not there."""
 
-import errno
 import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -126,20 +124,3 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def explaining_full_disk(folder: Path, bytes_needed: int) -> Iterator[None]:
-    """Turns "no space left" into an error that says where, how much is needed, and that nothing is lost."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder).free
-        raise OSError(
-            error.errno,
-            f"the disk is full: the feature cache needs up to {bytes_needed:,} bytes more, {free:,} are free. "
-            "The shards written so far are kept: make room and run again",
-            str(folder),
-        ) from error

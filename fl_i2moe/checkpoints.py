@@ -9,6 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from .disk import explaining_full_disk
+
 STATE_FILE = "trainer_state.json"
 
 
@@ -37,17 +39,32 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, accelerator: Accelerator, state: TrainerState) -> None:
-        """Writes under another name and renames, so that a killed run leaves no half checkpoint under a valid name."""
+        """
+        Writes under another name and renames, so that a killed run leaves no half checkpoint under a valid name.
+
+        Raises:
+            OSError: the disk is full; earlier checkpoints are as they were.
+        """
         # the epoch tells the checkpoint at its end from one that fell on its last step
         target = self.folder / f"step-{state.optimizer_step:08d}-epoch-{state.epoch:04d}"
         unfinished = self.folder / f"unfinished-{target.name}"
         if accelerator.is_main_process and unfinished.exists():
             shutil.rmtree(unfinished)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(unfinished))
-        accelerator.wait_for_everyone()
+        explanation = (
+            f"the checkpoint {target.name} cannot be written. "
+            "Earlier ones are kept: make room and run again with --resume"
+        )
+        try:
+            with explaining_full_disk(self.folder, explanation):
+                accelerator.save_state(str(unfinished))
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    (unfinished / STATE_FILE).write_text(json.dumps(asdict(state), indent=2))
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         if accelerator.is_main_process:
-            (unfinished / STATE_FILE).write_text(json.dumps(asdict(state), indent=2))
             if target.exists():
                 shutil.rmtree(target)
             unfinished.rename(target)

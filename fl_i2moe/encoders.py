@@ -248,6 +248,8 @@ def load_encoder(
     _check_options(kind, special_features, image_resize, max_length)
     source = _find(name_or_path)
     name = name or str(name_or_path)
+    if revision is not None and Path(source).is_dir():
+        raise ValueError(f"encoder {name!r} is no hub model: it has no revision {revision!r}, leave it out")
     hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     config = _load(AutoConfig, "config.json", name, source, **hub)
     model, sha256 = _load_model(name, source, config, kind, dtype=dtype, **hub)

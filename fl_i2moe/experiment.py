@@ -52,6 +52,8 @@ class EncoderChoice:
 
     name: str
     revision: str | None = None
+    hidden_layer: int | None = None
+    """0: embeddings; the last if None. An earlier layer keeps more of a feature in its own place."""
 
 
 @dataclass
@@ -75,6 +77,9 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     Sets up this process: Accelerate, CPU threads, and transformers' own progress bars (off, ours say what goes on).
 
     The long timeout is for processes that wait while another one writes data.
+
+    Raises:
+        ValueError: the tracker is unknown or not installed, or fp16 is asked for without a GPU.
     """
     transformers_logging.disable_progress_bar()
     accelerator = Accelerator(
@@ -85,7 +90,11 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
+    if training.report_to and not accelerator.log_with:  # Accelerate only warns
+        raise ValueError(f"`report_to` {training.report_to}: no such tracker is installed.")
     if accelerator.device.type == "cpu":
+        if accelerator.mixed_precision == "fp16":  # Accelerate would compute in float32 and not say so
+            raise ValueError("Mixed precision fp16 needs a GPU; use bf16 or no.")
         # `accelerate launch` allows one thread unless it is told otherwise
         torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
         keep_freed_memory()
@@ -214,7 +223,7 @@ def _load_encoder(
         kind,
         name=choice.name,
         revision=choice.revision,
-        hidden_layer=arguments.hidden_layer,
+        hidden_layer=choice.hidden_layer,
         special_features=arguments.special_features,
         max_length=arguments.text_max_length if kind == "text" else None,
         image_resize=arguments.image_resize,
@@ -288,7 +297,7 @@ def _write_statistics(
         threshold=threshold,
     )
     write_json(run_dir / "interaction_statistics.json", statistics)
-    save_statistics_figures(statistics, predictions.expert_weights, run_dir / "figures")
+    replace_files(run_dir / "figures", partial(save_statistics_figures, statistics, predictions.expert_weights))
     fitted.model.config.interaction_statistics = statistics
     replace_files(run_dir / "model", fitted.model.config.save_pretrained)
 

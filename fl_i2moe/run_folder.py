@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .disk import existing, explaining_full_disk
+
 SETTINGS_FILE = "run.json"
 
 
@@ -16,7 +18,8 @@ def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool
     Refuses early, and touches nothing.
 
     Raises:
-        ValueError: `folder` is a file, holds other files, or holds a run and neither `resume` nor `overwrite` is given.
+        ValueError: `folder` is a file, cannot be made, holds other files, or holds a run and neither `resume` nor
+            `overwrite` is given.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -27,7 +30,11 @@ def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool
                 f"{folder} already holds a run: go on with it by --resume, replace it by --overwrite, or give another "
                 "--output_dir."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif not folder.exists():
+        above = existing(folder)
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise ValueError(f"The output folder {folder} cannot be made in {above}; give another --output_dir.")
+    elif any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files and no run; give another --output_dir.")
 
 
@@ -60,11 +67,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a folder beside `folder`'s files and moves what it wrote into place, file by file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-        write(Path(unfinished))
-        for path in Path(unfinished).iterdir():
-            os.replace(path, folder / path.name)
+    explanation = "what was written before is kept: make room and run again with --resume"
+    with explaining_full_disk(folder, explanation):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+            write(Path(unfinished))
+            for path in Path(unfinished).iterdir():
+                os.replace(path, folder / path.name)
 
 
 def _check_same(stored: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:

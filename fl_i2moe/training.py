@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import set_seed
+from accelerate.utils import get_grad_scaler, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -87,6 +87,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        OSError: the disk is full.
     """
     run = _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric)
     return run.fit(resume)
@@ -104,6 +105,9 @@ class _Run:
         metric: str,
     ):
         accelerator.free_memory()  # of an earlier seed, whose state would be saved and loaded along
+        if accelerator.scaler is not None:  # of fp16: it adapts to a run, and would bring an earlier seed's scale along
+            options = accelerator.scaler_handler.to_kwargs() if accelerator.scaler_handler else {}
+            accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **options)
         self.arguments, self.accelerator, self.seed, self.metric = arguments, accelerator, seed, metric
         self.greater_is_better = METRICS_BY_PROBLEM[config.problem_type][metric]
         self.problem_type = config.problem_type

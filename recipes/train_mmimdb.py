@@ -68,14 +68,18 @@ class DataArguments:
     min_label_count: int | None = option(None, "Predict all genres with at least so many training films.")
     image_encoder: str | None = option(None, "Hub id or folder of a vision model; CLIP ViT-B/16, or the sample's.")
     image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
+    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
     text_encoder: str | None = option(None, "Hub id or folder of a text model; RoBERTa-base, or the sample's.")
     text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
+    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
     num_films: int = option(2000, "Films of the built-in sample.")
     sample_seed: int = option(0, "Seed of the built-in sample.")
 
     def __post_init__(self):
         if self.labels and self.min_label_count:
             raise ValueError("`labels` and `min_label_count` exclude each other.")
+        if self.min_label_count is not None and self.min_label_count < 1:
+            raise ValueError(f"`min_label_count` must be at least 1, got {self.min_label_count}.")
 
 
 def main():
@@ -88,8 +92,8 @@ def main():
     accelerator = create_accelerator(training, output.output_dir)
     defaults = ENCODERS if data.data_dir else SAMPLE_ENCODERS
     encoders = {
-        "image": EncoderChoice(data.image_encoder or defaults["image"], data.image_revision),
-        "text": EncoderChoice(data.text_encoder or defaults["text"], data.text_revision),
+        "image": EncoderChoice(data.image_encoder or defaults["image"], data.image_revision, data.image_hidden_layer),
+        "text": EncoderChoice(data.text_encoder or defaults["text"], data.text_revision, data.text_hidden_layer),
     }
     if data.data_dir:
         data_dir = Path(data.data_dir)
@@ -115,5 +119,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 ROOT = Path(__file__).parent.parent
 # one thread a process: the tests run side by side, and waiting threads would only be in each other's way
@@ -37,3 +38,17 @@ def launch(tmp_path):
         return result
 
     return start
+
+
+@pytest.fixture
+def fresh_accelerate(monkeypatch):
+    """Lets a test set up Accelerate in this process, on the CPU, as if it were the first."""
+
+    def reset():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    reset()
+    yield
+    reset()

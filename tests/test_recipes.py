@@ -3,11 +3,15 @@
 import importlib.util
 import json
 import os
-import signal
+import runpy
+import shutil
 import time
+from itertools import chain
 
+import psutil
 import pytest
 import torch
+from conftest import ROOT
 from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -39,7 +43,10 @@ TINY += ["--labels", *PLANTED_GENRES]
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """Films, encoders and features that the tests of all workers share."""
-    folder = tmp_path_factory.getbasetemp().parent / "shared"
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "shared"
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         films = write_planted(folder / "films", num_films=64)
@@ -64,6 +71,27 @@ def train(launch, shared, tmp_path):
         return launch(*arguments, cache=shared / "cache", **how)
 
     return start
+
+
+def kill_after(process, checkpoint):
+    """Kills a run and all it started as soon as the checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    launcher = psutil.Process(process.pid)
+    for part in [launcher, *launcher.children(recursive=True)]:  # the processes of several are sessions of their own
+        part.kill()
+    process.communicate()
+    assert checkpoint.exists()
+
+
+def assert_same_end(first, second):
+    """The same weights, bit for bit, and the same results."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (first, second)]
+    assert results[0]["test"] == results[1]["test"]
 
 
 def test_one_command_leaves_model_results_statistics_and_figures(train, tmp_path):
@@ -92,18 +120,53 @@ def test_one_command_leaves_model_results_statistics_and_figures(train, tmp_path
 
 
 def test_a_second_run_is_refused_and_encodes_nothing(train, tmp_path):
-    train("--batch_size=8", "--num_epochs=1")
-    refused = train("--batch_size=8", "--num_epochs=1", check=False)
+    """On the dense baseline, which is an option like others."""
+    options = ["--batch_size=8", "--num_epochs=1", "--architecture=dense"]
+    train(*options)
+    refused = train(*options, check=False)
     assert refused.returncode != 0
     assert "--resume" in refused.stdout
     assert "--overwrite" in refused.stdout
-    other = train("--batch_size=4", "--num_epochs=1", "--resume", check=False)
+    other = train(*options, "--batch_size=4", "--resume", check=False)
     assert other.returncode != 0
     assert "batch_size: 8 then, 4 now" in other.stdout
-    again = train("--batch_size=8", "--num_epochs=1", "--overwrite").stdout
+    again = train(*options, "--overwrite").stdout
     assert "encoding:" not in again
-    finished = train("--batch_size=8", "--num_epochs=1", "--resume").stdout
+    finished = train(*options, "--resume").stdout
     assert "epoch 1" not in finished
+    model = AutoModel.from_pretrained(tmp_path / "run")
+    assert model.config.expert_names == ["dense"]
+    history = json.loads((tmp_path / "run" / "seed-0" / "history.json").read_text())
+    assert history[0]["loss"] == pytest.approx(history[0]["task_loss"])
+
+
+def test_many_options_in_one_run(train, shared, tmp_path):
+    """Pooled, in bfloat16, accumulating, stopping early, reading in another process, with a poster that is broken."""
+    films = tmp_path / "films"
+    splits = json.loads((shared / "films" / "split.json").read_text())
+    splits = {name: ids[:number] for (name, ids), number in zip(splits.items(), (24, 6, 8), strict=True)}
+    (films / "dataset").mkdir(parents=True)
+    for film in chain.from_iterable(splits.values()):
+        for suffix in ("json", "jpeg"):
+            shutil.copy(shared / "films" / "dataset" / f"{film}.{suffix}", films / "dataset")
+    (films / "split.json").write_text(json.dumps(splits))
+    broken = films / "dataset" / f"{splits['train'][5]}.jpeg"
+    broken.write_bytes(broken.read_bytes()[:500])
+
+    options = ["--level=pooled", "--mixed_precision=bf16", "--num_workers=1", "--batch_size=4", "--num_epochs=30"]
+    options += ["--gradient_accumulation_steps=2", "--max_grad_norm=0.1", "--on_bad_sample=skip"]
+    options += ["--early_stopping_patience=2", "--learning_rate=1e-12", f"--cache_dir={tmp_path / 'features'}"]
+    output = train(*options, films=films).stdout
+    assert "skipped.jsonl" in output
+    (skipped,) = map(json.loads, (tmp_path / "features" / "skipped.jsonl").read_text().splitlines())
+    assert (skipped["id"], skipped["split"], skipped["file"]) == (broken.stem, "train", str(broken))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["samples"] == {"train": 23, "validation": 6, "test": 8}
+    assert results["machine"]["mixed_precision"] == "bf16"
+    assert results["seeds"]["0"]["epochs"] == results["seeds"]["0"]["best_epoch"] + 2 < 30
+    model = AutoModel.from_pretrained(tmp_path / "run")
+    assert model.config.level == "pooled"
+    assert {x.dtype for x in model.parameters()} == {torch.float32}
 
 
 def test_killed_and_resumed_ends_bit_for_bit_alike(train, tmp_path):
@@ -111,21 +174,22 @@ def test_killed_and_resumed_ends_bit_for_bit_alike(train, tmp_path):
     train(*options, output="whole")
     process = train(*options, output="killed", wait=False)
     checkpoints = tmp_path / "killed" / "seed-0" / "checkpoints"
-    middle = "step-00000015-epoch-0001"  # of the second epoch of 11 steps
-    deadline = time.monotonic() + 120
-    while not (checkpoints / middle).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert (checkpoints / middle).exists()
+    kill_after(process, checkpoints / "step-00000015-epoch-0001")  # in the second epoch of 11 steps
     assert not (tmp_path / "killed" / "results.json").exists()
     train(*options, "--resume", output="killed")
-    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
     assert not checkpoints.exists()
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
-    assert results[0]["test"] == results[1]["test"]
+
+
+def test_two_processes_killed_and_resumed_end_bit_for_bit_alike(train, tmp_path):
+    options = ["--batch_size=4", "--num_epochs=3", "--checkpoint_steps=2"]
+    train(*options, output="whole", num_processes=2)
+    process = train(*options, output="killed", num_processes=2, wait=False)
+    # in the second epoch of 6 steps
+    kill_after(process, tmp_path / "killed" / "seed-0" / "checkpoints" / "step-00000008-epoch-0001")
+    assert not (tmp_path / "killed" / "results.json").exists()
+    train(*options, "--resume", output="killed", num_processes=2)
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(train, tmp_path):
@@ -176,17 +240,55 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
             assert torch.equal(x, weights[name]), name
 
 
+def test_a_wrong_option_ends_the_command(train, tmp_path):
+    result = train("--labels", "Drama", check=False)
+    assert result.returncode != 0
+    assert "error: `num_labels=1` needs" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--data_dir=nowhere"], "nowhere"),
+        (["--data_dir={file}"], "--data_dir must be a folder"),
+        (["--output_dir={file}"], "is a file"),
+        (["--output_dir={file}/run"], "cannot be made in {file}"),
+        (["--cache_dir={file}"], "{file}, which is a file"),
         (["--labels", "Dramma"], "Drama"),
+        (["--labels", "Drama", "Drama"], "only once"),
+        (["--min_label_count=0"], "`min_label_count` must be at least 1"),
+        (["--num_epochs=-1"], "`num_epochs` must be at least 1"),
+        (["--learning_rate=nan"], "`learning_rate` must be a finite number"),
+        (["--interaction_loss_weight=inf"], "`interaction_loss_weight` must be a finite number"),
+        (["--seeds", "1", "1"], "different numbers"),
+        (["--seeds", "-1"], "0 … 2³² − 1"),
         (["--metric=mae"], "micro_f1"),
-        (["--labels", "Drama"], "regression"),
+        (["--num_perturbed_views=3"], "`num_perturbed_views` must lie in 2 … 2"),
+        (["--report_to=nosuch"], "nosuch"),
+        (["--report_to=clearml"], "no such tracker is installed"),
+        (["--mixed_precision=fp16"], "fp16 needs a GPU"),
+        (["--text_max_length=100000"], "it takes 3 to 512 tokens"),
+        (["--text_revision=v2"], "it has no revision 'v2'"),
     ],
 )
-def test_wrong_options_end_at_the_start_with_a_message(train, tmp_path, options, message):
-    result = train(*options, check=False)
-    assert result.returncode != 0
-    assert message in result.stdout
+def test_wrong_options_end_at_the_start_with_one_line(
+    shared, tmp_path, monkeypatch, capsys, fresh_accelerate, options, message
+):
+    """The recipe in this process."""
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    options = [option.format(file=file) for option in options]
+    monkeypatch.setattr(
+        "sys.argv", [RECIPE, f"--data_dir={shared / 'films'}", *TINY, f"--output_dir={tmp_path / 'run'}", *options]
+    )
+    monkeypatch.setenv("FL_I2MOE_CACHE", str(shared / "cache"))
+    with FileLock(shared / "lock"), pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / RECIPE), run_name="__main__")
+    said = ended.value.code
+    if said == 2:  # argparse
+        said = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in said
+    assert message.format(file=file) in said
+    assert "\n" not in said
     assert not (tmp_path / "run").exists()

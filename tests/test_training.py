@@ -1,17 +1,22 @@
 """The training loop on a small cache of numbers whose truth is known."""
 
+import errno
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from fake_encoders import FakeTextEncoder, fake_encoders, write_raw
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, training
 from fl_i2moe.arguments import TrainingArguments
 from fl_i2moe.batching import create_data_loader, feature_means
 from fl_i2moe.cache import build_cache
 from fl_i2moe.checkpoints import Checkpoints
+from fl_i2moe.run_folder import replace_files
 from fl_i2moe.training import predict, train
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
@@ -228,3 +233,89 @@ def test_a_loss_that_is_not_finite_stops_with_the_samples(cache, tmp_path, monke
     monkeypatch.setattr(FLI2MoEModel, "forward", spoiled)
     with pytest.raises(FloatingPointError, match=r"train-\d+"):
         fit(cache, tmp_path)
+
+
+# a full disk, as Python, safetensors and torch.save tell it
+NO_SPACE = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1408 vs 1300"),
+]
+
+
+@pytest.mark.parametrize("error", NO_SPACE)
+def test_a_full_disk_loses_no_checkpoint(cache, tmp_path, monkeypatch, error):
+    expected = fit(cache, tmp_path / "whole")
+    save_state = Accelerator.save_state
+
+    def full(self, folder):
+        save_state(self, folder)
+        if "epoch-0002" in folder:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", full)
+        with pytest.raises(OSError, match=r"disk is full.*step-00000012-epoch-0002.*--resume") as caught:
+            fit(cache, tmp_path / "full")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "full" / "checkpoints")
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-00000006-epoch-0001"]
+    resumed = fit(cache, tmp_path / "full", resume=True)
+    assert_same(tensors(expected), tensors(resumed))
+    assert expected.state.history == resumed.state.history
+
+
+@pytest.mark.parametrize("error", NO_SPACE)
+def test_a_full_disk_keeps_the_best_model_so_far(tmp_path, error):
+    def write(content, error, folder):
+        (folder / "model").write_text(content)
+        if error:
+            raise error
+
+    replace_files(tmp_path / "best", partial(write, "first", None))
+    with pytest.raises(OSError, match=r"disk is full.*kept.*--resume.*best"):
+        replace_files(tmp_path / "best", partial(write, "second", error))
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["model"]
+    assert (tmp_path / "best" / "model").read_text() == "first"
+    with pytest.raises(RuntimeError, match="another"):
+        replace_files(tmp_path / "best", partial(write, "third", RuntimeError("another")))
+
+
+def test_every_seed_starts_with_a_fresh_loss_scale(cache, tmp_path, monkeypatch):
+    """The scaler of fp16, on the CPU: an accelerator that has trained a seed already, against a new one."""
+
+    def scaler(*arguments, **options):
+        return torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=4)
+
+    def run(seeds, folder):
+        accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+        accelerator.scaler = scaler()
+        arguments = TrainingArguments(num_epochs=1, batch_size=16, learning_rate=1e-2)
+        for seed in seeds:
+            train(make_config(cache), cache, arguments, folder / str(seed), accelerator, seed=seed, metric="micro_f1")
+        return accelerator.scaler.state_dict()
+
+    monkeypatch.setattr(training, "get_grad_scaler", scaler)
+    alone, after_another = run([1], tmp_path / "alone"), run([0, 1], tmp_path / "both")
+    assert alone == after_another
+    assert alone["scale"] == 8.0  # grown once in six steps
+    saved = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("*/1/checkpoints/*/scaler.pt"))]
+    assert saved == [alone, alone]
+
+
+def test_accumulated_gradients_are_clipped_once_a_step(cache, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def record(self, *arguments, **options):
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]]).item())
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    options = {"num_epochs": 1, "batch_size": 8, "gradient_accumulation_steps": 2}
+    fit(cache, tmp_path / "free", max_grad_norm=0.0, **options)
+    fit(cache, tmp_path / "clipped", max_grad_norm=0.1, **options)
+    free, clipped = norms[:6], norms[6:]
+    assert len(free) == len(clipped) == 6
+    assert min(free) > 0.1
+    assert clipped == pytest.approx([0.1] * 6, rel=1e-3)

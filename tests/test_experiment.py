@@ -1,0 +1,176 @@
+"""Whole jobs in this process, on numbers: other kinds of labels, trackers, and what is refused at the start."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from datasets import Features, List, Value
+from fake_encoders import fake_encoders, write_raw
+from transformers import AutoModel
+
+from fl_i2moe import experiment
+from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.batching import create_data_loader
+from fl_i2moe.cache import open_cache
+from fl_i2moe.data.raw import RawDataset
+from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
+
+SIZES = {"train": 96, "validation": 32, "test": 20}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, fresh_accelerate):
+    """Runs a job with fake encoders on the CPU; returns its results."""
+
+    def start(raw, *, model=None, **training):
+        options = {"num_epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "num_threads": 1, **training}
+        job = Job(
+            EncodingArguments(cache_dir=str(tmp_path / "cache"), encoding_workers=0),
+            ModelArguments(hidden_size=16, num_attention_heads=2, num_fusion_layers=1, dropout=0.1, **(model or {})),
+            TrainingArguments(**options),
+            OutputArguments(str(tmp_path / "run")),
+        )
+        choices = {"image": EncoderChoice("fake"), "text": EncoderChoice("fake")}
+        accelerator = create_accelerator(job.training, job.output.output_dir)
+        return run_experiment(raw, choices, job, accelerator, job.settings())
+
+    monkeypatch.setattr(experiment, "load_encoder", lambda folder, kind, **options: fake_encoders()[kind])
+    return start
+
+
+def with_labels(raw, problem_type, label_names, label_of, feature) -> RawDataset:
+    """The same samples with other labels: `label_of` gets the number of words."""
+    for split, rows in raw.splits.items():
+        labels = [label_of(len(text.split())) for text in rows["text"]]
+        features = Features({**rows.features, "labels": feature})
+        raw.splits[split] = rows.remove_columns("labels").add_column("labels", labels, feature=features["labels"])
+    return RawDataset(raw.splits, raw.modalities, label_names, problem_type)
+
+
+def predict_test(folder):
+    """Logits and labels of the test split, from what lies on the disk."""
+    cache = open_cache(folder / "cache")
+    model = AutoModel.from_pretrained(folder / "run").eval()
+    loader = create_data_loader(cache.splits["test"], model.config.modality_order, batch_size=64, shuffle=False)
+    batch = next(iter(loader))
+    with torch.no_grad():
+        logits = model(features=batch["features"], feature_masks=batch["feature_masks"]).logits
+    return logits, batch["labels"]
+
+
+def best_epochs(folder, metric):
+    """Per seed: the epochs of the largest and of the smallest validation metric, counted from 1."""
+    best = {}
+    for history in sorted(folder.glob("run/seed-*/history.json")):
+        values = [entry[f"validation_{metric}"] for entry in json.loads(history.read_text())]
+        best[history.parent.name.removeprefix("seed-")] = int(np.argmax(values)) + 1, int(np.argmin(values)) + 1
+    return best
+
+
+def test_single_labels(run, tmp_path):
+    """Short, middling or long text."""
+    raw = write_raw(tmp_path / "raw", SIZES)
+    raw = with_labels(
+        raw,
+        "single_label_classification",
+        ["short", "middling", "long"],
+        lambda n: (n > 3) + (n > 6),
+        Value("int64"),
+    )
+    results = run(raw, num_epochs=12)
+    assert results["metric"] == "accuracy"
+    assert results["seeds"]["0"]["best_epoch"] == best_epochs(tmp_path, "accuracy")["0"][0]
+    logits, labels = predict_test(tmp_path)
+    assert logits.shape == (20, 3)
+    accuracy = (logits.argmax(1) == labels).float().mean().item()
+    assert results["test"]["accuracy"]["mean"] == pytest.approx(accuracy)
+    assert accuracy > 0.7
+    assert AutoModel.from_pretrained(tmp_path / "run").config.id2label == {0: "short", 1: "middling", 2: "long"}
+
+
+def test_regression(run, tmp_path):
+    """The number of words, a fifth of it."""
+    raw = write_raw(tmp_path / "raw", SIZES)
+    raw = with_labels(raw, "regression", ["words"], lambda n: [n / 5], List(Value("float32"), length=1))
+    results = run(raw, num_epochs=12, seeds=[0, 1])
+    assert results["metric"] == "mae"
+    for seed, (worst, best) in best_epochs(tmp_path, "mae").items():
+        assert results["seeds"][seed]["best_epoch"] == best != worst
+    by_seed = {int(seed): x["validation"]["mae"] for seed, x in results["seeds"].items()}
+    assert results["best_seed"] == min(by_seed, key=by_seed.get)
+    logits, labels = predict_test(tmp_path)
+    assert logits.shape == labels.shape == (20, 1)
+    mae = (logits - labels).abs().mean().item()
+    assert results["seeds"][str(results["best_seed"])]["test"]["mae"] == pytest.approx(mae, rel=1e-4)
+    # better than saying the mean each time
+    train_labels = torch.tensor(np.array(raw.splits["train"]["labels"]))
+    assert mae < 0.7 * (labels - train_labels.mean()).abs().mean()
+
+
+class ListTracker(GeneralTracker):
+    name = "list"
+    requires_logging_directory = False
+    main_process_only = True
+    configuration = None
+    logged = ()
+    finished = False
+
+    def __init__(self, run_name, **options):
+        super().__init__()
+        self.run_name = run_name
+
+    @property
+    def tracker(self):
+        return self.run_name
+
+    def store_init_configuration(self, values):
+        type(self).configuration = values
+
+    def log(self, values, step=None, **options):
+        type(self).logged = (*self.logged, (step, values))
+
+    def finish(self):
+        type(self).finished = True
+
+
+def test_trackers_get_settings_losses_and_metrics(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "list", ListTracker)  # what register_tracker_class does
+    results = run(write_raw(tmp_path / "raw", SIZES), report_to="list", num_epochs=2, seeds=[3, 5])
+    assert ListTracker.configuration["learning_rate"] == "0.01"
+    assert ListTracker.finished
+    logged = ListTracker.logged
+    steps = [step for step, _ in logged]
+    assert steps == sorted(steps)
+    for first_step, seed in ((0, 3), (12, 5)):
+        losses = {step: x[f"seed-{seed}/loss"] for step, x in logged if f"seed-{seed}/loss" in x}
+        assert list(losses) == [first_step + i for i in range(1, 13)]  # 6 batches an epoch
+        names = {name for _, x in logged for name in x if name.startswith(f"seed-{seed}/interaction_loss/")}
+        assert len(names) == 4
+        history = json.loads((tmp_path / "run" / f"seed-{seed}" / "history.json").read_text())
+        assert np.mean(list(losses.values())[:6]) == pytest.approx(history[0]["loss"])
+        values = [
+            (step, x[f"seed-{seed}/validation/micro_f1"])
+            for step, x in logged
+            if f"seed-{seed}/validation/micro_f1" in x
+        ]
+        assert values == [(first_step + 6 * i, history[i - 1]["validation_micro_f1"]) for i in (1, 2)]
+        assert results["seeds"][str(seed)]["validation"]["micro_f1"] == pytest.approx(max(value for _, value in values))
+
+
+@pytest.mark.parametrize(
+    ("training", "model", "message"),
+    [
+        ({"report_to": "nosuch"}, {}, "nosuch"),
+        ({"report_to": "clearml"}, {}, "`report_to` clearml: no such tracker is installed"),
+        ({"mixed_precision": "fp16"}, {}, "fp16 needs a GPU"),
+        ({"metric": "mae"}, {}, "micro_f1"),
+        ({}, {"num_perturbed_views": 3}, "^`num_perturbed_views` must lie in 2 … 2"),
+    ],
+)
+def test_refused_before_anything_is_encoded(run, tmp_path, training, model, message):
+    with pytest.raises(ValueError, match=message):
+        run(write_raw(tmp_path / "raw", SIZES), model=model, **training)
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
