@@ -246,7 +246,7 @@ class GroupedTransformer(nn.Module):
         Returns:
             As [`ExpertsHead`].
         """
-        attention_mask = self._attention_mask(feature_mask, readout, experts)
+        attention_mask = self.attention_mask(feature_mask, readout, experts)
         x = x if x.dim() == 4 else x.unsqueeze(0)
         for layer in self.layers:
             x, weights = layer(x, attention_mask, experts)
@@ -255,7 +255,7 @@ class GroupedTransformer(nn.Module):
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
         return self.head(means, experts)
 
-    def _attention_mask(
+    def attention_mask(
         self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
     ) -> torch.Tensor | None:
         """True where to attend: (1, N, 1, T); specialised (E, N, T, T), where only synergy looks across modalities."""
