@@ -193,7 +193,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             masks = dict.fromkeys(masks)
         specialised = self.config.is_specialised
         perturbed = self._draw_perturbed() if with_interaction_losses and not specialised else []
-        views = [(projected, masks), *(self._without(index, projected, masks) for index in perturbed)]
+        views = [
+            (projected, masks),
+            *(self._without(index, projected, masks, self.config.perturbation) for index in perturbed),
+        ]
         x, feature_mask, readout = self._join(views)
         num_samples = x.shape[0] // len(views)
         logits, readings = self.experts(x, feature_mask, readout)
@@ -207,8 +210,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             output.task_loss = output.loss = task_loss(output.logits, labels, self.config)
             if with_interaction_losses:
                 if specialised:
+                    exchanged = self._exchange(projected, masks)
                     fitted, output.interaction_losses = specialised_losses(
-                        view_logits[0], readings.float(), labels, self.config
+                        view_logits[0], readings.float(), exchanged, labels, self.config
                     )
                     output.loss = output.loss + fitted.sum()
                 output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
@@ -356,13 +360,23 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             return list(range(num_modalities))
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
 
+    def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """The synergy expert's logits when one modality comes from another sample of the batch, (M, B, C)."""
+        views = [self._without(index, projected, masks, "shuffle") for index in range(self.config.num_modalities)]
+        logits, _ = self.experts(*self._join(views), experts=[self.config.num_modalities])
+        return logits[:, 0].float().unflatten(0, (len(views), -1))
+
     def _without(
-        self, index: int, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]
+        self,
+        index: int,
+        projected: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor | None],
+        perturbation: str,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
         """The view in which modality `index` is replaced. One draw serves all experts."""
         name = self.config.modality_order[index]
         x, mask = projected[name], masks[name]
-        match self.config.perturbation:
+        match perturbation:
             case "random":
                 x = torch.randn_like(x)
             case "zero":

@@ -3,8 +3,8 @@ The specialised objective: experts that are what their names say, by what they c
 
 A uniqueness expert reads its own modality alone. The redundancy expert reads each modality alone and says only what all
 readings agree on. The synergy expert reads everything together. They are fitted in the order redundancy, uniqueness,
-synergy, each to what the earlier ones leave unexplained, and pay for what they say: so the simplest expert that
-suffices for a label carries it.
+synergy, each to what the earlier ones leave unexplained. Two penalties keep an expert from saying what an earlier one
+says: uniqueness experts may not agree, and what synergy says must average out when either modality is exchanged.
 
 Shapes: B samples · E experts · M modalities · C classes.
 """
@@ -17,21 +17,32 @@ from .objective import task_loss
 
 
 def specialised_losses(
-    expert_logits: torch.Tensor, readings: torch.Tensor, labels: torch.Tensor, config: FLI2MoEConfig
+    expert_logits: torch.Tensor,
+    readings: torch.Tensor,
+    exchanged: torch.Tensor,
+    labels: torch.Tensor,
+    config: FLI2MoEConfig,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    With \\(c_e\\) an expert's contribution, `expert_logits / E`, whose sum is the mixture under equal weights:
+    With \\(c_e\\) an expert's contribution, `expert_logits / E`, whose sum is the mixture under equal weights, and a
+    bar over what sends no gradient back, the task losses are those of
 
-    - redundancy: task loss of \\(c_r\\), and of each reading;
-    - uniqueness: task loss of \\(\bar c_r + \sum_i c_i\\); its interaction loss is the size of what its reading
-      shares with the others' and of what it says;
-    - synergy: task loss of \\(\bar c_r + \sum_i \bar c_i + c_s\\); its interaction loss is the size of \\(c_s\\).
+    - redundancy: \\(c_r\\), and each reading by itself;
+    - uniqueness: \\(\bar c_r + \sum_i c_i\\);
+    - synergy: \\(\bar c_r + \sum_i \bar c_i + c_s\\),
 
-    A bar stands for a constant, which sends no gradient back.
+    and the interaction losses
+
+    - uniqueness: the size of what all \\(c_i\\) agree on, which is redundancy's to say;
+    - synergy: the sum over m of \\(\max(0, \mathrm{mean}_B(c_s \cdot c_s^{(m)}))\\), where modality m of
+      \\(c_s^{(m)}\\) comes from another sample: an estimate of the square of what \\(c_s\\) says on average, given the
+      other modalities, which is theirs to say. An exclusive-or has none. (A functional analysis of variance calls such
+      a term a pure interaction.)
 
     Args:
         expert_logits: (B, E, C).
         readings: (B, M, C), what the redundancy expert reads in each modality.
+        exchanged: (M, B, C), the synergy expert's logits with modality m exchanged between the samples.
         labels: as for [`task_loss`].
 
     Returns:
@@ -40,15 +51,15 @@ def specialised_losses(
     num_modalities = config.num_modalities
     contributions = expert_logits / config.num_experts
     unique, synergy, redundancy = contributions[:, :num_modalities], contributions[:, -2], contributions[:, -1]
-    alone = [task_loss(reading, labels, config) for reading in readings.unbind(1)]
-    explained = redundancy.detach()
+    alone = [task_loss(reading / config.num_experts, labels, config) for reading in readings.unbind(1)]
     fitted_redundancy = task_loss(redundancy, labels, config) + torch.stack(alone).mean()
+    explained = redundancy.detach()
     fitted_unique = task_loss(explained + unique.sum(dim=1), labels, config)
     explained = explained + unique.detach().sum(dim=1)
     fitted_synergy = task_loss(explained + synergy, labels, config)
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
     shared = agreement(unique).abs().mean()
-    sizes = unique.square().mean(dim=(0, 2))
-    none = torch.zeros_like(shared)
-    return task, torch.stack([*(shared + size for size in sizes), synergy.square().mean(), none])
+    averages = (synergy * exchanged / config.num_experts).mean(dim=1)  # (M, C)
+    not_pure = averages.clamp(min=0).mean(dim=1).sum()
+    return task, torch.stack([*[shared] * num_modalities, not_pure, torch.zeros_like(shared)])
