@@ -173,15 +173,21 @@ class ExpertsHead(GroupedLinear):
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
         self.config = config
+        if config.is_specialised:
+            # what each modality by itself tells of the label; only training asks for it
+            self.alone = GroupedLinear(config.num_modalities, config.hidden_size, config.num_labels)
 
-    def forward(self, means: torch.Tensor, experts: list[int] | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, means: torch.Tensor, experts: list[int] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """
         Args:
             means: (E, N, M, H).
             experts: the experts that E stands for; all if `None`.
 
         Returns:
-            Logits (N, E, C), and what the specialised redundancy expert reads in each modality, (N, M, C), if it runs.
+            Logits (N, E, C). Of all specialised experts also what the redundancy expert reads in each modality, (N, M,
+            C), and what each modality tells by itself, (N, M, C).
         """
         joint = super().forward(means.flatten(-2), experts).transpose(0, 1)
         if not self.config.is_specialised:
@@ -189,27 +195,16 @@ class ExpertsHead(GroupedLinear):
         num_modalities = self.config.num_modalities
         only = torch.eye(num_modalities, dtype=means.dtype, device=means.device).unsqueeze(-1)
         readings = super().forward((means.unsqueeze(2) * only).flatten(-2), experts)  # (E, N, M, C)
-        logits, redundant = list(joint.unbind(1)), None
+        logits = list(joint.unbind(1))
         for place, expert in enumerate(range(self.config.num_experts) if experts is None else experts):
             if expert < num_modalities:
                 logits[place] = readings[place, :, expert]
             elif expert > num_modalities:
-                redundant = readings[place]
-                logits[place] = agreement(redundant)
-        return torch.stack(logits, dim=1), redundant
-
-
-def agreement(readings: torch.Tensor) -> torch.Tensor:
-    """
-    What all readings say: the smallest of them in size where they have one sign, else 0.
-
-    Args:
-        readings: (..., M, C).
-
-    Returns:
-        (..., C)
-    """
-    return readings.amin(dim=-2).clamp(min=0) + readings.amax(dim=-2).clamp(max=0)
+                logits[place] = readings[place].mean(dim=1)
+        if experts is not None:
+            return torch.stack(logits, dim=1), None
+        own_means = means[:num_modalities].diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (M, N, H)
+        return torch.stack(logits, dim=1), (readings[-1], self.alone(own_means).transpose(0, 1))
 
 
 class GroupedTransformer(nn.Module):

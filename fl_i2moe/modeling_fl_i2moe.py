@@ -212,7 +212,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 if specialised:
                     exchanged = self._exchange(projected, masks)
                     fitted, output.interaction_losses = specialised_losses(
-                        view_logits[0], readings.float(), exchanged, labels, self.config
+                        view_logits[0], *(x.float() for x in readings), exchanged, labels, self.config
                     )
                     output.loss = output.loss + fitted.sum()
                 output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
