@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from tiny_models import make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
-from fl_i2moe.fusion import agreement
-from fl_i2moe.specialised import specialised_losses
+from fl_i2moe.specialised import agreement, specialised_losses
 
 
 def specialised(num_modalities=2, **changes):
@@ -15,10 +14,10 @@ def specialised(num_modalities=2, **changes):
 
 
 def test_agreement_by_hand():
-    readings = torch.tensor([[2.0, -1.0, 2.0, 0.0], [3.0, -4.0, -1.0, 5.0]])
-    assert agreement(readings).tolist() == [2.0, -1.0, 0.0, 0.0]
-    assert agreement(torch.tensor([[2.0], [3.0], [1.5]])).item() == 1.5
-    assert agreement(torch.tensor([[2.0], [3.0], [-1.5]])).item() == 0.0
+    said = torch.tensor([[[2.0, -1.0, 2.0, 0.0], [3.0, -4.0, -1.0, 5.0]]])
+    assert agreement(said).tolist() == [[2.0, -1.0, 0.0, 0.0]]
+    assert agreement(torch.tensor([[[2.0], [3.0], [1.5]]])).item() == 1.5
+    assert agreement(torch.tensor([[[2.0], [3.0], [-1.5]]])).item() == 0.0
 
 
 @pytest.mark.parametrize("mode", ["eager", "sdpa", "training"])
@@ -41,10 +40,9 @@ def test_experts_see_what_they_may_see(num_modalities, mode):
         for row in range(4):
             single = make_model(make_config(num_modalities, architecture="dense"))
             with torch.no_grad():
-                for (_, target), (_, source) in zip(
-                    single.experts.named_parameters(), model.experts.named_parameters(), strict=True
-                ):
-                    target.copy_(source[expert : expert + 1])
+                source = dict(model.experts.named_parameters())
+                for name, target in single.experts.named_parameters():
+                    target.copy_(source[name][expert : expert + 1])
             parts = [
                 (x[row] + stem.positions[: x.shape[1]])[masks[name][row]]
                 for stem, (name, x) in zip(model.stems, projected.items(), strict=True)
@@ -62,7 +60,7 @@ def test_experts_see_what_they_may_see(num_modalities, mode):
         torch.testing.assert_close(logits[:, m], run_alone(m, [m]), **close)
     torch.testing.assert_close(logits[:, -2], run_alone(num_modalities, list(range(num_modalities))), **close)
     readings = torch.stack([run_alone(num_modalities + 1, [m]) for m in range(num_modalities)], dim=1)
-    torch.testing.assert_close(logits[:, -1], agreement(readings), **close)
+    torch.testing.assert_close(logits[:, -1], readings.mean(dim=1), **close)
 
 
 def test_a_subset_of_experts_and_the_pooled_level():
@@ -100,20 +98,17 @@ def test_attention_stays_within_a_modality_but_for_synergy():
 def test_losses_against_a_plain_computation():
     torch.manual_seed(0)
     config = specialised()
-    expert_logits, readings, exchanged = torch.randn(5, 4, 3), torch.randn(5, 2, 3), torch.randn(2, 5, 3)
+    expert_logits, readings, alone = torch.randn(5, 4, 3), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    exchanged = torch.randn(2, 5, 3)
     labels = torch.randint(0, 2, (5, 3)).float()
-    task, interaction = specialised_losses(expert_logits, readings, exchanged, labels, config)
+    task, interaction = specialised_losses(expert_logits, readings, alone, exchanged, labels, config)
 
     bce = F.binary_cross_entropy_with_logits
     image, text, synergy, redundancy = (expert_logits[:, e] / 4 for e in range(4))
+    told = (bce(alone[:, 0], labels) + bce(alone[:, 1], labels)) / 2
+    read = (bce(readings[:, 0] / 4, alone[:, 1].sigmoid()) + bce(readings[:, 1] / 4, alone[:, 0].sigmoid())) / 2
     unique = bce(redundancy + image + text, labels)
-    alone = (bce(readings[:, 0] / 4, labels) + bce(readings[:, 1] / 4, labels)) / 2
-    expected = [
-        unique / 2,
-        unique / 2,
-        bce(redundancy + image + text + synergy, labels),
-        bce(redundancy, labels) + alone,
-    ]
+    expected = [unique / 2, unique / 2, bce(redundancy + image + text + synergy, labels), told + read]
     torch.testing.assert_close(task, torch.stack(expected))
 
     shared = sum(
@@ -127,6 +122,22 @@ def test_losses_against_a_plain_computation():
     torch.testing.assert_close(interaction, torch.tensor([shared / 15, shared / 15, impure, 0.0]))
 
 
+def test_distances_of_single_labels_and_numbers():
+    torch.manual_seed(0)
+    expert_logits, readings, alone = torch.randn(5, 4, 3), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    exchanged = torch.randn(2, 5, 3)
+    config = specialised(problem_type="single_label_classification")
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    task, _ = specialised_losses(expert_logits, readings, alone, exchanged, labels, config)
+    told = sum(F.cross_entropy(alone[:, m], labels) for m in range(2)) / 2
+    read = sum(-(alone[:, 1 - m].softmax(-1) * (readings[:, m] / 4).log_softmax(-1)).sum(-1).mean() for m in range(2))
+    torch.testing.assert_close(task[3], told + read / 2)
+
+    config = specialised(problem_type="regression")
+    task, _ = specialised_losses(expert_logits, readings, alone, exchanged, torch.randn(5, 3), config)
+    assert task.isfinite().all()
+
+
 def test_pure_synergy_costs_nothing_and_what_one_modality_tells_does():
     """All four inputs of two binary modalities, and the mean over every exchange."""
     config = specialised(num_labels=2)
@@ -135,12 +146,12 @@ def test_pure_synergy_costs_nothing_and_what_one_modality_tells_does():
     def cost(function):
         logits = torch.zeros(4, 4, 2)
         logits[:, 2, 0] = function(first, second)
-        costs = []
+        costs, zeros = [], torch.zeros(4, 2, 2)
         for shift in range(4):  # rolls give every partner equally often
             exchanged = torch.zeros(2, 4, 2)
             exchanged[0, :, 0] = function(first.roll(shift), second)
             exchanged[1, :, 0] = function(first, second.roll(shift))
-            losses = specialised_losses(logits, torch.zeros(4, 2, 2), exchanged, torch.zeros(4, 2), config)[1]
+            losses = specialised_losses(logits, zeros, zeros, exchanged, torch.zeros(4, 2), config)[1]
             costs.append(losses[2])
         return costs
 
@@ -162,13 +173,15 @@ def test_what_is_fitted_to_what():
     assert (of_weights != 0).any()
     assert output.interaction_losses.shape == (4,)
 
-    logits = torch.randn(5, 4, 3, requires_grad=True)
+    logits, readings = torch.randn(5, 4, 3, requires_grad=True), torch.randn(5, 2, 3, requires_grad=True)
     task, _ = specialised_losses(
-        logits, torch.randn(5, 2, 3), torch.zeros(2, 5, 3), torch.randint(0, 2, (5, 3)).float(), config
+        logits, readings, torch.randn(5, 2, 3), torch.zeros(2, 5, 3), torch.randint(0, 2, (5, 3)).float(), config
     )
-    for loss, own in ((task[0], [0, 1]), (task[2], [2]), (task[3], [3])):
-        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
-        assert [e for e in range(4) if (gradient[:, e] != 0).any()] == own
+    for loss, own in ((task[0], [0, 1]), (task[2], [2]), (task[3], [])):
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+        assert [e for e in range(4) if gradient is not None and (gradient[:, e] != 0).any()] == own
+    (gradient,) = torch.autograd.grad(task[3], readings)
+    assert (gradient != 0).all()
 
 
 def test_dense_ignores_it_and_saving_keeps_it(tmp_path):
