@@ -65,6 +65,7 @@ class ModelArguments:
     reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
     num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
     identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
+    objective: Literal["published", "specialised"] = option("published", "What makes the experts differ.")
     interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses.")
     perturbation: Literal["random", "zero", "mean", "shuffle"] = option(
         "random", "What replaces a modality in its view."

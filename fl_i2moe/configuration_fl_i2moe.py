@@ -75,6 +75,10 @@ class FLI2MoEConfig(PreTrainedConfig):
             Pseudo-patches that a pooled vector is cut into.
         identical_experts_init (`bool`):
             Experts start as copies of one another, as in I²MoE.
+        objective (`str`, defaults to `"published"`):
+            `"published"`: experts that differ in how their answers change when a modality is replaced (I²MoE).
+            `"specialised"`: experts that differ in what they see and in what is left to them, see
+            `specialised_losses`.
         interaction_loss_weight (`float`):
             λ in `L = task + λ · mean over experts of their interaction loss`.
         triplet_margin (`float`):
@@ -137,6 +141,7 @@ class FLI2MoEConfig(PreTrainedConfig):
     num_patches: int = 4
     identical_experts_init: bool = True
 
+    objective: str = "published"
     interaction_loss_weight: float | int = 0.5
     triplet_margin: float | int = 1.0
     regression_interaction_loss: str = "bounded"
@@ -178,6 +183,11 @@ class FLI2MoEConfig(PreTrainedConfig):
         return [f"uniqueness_{name}" for name in self.modality_order] + ["synergy", "redundancy"]
 
     @property
+    def is_specialised(self) -> bool:
+        """Whether experts differ in what they see."""
+        return self.objective == "specialised" and self.architecture == "moe"
+
+    @property
     def num_experts(self) -> int:
         return len(self.expert_names)
 
@@ -186,6 +196,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         _check_choice("level", self.level, ("feature", "pooled"))
         _check_choice("architecture", self.architecture, ("moe", "dense"))
         _check_choice("fusion", self.fusion, ("transformer",))
+        _check_choice("objective", self.objective, ("published", "specialised"))
         _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         _check_choice("perturbation", self.perturbation, ("random", "zero", "mean", "shuffle"))
         _check_choice("reweighting", self.reweighting, ("mlp", "global"))

@@ -40,7 +40,7 @@ def self_attention(
 
     Args:
         qkv: (R, T, 3·H), queries, keys and values side by side, as one linear layer gives them.
-        attention_mask: (R, T), true where to attend; `None` for everywhere.
+        attention_mask: (R, 1, T) or (R, T, T), true where to attend; `None` for everywhere.
         dropout: share of the probabilities to drop.
 
     Returns:
@@ -59,8 +59,7 @@ class _SelfAttention(torch.autograd.Function):
         weights = qkv.new_empty(num_heads, num_rows, length, length)
         bias = None
         if attention_mask is not None:
-            bias = qkv.new_zeros(num_rows, 1, length)
-            bias.masked_fill_(~attention_mask.unsqueeze(1), torch.finfo(qkv.dtype).min)
+            bias = qkv.new_zeros(attention_mask.shape).masked_fill_(~attention_mask, torch.finfo(qkv.dtype).min)
         output = qkv.new_empty(num_rows, length, hidden_size)
         with torch.autocast("cpu", enabled=False):
             for rows, scratch in _chunks(qkv, num_rows, length):

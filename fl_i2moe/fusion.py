@@ -113,14 +113,15 @@ class GroupedSelfAttention(nn.Module):
         qkv = self.qkv(x, experts, norm)
         num_experts, num_rows = qkv.shape[:2]
         p = self.config.attention_dropout if self.training else 0.0
+        if attention_mask is not None:
+            attention_mask = attention_mask.expand(num_experts, -1, -1, -1).flatten(0, 1)  # (E·N, 1 or T, T)
         if self.training and x.device.type == "cpu":
-            mask = None if attention_mask is None else attention_mask.repeat(num_experts, 1)
-            output = self_attention(qkv.flatten(0, 1), mask, self.num_heads, p)
+            output = self_attention(qkv.flatten(0, 1), attention_mask, self.num_heads, p)
             return self.output(output.unflatten(0, (num_experts, num_rows)), experts), None
         # experts fold into the rows: (E, N, T, 3·H) → 3 × (E·N, A, T, d)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
         if attention_mask is not None:
-            attention_mask = attention_mask[:, None, None, :].repeat(num_experts, 1, 1, 1)
+            attention_mask = attention_mask.unsqueeze(1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=p)
         return self.output(output.flatten(-2).unflatten(0, (num_experts, num_rows)), experts), weights
@@ -166,6 +167,46 @@ class GroupedTransformerLayer(nn.Module):
         return x + dropout(update, p, self.training), weights
 
 
+class ExpertsHead(GroupedLinear):
+    """From the mean of each modality to logits: by all of them together, or as the specialised experts read them."""
+
+    def __init__(self, config: FLI2MoEConfig):
+        super().__init__(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
+        self.config = config
+        if config.is_specialised:
+            # what each modality by itself tells of the label; only training asks for it
+            self.alone = GroupedLinear(config.num_modalities, config.hidden_size, config.num_labels)
+
+    def forward(
+        self, means: torch.Tensor, experts: list[int] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """
+        Args:
+            means: (E, N, M, H).
+            experts: the experts that E stands for; all if `None`.
+
+        Returns:
+            Logits (N, E, C). Of all specialised experts also what the redundancy expert reads in each modality, (N, M,
+            C), and what each modality tells by itself, (N, M, C).
+        """
+        joint = super().forward(means.flatten(-2), experts).transpose(0, 1)
+        if not self.config.is_specialised:
+            return joint, None
+        num_modalities = self.config.num_modalities
+        only = torch.eye(num_modalities, dtype=means.dtype, device=means.device).unsqueeze(-1)
+        readings = super().forward((means.unsqueeze(2) * only).flatten(-2), experts)  # (E, N, M, C)
+        logits = list(joint.unbind(1))
+        for place, expert in enumerate(range(self.config.num_experts) if experts is None else experts):
+            if expert < num_modalities:
+                logits[place] = readings[place, :, expert]
+            elif expert > num_modalities:
+                logits[place] = readings[place].mean(dim=1)
+        if experts is not None:
+            return torch.stack(logits, dim=1), None
+        own_means = means[:num_modalities].diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (M, N, H)
+        return torch.stack(logits, dim=1), (readings[-1], self.alone(own_means).transpose(0, 1))
+
+
 class GroupedTransformer(nn.Module):
     """
     The experts with Transformer fusion ("MulT" in the papers' tables): L layers over all modalities together, the
@@ -178,7 +219,8 @@ class GroupedTransformer(nn.Module):
         self.layers = nn.ModuleList(
             GroupedTransformerLayer(config, num_groups) for _ in range(config.num_fusion_layers)
         )
-        self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
+        self.config = config
+        self.head = ExpertsHead(config)
 
     def forward(
         self,
@@ -187,7 +229,7 @@ class GroupedTransformer(nn.Module):
         readout: torch.Tensor,
         experts: list[int] | None = None,
         attentions: list[torch.Tensor | None] | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             x: (N, T, H), the joint sequence, the same for every expert; or (E, N, T, H), one for each.
@@ -197,15 +239,31 @@ class GroupedTransformer(nn.Module):
             attentions: takes each layer's attention probabilities, as [`GroupedSelfAttention`] gives them.
 
         Returns:
-            Logits (N, E, C).
+            As [`ExpertsHead`].
         """
+        attention_mask = self.attention_mask(feature_mask, readout, experts)
         x = x if x.dim() == 4 else x.unsqueeze(0)
         for layer in self.layers:
-            x, weights = layer(x, feature_mask, experts)
+            x, weights = layer(x, attention_mask, experts)
             if attentions is not None:
                 attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        return self.head(means.flatten(-2), experts).transpose(0, 1)
+        return self.head(means, experts)
+
+    def attention_mask(
+        self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
+    ) -> torch.Tensor | None:
+        """True where to attend: (1, N, 1, T); specialised (E, N, T, T), where only synergy looks across modalities."""
+        if not self.config.is_specialised:
+            return None if feature_mask is None else feature_mask[None, :, None, :]
+        is_of = (readout > 0).to(readout.dtype)  # (N, M, T)
+        is_real = is_of.sum(dim=1, keepdim=True) > 0
+        # padding attends to all, for the sake of kernels that cannot attend to nothing
+        own = (is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)
+        everything = is_real.expand_as(own)
+        synergy = self.config.num_modalities
+        indexes = range(self.config.num_experts) if experts is None else experts
+        return torch.stack([everything if expert == synergy else own for expert in indexes])
 
 
 @torch.no_grad()

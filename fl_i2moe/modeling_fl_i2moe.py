@@ -19,6 +19,7 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import FUSIONS, init_grouped_weights
 from .objective import interaction_losses, task_loss
+from .specialised import specialised_losses
 
 
 @dataclass
@@ -190,18 +191,31 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         projected = self._embed(features, masks)
         if self.config.level == "pooled":
             masks = dict.fromkeys(masks)
-        perturbed = self._draw_perturbed() if with_interaction_losses else []
-        views = [(projected, masks), *(self._without(index, projected, masks) for index in perturbed)]
+        specialised = self.config.is_specialised
+        perturbed = self._draw_perturbed() if with_interaction_losses and not specialised else []
+        views = [
+            (projected, masks),
+            *(self._without(index, projected, masks, self.config.perturbation) for index in perturbed),
+        ]
         x, feature_mask, readout = self._join(views)
         num_samples = x.shape[0] // len(views)
-        view_logits = self.experts(x, feature_mask, readout).float().unflatten(0, (len(views), num_samples))
-        output = self._mix(view_logits[0], projected, readout[:num_samples])
-        if with_interaction_losses:
+        logits, readings = self.experts(x, feature_mask, readout)
+        view_logits = logits.float().unflatten(0, (len(views), num_samples))
+        # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
+        full_logits = view_logits[0].detach() if specialised else view_logits[0]
+        output = self._mix(full_logits, projected, readout[:num_samples])
+        if with_interaction_losses and not specialised:
             output.interaction_losses = interaction_losses(view_logits, perturbed, self.config)
         if labels is not None:
             output.task_loss = output.loss = task_loss(output.logits, labels, self.config)
             if with_interaction_losses:
-                output.loss = output.task_loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
+                if specialised:
+                    exchanged = self._exchange(projected, masks)
+                    fitted, output.interaction_losses = specialised_losses(
+                        view_logits[0], *(x.float() for x in readings), exchanged, labels, self.config
+                    )
+                    output.loss = output.loss + fitted.sum()
+                output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
         return output
 
     def embed(
@@ -262,7 +276,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         projected, masks = self._zero(projected, feature_masks, keep)
         indexes = None if experts is None else [names.index(name) for name in experts]
         attentions = [] if output_attentions else None
-        logits = self.experts(*self._join([(projected, masks)]), experts=indexes, attentions=attentions).float()
+        logits, _ = self.experts(*self._join([(projected, masks)]), experts=indexes, attentions=attentions)
+        logits = logits.float()
         return logits if attentions is None else (logits, tuple(attentions))
 
     def run_mixture(
@@ -286,7 +301,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """
         projected, masks = self._zero(projected, feature_masks, keep)
         x, feature_mask, readout = self._join([(projected, masks)])
-        return self._mix(self.experts(x, feature_mask, readout).float(), projected, readout)
+        logits, _ = self.experts(x, feature_mask, readout)
+        return self._mix(logits.float(), projected, readout)
 
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
         """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""
@@ -344,13 +360,23 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             return list(range(num_modalities))
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
 
+    def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """The synergy expert's logits when one modality comes from another sample of the batch, (M, B, C)."""
+        views = [self._without(index, projected, masks, "shuffle") for index in range(self.config.num_modalities)]
+        logits, _ = self.experts(*self._join(views), experts=[self.config.num_modalities])
+        return logits[:, 0].float().unflatten(0, (len(views), -1))
+
     def _without(
-        self, index: int, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]
+        self,
+        index: int,
+        projected: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor | None],
+        perturbation: str,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
         """The view in which modality `index` is replaced. One draw serves all experts."""
         name = self.config.modality_order[index]
         x, mask = projected[name], masks[name]
-        match self.config.perturbation:
+        match perturbation:
             case "random":
                 x = torch.randn_like(x)
             case "zero":

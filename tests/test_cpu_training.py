@@ -54,7 +54,7 @@ def test_attention_in_pieces_equals_the_plain_one(monkeypatch, chunk_elements, m
     grad_output = torch.randn(num_rows, length, 8, dtype=torch.float64)
 
     torch.manual_seed(1)
-    output = self_attention(qkv, mask, num_heads, p)
+    output = self_attention(qkv, None if mask is None else mask.unsqueeze(1), num_heads, p)
     (gradient,) = torch.autograd.grad(output, qkv, grad_output)
 
     keep, scale = torch.ones(()), 1.0

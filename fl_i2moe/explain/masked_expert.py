@@ -37,7 +37,7 @@ class MaskedExpert:
         absent, _, _ = model._join([({name: torch.zeros_like(x) for name, x in projected.items()}, masks)])
         present, mask, readout = model._join([(projected, masks)])
         self._readout = readout
-        self._attention_mask = None if mask is None else mask[:, None, None, :]
+        self._attention_mask = self._fusion.attention_mask(mask, readout, self._experts)
         self._x = torch.cat([absent, present])  # (2, T, H)
         self._qkv = self._heads(self._fusion.layers[0], self._x)
 
@@ -59,7 +59,8 @@ class MaskedExpert:
             if depth == last:
                 x, hidden = self._readout @ x, self._readout @ hidden  # (S, M, …); the weights of a mean sum to 1
             x = x + self._linear(layer.feed_forward.down, hidden)
-        return self._linear(self._fusion.head, x.flatten(1)).float()
+        logits, _ = self._fusion.head(x.unsqueeze(0), self._experts)
+        return logits[:, 0].float()
 
     def _heads(self, layer: GroupedTransformerLayer, x: Tensor) -> Tensor:
         """(S, T, H) → queries, keys and values (S, 3, A, T, d)"""
