@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from captum.attr import IntegratedGradients
-from tiny_models import make_batch, make_config, make_model
+from tiny_models import make_batch, make_config, make_model, one_sample
 
 from fl_i2moe.explain.attribution import (
     METHODS,
@@ -43,7 +43,7 @@ def rows(inputs: Inputs, order: list[int]) -> Inputs:
 
 def written_out_rollout(model, inputs: Inputs, row: int, expert: str, target: int, method: str, weight: float):
     """One sample without padding, one expert: heads and layers one by one, whole T×T rollout."""
-    one = inputs.row(row)
+    one = one_sample(inputs, row)
     with explaining(model):
         logits, attentions = model.run_experts(one.projected, experts=[expert], output_attentions=True)
         gradients = torch.autograd.grad(weight * logits[0, 0, target], attentions)
@@ -155,7 +155,7 @@ def test_padding_changes_nothing(method):
     model, inputs, targets = make_case(num_modalities=3)
     together = attribute(model, inputs, targets, method, num_steps=4, seed=[5, 6, 7, 8])
     for row in range(4):
-        alone = attribute(model, inputs.row(row), targets[row : row + 1], method, num_steps=4, seed=[5 + row])
+        alone = attribute(model, one_sample(inputs, row), targets[row : row + 1], method, num_steps=4, seed=[5 + row])
         for name, scores in alone.scores.items():
             mask = inputs.feature_masks[name][row]
             torch.testing.assert_close(scores[0], together.scores[name][row][:, mask], rtol=1e-3, atol=1e-4)

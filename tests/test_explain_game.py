@@ -69,7 +69,7 @@ def one_by_one(model: FLI2MoEModel, inputs: Inputs, expert: str, target: int, pl
 def test_values_are_those_of_single_calls(num_modalities, padding, changes, general_path, monkeypatch):
     if general_path:
         monkeypatch.setattr(MaskedExpert, "supports", lambda model: False)
-    model = make_model(num_modalities, num_fusion_layers=changes.get("num_fusion_layers", 3))
+    model = make_model(num_modalities, **{"num_fusion_layers": 3, **changes})
     inputs = make_inputs(model, padding)
     players = [("image", 1), ("text", 4), ("text", 1), ("image", 3)]
     players += [("audio", 0)] * (num_modalities == 3)
@@ -81,6 +81,20 @@ def test_values_are_those_of_single_calls(num_modalities, padding, changes, gene
     np.testing.assert_allclose(values, expected, atol=2e-6)
     assert np.unique(expected.round(4)).size > len(coalitions) // 2  # the players matter
     assert game.evaluations == len(coalitions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("expert", ["uniqueness_image", "synergy", "redundancy"])
+def test_values_of_specialised_experts(expert):
+    model = make_model(3, objective="specialised")
+    inputs = make_inputs(model, "end")
+    players = [("image", 1), ("text", 4), ("image", 3), ("audio", 0)]
+    coalitions = all_coalitions(len(players))
+    expected = one_by_one(model, inputs, expert, 2, players, coalitions)
+    np.testing.assert_allclose(ValueGame(model, inputs, expert, 2, players)(coalitions), expected, atol=2e-6)
+    by_coalition = dict(zip(map(tuple, coalitions.tolist()), expected, strict=True))
+    moved = by_coalition[True, True, True, True] != by_coalition[True, False, True, True]
+    assert moved == (expert != "uniqueness_image")  # the text's feature
 
 
 def test_eager_attention_and_a_dense_model():

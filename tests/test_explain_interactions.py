@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import shapiq
 import torch
+from tiny_models import one_sample
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.explain.game import ValueGame
@@ -354,7 +355,7 @@ def test_samples_are_scored_as_by_their_own_games(model_and_inputs, estimator):
     assert [sample.number for sample in together] == [7, 9]
     assert [len(sample.players) for sample in together] == [9, 7]
 
-    row = inputs.row(1)
+    row = one_sample(inputs, 1)
     (alone,) = score_pairs(model, row, "synergy", targets[1:], row.candidate_masks, numbers=[9], **options)
     assert alone.players == together[1].players
     assert alone.scores.seed == together[1].scores.seed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, mean_absolute_error
-from tiny_models import make_batch, make_config, make_model
+from tiny_models import make_batch, make_config, make_model, one_sample
 
 from fl_i2moe.explain.attribution import METHODS, attribute
 from fl_i2moe.explain.inputs import Inputs
@@ -38,7 +38,7 @@ def written_out_scores(model, batches, method) -> list[tuple[Inputs, dict]]:
     for batch in batches:
         inputs = Inputs.from_batch(model, batch)
         for row, label in enumerate(batch["labels"]):
-            one = inputs.row(row)
+            one = one_sample(inputs, row)
             whole = model.run_mixture(one.projected)
             match model.config.problem_type:
                 case "multi_label_classification":

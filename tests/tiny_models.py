@@ -3,6 +3,7 @@
 import torch
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.explain.inputs import Inputs
 
 SIZES = {"text": (6, 7), "image": (10, 5), "audio": (4, 4), "depth": (3, 6)}
 
@@ -59,3 +60,11 @@ def make_batch(config: FLI2MoEConfig, num_samples: int = 4, seed: int = 0) -> di
         labels = labels.argmax(dim=1)
     ids = [f"sample-{seed}-{row}" for row in range(num_samples)]
     return {"features": features, "feature_masks": masks, "special_masks": special, "labels": labels, "ids": ids}
+
+
+def one_sample(inputs: Inputs, row: int) -> Inputs:
+    """One of several samples, without its padding."""
+    parts = (inputs.projected, inputs.feature_masks, inputs.candidate_masks)
+    return Inputs(
+        *({name: x[row : row + 1, inputs.feature_masks[name][row]] for name, x in values.items()} for values in parts)
+    )

@@ -56,10 +56,3 @@ class Inputs:
 
     def __len__(self) -> int:
         return next(iter(self.projected.values())).shape[0]
-
-    def row(self, index: int) -> "Inputs":
-        """One sample, without its padding."""
-        parts = []
-        for values in (self.projected, self.feature_masks, self.candidate_masks):
-            parts.append({name: x[index : index + 1, self.feature_masks[name][index]] for name, x in values.items()})
-        return Inputs(*parts)
