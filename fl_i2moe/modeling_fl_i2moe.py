@@ -304,6 +304,15 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         logits, _ = self.experts(x, feature_mask, readout)
         return self._mix(logits.float(), projected, readout)
 
+    def modality_shares(self, experts: list[str] | None = None) -> torch.Tensor:
+        """How much of an expert's readout each modality is, (number of experts, M), rows that sum to 1."""
+        num_modalities = self.config.num_modalities
+        names = self.config.expert_names
+        shares = torch.full((len(names), num_modalities), 1 / num_modalities, device=self.device)
+        if self.config.is_specialised:
+            shares[:num_modalities] = torch.eye(num_modalities)
+        return shares if experts is None else shares[[names.index(name) for name in experts]]
+
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
         """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""
         self._check_names(means, "means", complete=True)

@@ -354,3 +354,16 @@ def test_a_rollout_needs_attention(method, monkeypatch):
     with pytest.raises(ValueError, match="'transformer' gives no attention"):
         attribute(model, inputs, targets, method)
     attribute(model, inputs, targets, "ig")
+
+
+@pytest.mark.parametrize("method", ["attnroll", "grad_attnroll", "ig"])
+def test_nothing_is_blamed_that_a_specialised_expert_does_not_see(method):
+    config = make_config(3, objective="specialised")
+    model = make_model(config)
+    inputs = Inputs.from_batch(model, make_batch(config, 3))
+    raw = attribute(model, inputs, torch.tensor([0, 1, 2]), method, num_steps=4).raw
+    for m, own in enumerate(config.modality_order):
+        for name in config.modality_order:
+            blamed = raw[name][:, m].abs().amax()
+            assert (blamed > 0) == (name == own), (own, name)
+    assert all((raw[name][:, -2:].abs().amax(dim=2) > 0).all() for name in config.modality_order)

@@ -87,7 +87,7 @@ def attribute(
     - `"random"`: uniform in [0, 1).
 
     A rollout scores a feature by the mean of its column over the rows that the expert's head reads, with the head's
-    weights: every modality counts alike.
+    weights: every modality that it reads counts alike.
 
     Args:
         targets: (B,), a class for each sample; 0 in regression with one output.
@@ -273,8 +273,10 @@ def _rollout(
 
     # Only some rows of the T×T rollout count: their mean is a row vector, which goes down the layers.
     masks = [inputs.feature_masks[name] for name in model.config.modality_order]
-    readout = torch.cat([mask / mask.sum(dim=1, keepdim=True) for mask in masks], dim=1) / len(masks)
-    row = readout.repeat(len(experts), 1).unsqueeze(1)  # (E'·B, 1, T)
+    means = [mask / mask.sum(dim=1, keepdim=True) for mask in masks]
+    shares = model.modality_shares(experts)[:, :, None, None]
+    readout = torch.cat([mean * shares[:, m] for m, mean in enumerate(means)], dim=-1)  # (E', B, T)
+    row = readout.flatten(0, 1).unsqueeze(1)
     for layer in reversed(layers):
         passed_on = torch.bmm(row, layer.detach())
         row = row + passed_on if with_gradient else 0.5 * row + 0.5 * passed_on
