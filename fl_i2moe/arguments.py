@@ -65,7 +65,9 @@ class ModelArguments:
     reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
     num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
     identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
-    objective: Literal["published", "specialised"] = option("published", "What makes the experts differ.")
+    objective: Literal["published", "specialised"] = option(
+        "published", "What makes the experts differ: the papers' losses, or what they see and what is left to them."
+    )
     interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses.")
     perturbation: Literal["random", "zero", "mean", "shuffle"] = option(
         "random", "What replaces a modality in its view."
