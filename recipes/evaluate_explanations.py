@@ -112,6 +112,8 @@ def main():
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"One process does all of this: launch with --num_processes 1, not {accelerator.num_processes}.")
     console = Console(highlight=False, markup=False)
     runs = [find_run(folder, options) for folder in options.models]
     if len({(run.cache_dir, run.data_dir) for run in runs}) > 1:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from fake_encoders import FakeEncoded, FakePreprocessed
 from PIL import Image
 
@@ -184,6 +185,12 @@ def test_one_command_leaves_table_numbers_and_figure(work, launch, refusal):
 def test_bad_input_is_told_at_once(work, refusal, options, message):
     assert message in refusal(*(option.format(work) for option in options), f"--output_dir={work / 'bad'}")
     assert not (work / "bad").exists()
+
+
+def test_several_processes_are_refused(work, refusal, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    assert "One process" in refusal("--models", str(work / "moe"), f"--output_dir={work / 'two'}")
+    assert not (work / "two").exists()
 
 
 def test_films_and_features_must_belong_together(work, refusal, tmp_path):
