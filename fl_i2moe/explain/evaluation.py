@@ -244,6 +244,24 @@ def found_pairs(
     return dict(measures)
 
 
+def of_right_expert(
+    measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
+) -> Measures:
+    """
+    What [`found_evidence`] gives for the expert that ought to carry each case's label; of a single expert, its own.
+
+    Returns:
+        (method, modality, measure) → (cases,); NaN where the model lacks that expert.
+    """
+    right = np.array([carriers[case.label] if len(experts) > 1 else experts[0] for case in cases])
+    result = _Measures(len(cases))
+    for (expert, *rest), values in measures.items():
+        if expert in experts:
+            own = right == expert
+            result[tuple(rest)][own] = values[own]
+    return dict(result)
+
+
 def summarise(
     by_seed: Sequence[Measures],
     cases: Sequence[Case],

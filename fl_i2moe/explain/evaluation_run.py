@@ -33,9 +33,10 @@ from .evaluation import (
     fit_probes,
     found_evidence,
     found_pairs,
+    of_right_expert,
     summarise,
 )
-from .ground_truth import ExpertOutputs, right_experts
+from .ground_truth import ExpertOutputs, micro_f1, right_experts
 from .ground_truth_report import draw_carriers, to_markdown
 from .interactions import ESTIMATORS
 from .run import check_cache, find_cache, load_model
@@ -180,6 +181,7 @@ def evaluate_runs(
         "encoders": encoders,
         "groups": dict(carriers),
         "ceiling": data.summarise([ceiling], data.cases),
+        "chance": data.over_all([ceiling])["chance"],
         "models": models,
     }
     write_json(output_dir / "ground_truth.json", report)
@@ -236,6 +238,10 @@ class _Data:
     def summarise(self, measures: Sequence[Any], cases: list[Case]) -> dict[str, Any]:
         return summarise(measures, cases, self.carriers, **self.bootstrap)
 
+    def over_all(self, measures: Sequence[Any]) -> dict[str, Any]:
+        """Of evidence, over the cases of all labels."""
+        return summarise(measures, self.cases, dict.fromkeys(self.carriers, "all"), **self.bootstrap)["all"]
+
     @property
     def bootstrap(self) -> dict[str, int]:
         return {"num_resamples": self.arguments.num_resamples, "seed": self.arguments.seed}
@@ -243,12 +249,15 @@ class _Data:
     def tabulate(self, seeds: Sequence[ModelMeasures], experts: list[str]) -> dict[str, Any]:
         """All measures of one run, mean over its seeds."""
         carried: dict[str, Any] = {}
+        outputs = [x.outputs for x in seeds]
+        right = [of_right_expert(x.evidence, self.cases, self.carriers, experts) for x in seeds]
         if len(experts) > 1:
-            outputs = [x.outputs for x in seeds]
             names = (self.cache.label_names, experts, self.carriers)
             carried = right_experts(outputs, self.labels, *names, **self.bootstrap)
         return {
             "experts": experts,
+            "micro_f1": micro_f1(outputs, self.labels, **self.bootstrap),
+            "right_evidence": self.over_all(right),
             "right_experts": carried,
             "evidence": self.summarise([x.evidence for x in seeds], self.cases),
             "pairs": self.summarise([x.pairs for x in seeds], self.pair_cases) if self.pair_cases else {},
