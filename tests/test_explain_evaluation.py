@@ -310,7 +310,7 @@ def test_tables_and_figure_say_what_was_found(tmp_path):
         ("chance", "0.50"),
         ("image evidence", "0.62"),
         ("chance (image)", "0.05"),
-        ("synergy pairs", "0.50"),
+        ("P@5 synergy pairs", "0.50"),
         ("best wrong expert", "0.25"),
         ("chance", "0.01"),
     ]

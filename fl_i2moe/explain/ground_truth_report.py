@@ -90,7 +90,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     for group in groups:
         for score in shown[group]:
             variant = f" ({score.removeprefix('redundancy_')})" if group == "redundancy" else ""
-            header += [f"{group} pairs{variant}", "best wrong expert"]
+            header += [f"P@5 {group} pairs{variant}", "best wrong expert"]
         header.append("chance")
     rows = []
     for name, model in models.items():
@@ -123,7 +123,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     ]
     if groups:
         legend.append(
-            "- *Pairs*: P@5, the share of true pairs among the right expert's five best; beside it, that of the wrong "
+            "- *P@5*: share of true pairs among the right expert's five best pairs; beside it, that of the wrong "
             "expert that does best. Synergy is scored by the absolute Shapley interaction index, redundancy by the "
             "published gap and by the variant that wants both ends."
         )
