@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from fake_encoders import FakeEncoded, FakePreprocessed
 from PIL import Image
 
@@ -18,6 +19,7 @@ from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
+from fl_i2moe.explain import evaluation_run
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/evaluate_explanations.py"
@@ -167,7 +169,51 @@ def test_one_command_leaves_table_numbers_and_figure(work, launch, refusal):
     assert set(dense["pairs"]["redundancy"]["dense"]) == {"top", "oracle"}
     assert mixture["pairs"]["synergy"]["synergy"]["oracle"]["universe"]["any"]["mean"] == 1
 
-    assert "--overwrite" in refusal(*models, f"--output_dir={work / 'out'}")
+    assert list(report["models"]) == ["moe", "dense"]
+    assert "--overwrite" in refusal(*models, f"--output_dir={work / 'out'}", "--seed=1")
+
+
+def test_a_second_start_goes_on_after_the_models_that_are_measured(work, tmp_path, monkeypatch):
+    models = shutil.copytree(work / "moe", tmp_path / "moe")
+    options = ["--num_samples=4", "--num_pair_samples=0", "--methods=attnroll", "--num_probe_samples=40"]
+    parts, found_evidence = tmp_path / "out" / "measured", evaluation_run.found_evidence
+    asked = []
+
+    def start(*more, fails_at=None):
+        def count(*given, **how):
+            asked.append(given[0])
+            if len(asked) == fails_at:
+                raise KeyboardInterrupt
+            return found_evidence(*given, **how)
+
+        monkeypatch.setattr(evaluation_run, "found_evidence", count)
+        out = [f"--models={models}", f"--output_dir={tmp_path / 'out'}"]
+        monkeypatch.setattr(sys, "argv", arguments(work, *options, *out, *more))
+        asked.clear()
+        runpy.run_path(str(ROOT / RECIPE), run_name="recipe")["main"]()
+        return json.loads((tmp_path / "out" / "ground_truth.json").read_text())
+
+    with pytest.raises(KeyboardInterrupt):
+        start(fails_at=2)
+    assert [x.name for x in parts.iterdir()] == ["moe-seed-0.npz"]
+    assert not (tmp_path / "out" / "ground_truth.json").exists()
+    report = start()
+    assert len(asked) == 1
+    assert start() == report
+    assert len(asked) == 0
+    with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
+        start("--seed=1")
+    model = FLI2MoEModel.from_pretrained(models / "seed-1" / "model")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(models / "seed-1" / "model")
+    with pytest.raises(ValueError, match="weights"):
+        start()
+    # at one go, nothing kept
+    shutil.rmtree(models)
+    shutil.copytree(work / "moe", models)
+    assert start("--overwrite") == report
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -186,6 +232,12 @@ def test_bad_input_is_told_at_once(work, refusal, options, message):
     assert not (work / "bad").exists()
 
 
+def test_several_processes_are_refused(work, refusal, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    assert "One process" in refusal("--models", str(work / "moe"), f"--output_dir={work / 'two'}")
+    assert not (work / "two").exists()
+
+
 def test_films_and_features_must_belong_together(work, refusal, tmp_path):
     others = write_planted(tmp_path / "others", num_films=20)
     assert "other films" in refusal("--models", str(work / "moe"), f"--data_dir={others}")
@@ -193,4 +245,4 @@ def test_films_and_features_must_belong_together(work, refusal, tmp_path):
     shutil.copytree(work / "moe" / "seed-0" / "model", tmp_path / "model")
     config["encoders"]["text"]["name"] = "another"
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    assert "other text encoders" in refusal("--models", str(tmp_path / "model"), f"--output_dir={tmp_path / 'out'}")
+    assert "another encoder of text" in refusal("--models", str(tmp_path / "model"), f"--output_dir={tmp_path / 'out'}")

@@ -10,14 +10,16 @@ import torch
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.explain.evaluation import (
     Case,
+    ModelMeasures,
     choose_cases,
     evidence_ceiling,
     fit_probes,
     found_evidence,
     found_pairs,
+    of_right_expert,
     summarise,
 )
-from fl_i2moe.explain.ground_truth import Evidence
+from fl_i2moe.explain.ground_truth import Evidence, ExpertOutputs
 from fl_i2moe.explain.ground_truth_report import draw_carriers, to_markdown
 from fl_i2moe.modeling_fl_i2moe import FLI2MoEOutput
 
@@ -240,6 +242,31 @@ def test_summary_by_hand():
     assert result["redundancy"]["f"]["m"]["interval"] == [0.5, 0.5]
 
 
+def test_the_right_experts_part_by_hand():
+    evidence = Evidence({}, {}, {})
+    cases = [Case(0, "a", 0, "x", evidence), Case(0, "a", 1, "y", evidence)]
+    found = {
+        (name, "ig", "image", "k"): np.array([i, i + 0.5]) for i, name in enumerate(["synergy", "other", "mixture"])
+    }
+    carriers = {"x": "synergy", "y": "other"}
+    right = of_right_expert(found, cases, carriers, ["synergy", "other"])
+    assert {key: x.tolist() for key, x in right.items()} == {("ig", "image", "k"): [0, 1.5]}
+    lacking = of_right_expert(found, cases, {"x": "synergy", "y": "redundancy"}, ["synergy", "other"])
+    assert lacking["ig", "image", "k"].tolist() == pytest.approx([0, np.nan], nan_ok=True)
+    only = {("dense", *key[1:]): x for key, x in found.items() if key[0] == "other"}
+    assert of_right_expert(only, cases, carriers, ["dense"])["ig", "image", "k"].tolist() == [1, 1.5]
+
+
+def test_measures_come_back_from_their_file(tmp_path):
+    outputs = ExpertOutputs(np.random.rand(3, 2, 1), np.random.rand(3, 2))
+    measures = ModelMeasures(outputs, {("e", "ig", "image", "5"): np.array([0.5, np.nan])}, {("e", "top"): np.ones(1)})
+    measures.save(tmp_path / "one.npz")
+    again = ModelMeasures.load(tmp_path / "one.npz")
+    np.testing.assert_equal(
+        [vars(again.outputs), again.evidence, again.pairs], [vars(outputs), measures.evidence, measures.pairs]
+    )
+
+
 def test_tables_and_figure_say_what_was_found(tmp_path):
     def value(mean):
         return {"mean": mean, "std": None, "interval": [mean, mean], "seeds": [mean]}
@@ -249,24 +276,44 @@ def test_tables_and_figure_say_what_was_found(tmp_path):
     labels["b"] |= {"carriers": [names[0]], "margin": value(-0.251)}
     part = {"share_right": value(0.0), "labels": labels}
     metrics = {"f1": part, "average_precision": part}
-    scores = {k: {m: value(0.5) for m in ("1", "5", "10", "5_exact")} for k in ("sii_absolute", "sii_signed")}
-    scores["universe"] = {"chance": value(0.01), "any": value(1.0), "5": value(0.8)}
+
+    def found(mean):
+        scores = {k: {m: value(mean) for m in ("1", "5", "10", "5_exact")} for k in ("sii_absolute", "sii_signed")}
+        return {**scores, "universe": {"chance": value(0.01), "any": value(1.0), "5": value(0.8)}}
+
     feature = {"k": value(0.625), "k_exact": value(0.375)}
     model = {
         "experts": names,
         "seeds": ["0"],
         "right_experts": {"chance": 0.5, "logits": metrics, "contribution": metrics},
         "evidence": {"synergy": {name: {"ig": {"image": feature}} for name in names}},
-        "pairs": {"synergy": {names[0]: {"top": scores}, names[1]: {"top": scores, "oracle": scores}}},
+        "pairs": {"synergy": {names[0]: {"top": found(0.25)}, names[1]: {"top": found(0.5), "oracle": found(1)}}},
+        "micro_f1": value(0.75) | {"std": 0.01},
+        "right_evidence": {"ig": {"image": feature}},
     }
     report = {
         "settings": {"split": "test"},
         "groups": {"b": "synergy"},
         "ceiling": {"synergy": {"chance": {"image": feature}, "probe": {"image": feature}}},
-        "models": {"runs/a": model},
+        "chance": {"image": {"k": value(0.05)}},
+        "models": {"a": model},
     }
     text = to_markdown(report)
-    assert "| runs/a | 0% [0%, 0%]" in text
+    lines = text.splitlines()
+    [top] = [i for i, line in enumerate(lines) if line.startswith("| model")]
+    header, row = ([cell.strip() for cell in lines[i].split("|")[1:-1]] for i in (top, top + 2))
+    assert list(zip(header, row, strict=True)) == [
+        ("model", "a"),
+        ("test micro-F1", "0.75 ± 0.01"),
+        ("right expert (F1)", "0.00"),
+        ("right expert (AP)", "0.00"),
+        ("chance", "0.50"),
+        ("image evidence", "0.62"),
+        ("chance (image)", "0.05"),
+        ("P@5 synergy pairs", "0.50"),
+        ("best wrong expert", "0.25"),
+        ("chance", "0.01"),
+    ]
     assert "**0.25 [0.25, 0.25]** | 0.00 [0.00, 0.00]" in text
     assert "0 of 1" in text
     assert "| uniqueness_image | ig     | 0.62 (0.38)" in text

@@ -13,6 +13,7 @@ from fl_i2moe.explain.ground_truth import (
     describe,
     find_carriers,
     grow,
+    micro_f1,
     patches_in_boxes,
     patches_to_features,
     precision_at,
@@ -90,6 +91,18 @@ def test_weighted_metrics_equal_scikit_learn_on_repeated_samples(seed):
         y, s = np.repeat(labels, row), np.repeat(scores, row)
         assert f1[r] == pytest.approx(f1_score(y, s > 0.5, zero_division=0))
         assert precision[r] == pytest.approx(average_precision_score(y, s))
+
+
+def test_micro_f1_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    seeds = [ExpertOutputs(rng.normal(size=(30, 2, 3)), rng.random((30, 2))) for _ in range(2)]
+    labels = rng.integers(0, 2, (30, 3))
+    expected = [
+        f1_score(labels, np.einsum("ne,nec->nc", x.expert_weights, x.expert_logits) > 0, average="micro") for x in seeds
+    ]
+    found = micro_f1(seeds, labels, num_resamples=50)
+    assert found["seeds"] == pytest.approx(expected)
+    assert found["interval"][0] < found["mean"] < found["interval"][1]
 
 
 def test_what_is_undefined_stays_so():

@@ -7,7 +7,8 @@ does not apply; [`summarise`] makes means and intervals of it.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from tqdm.auto import tqdm
 from ..batching import FeatureRows
 from ..metrics import FloatArray
 from ..modeling_fl_i2moe import FLI2MoEModel
+from ..run_folder import replace_files
 from .attribution import METHODS, attribute, mixture_importance, top_features
 from .ground_truth import (
     BoolArray,
     Evidence,
     EvidenceProbe,
+    ExpertOutputs,
     describe,
     precision_at,
     resample,
@@ -241,6 +244,24 @@ def found_pairs(
     return dict(measures)
 
 
+def of_right_expert(
+    measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
+) -> Measures:
+    """
+    What [`found_evidence`] gives for the expert that ought to carry each case's label; of a single expert, its own.
+
+    Returns:
+        (method, modality, measure) → (cases,); NaN where the model lacks that expert.
+    """
+    right = np.array([carriers[case.label] if len(experts) > 1 else experts[0] for case in cases])
+    result = _Measures(len(cases))
+    for (expert, *rest), values in measures.items():
+        if expert in experts:
+            own = right == expert
+            result[tuple(rest)][own] = values[own]
+    return dict(result)
+
+
 def summarise(
     by_seed: Sequence[Measures],
     cases: Sequence[Case],
@@ -274,6 +295,32 @@ def summarise(
                     place = place.setdefault(part, {})
                 place[key[-1]] = describe(weighted_means(values, weights))
     return result
+
+
+@dataclass(frozen=True)
+class ModelMeasures:
+    """What one model gives to the tables."""
+
+    outputs: ExpertOutputs
+    evidence: Measures
+    pairs: Measures
+
+    def save(self, path: Path) -> None:
+        arrays = asdict(self.outputs)
+        for kind in ("evidence", "pairs"):
+            arrays |= {"/".join((kind, *key)): values for key, values in getattr(self, kind).items()}
+        replace_files(path.parent, lambda unfinished: np.savez_compressed(unfinished / path.name, **arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelMeasures":
+        with np.load(path) as arrays:
+            outputs = ExpertOutputs(arrays["expert_logits"], arrays["expert_weights"])
+            measures: dict[str, Measures] = {"evidence": {}, "pairs": {}}
+            for name in arrays.files:
+                kind, *key = name.split("/")
+                if kind in measures:
+                    measures[kind][tuple(key)] = arrays[name]
+        return cls(outputs, **measures)
 
 
 class _Measures(defaultdict[tuple[str, ...], FloatArray]):

@@ -180,6 +180,26 @@ def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: Fl
     return np.divide((precision * steps).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
+def micro_f1(
+    seeds: Sequence[ExpertOutputs],
+    labels: ArrayLike,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """F1 of all decisions of the whole mixture, on (N, C) multi-hot labels, as [`describe`] gives it."""
+    true = np.asarray(labels, np.bool_)
+    weights = resample(len(true), num_resamples, seed)
+    scores = []
+    for outputs in seeds:
+        logits = (outputs.expert_weights[:, :, None] * outputs.expert_logits).sum(axis=1)
+        decided = predict(logits, "multi_label_classification", threshold).astype(np.bool_)
+        hits, both = weights @ (decided & true).sum(axis=1), weights @ (decided.sum(axis=1) + true.sum(axis=1))
+        scores.append(np.divide(2 * hits, both, out=np.zeros(len(weights)), where=both > 0))
+    return describe(np.stack(scores))
+
+
 def replacement_costs(
     outputs: ExpertOutputs,
     labels: ArrayLike,

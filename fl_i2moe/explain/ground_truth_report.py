@@ -16,7 +16,7 @@ SHOWN_SCORES = {
     "synergy": ("sii_absolute", "sii_signed"),
     "redundancy": ("redundancy_published", "redundancy_both"),
 }
-"""Group → the scores that its labels' pairs are ranked by in the table; the first one is the summary's."""
+"""Group → the scores that its labels' pairs are ranked by."""
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -24,17 +24,17 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     Tables of what was measured.
 
     Args:
-        report: `settings` (name → value), `groups` (label → expert that ought to carry it), `ceiling` and, by name, the
-            `models`, each with `right_experts`, `evidence`, `pairs`; as `recipes/evaluate_explanations.py` writes it.
+        report: as [`evaluate_runs`] writes it: `settings` (name → value), `groups` (label → expert that ought to carry
+            it), `ceiling` and `chance` of evidence and, by name, the `models`.
     """
-    lines = ["# Explanations against what is planted", ""]
+    lines = ["# Explanations against a known truth", ""]
     lines += [", ".join(f"{name} {value}" for name, value in report["settings"].items()) + ".", ""]
+    lines += _summary(report)
     lines += [
-        "Values are the mean of the seeds, ± their standard deviation where there are two, and in brackets the 95 % "
-        "interval of a bootstrap over samples.",
+        "Below, values are the mean of the seeds, ± their standard deviation where there are two, and in brackets the "
+        "95 % interval of a bootstrap over samples.",
         "",
     ]
-    lines += _summary(report["models"])
     for name, model in report["models"].items():
         lines += [f"## {name}", "", f"Experts: {', '.join(model['experts'])}. Seeds: {len(model['seeds'])}.", ""]
         lines += [*_right_experts(model), *_evidence(model, report["ceiling"]), *_pairs(model)]
@@ -80,30 +80,67 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _summary(models: Mapping[str, Any]) -> list[str]:
-    """A line a model. Pairs are found by the right expert, and by the best of the others."""
-    groups = [group for group in SHOWN_SCORES if any(group in model["pairs"] for model in models.values())]
-    header = ["model", "right expert by F1", "by average precision", "chance"]
+def _summary(report: Mapping[str, Any]) -> list[str]:
+    """A row a model."""
+    models, chance = report["models"], report["chance"]
+    shown = {group: [s for s in scores if s != "sii_signed"] for group, scores in SHOWN_SCORES.items()}
+    groups = [group for group in shown if any(group in model["pairs"] for model in models.values())]
+    header = ["model", f"{report['settings']['split']} micro-F1", "right expert (F1)", "right expert (AP)", "chance"]
+    header += [f"{name} evidence" for name in chance] + [f"chance ({', '.join(chance)})"]
     for group in groups:
-        header += [f"P@5 of {group} pairs ({SHOWN_SCORES[group][0]})", "best wrong expert", "evidence given", "chance"]
+        for score in shown[group]:
+            variant = f" ({score.removeprefix('redundancy_')})" if group == "redundancy" else ""
+            header += [f"P@5 {group} pairs{variant}", "best wrong expert"]
+        header.append("chance")
     rows = []
     for name, model in models.items():
         carried = model["right_experts"]
+        row = [name, _plain(model["micro_f1"])]
         if carried:
-            shares = [_percent(carried["logits"][metric]["share_right"]) for metric in ("f1", "average_precision")]
-            row = [name, *shares, f"{carried['chance']:.0%}"]
+            row += [_plain(carried["logits"][metric]["share_right"]) for metric in ("f1", "average_precision")]
+            row.append(_number(carried["chance"]))
         else:
-            row = [name, "–", "–", "–"]
+            row += ["–"] * 3
+        by_modality = model["right_evidence"].get(_method(model), {})
+        row += [_plain(by_modality[m]["k"]) if m in by_modality else "–" for m in chance]
+        row.append(", ".join(_mean(chance[m]["k"]) for m in chance))
         for group in groups:
-            score, experts = SHOWN_SCORES[group][0], model["pairs"][group]
-            right = group if group in experts else next(iter(experts))
-            found = {expert: universes["top"][score]["5"] for expert, universes in experts.items()}
-            wrong = [value for expert, value in found.items() if expert != right]
-            best = _value(max(wrong, key=lambda value: value["mean"]), False) if wrong else "–"
-            row += [_value(found[right]), best, _value(experts[right]["oracle"][score]["5"], False)]
-            row.append(_mean(experts[right]["top"]["universe"]["chance"]))
+            experts = model["pairs"][group]
+            right = group if group in experts else next(iter(experts)) if len(experts) == 1 else None
+            for score in shown[group]:
+                found = {expert: universes["top"][score]["5"] for expert, universes in experts.items()}
+                wrong = [value for expert, value in found.items() if expert != right]
+                row.append(_plain(found[right]) if right else "–")
+                row.append(_plain(max(wrong, key=lambda value: value["mean"])) if wrong else "–")
+            row.append(_mean(experts[right]["top"]["universe"]["chance"]) if right else "–")
         rows.append(row)
-    return ["## Summary", "", *_table(header, rows)]
+    method = " or ".join(dict.fromkeys(_method(model) for model in models.values()))
+    legend = [
+        "- *Right expert*: share of labels whose F1 or average precision (AP) drops most when the expert that ought to "
+        "carry them is replaced by its mean.",
+        f"- *Evidence*: precision of the right expert's best features ({method}), as many as hold evidence; a patch "
+        "beside it counts.",
+    ]
+    if groups:
+        legend.append(
+            "- *P@5*: share of true pairs among the right expert's five best pairs; beside it, that of the wrong "
+            "expert that does best. Synergy is scored by the absolute Shapley interaction index, redundancy by the "
+            "published gap and by the variant that wants both ends."
+        )
+    legend.append(
+        "- Values are mean ± standard deviation over seeds. A dense model's only expert counts as the right one."
+    )
+    return ["## Summary", "", *_table(header, rows), *legend, ""]
+
+
+def _method(model: Mapping[str, Any]) -> str:
+    """The primary one, of those that were tried."""
+    methods = list(model["right_evidence"])
+    return "grad_attnroll" if "grad_attnroll" in methods else next(iter(methods), "none")
+
+
+def _plain(value: Mapping[str, Any]) -> str:
+    return _value(value, with_interval=False)
 
 
 def _right_experts(model: Mapping[str, Any]) -> list[str]:
