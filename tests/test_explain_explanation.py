@@ -217,3 +217,14 @@ def test_predictions_by_kind_of_task():
     assert explanation.probabilities.sum() == pytest.approx(1)
     explanation.problem_type = "regression"
     assert (explanation.predicted_classes, explanation.true_classes, explanation.probabilities) == ([], [], None)
+
+
+def test_features_without_importance_are_not_ranked():
+    explanation = make_explanation()
+    expert, modality = explanation.expert_names[0], next(iter(explanation.modalities))
+    scores = explanation.importance[expert][modality]
+    candidates = explanation.modalities[modality].candidates
+    scores[:] = 0
+    scores[candidates[2]], scores[candidates[0]] = 1.0, 0.5
+    ranked = explanation.top_features(expert, modality)
+    assert [(feature.index, score) for feature, score in ranked] == [(candidates[2], 1.0), (candidates[0], 0.5)]

@@ -225,9 +225,10 @@ class Explanation:
         return pairs
 
     def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
-        """The most important features with their importance, best first."""
+        """The most important features with their importance, best first; none that have no importance at all."""
         scores = self.importance[expert][modality]
-        order = sorted(self.modalities[modality].candidates, key=lambda index: -scores[index])
+        important = [index for index in self.modalities[modality].candidates if scores[index] > 0]
+        order = sorted(important, key=lambda index: -scores[index])
         return [(self.feature(modality, index), float(scores[index])) for index in order[:top]]
 
     def to_dict(self) -> dict[str, Any]:

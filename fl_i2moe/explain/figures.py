@@ -192,7 +192,9 @@ class _Stack:
     """The modalities of a sample below one another: pictures under their heat map, texts with shaded tokens."""
 
     def __init__(
-        self, parts: list[tuple[str, Modality, "_Flow | None", tuple[float, float], np.ndarray]], height: float
+        self,
+        parts: list[tuple[Modality, "_Flow | None", tuple[float, float], np.ndarray, dict[int, str]]],
+        height: float,
     ):
         self.parts, self.height = parts, height
 
@@ -202,14 +204,14 @@ class _Stack:
         for name, scores in explanation.importance[expert].items():
             modality = explanation.modalities[name]
             flow, size = _layout(modality, width, 7.6, 11.5)
-            parts.append((name, modality, flow, size, scores))
+            best = explanation.top_features(expert, name, 3)
+            ranks = {feature.index: str(rank) for rank, (feature, _) in enumerate(best, 1)}
+            parts.append((modality, flow, size, scores, ranks))
             height += size[1] + 10
         return cls(parts, height)
 
     def draw(self, sheet: _Sheet, left: float, top: float) -> None:
-        for _, modality, flow, (width, height), scores in self.parts:
-            best = sorted(modality.candidates, key=lambda index, scores=scores: -scores[index])[:3]
-            ranks = {index: str(rank) for rank, index in enumerate(best, 1)}
+        for modality, flow, (width, height), scores, ranks in self.parts:
             if flow is not None:
                 flow.draw(sheet, left, top, scores, ranks)
             else:

@@ -257,7 +257,7 @@ def _card(explanation: Explanation, name: str, colors: Mapping[str, str], ids: _
     for modality, scores in explanation.importance[name].items():
         best = explanation.top_features(name, modality, 3)
         ranks = {feature.index: str(rank) for rank, (feature, _) in enumerate(best, 1)}
-        strongest = "; ".join(f"{feature.name} ({score:.2f})" for feature, score in best)
+        strongest = "; ".join(f"{feature.name} ({score:.2f})" for feature, score in best) or "none"
         part = _part(explanation, modality, f"gray-{ids.of[modality]}", ranks, scores)
         part["label"] = f"{part['title']} under its heat map. Strongest patches: {strongest}"
         parts.append(part | {"strongest": strongest})
