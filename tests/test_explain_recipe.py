@@ -1,7 +1,9 @@
 """`recipes/explain.py` as users run it, and the run it starts: what is written, kept, refused."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -161,3 +163,50 @@ def test_file_names_are_safe_and_differ():
     assert len(set(files)) == len(names)
     assert files[0] == "0071411"
     assert all(file.isascii() and "/" not in file and not file.startswith(".") and len(file) < 100 for file in files)
+
+
+@pytest.fixture
+def spoiled(trained, monkeypatch):
+    """The cache as it is read: sample 1 without a word, the second to last with a number that is none."""
+    _, cache, folders = trained
+    split = cache.splits["test"]
+
+    def spoil(row, number):
+        if number == 1:
+            row["text_special_mask"] = [True] * len(row["text_special_mask"])
+        elif number == 4:
+            row["image_features"] = np.full_like(row["image_features"], np.nan)
+        return row
+
+    split = split.with_format("numpy").map(spoil, with_indices=True, features=split.features).with_format(None)
+    monkeypatch.setattr(run, "find_cache", lambda *_: replace(cache, splits={"test": split}))
+    return folders
+
+
+def test_bad_samples_are_left_out_of_everything(spoiled, capsys):
+    everything = {"num_samples": None, "faithfulness_samples": None}
+    folder = started(spoiled, **everything, on_bad_sample="skip", measurements=["faithfulness", "alignment"])
+    assert {path.name.rsplit("-", 1)[0] for path in (folder / "samples").iterdir()} == {
+        f"test-{number}" for number in (0, 2, 3, 5)
+    }
+    [result] = json.loads((folder / "faithfulness.json").read_text()).values()
+    assert result["num_samples"] == 4
+    aligned = json.loads((folder / "alignment.json").read_text())["experts"]["synergy"]["bins"]
+    assert max(entry["num_samples"] for entry in aligned) <= 4
+    said = capsys.readouterr().out
+    assert "Sample test-1 has no text feature that is not special" in said
+    assert "Sample test-4 has image features that are NaN or infinite. It is left out." in said
+
+
+def test_bad_samples_stop_the_run_by_their_names(spoiled):
+    with pytest.raises(ValueError, match="Sample test-1 has no text .* skip"):
+        started(spoiled, num_samples=2)
+    with pytest.raises(ValueError, match="Sample test-4 has image features that are NaN"):
+        started(spoiled, sample_ids=["test-4"])
+    with pytest.raises(ValueError, match="No sample is left"):
+        started(spoiled, sample_ids=["test-4", "test-1"], on_bad_sample="skip")
+    # nobody asked for the bad one: it stops what is measured on it, not the explanations
+    with pytest.raises(ValueError, match="Sample test-1 has no text"):
+        started(spoiled, sample_ids=["test-2"], measurements=["faithfulness"])
+    folder = started(spoiled, sample_ids=["test-2"], faithfulness_samples=1, measurements=["faithfulness"])
+    assert list((folder / "samples").glob("test-2-*.html"))
