@@ -4,7 +4,6 @@ A whole job: raw data and encoders → feature cache → one training run per se
 What differs between data sets comes in as a `RawDataset` and the encoders' names; recipes choose them.
 """
 
-import hashlib
 import json
 import platform
 import shutil

@@ -158,9 +158,11 @@ def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
 
 
 def test_file_names_are_safe_and_differ():
-    names = ["0071411", "a/b", "a_b", "..", "ä", "x" * 200, "x" * 199]
-    files = [run._file_name(name) for name in names]
-    assert len(set(files)) == len(names)
+    names = ["0071411", "a/b", "a_b", "..", "ä", "x" * 200, "x" * 199, "Tt1", "tT1", "a-b", "a"]
+    files = list(run._file_names(names).values())
+    assert len({file.lower() for file in files}) == len(names)
+    classes = run._file_names(["b-c", "c", "C"], allowed="A-Za-z0-9._").values()
+    assert len({f"{file}-{name}".lower() for file in files for name in classes}) == 3 * len(names)
     assert files[0] == "0071411"
     assert all(file.isascii() and "/" not in file and not file.startswith(".") and len(file) < 100 for file in files)
 
@@ -199,7 +201,7 @@ def test_bad_samples_are_left_out_of_everything(spoiled, capsys):
 
 
 def test_bad_samples_stop_the_run_by_their_names(spoiled):
-    with pytest.raises(ValueError, match="Sample test-1 has no text .* skip"):
+    with pytest.raises(ValueError, match=r"Sample test-1 has no text .* skip"):
         started(spoiled, num_samples=2)
     with pytest.raises(ValueError, match="Sample test-4 has image features that are NaN"):
         started(spoiled, sample_ids=["test-4"])

@@ -16,7 +16,6 @@ from .geometry import Modality
 from .inputs import Inputs, check_cache
 from .interactions import ESTIMATORS, SamplePairs, score_pairs
 
-
 UNIVERSE_METHOD = "grad_attnroll"
 """Whose importance chooses the features whose pairs are scored (design 5.3)."""
 
@@ -81,10 +80,7 @@ def explain(
         logits = _array(output.logits[0])
         target_index = _target(target, label_names, labels, logits, config.problem_type)
         targets = torch.tensor([target_index])
-        of_sample = [[seed, sample_number]]
-        importance = attribute(
-            model, inputs, targets, method, seed=of_sample if method == "random" else seed, **options
-        )
+        importance = attribute(model, inputs, targets, method, seed=[[seed, sample_number]], **options)
         following = importance
         if experts and method != UNIVERSE_METHOD:
             following = attribute(model, inputs, targets, UNIVERSE_METHOD, of=options.get("of", "expert"))
