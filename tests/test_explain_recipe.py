@@ -51,12 +51,21 @@ def test_the_recipe_in_two_processes_explains_what_one_does(launch, trained, tmp
     expected = started(folders, num_samples=4, output_dir=str(tmp_path / "one"))
     names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == names
-    for name in ("alignment.json", "pair_masking.json", "faithfulness.json"):
+    for name in ("alignment.json", "pair_masking.json", "pair_curves.json", "faithfulness.json"):
         one, two = (json.loads((x / name).read_text()) for x in (expected, folder))
         check_close(one, two)
     index = (folder / "index.html").read_text()
     pages = sorted(path.name for path in (folder / "samples").glob("*.html"))
     assert all(f'href="samples/{page}"' in index for page in pages)
+    assert 'src="pair_curves.png"' in index
+    curves, table = (json.loads((folder / f"{name}.json").read_text()) for name in ("pair_curves", "pair_masking"))
+    for expert, by_direction in curves.items():
+        deletion, insertion = (by_direction[name]["metrics"]["micro_f1"] for name in ("deletion", "insertion"))
+        assert deletion["ranked"]["values"][0] == pytest.approx(table[expert]["metrics"]["micro_f1"]["none"])
+        assert insertion["ranked"]["values"][-1] == deletion["ranked"]["values"][0]
+        for curve in (deletion, insertion):  # where nothing or everything is masked, the order plays no part
+            for end in (0, -1):
+                assert curve["random"]["values"][end] == pytest.approx(curve["ranked"]["values"][end])
 
 
 def test_each_true_class_has_the_pages_that_explain_gives(trained):
@@ -86,6 +95,10 @@ def test_a_second_start_goes_on_after_what_is_there(trained, monkeypatch):
     started(folders, num_samples=3, measurements=["alignment"])
     assert set(explained) == {cache.splits["test"][2]["id"]}
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.setattr(run, "find_cache", lambda *_: replace(cache, key={**cache.key, "data": "other films"}))
+    with pytest.raises(ValueError, match=r"other settings:\n  features: '\w+' then, '\w+' now"):
+        started(folders, num_samples=3, measurements=["alignment"])
+    monkeypatch.undo()
     with pytest.raises(ValueError, match=r"other settings:\n  num_coalitions: 1 then, 2 now"):
         started(folders, num_samples=2, num_coalitions=2)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -141,7 +154,13 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
         started({**folders, "model": str(tmp_path / "other")})
     assert not (tmp_path / "model" / "explanations").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
-    for wrong in ({"universe_share": 0}, {"num_coalitions": 0}, {"measurements": ["luck"]}, {"num_pages": -1}):
+    for wrong in (
+        {"universe_share": 0},
+        {"num_coalitions": 0},
+        {"measurements": ["luck"]},
+        {"num_pages": -1},
+        {"seed": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ExplainArguments(**folders, **wrong)
 

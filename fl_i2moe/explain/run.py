@@ -8,6 +8,7 @@ Explanations of many samples: a page, a figure and the data of each, and what th
       faithfulness.json, faithfulness.png (the FL-I²MoE paper's Figure 3), faithfulness_insertion.png
       alignment.json, alignment.png (Figure 4)
       pair_masking.json, pair_masking.md (Table 1)
+      pair_curves.json, pair_curves.png
       index.html
 """
 
@@ -44,20 +45,31 @@ from .explanation import Explanation, PairTable
 from .figures import (
     draw_alignment,
     draw_faithfulness,
+    draw_pair_curves,
     markdown_table,
     metric_title,
     pair_masking_rows,
 )
 from .inputs import Inputs, check_cache
 from .interactions import PairScores, SamplePairs, score_pairs
-from .masking import faithfulness, masked_logits
-from .pairs import alignment, importance_bins, pair_bins, pair_masking_logits, pair_masking_table
+from .masking import DIRECTIONS, faithfulness, masked_logits
+from .pairs import (
+    alignment,
+    importance_bins,
+    pair_bins,
+    pair_curve_logits,
+    pair_curves,
+    pair_masking_logits,
+    pair_masking_table,
+)
 from .report import IndexEntry, RunFigure, RunTable, render_page, save_index
 
-MEASUREMENTS = ("faithfulness", "alignment", "pair_masking")
+MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
 # They decide how much is explained or where it goes, not what an explanation says.
 UNBINDING = {"output_dir", "overwrite", "num_samples", "sample_ids", "num_pages", "measurements", "batch_size"}
 UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "classes", "on_bad_sample", "dense_model"}
+CURVE_DRAWS = 3
+"""Random orders that the curves of pairs are compared with, at most: each takes a pass of the model for every share."""
 KIND_TITLES = {"sii": "Shapley interaction index", "published": "redundancy gap"}
 
 
@@ -401,11 +413,24 @@ def _measure_pairs(
             num_draws=arguments.num_draws,
             seed=arguments.seed,
         )
+        curves = {}
+        for direction in DIRECTIONS:
+            logits = pair_curve_logits(
+                partial(masked_logits, model),
+                inputs,
+                [first],
+                kind,
+                direction=direction,
+                num_draws=min(CURVE_DRAWS, arguments.num_draws),
+                seed=arguments.seed,
+            )
+            curves[direction] = {name: values.tolist() for name, values in logits.items()}
         measured[expert] = {
             "scores": first.scores.score(kind)[inside].tolist(),
             "values": second.scores.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": {name: np.asarray(values).tolist() for name, values in masked.items()},
+            "curves": curves,
         }
     return measured
 
@@ -508,6 +533,8 @@ def _gather(
         figures.append(_align(records, experts, arguments, folder))
     if experts and "pair_masking" in measurements:
         tables.append(_tabulate(samples, records, experts, arguments, cache, metric))
+    if experts and "pair_curves" in measurements:
+        figures.append(_draw_pair_curves(samples, records, experts, arguments, cache, metric))
     entries = list(_entries(samples[:num_pages]))
     save_index(
         folder / "index.html",
@@ -592,12 +619,7 @@ def _tabulate(
     labels = np.array([sample.labels for sample in samples])
     results = {}
     for expert in experts:
-        parts = [record["experts"][expert]["masking"] for record in records]
-        # B is the last axis but one of logits, and the last of counts
-        logits = {
-            name: np.concatenate([np.array(part[name]) for part in parts], axis=-1 if name.startswith("num_") else -2)
-            for name in parts[0]
-        }
+        logits = _join([record["experts"][expert]["masking"] for record in records])
         results[expert] = pair_masking_table(logits, labels, cache.problem_type, seed=arguments.seed)
     write_json(arguments.folder / "pair_masking.json", results)
     header, rows = pair_masking_rows(results, metric)
@@ -612,6 +634,50 @@ def _tabulate(
     text = f"# {title}\n\n{markdown_table(header, rows)}\n{note}\n"
     replace_files(arguments.folder, lambda unfinished: (unfinished / "pair_masking.md").write_text(text))
     return RunTable(title, header, rows, note)
+
+
+def _join(parts: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Samples' logits and counts as one batch: B is the last axis but one of logits, and the last of counts."""
+    return {
+        name: np.concatenate([np.array(part[name]) for part in parts], axis=-1 if name.startswith("num_") else -2)
+        for name in parts[0]
+    }
+
+
+def _draw_pair_curves(
+    samples: Sequence[_Sample],
+    records: Sequence[dict[str, Any]],
+    experts: Sequence[str],
+    arguments: ExplainArguments,
+    cache: FeatureCache,
+    metric: str,
+) -> RunFigure:
+    labels, folder = np.array([sample.labels for sample in samples]), arguments.folder
+    results = {
+        expert: {
+            direction: pair_curves(
+                _join([record["experts"][expert]["curves"][direction] for record in records]),
+                labels,
+                cache.problem_type,
+                num_resamples=0,
+                seed=arguments.seed,
+            )
+            for direction in DIRECTIONS
+        }
+        for expert in experts
+    }
+    write_json(folder / "pair_curves.json", results)
+    figure = draw_pair_curves(results, {expert: KIND_TITLES[_kind(expert)] for expert in experts}, metric)
+    replace_files(folder, lambda unfinished: figure.savefig(unfinished / "pair_curves.png"))
+    areas = []
+    for expert, directions in results.items():
+        for direction, result in directions.items():
+            curves = result["metrics"][metric]
+            ranked, random = curves["ranked"]["area"], curves["random"]["area"]["mean"]
+            if ranked is not None and random is not None:
+                areas.append(f"{expert}, {direction}: {ranked:.3f} by score, {random:.3f} at random")
+    description = f"Mean {metric_title(metric)} along the curves. {'; '.join(areas)}."
+    return RunFigure("Pairs masked and kept in order of their scores", "pair_curves.png", description)
 
 
 def _entries(samples: Sequence[_Sample]) -> Iterator[IndexEntry]:
