@@ -199,9 +199,9 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
         explain(model, row, interactions="exact", universe_share=0)
     with pytest.raises(ValueError, match=f"Sample {row['id']} has no text feature that is not special"):
         explain(model, {**row, "text_special_mask": [True] * len(row["text_special_mask"])})
-    with pytest.raises(ValueError, match="seed.*-1"):
+    with pytest.raises(ValueError, match=r"seed.*-1"):
         explain(model, row, seed=-1)
-    with pytest.raises(ValueError, match="classes are .* those of the feature cache"):
+    with pytest.raises(ValueError, match=r"classes are .* those of the feature cache"):
         explain(model, row, cache=replace(cache, label_names=["a", "b", "d"]))
     with pytest.raises(ValueError, match=f"Sample {row['id']} has image features that are NaN"):
         explain(model, {**row, "image_features": np.full((4, 3), np.nan)})

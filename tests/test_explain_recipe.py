@@ -163,6 +163,8 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ExplainArguments(**folders, **wrong)
+    with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
+        ExplainArguments(**folders, seed=-1)
 
 
 def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
