@@ -41,6 +41,11 @@ def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any
     return json.loads(json.dumps(key))  # as it comes back from a file: tuples are lists
 
 
+def key_digest(key: dict[str, Any]) -> str:
+    """Names the key in a folder's name and in a run's settings."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def check_key(stored: dict[str, Any], expected: dict[str, Any], cache_dir: Path) -> None:
     """Raises `CacheMismatchError` that names each differing field, such as `encoders.text.max_length`."""
     differences = list(_differences(stored, expected))

@@ -4,7 +4,6 @@ A whole job: raw data and encoders → feature cache → one training run per se
 What differs between data sets comes in as a `RawDataset` and the encoders' names; recipes choose them.
 """
 
-import hashlib
 import json
 import platform
 import shutil
@@ -28,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from .arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments, check_metric
 from .batching import create_data_loader
 from .cache import FeatureCache, build_cache, cache_key
+from .cache_key import key_digest
 from .checkpoints import Checkpoints
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
@@ -138,7 +138,7 @@ def run_experiment(
         **settings,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
-        "features": _digest(cache.key),
+        "features": key_digest(cache.key),
     }
     if accelerator.is_main_process:
         begin_run_folder(output_dir, settings, **flags)
@@ -199,7 +199,7 @@ def encode(
         console.print(note)
     key = cache_key(raw, loaded)
     # one folder for each combination of data and encoders, so that runs share what is encoded already
-    cache_dir = arguments.cache_dir or user_cache_dir() / "features" / _digest(key)
+    cache_dir = arguments.cache_dir or user_cache_dir() / "features" / key_digest(key)
     console.print(f"Feature cache: {cache_dir}")
     cache = build_cache(
         raw,
@@ -231,10 +231,6 @@ def _load_encoder(
         dtype=getattr(torch, arguments.encoding_dtype),
         trust_remote_code=arguments.trust_remote_code,
     )
-
-
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _run_seed(

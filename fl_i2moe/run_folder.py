@@ -67,7 +67,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a folder beside `folder`'s files and moves what it wrote into place, file by file."""
-    explanation = "what was written before is kept: make room and run again with --resume"
+    explanation = "what was written before is kept: make room and go on by the same command, with --resume if it has it"
     with explaining_full_disk(folder, explanation):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:

@@ -1,6 +1,7 @@
 """Explanations as data: where features lie, what `explain` gives for a row, round trips, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_a_row_alone_is_enough(tmp_path):
     assert alone.modalities["text"].pieces() == with_cache.modalities["text"].pieces()
 
 
+def test_pairs_lie_between_what_grad_attnroll_finds_whatever_the_method(tmp_path):
+    model, cache = make_explainable(tmp_path)
+    row = cache.splits["test"][2]
+    how = {"interactions": "per_pair", "num_coalitions": 1, "universe_share": 0.3}
+    found = {method: explain(model, row, 0, method=method, **how) for method in ("grad_attnroll", "ig", "random")}
+    for explanation in found.values():
+        assert explanation.pair_tables["synergy"].ends == found["grad_attnroll"].pair_tables["synergy"].ends
+    assert found["ig"].settings["universe_by"] == "grad_attnroll"
+    assert "universe_by" not in found["grad_attnroll"].settings
+
+
+def test_every_sample_draws_random_importance_of_its_own(tmp_path):
+    model, cache = make_explainable(tmp_path)
+    row = cache.splits["test"][2]
+    drawn = [explain(model, row, method="random", seed=1, sample_number=n).importance["synergy"] for n in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0]["image"], drawn[1]["image"])
+    assert (drawn[0]["image"] != drawn[2]["image"]).any()
+
+
 def test_the_default_target_is_the_true_class_with_the_highest_logit(tmp_path):
     model, cache = make_explainable(tmp_path)
     row = dict(cache.splits["test"][0])
@@ -165,6 +185,7 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
         ("B", r"There is no class 'B'; there are a, b, c. Did you mean 'b'\?"),
         (3, "There is no class 3; there are 0: a, 1: b, 2: c"),
         (-1, "There is no class -1"),
+        (1.7, "There is no class 1.7"),
     ):
         with pytest.raises(ValueError, match=message):
             explain(model, row, target)
@@ -178,7 +199,11 @@ def test_what_cannot_be_explained_is_refused(tmp_path):
         explain(model, row, interactions="exact", universe_share=0)
     with pytest.raises(ValueError, match=f"Sample {row['id']} has no text feature that is not special"):
         explain(model, {**row, "text_special_mask": [True] * len(row["text_special_mask"])})
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match=r"seed.*-1"):
+        explain(model, row, seed=-1)
+    with pytest.raises(ValueError, match=r"classes are .* those of the feature cache"):
+        explain(model, row, cache=replace(cache, label_names=["a", "b", "d"]))
+    with pytest.raises(ValueError, match=f"Sample {row['id']} has image features that are NaN"):
         explain(model, {**row, "image_features": np.full((4, 3), np.nan)})
 
 

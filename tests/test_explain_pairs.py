@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_i2moe.explain import run
+from fl_i2moe.explain.attribution import top_features
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import PairScores, SamplePairs, cross_modal_pairs
 from fl_i2moe.explain.pairs import (
@@ -72,6 +74,17 @@ def test_importance_bins_hold_their_shares(num_candidates, seed):
     ranked = scores["a"].masked_fill(bins < 0, -9).argsort(dim=1, descending=True)
     in_order = bins.gather(1, ranked)[:, : int((bins[0] >= 0).sum())]
     assert (in_order.diff(dim=1) >= 0).all()
+
+
+@pytest.mark.parametrize("share", [2 / 3, 1 / 6, 1 / 7, 0.3, 1e-12])
+def test_the_bins_are_the_top_features(share):
+    for number in range(1, 200):
+        scores, candidates = {"a": torch.rand(1, number)}, {"a": torch.ones(1, number, dtype=torch.bool)}
+        bins = importance_bins(scores, candidates, run._edges(share))["a"]
+        for last, edge in enumerate((share / 3, share * 2 / 3, share)):
+            top = top_features(scores, candidates, edge)["a"]
+            assert top.any()
+            assert torch.equal((bins >= 0) & (bins <= last), top), (number, edge)
 
 
 def test_pair_bins():
@@ -279,6 +292,8 @@ def test_sizes_that_do_not_fit():
         importance_bins({"a": torch.zeros(2)}, {"a": torch.ones(2, dtype=torch.bool)}, (0.2, 0.1))
     with pytest.raises(ValueError, match="same samples: 1, 2"):
         alignment([np.zeros(2)], [np.zeros(2)] * 2)
+    with pytest.raises(ValueError, match=r"sample 0 are of different pairs: \(2, 2, 3\)"):
+        alignment([np.zeros(2)], [np.zeros(2)], values=[np.zeros(3)])
     with pytest.raises(ValueError, match="share of pairs"):
         alignment([np.zeros(2)], [np.zeros(2)], shares=(0,))
     logits = pair_curve_logits(conjunction, make_inputs(2), make_samples(2, STAR), shares=(0, 1))

@@ -1,7 +1,9 @@
 """`recipes/explain.py` as users run it, and the run it starts: what is written, kept, refused."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -49,12 +51,21 @@ def test_the_recipe_in_two_processes_explains_what_one_does(launch, trained, tmp
     expected = started(folders, num_samples=4, output_dir=str(tmp_path / "one"))
     names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == names
-    for name in ("alignment.json", "pair_masking.json", "faithfulness.json"):
+    for name in ("alignment.json", "pair_masking.json", "pair_curves.json", "faithfulness.json"):
         one, two = (json.loads((x / name).read_text()) for x in (expected, folder))
         check_close(one, two)
     index = (folder / "index.html").read_text()
     pages = sorted(path.name for path in (folder / "samples").glob("*.html"))
     assert all(f'href="samples/{page}"' in index for page in pages)
+    assert 'src="pair_curves.png"' in index
+    curves, table = (json.loads((folder / f"{name}.json").read_text()) for name in ("pair_curves", "pair_masking"))
+    for expert, by_direction in curves.items():
+        deletion, insertion = (by_direction[name]["metrics"]["micro_f1"] for name in ("deletion", "insertion"))
+        assert deletion["ranked"]["values"][0] == pytest.approx(table[expert]["metrics"]["micro_f1"]["none"])
+        assert insertion["ranked"]["values"][-1] == deletion["ranked"]["values"][0]
+        for curve in (deletion, insertion):  # where nothing or everything is masked, the order plays no part
+            for end in (0, -1):
+                assert curve["random"]["values"][end] == pytest.approx(curve["ranked"]["values"][end])
 
 
 def test_each_true_class_has_the_pages_that_explain_gives(trained):
@@ -84,6 +95,10 @@ def test_a_second_start_goes_on_after_what_is_there(trained, monkeypatch):
     started(folders, num_samples=3, measurements=["alignment"])
     assert set(explained) == {cache.splits["test"][2]["id"]}
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.setattr(run, "find_cache", lambda *_: replace(cache, key={**cache.key, "data": "other films"}))
+    with pytest.raises(ValueError, match=r"other settings:\n  features: '\w+' then, '\w+' now"):
+        started(folders, num_samples=3, measurements=["alignment"])
+    monkeypatch.undo()
     with pytest.raises(ValueError, match=r"other settings:\n  num_coalitions: 1 then, 2 now"):
         started(folders, num_samples=2, num_coalitions=2)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -139,9 +154,17 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
         started({**folders, "model": str(tmp_path / "other")})
     assert not (tmp_path / "model" / "explanations").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
-    for wrong in ({"universe_share": 0}, {"num_coalitions": 0}, {"measurements": ["luck"]}, {"num_pages": -1}):
+    for wrong in (
+        {"universe_share": 0},
+        {"num_coalitions": 0},
+        {"measurements": ["luck"]},
+        {"num_pages": -1},
+        {"seed": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ExplainArguments(**folders, **wrong)
+    with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
+        ExplainArguments(**folders, seed=-1)
 
 
 def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
@@ -156,8 +179,57 @@ def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
 
 
 def test_file_names_are_safe_and_differ():
-    names = ["0071411", "a/b", "a_b", "..", "ä", "x" * 200, "x" * 199]
-    files = [run._file_name(name) for name in names]
-    assert len(set(files)) == len(names)
+    names = ["0071411", "a/b", "a_b", "..", "ä", "x" * 200, "x" * 199, "Tt1", "tT1", "a-b", "a"]
+    files = list(run._file_names(names).values())
+    assert len({file.lower() for file in files}) == len(names)
+    classes = run._file_names(["b-c", "c", "C"], allowed="A-Za-z0-9._").values()
+    assert len({f"{file}-{name}".lower() for file in files for name in classes}) == 3 * len(names)
     assert files[0] == "0071411"
     assert all(file.isascii() and "/" not in file and not file.startswith(".") and len(file) < 100 for file in files)
+
+
+@pytest.fixture
+def spoiled(trained, monkeypatch):
+    """The cache as it is read: sample 1 without a word, the second to last with a number that is none."""
+    _, cache, folders = trained
+    split = cache.splits["test"]
+
+    def spoil(row, number):
+        if number == 1:
+            row["text_special_mask"] = [True] * len(row["text_special_mask"])
+        elif number == 4:
+            row["image_features"] = np.full_like(row["image_features"], np.nan)
+        return row
+
+    split = split.with_format("numpy").map(spoil, with_indices=True, features=split.features).with_format(None)
+    monkeypatch.setattr(run, "find_cache", lambda *_: replace(cache, splits={"test": split}))
+    return folders
+
+
+def test_bad_samples_are_left_out_of_everything(spoiled, capsys):
+    everything = {"num_samples": None, "faithfulness_samples": None}
+    folder = started(spoiled, **everything, on_bad_sample="skip", measurements=["faithfulness", "alignment"])
+    assert {path.name.rsplit("-", 1)[0] for path in (folder / "samples").iterdir()} == {
+        f"test-{number}" for number in (0, 2, 3, 5)
+    }
+    [result] = json.loads((folder / "faithfulness.json").read_text()).values()
+    assert result["num_samples"] == 4
+    aligned = json.loads((folder / "alignment.json").read_text())["experts"]["synergy"]["bins"]
+    assert max(entry["num_samples"] for entry in aligned) <= 4
+    said = capsys.readouterr().out
+    assert "Sample test-1 has no text feature that is not special" in said
+    assert "Sample test-4 has image features that are NaN or infinite. It is left out." in said
+
+
+def test_bad_samples_stop_the_run_by_their_names(spoiled):
+    with pytest.raises(ValueError, match=r"Sample test-1 has no text .* skip"):
+        started(spoiled, num_samples=2)
+    with pytest.raises(ValueError, match="Sample test-4 has image features that are NaN"):
+        started(spoiled, sample_ids=["test-4"])
+    with pytest.raises(ValueError, match="No sample is left"):
+        started(spoiled, sample_ids=["test-4", "test-1"], on_bad_sample="skip")
+    # nobody asked for the bad one: it stops what is measured on it, not the explanations
+    with pytest.raises(ValueError, match="Sample test-1 has no text"):
+        started(spoiled, sample_ids=["test-2"], measurements=["faithfulness"])
+    folder = started(spoiled, sample_ids=["test-2"], faithfulness_samples=1, measurements=["faithfulness"])
+    assert list((folder / "samples").glob("test-2-*.html"))

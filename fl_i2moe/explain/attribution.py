@@ -184,7 +184,7 @@ def mixture_importance(importance: Importance, expert_weights: Tensor) -> dict[s
 
 def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """
-    The most important features of each modality: ⌈share · number of candidates⌉, the first of equal ones.
+    The most important features of each modality: ⌈share · number of candidates⌉, at least one, the first of equal ones.
 
     Args:
         scores: modality → (B, …, T_m).
@@ -195,7 +195,7 @@ def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], 
         modality → boolean (B, …, T_m)
 
     Raises:
-        ValueError: the share lies outside (0, 1]: it would select nothing, or more than there is.
+        ValueError: the share lies outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"The share of features must lie in (0, 1], got {share}.")
@@ -204,7 +204,7 @@ def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], 
         candidates = candidate_masks[name]
         candidates = candidates.view(len(candidates), *[1] * (x.dim() - 2), -1)
         # the subtrahend: 0.07 · 100 is a little more than 7
-        counts = torch.tensor([math.ceil(share * n - 1e-9) for n in range(x.shape[-1] + 1)], device=x.device)
+        counts = torch.tensor([max(1, math.ceil(share * n - 1e-9)) for n in range(x.shape[-1] + 1)], device=x.device)
         order = x.masked_fill(~candidates, -torch.inf).argsort(dim=-1, descending=True, stable=True)
         top[name] = (order.argsort(dim=-1) < counts[candidates.sum(dim=-1, keepdim=True)]) & candidates
     return top

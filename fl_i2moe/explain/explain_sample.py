@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from ..cache import FeatureCache
 from ..modeling_fl_i2moe import FLI2MoEModel
 from .attribution import attribute, evaluating, mixture_importance, top_features
-from .explanation import MIXTURE, Explanation, PairTable
+from .explanation import MIXTURE, Explanation, PairTable, true_classes
 from .geometry import Modality
-from .inputs import Inputs
+from .inputs import Inputs, check_cache
 from .interactions import ESTIMATORS, SamplePairs, score_pairs
+
+UNIVERSE_METHOD = "grad_attnroll"
+"""Whose importance chooses the features whose pairs are scored (design 5.3)."""
 
 
 def explain(
@@ -45,39 +49,45 @@ def explain(
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
         num_coalitions: coalitions for each pair.
         universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
-            scored, in (0, 1].
-        seed: of random importance and of coalitions.
-        cache: where the sample comes from; gives the classes' names and the grid of patches if the model's
-            configuration does not.
-        sample_number: the sample's place in its split; with `seed` it gives the coalitions.
+            scored, in (0, 1]. They are always chosen by Grad×AttnRoll, whatever the method: experts and methods are
+            compared on the same pairs, and the fusion must give its attention.
+        seed: of random importance and of coalitions, with `sample_number`; not negative.
+        cache: where the sample comes from; gives the grid of patches and the encoders if the model's configuration
+            does not.
+        sample_number: the sample's place in its split; with `seed` it gives what is random.
         batch_size: coalitions in one pass.
         options: for `attribute`: `of`, `num_steps`.
 
     Raises:
-        ValueError: an unknown class, method, estimator or expert; the sample lacks a modality, has one without
-            candidates, or features that do not fit the model or are not finite; a share that selects nothing; `exact`
-            with more than 16 features in the universe.
+        ValueError: an unknown class, method, estimator or expert; a negative seed; a cache that does not fit the model;
+            the sample lacks a modality, has one without candidates, or features that do not fit the model or are not
+            finite; a share outside (0, 1]; `exact` with more than 16 features in the universe.
     """
     if interactions is not None and interactions not in ESTIMATORS:
         raise ValueError(f"`interactions` must be one of {', '.join(map(repr, ESTIMATORS))}, got {interactions!r}.")
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative, got {seed}.")
     config = model.config
     experts = _pair_experts(config.expert_names, pair_experts) if interactions else []
     label_names = [config.id2label[index] for index in range(config.num_labels)]
-    if cache is not None and len(cache.label_names) == config.num_labels:
-        label_names = list(cache.label_names)
+    if cache is not None:
+        check_cache(model, cache)
     labels = _labels(sample.get("labels"))
     with evaluating(model):
         inputs = Inputs.from_batch(model, feature_batch(sample, config.modality_order))
         with torch.no_grad():
             output = model.run_mixture(inputs.projected, inputs.feature_masks)
         logits = _array(output.logits[0])
-        index = _target(target, label_names, labels, logits, config.problem_type)
-        targets = torch.tensor([index])
-        importance = attribute(model, inputs, targets, method, seed=seed, **options)
+        target_index = _target(target, label_names, labels, logits, config.problem_type)
+        targets = torch.tensor([target_index])
+        importance = attribute(model, inputs, targets, method, seed=[[seed, sample_number]], **options)
+        following = importance
+        if experts and method != UNIVERSE_METHOD:
+            following = attribute(model, inputs, targets, UNIVERSE_METHOD, of=options.get("of", "expert"))
         tables = {}
         for expert in experts:
-            e = importance.experts.index(expert)
-            of_expert = {name: x[:, e] for name, x in importance.scores.items()}
+            e = following.experts.index(expert)
+            of_expert = {name: x[:, e] for name, x in following.scores.items()}
             [scored] = score_pairs(
                 model,
                 inputs,
@@ -104,11 +114,13 @@ def explain(
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
     if interactions:
         settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
+        if method != UNIVERSE_METHOD:
+            settings["universe_by"] = UNIVERSE_METHOD
     described = cache.modalities if cache is not None else {}
     encoders = config.encoders or {}
     return Explanation(
         sample_id=str(sample.get("id", "sample")),
-        target=index,
+        target=target_index,
         label_names=label_names,
         problem_type=config.problem_type,
         labels=labels,
@@ -164,9 +176,7 @@ def true_targets(labels: Sequence[float] | float, problem_type: str) -> list[int
     values = _labels(labels) or []
     if problem_type == "regression":
         return list(range(len(values)))
-    if problem_type == "single_label_classification":
-        return [int(values[0])]
-    return [index for index, value in enumerate(values) if value > 0.5]
+    return true_classes(values, problem_type)
 
 
 def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:
@@ -199,14 +209,14 @@ def _target(
         hint = f" Did you mean {next(x for x in label_names if x.lower() == close[0])!r}?" if close else ""
         raise ValueError(f"There is no class {target!r}; there are {', '.join(label_names)}.{hint}")
     if target is not None:
-        if not 0 <= int(target) < len(label_names):
-            named = ", ".join(f"{index}: {name}" for index, name in enumerate(label_names))
+        if not hasattr(target, "__index__") or not 0 <= index(target) < len(label_names):
+            named = ", ".join(f"{number}: {name}" for number, name in enumerate(label_names))
             raise ValueError(f"There is no class {target}; there are {named}.")
-        return int(target)
+        return index(target)
     if problem == "regression":
         return 0
     true = true_targets(labels, problem) if labels is not None else []
-    return max(true or range(len(label_names)), key=lambda index: logits[index])
+    return max(true or range(len(label_names)), key=lambda label: logits[label])
 
 
 def _pair_experts(expert_names: Sequence[str], given: Sequence[str] | None) -> list[str]:

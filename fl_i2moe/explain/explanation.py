@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -151,11 +151,7 @@ class Explanation:
     @property
     def true_classes(self) -> list[int]:
         """Indexes of the true classes; none for a regression."""
-        if self.labels is None or self.problem_type == "regression":
-            return []
-        if self.problem_type == "single_label_classification":
-            return [int(self.labels[0])]
-        return [index for index, label in enumerate(self.labels) if label]
+        return true_classes(self.labels or [], self.problem_type)
 
     @property
     def probabilities(self) -> Floats | None:
@@ -296,6 +292,20 @@ class Explanation:
             case ending:
                 raise ValueError(f"An explanation is saved as .html, .png or .json, not as {ending!r}: {path}.")
         return path
+
+
+def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:
+    """
+    Indexes of the true classes; none for a regression, or where labels are unknown.
+
+    Args:
+        labels: (C,) zeros and ones, or one class index, as `Explanation.labels`.
+    """
+    if problem_type == "regression" or not labels:
+        return []
+    if problem_type == "single_label_classification":
+        return [int(labels[0])]
+    return [index for index, label in enumerate(labels) if label > 0.5]
 
 
 def _plain(values: Floats) -> list[float | None]:

@@ -585,6 +585,49 @@ def draw_alignment(
     return figure
 
 
+def draw_pair_curves(
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]], kinds: Mapping[str, str], metric: str
+) -> Figure:
+    """
+    The metric as pairs are masked or kept, the highest scores first and in random order; a row for each direction.
+
+    Args:
+        results: expert → direction → result of `pair_curves`.
+        kinds: expert → what its score is called.
+        metric: one of the results'.
+    """
+    directions = list(next(iter(results.values())))
+    size = (1 + 4.6 * len(results), 0.9 + 2.7 * len(directions))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    panels = figure.subplots(len(directions), len(results), squeeze=False, sharex=True, sharey="row")
+    for column, (expert, by_direction) in enumerate(results.items()):
+        for row, (direction, result) in enumerate(by_direction.items()):
+            axes, shares, curves = panels[row, column], 100 * np.array(result["shares"]), result["metrics"][metric]
+            mean, spread = _array(curves["random"]["values"]), np.nan_to_num(_array(curves["random"]["std"]))
+            _, gray, marker, style = _METHODS["random"]
+            axes.plot(shares, mean, style, color=gray, marker=marker, markersize=5, label="random order")
+            axes.fill_between(shares, mean - spread, mean + spread, color=gray, alpha=0.18, linewidth=0)
+            ranked = _array(curves["ranked"]["values"])
+            axes.plot(shares, ranked, color="#D55E00", marker="o", markersize=5, label="highest scores first")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel(f"pairs {'masked' if direction == 'deletion' else 'kept'} (%)")
+            if row == 0:
+                axes.set_title(f"{expert_title(expert)} expert, {kinds[expert]}", fontsize=10.5, loc="left")
+            if column == 0:
+                axes.set_ylabel(f"{metric_title(metric)}, {direction}")
+    panels[0, -1].legend(frameon=False, fontsize=9)
+    any_result = next(iter(next(iter(results.values())).values()))
+    figure.suptitle(
+        f"Do the pairs that score high carry the prediction? (n = {any_result['num_samples']:,})", fontsize=12
+    )
+    figure.supxlabel(
+        "Both ends of a pair are zeroed or kept. Random: mean of its draws ± one standard deviation.",
+        fontsize=8.5,
+        color=_MUTED,
+    )
+    return figure
+
+
 def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """
     The paper's Table 1.

@@ -1,11 +1,13 @@
-"""What explanations work on: projected samples, and which of their features may be blamed."""
+"""What explanations work on: a cache that fits the model, projected samples, which of their features may be blamed."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..cache import FeatureCache
 from ..modeling_fl_i2moe import FLI2MoEModel
 
 
@@ -49,10 +51,43 @@ class Inputs:
         candidates = {name: masks[name] & ~special[name] for name in config.modality_order}
         for name, candidate in candidates.items():
             if not (rows := candidate.any(dim=1)).all():
-                row = int((~rows).nonzero()[0])
-                sample = batch["ids"][row] if "ids" in batch else f"in row {row}"
-                raise ValueError(f"Sample {sample} has no {name} feature that is not special: nothing to explain.")
+                raise ValueError(
+                    f"Sample {_name(batch, rows)} has no {name} feature that is not special: nothing to explain."
+                )
+        for name, x in features.items():
+            if not (rows := (x.isfinite().all(dim=2) | ~masks[name]).all(dim=1)).all():
+                raise ValueError(f"Sample {_name(batch, rows)} has {name} features that are NaN or infinite.")
         return cls(model.embed(features, masks), masks, candidates)
 
     def __len__(self) -> int:
         return next(iter(self.projected.values())).shape[0]
+
+
+def _name(batch: dict[str, Any], good_rows: Tensor) -> str:
+    """Of the first sample that is not good, (B,)."""
+    row = int((~good_rows).nonzero()[0])
+    return batch["ids"][row] if "ids" in batch else f"in row {row}"
+
+
+def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
+    """
+    Raises:
+        ValueError: the cache lacks a modality, has other classes, or comes from other encoders than the model's.
+    """
+    config = model.config
+    if missing := [name for name in config.modality_order if name not in cache.modalities]:
+        raise ValueError(f"The feature cache {cache.path} lacks {missing}; it has {list(cache.modalities)}.")
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if names != cache.label_names:
+        raise ValueError(
+            f"The model's classes are {names}, those of the feature cache {cache.path} {cache.label_names}."
+        )
+    for name in config.modality_order:
+        expected, found = (config.encoders or {}).get(name), cache.modalities[name]["encoder"]
+        if expected is None or expected == json.loads(json.dumps(found)):
+            continue
+        different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+        raise ValueError(
+            f"The feature cache {cache.path} was made with another encoder of {name} than the model's:\n"
+            + "\n".join(f"  {key}: {found.get(key)!r}, the model's {expected.get(key)!r}" for key in different)
+        )

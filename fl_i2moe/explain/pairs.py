@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..metrics import METRICS_BY_PROBLEM, compute_metrics
+from .attribution import top_features
 from .game import Player
 from .inputs import Inputs
 from .interactions import FloatArray, IntArray, SamplePairs
@@ -40,30 +41,25 @@ def importance_bins(
 ) -> dict[str, Tensor]:
     """
     Which share of a modality's candidates a feature belongs to: bin 0 holds the top `edges[0]`, bin 1 what the top
-    `edges[1]` add, and so on. Shares are rounded up; ties go to the earlier position.
+    `edges[1]` add, and so on, each as `top_features` selects it.
 
     Args:
-        scores: modality → (…, T_m).
-        candidate_masks: modality → (…, T_m), true for what may be ranked.
+        scores: modality → (B, …, T_m).
+        candidate_masks: modality → (B, T_m), true for what may be ranked.
         edges: rising shares in (0, 1].
 
     Returns:
-        Modality → (…, T_m) int64, −1 outside all bins. `bins[m] >= 0` is the universe of the top `edges[-1]`.
+        Modality → (B, …, T_m) int64, −1 outside all bins. `bins[m] >= 0` is the universe of the top `edges[-1]`.
 
     Raises:
         ValueError: edges that are none.
     """
     if not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0 or edges[-1] > 1:
         raise ValueError(f"edges must rise within (0, 1], got {list(edges)}")
-    bins = {}
-    for name, values in scores.items():
-        candidates = candidate_masks[name]
-        ranked = values.masked_fill(~candidates, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-        ranks = ranked.argsort(dim=-1)
-        number = candidates.sum(dim=-1, keepdim=True).double()
-        limits = [(number * edge - 1e-9).ceil().clamp(min=1) for edge in edges]
-        bin_of = torch.stack([ranks >= limit for limit in limits]).sum(dim=0)
-        bins[name] = bin_of.masked_fill((bin_of == len(edges)) | ~candidates, -1)
+    bins = {name: torch.full_like(values, -1, dtype=torch.long) for name, values in scores.items()}
+    for number, edge in reversed(list(enumerate(edges))):
+        for name, inside in top_features(scores, candidate_masks, edge).items():
+            bins[name][inside] = number
     return bins
 
 
@@ -104,13 +100,16 @@ def alignment(
         None where there is nothing to average.
 
     Raises:
-        ValueError: sequences of different lengths; no samples; shares outside (0, 1].
+        ValueError: sequences, or one sample's entries in them, of different lengths; no samples; shares outside (0, 1].
     """
     taken = scores if values is None else values
     if not (0 < len(scores) == len(bins) == len(taken)):
         raise ValueError(
             f"scores, bins and values must be of the same samples: {len(scores)}, {len(bins)}, {len(taken)}"
         )
+    for number, sizes in enumerate(zip(map(len, scores), map(len, bins), map(len, taken), strict=True)):
+        if len(set(sizes)) > 1:
+            raise ValueError(f"scores, bins and values of sample {number} are of different pairs: {sizes}")
     for share in shares:
         _check_share(share)
     rows = []
@@ -395,7 +394,8 @@ def pair_curves(
         JSON: `num_samples`, `confidence`, `shares`, `num_features`, `num_features_random` (means over samples, (Q,)),
         and `metrics`: metric → {`ranked`: {`values` (Q,), `area`}; `random`: {`values` (Q,) means over draws, `std`
         (Q,), `area`: {`mean`, `std`, `min`, `max`} over draws}; `area_ranked_minus_random`: {`value`, `interval`}}.
-        An area is the mean height of the curve (trapezoids over the shares, divided by their range).
+        An area is the mean height of the curve (trapezoids over the shares, divided by their range). Without
+        resamples, each of which computes the metrics Q + D·Q times, there is no interval.
     """
     labels, positions = _array(labels), np.asarray(shares, np.float64)
     names = list(METRICS_BY_PROBLEM[problem_type])
@@ -458,6 +458,9 @@ def _interval(
 ) -> tuple[FloatArray, FloatArray]:
     """Percentile bootstrap of a statistic of row numbers; resamples where it is undefined are left out."""
     rng = np.random.default_rng(seed)
+    if not num_resamples:
+        nothing = np.full_like(statistic(np.arange(num_samples)), np.nan)
+        return nothing, nothing
     found = np.stack([statistic(rng.integers(num_samples, size=num_samples)) for _ in range(num_resamples)])
     tail = (1 - CONFIDENCE) / 2
     low, high = np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)

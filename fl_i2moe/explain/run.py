@@ -8,13 +8,15 @@ Explanations of many samples: a page, a figure and the data of each, and what th
       faithfulness.json, faithfulness.png (the FL-I²MoE paper's Figure 3), faithfulness_insertion.png
       alignment.json, alignment.png (Figure 4)
       pair_masking.json, pair_masking.md (Table 1)
+      pair_curves.json, pair_curves.png
       index.html
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,37 +25,51 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from ..arguments import option
-from ..batching import create_data_loader
+from ..batching import FeatureRows, create_data_loader
 from ..cache import FeatureCache, open_cache
+from ..cache_key import key_digest
+from ..data.raw import SampleError
 from ..metrics import default_metric
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder, replace_files, write_json
 from ..sample_encoders import user_cache_dir
-from .attribution import METHODS
-from .explain_sample import explain, feature_batch, true_targets
+from .attribution import METHODS, attribute
+from .explain_sample import UNIVERSE_METHOD, explain, feature_batch, true_targets
 from .explanation import Explanation, PairTable
 from .figures import (
     draw_alignment,
     draw_faithfulness,
+    draw_pair_curves,
     markdown_table,
     metric_title,
     pair_masking_rows,
 )
-from .inputs import Inputs
+from .inputs import Inputs, check_cache
 from .interactions import PairScores, SamplePairs, score_pairs
-from .masking import faithfulness, masked_logits
-from .pairs import alignment, importance_bins, pair_bins, pair_masking_logits, pair_masking_table
+from .masking import DIRECTIONS, faithfulness, masked_logits
+from .pairs import (
+    alignment,
+    importance_bins,
+    pair_bins,
+    pair_curve_logits,
+    pair_curves,
+    pair_masking_logits,
+    pair_masking_table,
+)
 from .report import IndexEntry, RunFigure, RunTable, render_page, save_index
 
-MEASUREMENTS = ("faithfulness", "alignment", "pair_masking")
+MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
 # They decide how much is explained or where it goes, not what an explanation says.
 UNBINDING = {"output_dir", "overwrite", "num_samples", "sample_ids", "num_pages", "measurements", "batch_size"}
 UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "classes", "on_bad_sample", "dense_model"}
+CURVE_DRAWS = 3
+"""Random orders that the curves of pairs are compared with, at most: each takes a pass of the model for every share."""
 KIND_TITLES = {"sii": "Shapley interaction index", "published": "redundancy gap"}
 
 
@@ -80,7 +96,7 @@ class ExplainArguments:
         "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
     )
     num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of, at least.")
-    universe_share: float = option(0.3, "Share of each modality's features whose pairs are scored.")
+    universe_share: float = option(0.3, "Share of each modality's features, by Grad×AttnRoll, whose pairs are scored.")
     measurements: list[str] = option(
         list(MEASUREMENTS), f"What to measure on the data: {', '.join(MEASUREMENTS)}; or none."
     )
@@ -88,7 +104,11 @@ class ExplainArguments:
         None, "Samples of the split that faithfulness is measured on; all if not given."
     )
     num_draws: int = option(10, "Random draws that masking is compared with.")
-    on_bad_sample: Literal["stop", "skip"] = option("stop", "What to do with a sample that cannot be explained.")
+    on_bad_sample: Literal["stop", "skip"] = option(
+        "stop",
+        "What to do with a sample that lacks a modality or whose features are NaN or infinite. One that is not "
+        "explained but only measured on stops the run after the explanations, where faithfulness is measured.",
+    )
     seed: int = option(0, "Seed of everything random.")
     batch_size: int = option(32, "Samples at once where faithfulness is measured.")
     num_threads: int | None = option(None, "CPU threads a process; all cores if not given.")
@@ -99,6 +119,8 @@ class ExplainArguments:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.num_pages is not None and self.num_pages < 0:
             raise ValueError(f"`num_pages` must not be negative, got {self.num_pages}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
         if not 0 < self.universe_share <= 1:
             raise ValueError(f"`universe_share` must lie in (0, 1], got {self.universe_share}.")
         if self.measurements == ["none"]:
@@ -155,30 +177,6 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> Fe
     raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
 
 
-def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
-    """
-    Raises:
-        ValueError: the cache lacks a modality, has other classes, or comes from other encoders than the model's.
-    """
-    config = model.config
-    if missing := [name for name in config.modality_order if name not in cache.modalities]:
-        raise ValueError(f"The feature cache {cache.path} lacks {missing}; it has {list(cache.modalities)}.")
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    if names != cache.label_names:
-        raise ValueError(
-            f"The model's classes are {names}, those of the feature cache {cache.path} {cache.label_names}."
-        )
-    for name in config.modality_order:
-        expected, found = (config.encoders or {}).get(name), cache.modalities[name]["encoder"]
-        if expected is None or expected == json.loads(json.dumps(found)):
-            continue
-        different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-        raise ValueError(
-            f"The feature cache {cache.path} was made with another encoder of {name} than the model's:\n"
-            + "\n".join(f"  {key}: {found.get(key)!r}, the model's {expected.get(key)!r}" for key in different)
-        )
-
-
 def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> None:
     """
     Explains samples, measures, and writes everything into the output folder. What is there already is kept.
@@ -202,14 +200,15 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
         models["dense Transformer"] = dense
     rows = _choose(arguments, cache, model.config.modality_order, console)
     settings = {name: value for name, value in asdict(arguments).items() if name not in UNBINDING}
-    settings |= {"model": _fingerprint(model), "features": [entry["encoder"] for entry in cache.modalities.values()]}
+    settings |= {"model": _fingerprint(model), "features": key_digest(cache.key)}
     if accelerator.is_main_process:
         begin_run_folder(folder, settings, **flags)
     accelerator.wait_for_everyone()
     for one in models.values():
         one.to(accelerator.device)
 
-    samples = [_Sample(row, cache, arguments, folder) for row in rows]
+    names = _file_names(cache.splits[arguments.split]["id"])
+    samples = [_Sample(row, cache, arguments, folder, names) for row in rows]
     num_pages = len(samples) if arguments.num_pages is None else arguments.num_pages
     own = range(accelerator.process_index, len(samples), accelerator.num_processes)
     for number in tqdm(own, desc="Explaining", unit=" samples", disable=not accelerator.is_local_main_process):
@@ -217,7 +216,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     accelerator.wait_for_everyone()
 
     if "faithfulness" in arguments.measurements:
-        _measure_faithfulness(models, cache, arguments, accelerator)
+        _measure_faithfulness(models, cache, arguments, accelerator, console)
     if accelerator.is_main_process:
         _gather(model, samples, num_pages, arguments, cache, console)
     accelerator.wait_for_everyone()
@@ -246,30 +245,52 @@ def _choose(
         rows = [ids.index(sample_id) for sample_id in dict.fromkeys(arguments.sample_ids)]
     else:
         rows = list(range(min(len(split), arguments.num_samples or len(split))))
-    masks = split.select_columns([f"{name}_special_mask" for name in modality_order])[rows]
-    bad = {
-        row: name
-        for name in modality_order
-        for row, mask in zip(rows, masks[f"{name}_special_mask"], strict=True)
-        if all(mask)
-    }
-    for row, name in bad.items():
-        message = f"Sample {ids[row]} has no {name} feature that is not special: nothing to explain."
-        if arguments.on_bad_sample == "stop":
+    return _good_rows(split, modality_order, rows, arguments.on_bad_sample, console)
+
+
+def _good_rows(
+    split: Dataset, modality_order: Sequence[str], rows: Sequence[int], on_bad_sample: str, console: Console
+) -> list[int]:
+    """
+    The rows without the bad samples, which lack a modality's candidates or have features that are NaN or infinite.
+
+    Raises:
+        ValueError: names the first bad sample, if none may be skipped; or all are bad.
+    """
+    reader, good = FeatureRows(split, modality_order), []
+    for row in rows:
+        try:
+            batch = reader[[row]]
+            bad = [name for name, mask in batch["special_masks"].items() if mask.all()]
+            message = (
+                bad and f"Sample {batch['ids'][0]} has no {bad[0]} feature that is not special: nothing to explain."
+            )
+        except SampleError as error:
+            message = f"Sample {error.sample_id} has {error.field} features that are NaN or infinite."
+        if not message:
+            good.append(row)
+        elif on_bad_sample == "stop":
             raise ValueError(f"{message} Leave it out by --on_bad_sample skip.")
-        console.print(message)
-    return [row for row in rows if row not in bad]
+        else:
+            console.print(f"{message} It is left out.", soft_wrap=True)
+    if not good:
+        raise ValueError("No sample is left to explain.")
+    return good
 
 
 class _Sample:
     """A row of the split, and the files that are made of it."""
 
-    def __init__(self, number: int, cache: FeatureCache, arguments: ExplainArguments, folder: Path):
+    def __init__(
+        self, number: int, cache: FeatureCache, arguments: ExplainArguments, folder: Path, names: dict[str, str]
+    ):
         self.number, self.cache, self.arguments, self.folder = number, cache, arguments, folder
         split = cache.splits[arguments.split]
-        self.sample_id = split[number : number + 1]["id"][0] if "id" in split.column_names else str(number)
+        self.sample_id = split.select_columns(["id"])[number]["id"]
         self.labels = split.select_columns(["labels"])[number]["labels"]
-        self.name = _file_name(self.sample_id)
+        self.name = names[self.sample_id]
+        # without a hyphen, so that the last one ends the sample's name
+        self.class_names = _file_names(cache.label_names, allowed="A-Za-z0-9._")
 
     def row(self) -> dict[str, Any]:
         return self.cache.splits[self.arguments.split][self.number]
@@ -279,7 +300,7 @@ class _Sample:
         return self.folder / "measured" / f"{self.name}.json"
 
     def page(self, class_name: str) -> Path:
-        return self.folder / "samples" / f"{self.name}-{_file_name(class_name)}.html"
+        return self.folder / "samples" / f"{self.name}-{self.class_names[class_name]}.html"
 
     def explanation_files(self) -> list[Path]:
         """Of the explained classes, which are told by what was measured."""
@@ -289,12 +310,20 @@ class _Sample:
         return [self.page(name).with_suffix(".json") for name in names]
 
 
-def _file_name(name: str) -> str:
-    """Safe in every file system and in a link; different names stay different."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:80]
-    if safe == name and not name.startswith("."):
-        return safe
-    return f"{safe.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+def _file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str, str]:
+    """
+    Name → a name that is safe in every file system and in a link.
+
+    Different names stay different, also where a file system takes upper and lower case for the same.
+    """
+    safe = {name: re.sub(f"[^{allowed}]", "_", name)[:80].lstrip(".") for name in names}
+    lower = Counter(file.lower() for file in safe.values())
+    return {
+        name: file
+        if file == name and lower[file.lower()] == 1
+        else f"{file}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for name, file in safe.items()
+    }
 
 
 def _explain_sample(model: FLI2MoEModel, sample: _Sample, with_page: bool) -> None:
@@ -340,7 +369,7 @@ def _save(explanation: Explanation, page: Path) -> None:
 
 def _edges(universe_share: float) -> list[float]:
     """Three bins of importance."""
-    return [round(universe_share * part / 3, 9) for part in (1, 2, 3)]
+    return [universe_share / 3, 2 * universe_share / 3, universe_share]
 
 
 def _kind(expert: str) -> str:
@@ -354,16 +383,13 @@ def _measure_pairs(
     arguments = sample.arguments
     inputs = Inputs.from_batch(model, feature_batch(row, model.config.modality_order))
     targets = torch.tensor([explanation.target])
+    importance = attribute(model, inputs, targets, UNIVERSE_METHOD, experts=list(explanation.pair_tables))
     measured = {}
-    for expert, table in explanation.pair_tables.items():
-        scores = {
-            name: torch.from_numpy(explanation.importance[expert][name]).to(mask.device)
-            for name, mask in inputs.candidate_masks.items()
-        }
-        candidates = {name: mask[0] for name, mask in inputs.candidate_masks.items()}
-        bins = importance_bins(scores, candidates, _edges(arguments.universe_share))
+    for e, (expert, table) in enumerate(explanation.pair_tables.items()):
+        scores = {name: x[:, e] for name, x in importance.scores.items()}
+        bins = importance_bins(scores, inputs.candidate_masks, _edges(arguments.universe_share))
         first = _as_sample_pairs(table, sample.number)
-        bin_of = pair_bins(first.players, first.scores.pairs, bins)
+        bin_of = pair_bins(first.players, first.scores.pairs, {name: x[0] for name, x in bins.items()})
         inside = np.flatnonzero(bin_of >= 0)
         # scores of their own, so that the best of the first are not valued by their luck
         [second] = score_pairs(
@@ -371,8 +397,8 @@ def _measure_pairs(
             inputs,
             expert,
             targets,
-            {name: bin_of_feature.unsqueeze(0) >= 0 for name, bin_of_feature in bins.items()},
-            bins={name: bin_of_feature.unsqueeze(0) for name, bin_of_feature in bins.items()},
+            {name: bin_of_feature >= 0 for name, bin_of_feature in bins.items()},
+            bins=bins,
             estimator=arguments.interactions,
             num_coalitions=arguments.num_coalitions,
             seed=arguments.seed + 1,
@@ -387,11 +413,24 @@ def _measure_pairs(
             num_draws=arguments.num_draws,
             seed=arguments.seed,
         )
+        curves = {}
+        for direction in DIRECTIONS:
+            logits = pair_curve_logits(
+                partial(masked_logits, model),
+                inputs,
+                [first],
+                kind,
+                direction=direction,
+                num_draws=min(CURVE_DRAWS, arguments.num_draws),
+                seed=arguments.seed,
+            )
+            curves[direction] = {name: values.tolist() for name, values in logits.items()}
         measured[expert] = {
             "scores": first.scores.score(kind)[inside].tolist(),
             "values": second.scores.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": {name: np.asarray(values).tolist() for name, values in masked.items()},
+            "curves": curves,
         }
     return measured
 
@@ -435,17 +474,28 @@ def _select(sample: SamplePairs, rows: np.ndarray) -> SamplePairs:
 
 
 def _measure_faithfulness(
-    models: dict[str, FLI2MoEModel], cache: FeatureCache, arguments: ExplainArguments, accelerator: Accelerator
+    models: dict[str, FLI2MoEModel],
+    cache: FeatureCache,
+    arguments: ExplainArguments,
+    accelerator: Accelerator,
+    console: Console,
 ) -> None:
-    """Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays."""
+    """
+    Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays.
+
+    Raises:
+        ValueError: names a bad sample, unless those are skipped. The samples to explain may be others, so that it comes
+            to light here only.
+    """
     file = arguments.folder / "faithfulness.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
     split = cache.splits[arguments.split]
-    rows = split.select(range(min(len(split), arguments.faithfulness_samples or len(split))))
+    first = range(min(len(split), arguments.faithfulness_samples or len(split)))
+    order = next(iter(models.values())).config.modality_order
+    rows = split.select(_good_rows(split, order, first, arguments.on_bad_sample, console))
     for name, model in models.items():
-        weights = _fingerprint(model)
-        known = results.get(name, {})
-        if known.get("num_samples") == len(rows) and known.get("model") == weights:
+        identity = {"model": _fingerprint(model), "features": key_digest(cache.key), "num_samples": len(rows)}
+        if identity.items() <= results.get(name, {}).items():
             continue
         loader = create_data_loader(rows, model.config.modality_order, batch_size=arguments.batch_size, shuffle=False)
         result = faithfulness(
@@ -457,7 +507,7 @@ def _measure_faithfulness(
             accelerator=accelerator,
             progress=accelerator.is_local_main_process,
         )
-        results[name] = {**result, "model": weights}
+        results[name] = result | identity
         if accelerator.is_main_process:
             write_json(file, results)
         accelerator.wait_for_everyone()
@@ -483,6 +533,8 @@ def _gather(
         figures.append(_align(records, experts, arguments, folder))
     if experts and "pair_masking" in measurements:
         tables.append(_tabulate(samples, records, experts, arguments, cache, metric))
+    if experts and "pair_curves" in measurements:
+        figures.append(_draw_pair_curves(samples, records, experts, arguments, cache, metric))
     entries = list(_entries(samples[:num_pages]))
     save_index(
         folder / "index.html",
@@ -496,7 +548,7 @@ def _gather(
             "Pairs": "not scored"
             if arguments.interactions == "none"
             else f"{arguments.interactions}, {arguments.num_coalitions} coalitions a pair, the top "
-            f"{100 * arguments.universe_share:g} % of each modality’s features",
+            f"{100 * arguments.universe_share:g} % of each modality’s features by Grad×AttnRoll",
             **{
                 f"Encoder of {name}": f"{entry['encoder'].get('name')}, "
                 + (
@@ -567,12 +619,7 @@ def _tabulate(
     labels = np.array([sample.labels for sample in samples])
     results = {}
     for expert in experts:
-        parts = [record["experts"][expert]["masking"] for record in records]
-        # B is the last axis but one of logits, and the last of counts
-        logits = {
-            name: np.concatenate([np.array(part[name]) for part in parts], axis=-1 if name.startswith("num_") else -2)
-            for name in parts[0]
-        }
+        logits = _join([record["experts"][expert]["masking"] for record in records])
         results[expert] = pair_masking_table(logits, labels, cache.problem_type, seed=arguments.seed)
     write_json(arguments.folder / "pair_masking.json", results)
     header, rows = pair_masking_rows(results, metric)
@@ -587,6 +634,50 @@ def _tabulate(
     text = f"# {title}\n\n{markdown_table(header, rows)}\n{note}\n"
     replace_files(arguments.folder, lambda unfinished: (unfinished / "pair_masking.md").write_text(text))
     return RunTable(title, header, rows, note)
+
+
+def _join(parts: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Samples' logits and counts as one batch: B is the last axis but one of logits, and the last of counts."""
+    return {
+        name: np.concatenate([np.array(part[name]) for part in parts], axis=-1 if name.startswith("num_") else -2)
+        for name in parts[0]
+    }
+
+
+def _draw_pair_curves(
+    samples: Sequence[_Sample],
+    records: Sequence[dict[str, Any]],
+    experts: Sequence[str],
+    arguments: ExplainArguments,
+    cache: FeatureCache,
+    metric: str,
+) -> RunFigure:
+    labels, folder = np.array([sample.labels for sample in samples]), arguments.folder
+    results = {
+        expert: {
+            direction: pair_curves(
+                _join([record["experts"][expert]["curves"][direction] for record in records]),
+                labels,
+                cache.problem_type,
+                num_resamples=0,
+                seed=arguments.seed,
+            )
+            for direction in DIRECTIONS
+        }
+        for expert in experts
+    }
+    write_json(folder / "pair_curves.json", results)
+    figure = draw_pair_curves(results, {expert: KIND_TITLES[_kind(expert)] for expert in experts}, metric)
+    replace_files(folder, lambda unfinished: figure.savefig(unfinished / "pair_curves.png"))
+    areas = []
+    for expert, directions in results.items():
+        for direction, result in directions.items():
+            curves = result["metrics"][metric]
+            ranked, random = curves["ranked"]["area"], curves["random"]["area"]["mean"]
+            if ranked is not None and random is not None:
+                areas.append(f"{expert}, {direction}: {ranked:.3f} by score, {random:.3f} at random")
+    description = f"Mean {metric_title(metric)} along the curves. {'; '.join(areas)}."
+    return RunFigure("Pairs masked and kept in order of their scores", "pair_curves.png", description)
 
 
 def _entries(samples: Sequence[_Sample]) -> Iterator[IndexEntry]:
