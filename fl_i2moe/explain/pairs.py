@@ -263,7 +263,7 @@ def pair_masking_table(
     labels: ArrayLike | Tensor,
     problem_type: str,
     *,
-    num_resamples: int = 1000,
+    num_resamples: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
@@ -384,7 +384,7 @@ def pair_curves(
     problem_type: str,
     *,
     shares: Sequence[float] = CURVE_SHARES,
-    num_resamples: int = 1000,
+    num_resamples: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
     """
