@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.machine import keep_freed_memory
 
 from .measuring import ratios, spread, take_turns
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """A training step against the machine's matrix products, the dense baseline, and the published code."""
+    keep_freed_memory()  # as training does; the published code has it, too
     for dtype in args.dtypes:
         tasks: dict[str, Callable[[], None]] = {
             "mixture": _step(_model(args, "moe"), args, dtype),
