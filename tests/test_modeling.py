@@ -261,7 +261,7 @@ def test_views_replace_one_modality(perturbation):
     projected = model.embed(features, masks)
     for index, name in enumerate(config.modality_order):
         torch.manual_seed(7)
-        replaced, replaced_masks = model._without(index, projected, masks)
+        replaced, replaced_masks = model._without(index, projected, masks, model.config.perturbation)
         for other in config.modality_order:
             if other != name:
                 assert replaced[other] is projected[other]
