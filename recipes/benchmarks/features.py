@@ -22,6 +22,7 @@ from fl_i2moe.arguments import TrainingArguments
 from fl_i2moe.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.cache import FeatureCache, build_cache, open_cache
 from fl_i2moe.data.raw import RawDataset
+from fl_i2moe.machine import keep_freed_memory
 from fl_i2moe.training import train
 
 from .measuring import ratios, spread, take_turns
@@ -208,6 +209,7 @@ def read_all(folder: Path) -> None:
 
 def train_all(folder: Path) -> None:
     """One epoch of a small mixture."""
+    keep_freed_memory()  # as training does
     cache = open_cache(folder / "cache")
     cache.splits["validation"] = cache.splits["train"].select(range(64))
     config = FLI2MoEConfig(
