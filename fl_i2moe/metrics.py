@@ -73,14 +73,8 @@ def compute_metrics(
             "pearson": mean_pearson(targets, scores),
         }
     predictions = predict(scores, problem_type, threshold)
-    if problem_type == "single_label_classification":
-        accuracy_name = "accuracy"
-        # Ranking needs probabilities here; sigmoids would keep the logits' order and only add ties where they saturate.
-        scores = torch.tensor(scores).softmax(-1).numpy()
-        indicators = _indicators(targets, scores.shape[1])
-    else:
-        accuracy_name = "subset_accuracy"
-        indicators = targets
+    accuracy_name = "accuracy" if problem_type == "single_label_classification" else "subset_accuracy"
+    indicators, scores = ranking_inputs(targets, scores, problem_type)
     return {
         "micro_f1": float(f1_score(targets, predictions, average="micro", zero_division=0)),
         "macro_f1": float(f1_score(targets, predictions, average="macro", zero_division=0)),
@@ -107,6 +101,15 @@ def predict(logits: FloatArray, problem_type: str, threshold: float = 0.5) -> ND
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is a probability between 0 and 1 (both excluded), got {threshold}")
     return (torch.tensor(logits).sigmoid().numpy() > threshold).astype(np.int64)
+
+
+def ranking_inputs(targets: IntArray, logits: FloatArray, problem_type: str) -> tuple[IntArray, FloatArray]:
+    """Indicators and scores, both (N, C), that labels are ranked by, from what `check_predictions` gives of a
+    classification: the logits of labels, the probabilities of classes."""
+    if problem_type == "multi_label_classification":
+        return targets, logits
+    # Ranking needs probabilities here; sigmoids would keep the logits' order and only add ties where they saturate.
+    return _indicators(targets, logits.shape[1]), torch.tensor(logits).softmax(-1).numpy()
 
 
 def mean_average_precision(indicators: IntArray, scores: FloatArray) -> float:
