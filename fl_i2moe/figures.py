@@ -34,6 +34,7 @@ _METRIC_TITLES = {
     "macro_f1": "macro-F1",
     "mAP": "mAP",
     "accuracy": "accuracy",
+    "subset_accuracy": "subset accuracy",
     "auroc": "AUROC",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
@@ -52,6 +53,11 @@ def expert_title(expert_name: str) -> str:
     """`uniqueness_full_text` → `Uniqueness: full text`, `synergy` → `Synergy`."""
     role, _, modality = expert_name.partition("_")
     return f"{role.capitalize()}: {modality.replace('_', ' ')}" if modality else role.capitalize()
+
+
+def metric_title(metric: str) -> str:
+    """`micro_f1` → `micro-F1`."""
+    return _METRIC_TITLES[metric]
 
 
 def save_statistics_figures(
@@ -167,7 +173,7 @@ def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
         if values[-1] is not None:
             axes.axvline(values[-1], color=_INK, linestyle="--", linewidth=1)
         direction = "higher" if METRICS_BY_PROBLEM[statistics["problem_type"]][metric] else "lower"
-        axes.set_xlabel(f"{_METRIC_TITLES[metric]} ({direction} is better)")
+        axes.set_xlabel(f"{metric_title(metric)} ({direction} is better)")
         _keep_bottom_spine(axes)
     _expert_rows(panels[0], names, "Mixture of all")
     panels[0].invert_yaxis()

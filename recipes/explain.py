@@ -11,7 +11,8 @@ explained already.
 
 from fl_i2moe.arguments import TrainingArguments, parse_arguments
 from fl_i2moe.experiment import create_accelerator
-from fl_i2moe.explain.run import ExplainArguments, run_explanations
+from fl_i2moe.explain.run import run_explanations
+from fl_i2moe.explain.run_arguments import ExplainArguments
 
 # FL-I²MoE, section 4: each pair draws its own coalitions
 PAPER = {"method": "grad_attnroll", "interactions": "per_pair", "num_coalitions": 4, "universe_share": 0.3}

@@ -7,8 +7,10 @@ from PIL import Image
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
-from fl_i2moe.explain.explanation import MIXTURE, Explanation, PairTable
+from fl_i2moe.explain import Explanation
+from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.geometry import Modality
+from fl_i2moe.explain.pair_scores import PairTable
 
 SENTENCE = 'He said "<script>alert(1)</script>" & left. The rest was cut'
 

@@ -9,7 +9,7 @@ import torch
 from explained import SENTENCE, make_explainable, make_explanation
 
 from fl_i2moe.explain import Explanation, explain
-from fl_i2moe.explain.explanation import MIXTURE
+from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.geometry import Modality, Piece
 
 # ---- where features lie ----------------------------------------------------------------------------------------------

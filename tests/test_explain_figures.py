@@ -10,18 +10,13 @@ from PIL import Image
 from test_explain_report import Page, render_page
 from test_figures import shown_texts
 
-from fl_i2moe.explain import figures
-from fl_i2moe.explain.explanation import PairTable
-from fl_i2moe.explain.figures import (
-    _Flow,
-    draw_alignment,
-    draw_explanation,
-    draw_faithfulness,
-    markdown_table,
-    pair_masking_rows,
-)
+from fl_i2moe.explain import sheet
+from fl_i2moe.explain.display import score_text
 from fl_i2moe.explain.geometry import Modality
-from fl_i2moe.explain.report import score_text
+from fl_i2moe.explain.pair_scores import PairTable
+from fl_i2moe.explain.run_figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
+from fl_i2moe.explain.sample_figure import draw_explanation
+from fl_i2moe.explain.sheet import Flow
 
 
 def shown(figure):
@@ -61,7 +56,7 @@ def test_one_sample_as_in_figure_5(tmp_path, explanation):
 
 @pytest.mark.filterwarnings("error")
 def test_long_texts_foreign_letters_and_a_missing_picture(monkeypatch):
-    monkeypatch.setattr(figures, "_MAX_LINES", 12)
+    monkeypatch.setattr(sheet, "_MAX_LINES", 12)
     row = make_row(text="x" * 90 + " 電影 🎬 $a$ " + "lorem ipsum dolor " * 20 + "the end")
     figure = draw_explanation(make_explanation(row))
     boxes = shown(figure)
@@ -76,7 +71,7 @@ def test_lines_keep_all_words_in_order_and_within_the_width():
     text = "Anna-Lena’s aunt, who sings; “Well!” " * 5
     row = {"text": text, "text_special_mask": [False], "text_offsets": [[0, 4]]}
     pieces = [(text[p.start : p.end], p.indexes) for p in Modality.from_row(row, "text").pieces()]
-    flow = _Flow(pieces, 120, 8, 12)
+    flow = Flow(pieces, 120, 8, 12)
     assert "".join(run.text for run in flow.runs) == "".join(text.split())
     assert all(run.x + run.width <= 120.01 for run in flow.runs)
     assert [run.line for run in flow.runs] == sorted(run.line for run in flow.runs)

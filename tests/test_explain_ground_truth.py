@@ -18,14 +18,12 @@ from fl_i2moe.explain.ground_truth import (
     patches_to_features,
     precision_at,
     replacement_costs,
-    resample,
     right_experts,
     right_pairs,
     tokens_in_spans,
-    weighted_average_precision,
-    weighted_f1,
-    weighted_means,
 )
+from fl_i2moe.explain.summaries import resample, weighted_means
+from fl_i2moe.weighted_metrics import weighted_average_precision, weighted_f1
 
 EXPERTS = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]
 LABELS = ["picture", "word", "both differ", "both say it"]

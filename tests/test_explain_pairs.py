@@ -8,21 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_i2moe.explain import run
+from fl_i2moe.explain.alignment import alignment, bin_edges, importance_bins, pair_bins
 from fl_i2moe.explain.attribution import top_features
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import PairScores, SamplePairs, cross_modal_pairs
-from fl_i2moe.explain.pairs import (
-    alignment,
-    importance_bins,
-    pair_bins,
-    pair_curve_logits,
-    pair_curves,
-    pair_masking_logits,
-    pair_masking_table,
-    random_pairs,
-    top_pairs,
-)
+from fl_i2moe.explain.interactions import cross_modal_pairs
+from fl_i2moe.explain.pair_metrics import pair_curves, pair_masking_table
+from fl_i2moe.explain.pair_scores import PairScores, SamplePairs
+from fl_i2moe.explain.pairs import pair_curve_logits, pair_masking_logits, random_pairs, top_pairs
 from fl_i2moe.metrics import compute_metrics
 
 PLAYERS = [("text", 1), ("text", 2), ("text", 3), ("image", 0), ("image", 1), ("image", 2)]
@@ -80,7 +72,7 @@ def test_importance_bins_hold_their_shares(num_candidates, seed):
 def test_the_bins_are_the_top_features(share):
     for number in range(1, 200):
         scores, candidates = {"a": torch.rand(1, number)}, {"a": torch.ones(1, number, dtype=torch.bool)}
-        bins = importance_bins(scores, candidates, run._edges(share))["a"]
+        bins = importance_bins(scores, candidates, bin_edges(share))["a"]
         for last, edge in enumerate((share / 3, share * 2 / 3, share)):
             top = top_features(scores, candidates, edge)["a"]
             assert top.any()

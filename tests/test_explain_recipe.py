@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from explained import make_explainable
 
-import fl_i2moe.explain.run as run
 from fl_i2moe import FLI2MoEModel
-from fl_i2moe.explain import Explanation, explain
-from fl_i2moe.explain.run import ExplainArguments, run_explanations
+from fl_i2moe.explain import Explanation, explain, run, run_sample
+from fl_i2moe.explain.run import run_explanations
+from fl_i2moe.explain.run_arguments import ExplainArguments
+from fl_i2moe.explain.run_sample import file_names
 
 QUICK = {"num_coalitions": 1, "num_draws": 2, "faithfulness_samples": 4}
 
@@ -91,7 +92,7 @@ def test_a_second_start_goes_on_after_what_is_there(trained, monkeypatch):
         explained.append(row["id"])
         return explain(model, row, *arguments, **options)
 
-    monkeypatch.setattr(run, "explain", counting)
+    monkeypatch.setattr(run_sample, "explain", counting)
     started(folders, num_samples=3, measurements=["alignment"])
     assert set(explained) == {cache.splits["test"][2]["id"]}
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -180,9 +181,9 @@ def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
 
 def test_file_names_are_safe_and_differ():
     names = ["0071411", "a/b", "a_b", "..", "ä", "x" * 200, "x" * 199, "Tt1", "tT1", "a-b", "a"]
-    files = list(run._file_names(names).values())
+    files = list(file_names(names).values())
     assert len({file.lower() for file in files}) == len(names)
-    classes = run._file_names(["b-c", "c", "C"], allowed="A-Za-z0-9._").values()
+    classes = file_names(["b-c", "c", "C"], allowed="A-Za-z0-9._").values()
     assert len({f"{file}-{name}".lower() for file in files for name in classes}) == 3 * len(names)
     assert files[0] == "0071411"
     assert all(file.isascii() and "/" not in file and not file.startswith(".") and len(file) < 100 for file in files)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from explained import SENTENCE, make_explanation, make_row, write_picture
 
-from fl_i2moe.explain.report import IndexEntry, RunFigure, RunTable, render_page, save_index, score_text, signed
+from fl_i2moe.explain.display import score_text, signed
+from fl_i2moe.explain.run_page import IndexEntry, RunFigure, RunTable, save_index
+from fl_i2moe.explain.sample_page import render_page
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
 

@@ -1,4 +1,4 @@
-"""Metrics of weighted samples against `compute_metrics` (which is held against scikit-learn) and scikit-learn itself."""
+"""Metrics of weighted samples against `compute_metrics` on repeated ones, and against scikit-learn's weights."""
 
 import time
 
@@ -55,7 +55,7 @@ def test_rankings_equal_scikit_learn_for_any_weights():
 
 def test_no_weighting_at_all():
     found = weighted_metrics(np.eye(3), [0, 1, 2], SINGLE, np.zeros((0, 3)))
-    assert {name: x.shape for name, x in found.items()} == dict.fromkeys(compute_metrics(np.eye(3), [0, 1, 2], SINGLE), (0,))
+    assert {x.shape for x in found.values()} == {(0,)}
 
 
 def test_a_thousand_resamples_in_the_time_of_a_few():

@@ -19,6 +19,11 @@ from ..modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 
 METHODS = ("attnroll", "grad_attnroll", "ig", "random")
+UNIVERSE_METHOD = "grad_attnroll"
+"""Whose importance chooses the features whose pairs are scored (design 5.3)."""
+
+MIXTURE = "mixture"
+"""Name of the importance that is averaged over the experts by their weights."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,7 @@ def attribute_classes(
     if method in ("attnroll", "random"):  # no class plays a part in them
         return attribute(model, inputs, classes.int().argmax(dim=1), method, **options)
     rows, targets = classes.nonzero(as_tuple=True)
-    repeated = Inputs(
-        *(
-            {name: x[rows] for name, x in values.items()}
-            for values in (inputs.projected, inputs.feature_masks, inputs.candidate_masks)
-        )
-    )
-    each = attribute(model, repeated, targets, method, **options)
+    each = attribute(model, inputs.select(rows), targets, method, **options)
 
     def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
         sums = {name: x.new_zeros(len(inputs), *x.shape[1:]).index_add_(0, rows, x) for name, x in values.items()}
@@ -184,7 +183,7 @@ def mixture_importance(importance: Importance, expert_weights: Tensor) -> dict[s
 
 def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """
-    The most important features of each modality: ⌈share · number of candidates⌉, at least one, the first of equal ones.
+    The most important features of each modality, [`count_share`] of its candidates, the first of equal ones.
 
     Args:
         scores: modality → (B, …, T_m).
@@ -203,11 +202,15 @@ def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], 
     for name, x in scores.items():
         candidates = candidate_masks[name]
         candidates = candidates.view(len(candidates), *[1] * (x.dim() - 2), -1)
-        # the subtrahend: 0.07 · 100 is a little more than 7
-        counts = torch.tensor([max(1, math.ceil(share * n - 1e-9)) for n in range(x.shape[-1] + 1)], device=x.device)
+        counts = torch.tensor([count_share(share, n) for n in range(x.shape[-1] + 1)], device=x.device)
         order = x.masked_fill(~candidates, -torch.inf).argsort(dim=-1, descending=True, stable=True)
         top[name] = (order.argsort(dim=-1) < counts[candidates.sum(dim=-1, keepdim=True)]) & candidates
     return top
+
+
+def count_share(share: float, number: int) -> int:
+    """⌈share · number⌉, at least one."""
+    return max(1, math.ceil(share * number - 1e-9))  # 0.07 · 100 is a little more than 7
 
 
 def _check(

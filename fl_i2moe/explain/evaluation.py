@@ -21,7 +21,7 @@ from ..batching import FeatureRows
 from ..metrics import FloatArray
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import replace_files
-from .attribution import METHODS, attribute, mixture_importance, top_features
+from .attribution import METHODS, MIXTURE, UNIVERSE_METHOD, attribute, mixture_importance, top_features
 from .ground_truth import (
     BoolArray,
     Evidence,
@@ -29,12 +29,11 @@ from .ground_truth import (
     ExpertOutputs,
     describe,
     precision_at,
-    resample,
     right_pairs,
-    weighted_means,
 )
 from .inputs import Inputs
 from .interactions import VARIANTS, score_pairs
+from .summaries import resample, weighted_means
 
 Truth = Mapping[str, Mapping[str, Evidence]]
 """Sample's id → label → where the label shows in the sample."""
@@ -171,7 +170,7 @@ def found_evidence(
                 for name in case.evidence.features:
                     candidates = inputs.candidate_masks[name][b].cpu().numpy()
                     scores = torch.cat([importance.scores[name][b], mixed[name][b][None]]).cpu().numpy()
-                    for expert, values in zip([*experts, "mixture"], scores, strict=True):
+                    for expert, values in zip([*experts, MIXTURE], scores, strict=True):
                         for measure, value in _feature_precisions(values, case.evidence, name, candidates).items():
                             measures[expert, method, name, measure][first + b] = value
     return dict(measures)
@@ -213,7 +212,7 @@ def found_pairs(
     bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
     for first, _, inputs, targets in _batches(model, rows, cases, batch_size, False, ""):
         part = cases[first : first + len(targets)]
-        importance = attribute(model, inputs, targets, "grad_attnroll")
+        importance = attribute(model, inputs, targets, UNIVERSE_METHOD)
         for e, expert in enumerate(experts):
             scores = {name: x[:, e] for name, x in importance.scores.items()}
             top = top_features(scores, inputs.candidate_masks, universe_share)
@@ -225,7 +224,7 @@ def found_pairs(
                 players = top if universe == "top" else {n: x | _evidence(part, n, x) for n, x in top.items()}
                 found = score_pairs(
                     model,
-                    _take(inputs, chosen),
+                    inputs.select(chosen),
                     expert,
                     targets[chosen],
                     {name: x[chosen] for name, x in players.items()},
@@ -381,8 +380,3 @@ def _evidence(cases: Sequence[Case], name: str, like: Tensor) -> Tensor:
         if name in case.evidence.features:
             row[: len(case.evidence.features[name])] = torch.from_numpy(case.evidence.features[name])
     return mask
-
-
-def _take(inputs: Inputs, rows: list[int]) -> Inputs:
-    fields = (inputs.projected, inputs.feature_masks, inputs.candidate_masks)
-    return Inputs(*({name: x[rows] for name, x in field.items()} for field in fields))

@@ -38,8 +38,9 @@ from .evaluation import (
 )
 from .ground_truth import ExpertOutputs, micro_f1, right_experts
 from .ground_truth_report import draw_carriers, to_markdown
+from .inputs import check_cache
 from .interactions import ESTIMATORS
-from .run import check_cache, find_cache, load_model
+from .run_inputs import find_cache, load_model
 
 
 @dataclass

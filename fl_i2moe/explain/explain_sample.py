@@ -10,14 +10,13 @@ import torch
 
 from ..cache import FeatureCache
 from ..modeling_fl_i2moe import FLI2MoEModel
-from .attribution import attribute, evaluating, mixture_importance, top_features
-from .explanation import MIXTURE, Explanation, PairTable, true_classes
+from .attribution import MIXTURE, UNIVERSE_METHOD, attribute, evaluating, mixture_importance, top_features
+from .explanation import Explanation
+from .explanation_data import true_classes
 from .geometry import Modality
 from .inputs import Inputs, check_cache
-from .interactions import ESTIMATORS, SamplePairs, score_pairs
-
-UNIVERSE_METHOD = "grad_attnroll"
-"""Whose importance chooses the features whose pairs are scored (design 5.3)."""
+from .interactions import ESTIMATORS, score_pairs
+from .pair_scores import PairTable
 
 
 def explain(
@@ -100,7 +99,7 @@ def explain(
                 numbers=[sample_number],
                 batch_size=batch_size,
             )
-            tables[expert] = pair_table(scored)
+            tables[expert] = PairTable.of(scored)
     scores = {
         expert: {name: _array(x[0, e]) for name, x in importance.scores.items()}
         for e, expert in enumerate(importance.experts)
@@ -141,28 +140,6 @@ def explain(
         importance=scores,
         pair_tables=tables,
         settings=settings,
-    )
-
-
-def pair_table(scored: SamplePairs) -> PairTable:
-    """A sample's scored pairs, for an explanation."""
-    scores, players = scored.scores, scored.players
-    return PairTable(
-        ends=[(*players[first], *players[second]) for first, second in scores.pairs.tolist()],
-        scores={
-            "sii": scores.sii,
-            "redundancy": scores.redundancy["published"],
-            "redundancy_both": scores.redundancy["both"],
-        },
-        standard_errors={
-            "sii": scores.sii_standard_error,
-            "redundancy": scores.redundancy_standard_error["published"],
-            "redundancy_both": scores.redundancy_standard_error["both"],
-        },
-        num_coalitions=scores.num_coalitions,
-        evaluations=scores.evaluations,
-        estimator=scores.estimator,
-        seed=scores.seed,
     )
 
 

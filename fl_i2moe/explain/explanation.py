@@ -1,290 +1,50 @@
-"""The explanation of one prediction, as data: what a report, a figure or another program reads."""
+"""The explanation of one prediction, and the files that it is saved as."""
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Self
 
 from ..run_folder import replace_files, write_json
-from .geometry import Box, Modality, Span
-
-FORMAT_VERSION = 1
-MIXTURE = "mixture"
-"""Name of the importance that is averaged over the experts by their weights."""
-
-PairKind = Literal["sii", "redundancy", "redundancy_both"]
-Floats = NDArray[np.float64]
+from .explanation_data import ExplanationData
+from .sample_figure import draw_explanation
+from .sample_page import render_page
 
 
-@dataclass(frozen=True)
-class Feature:
-    """One end of a pair."""
-
-    modality: str
-    index: int
-    """Position in the modality's sequence."""
-
-    name: str
-    """What a person calls it: the token's text, or row and column of the patch."""
-
-    box: Box | None = None
-    """The patch: left, top, right, bottom in pixels of the picture."""
-
-    token: str | None = None
-    span: Span | None = None
-    """The token's characters in the text."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two features of different modalities, and how they interact in one expert."""
-
-    expert: str
-    kind: PairKind
-    first: Feature
-    second: Feature
-    score: float
-    standard_error: float
-    """NaN with fewer than two coalitions; 0 where the score was enumerated."""
-
-    num_coalitions: int
-    """Coalitions that this pair's score is a mean of."""
-
-    evaluations: int
-    """Distinct coalitions that the expert was run on for all pairs of the sample."""
-
-
-@dataclass
-class PairTable:
-    """Scores of P pairs of one sample in one expert."""
-
-    ends: list[tuple[str, int, str, int]]
-    """Modality and feature of either end."""
-
-    scores: dict[PairKind, Floats]
-    """Kind → (P,)."""
-
-    standard_errors: dict[PairKind, Floats]
-    num_coalitions: NDArray[np.int64]
-    """(P,)"""
-
-    evaluations: int
-    estimator: str
-    seed: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "ends": [list(end) for end in self.ends],
-            "scores": {kind: _plain(x) for kind, x in self.scores.items()},
-            "standard_errors": {kind: _plain(x) for kind, x in self.standard_errors.items()},
-            "num_coalitions": self.num_coalitions.tolist(),
-            "evaluations": self.evaluations,
-            "estimator": self.estimator,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PairTable":
-        return cls(
-            ends=[tuple(end) for end in values["ends"]],
-            scores={kind: _floats(x) for kind, x in values["scores"].items()},
-            standard_errors={kind: _floats(x) for kind, x in values["standard_errors"].items()},
-            num_coalitions=np.array(values["num_coalitions"], dtype=np.int64),
-            **{name: values[name] for name in ("evaluations", "estimator", "seed")},
-        )
-
-
-@dataclass
-class Explanation:
+class Explanation(ExplanationData):
     """
-    Why a model gave one class to one sample its logit. Shapes: E experts, C classes, T_m features of modality m.
+    Why a model gave one class of one sample its logit; made by `fl_i2moe.explain.explain`.
 
-    Made by `fl_i2moe.explain.explain`.
+    What it holds is described in `ExplanationData`.
     """
 
-    sample_id: str
-    target: int
-    """The explained class."""
-
-    label_names: list[str]
-    """(C,)"""
-
-    problem_type: str
-    labels: list[float] | None
-    """What is true: (C,) zeros and ones of a multi-label sample, the one class index, or (C,) numbers of a regression;
-    None if unknown."""
-
-    modalities: dict[str, Modality]
-    expert_names: list[str]
-    expert_weights: Floats
-    """(E,)"""
-
-    expert_logits: Floats
-    """(E, C)"""
-
-    logits: Floats
-    """(C,), the mixture's."""
-
-    method: str
-    """How importance was computed."""
-
-    importance: dict[str, dict[str, Floats]]
-    """Expert, or `"mixture"`, → modality → (T_m,), scaled from 0 to 1 over the modality's candidates; special features
-    have 0."""
-
-    pair_tables: dict[str, PairTable] = field(default_factory=dict)
-    """Expert → its scored pairs."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What else decided the scores, as plain JSON."""
-
-    @property
-    def target_name(self) -> str:
-        return self.label_names[self.target]
-
-    @property
-    def true_classes(self) -> list[int]:
-        """Indexes of the true classes; none for a regression."""
-        return true_classes(self.labels or [], self.problem_type)
-
-    @property
-    def probabilities(self) -> Floats | None:
-        """(C,), the mixture's; None for a regression."""
-        if self.problem_type == "regression":
-            return None
-        if self.problem_type == "single_label_classification":
-            odds = np.exp(self.logits - self.logits.max())
-            return odds / odds.sum()
-        return 1 / (1 + np.exp(-self.logits))
-
-    @property
-    def predicted_classes(self) -> list[int]:
-        """The class with the highest logit; of a multi-label model those whose probability is above one half."""
-        if self.problem_type == "regression":
-            return []
-        if self.problem_type == "single_label_classification":
-            return [int(self.logits.argmax())]
-        return np.flatnonzero(self.logits > 0).tolist()
-
-    def feature(self, modality: str, index: int) -> Feature:
-        place = self.modalities[modality]
-        span = place.span(index)
-        token = None if span is None else place.text[slice(*span)]
-        return Feature(modality, index, place.name_of(index), place.box(index), token, span)
-
-    def pairs(self, expert: str, top: int | None = 10, kind: PairKind | None = None) -> list[Pair]:
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
         """
-        The pairs with the highest scores, best first; ties in the order in which they were scored.
-
-        Args:
-            expert: whose pairs.
-            top: how many; all if None.
-            kind: `"sii"`, the Shapley interaction index; `"redundancy"`, the redundancy gap as published; or
-                `"redundancy_both"`, its variant that asks both ends to tell it. By default the redundancy gap for the
-                redundancy expert and the index for all others.
+        Reads what `save` wrote as JSON.
 
         Raises:
-            ValueError: for an expert whose pairs were not scored, or an unknown kind.
+            ValueError: the file is of another format.
         """
-        kind = kind or ("redundancy" if expert == "redundancy" else "sii")
-        if expert not in self.pair_tables:
-            scored = f"only those of {', '.join(self.pair_tables)}" if self.pair_tables else "none"
-            raise ValueError(
-                f"The pairs of expert {expert!r} were not scored, {scored}: give `explain` an `interactions` estimator "
-                "and the expert in `pair_experts`."
-            )
-        table = self.pair_tables[expert]
-        if kind not in table.scores:
-            raise ValueError(f"`kind` must be one of {', '.join(table.scores)}, got {kind!r}.")
-        scores, errors = table.scores[kind], table.standard_errors[kind]
-        pairs = []
-        for row in np.argsort(-scores, kind="stable")[:top].tolist():
-            modality_a, index_a, modality_b, index_b = table.ends[row]
-            pairs.append(
-                Pair(
-                    expert,
-                    kind,
-                    self.feature(modality_a, index_a),
-                    self.feature(modality_b, index_b),
-                    float(scores[row]),
-                    float(errors[row]),
-                    int(table.num_coalitions[row]),
-                    table.evaluations,
-                )
-            )
-        return pairs
-
-    def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
-        """The most important features with their importance, best first; none that have no importance at all."""
-        scores = self.importance[expert][modality]
-        important = [index for index in self.modalities[modality].candidates if scores[index] > 0]
-        order = sorted(important, key=lambda index: -scores[index])
-        return [(self.feature(modality, index), float(scores[index])) for index in order[:top]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON; pictures by their path. NaN becomes None."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["format"] = FORMAT_VERSION
-        values["target_name"] = self.target_name
-        values["modalities"] = {name: modality.to_dict() for name, modality in self.modalities.items()}
-        for name in ("expert_weights", "expert_logits", "logits"):
-            values[name] = getattr(self, name).tolist()
-        values["importance"] = {
-            expert: {name: scores.tolist() for name, scores in modalities.items()}
-            for expert, modalities in self.importance.items()
-        }
-        values["pair_tables"] = {expert: table.to_dict() for expert, table in self.pair_tables.items()}
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Explanation":
-        """
-        The inverse of [`to_dict`].
-
-        Raises:
-            ValueError: `values` was written in another format.
-        """
-        if values.get("format") != FORMAT_VERSION:
-            raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
-        values = {item.name: values[item.name] for item in fields(cls)}
-        values["modalities"] = {name: Modality.from_dict(x) for name, x in values["modalities"].items()}
-        for name in ("expert_weights", "expert_logits", "logits"):
-            values[name] = np.array(values[name], dtype=np.float64)
-        values["importance"] = {
-            expert: {name: np.array(scores, dtype=np.float64) for name, scores in modalities.items()}
-            for expert, modalities in values["importance"].items()
-        }
-        values["pair_tables"] = {expert: PairTable.from_dict(x) for expert, x in values["pair_tables"].items()}
-        return cls(**values)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Explanation":
-        """Reads what `save` wrote as JSON."""
         return cls.from_dict(json.loads(Path(path).read_text()))
 
-    def save(self, path: str | os.PathLike) -> Path:
+    def save(self, path: str | os.PathLike, *, index_href: str | None = None) -> Path:
         """
         Writes a self-contained page (`.html`), a figure laid out like the FL-I²MoE paper's Figure 5 (`.png`) or the
         data (`.json`), by the name's ending; whole or not at all.
 
+        Args:
+            index_href: a page's relative link to that of the whole run.
+
         Raises:
             ValueError: for another ending.
         """
-        from .figures import draw_explanation  # both import this module
-        from .report import render_page
-
         path = Path(path)
         match path.suffix.lower():
             case ".json":
                 write_json(path, self.to_dict())
             case ".html":
-                page = render_page(self)
+                page = render_page(self, index_href)
                 replace_files(path.parent, lambda folder: (folder / path.name).write_text(page, encoding="utf-8"))
             case ".png":
                 figure = draw_explanation(self)
@@ -292,25 +52,3 @@ class Explanation:
             case ending:
                 raise ValueError(f"An explanation is saved as .html, .png or .json, not as {ending!r}: {path}.")
         return path
-
-
-def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:
-    """
-    Indexes of the true classes; none for a regression, or where labels are unknown.
-
-    Args:
-        labels: (C,) zeros and ones, or one class index, as `Explanation.labels`.
-    """
-    if problem_type == "regression" or not labels:
-        return []
-    if problem_type == "single_label_classification":
-        return [int(labels[0])]
-    return [index for index, label in enumerate(labels) if label > 0.5]
-
-
-def _plain(values: Floats) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-def _floats(values: list[float | None]) -> Floats:
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)

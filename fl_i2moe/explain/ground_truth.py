@@ -4,7 +4,7 @@ Explanations against a known truth: which expert carries each label, which featu
 The truth is a plain description: for each label the expert that ought to carry it, for each sample and label an
 [`Evidence`]. Which data it comes from is the caller's matter.
 
-Shape letters: N samples, E experts, C labels, T features of a modality, R resamples, G groups of rows, S seeds.
+Shape letters: N samples, E experts, C labels, T features of a modality, R resamples, S seeds.
 """
 
 import math
@@ -19,10 +19,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..metrics import FloatArray, predict
+from ..weighted_metrics import weighted_average_precision, weighted_f1
+from .plain import plain
+from .summaries import interval, resample, spread
 
 BoolArray = NDArray[np.bool_]
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the resamples between which an interval lies."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,7 @@ def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArra
     return features
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def resample(num_groups: int, num_resamples: int, seed: int = 0) -> FloatArray:
-    """How often each group is drawn: (1 + R, G). Row 0 holds ones, the sample itself; the others are a bootstrap."""
-    draws = np.random.default_rng(seed).multinomial(num_groups, [1 / num_groups] * num_groups, size=num_resamples)
-    return np.concatenate([np.ones((1, num_groups)), draws])
-
-
-def weighted_means(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """(…, N) and (1 + R, N) → (…, 1 + R); NaN are left out, and a mean of nothing is NaN."""
-    defined = np.isfinite(values)
-    sums, counts = np.where(defined, values, 0) @ weights.T, defined @ weights.T
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+# --- values of several models -----------------------------------------------------------------------------------------
 
 
 def describe(values: FloatArray) -> dict[str, Any]:
@@ -134,19 +122,13 @@ def describe(values: FloatArray) -> dict[str, Any]:
         `mean` over the seeds, `std` between them (of a sample; None for one), `interval`, the 2.5th and the 97.5th
         percentile of the resampled mean, and `seeds`, the values. What is undefined is None.
     """
-    plain, resampled = values[:, 0], values[:, 1:].mean(axis=0)
-    resampled = resampled[np.isfinite(resampled)]
-    interval = np.percentile(resampled, INTERVAL) if len(resampled) else [np.nan, np.nan]
+    seeds = values[:, 0]
     return {
-        "mean": _json(plain.mean()),
-        "std": _json(plain.std(ddof=1)) if len(plain) > 1 else None,
-        "interval": [_json(x) for x in interval],
-        "seeds": [_json(x) for x in plain],
+        "mean": plain(seeds.mean()),
+        "std": plain(spread(seeds, ddof=1)),
+        "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
+        "seeds": plain(seeds),
     }
-
-
-def _json(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 # --- the right expert -------------------------------------------------------------------------------------------------
@@ -158,26 +140,6 @@ class ExpertOutputs:
 
     expert_logits: FloatArray
     expert_weights: FloatArray
-
-
-def weighted_f1(predictions: ArrayLike, labels: ArrayLike, weights: FloatArray) -> FloatArray:
-    """F1 of (N,) decisions where sample n counts `weights[r, n]` times: (R,); 0 without a true positive."""
-    predicted, true = np.asarray(predictions, np.bool_), np.asarray(labels, np.bool_)
-    hits, both = weights @ (predicted & true), weights @ predicted + weights @ true
-    return np.divide(2 * hits, both, out=np.zeros(len(weights)), where=both > 0)
-
-
-def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> FloatArray:
-    """Average precision of (N,) scores where sample n counts `weights[r, n]` times: (R,); NaN without a positive."""
-    scores, true = np.asarray(scores, np.float64), np.asarray(labels, np.bool_)
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores come together
-    weights = weights[:, order]
-    hits, seen = (weights * true[order]).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends]
-    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-    steps = np.diff(hits, axis=1, prepend=0)
-    total = hits[:, -1]
-    return np.divide((precision * steps).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def micro_f1(
@@ -195,8 +157,7 @@ def micro_f1(
     for outputs in seeds:
         logits = (outputs.expert_weights[:, :, None] * outputs.expert_logits).sum(axis=1)
         decided = predict(logits, "multi_label_classification", threshold).astype(np.bool_)
-        hits, both = weights @ (decided & true).sum(axis=1), weights @ (decided.sum(axis=1) + true.sum(axis=1))
-        scores.append(np.divide(2 * hits, both, out=np.zeros(len(weights)), where=both > 0))
+        scores.append(weighted_f1(decided, true, weights, average="micro"))
     return describe(np.stack(scores))
 
 
@@ -213,7 +174,7 @@ def replacement_costs(
 
     Args:
         labels: (N, C) multi-hot.
-        weights: (1 + R, N), from [`resample`]. The means are those of all N samples in every resample.
+        weights: (1 + R, N), from `resample`. The means are those of all N samples in every resample.
         replaced: what is replaced by its mean over the samples: an expert's `logits`, with the mixture's weights as
             they are, or its `contribution`, weight times logits.
 

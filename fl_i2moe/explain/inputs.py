@@ -1,6 +1,7 @@
 """What explanations work on: a cache that fits the model, projected samples, which of their features may be blamed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,23 +45,40 @@ class Inputs:
             raise ValueError(
                 "Explanations need a feature-level model; this one is pooled, its inputs are no patches and tokens."
             )
+        check_batch(batch, config.modality_order)
         features, masks, special = (
             {name: batch[kind][name].to(model.device) for name in config.modality_order}
             for kind in ("features", "feature_masks", "special_masks")
         )
         candidates = {name: masks[name] & ~special[name] for name in config.modality_order}
-        for name, candidate in candidates.items():
-            if not (rows := candidate.any(dim=1)).all():
-                raise ValueError(
-                    f"Sample {_name(batch, rows)} has no {name} feature that is not special: nothing to explain."
-                )
-        for name, x in features.items():
-            if not (rows := (x.isfinite().all(dim=2) | ~masks[name]).all(dim=1)).all():
-                raise ValueError(f"Sample {_name(batch, rows)} has {name} features that are NaN or infinite.")
         return cls(model.embed(features, masks), masks, candidates)
 
     def __len__(self) -> int:
         return next(iter(self.projected.values())).shape[0]
+
+    def select(self, rows: Sequence[int] | Tensor) -> "Inputs":
+        """The samples in these rows, in their order; a row may come twice."""
+        fields = (self.projected, self.feature_masks, self.candidate_masks)
+        return Inputs(*({name: x[rows] for name, x in field.items()} for field in fields))
+
+
+def check_batch(batch: dict[str, Any], modality_order: Sequence[str]) -> None:
+    """
+    Args:
+        batch: as for [`Inputs.from_batch`].
+
+    Raises:
+        ValueError: names a sample without candidate in some modality, or with features that are not finite.
+    """
+    for name in modality_order:
+        if not (rows := (batch["feature_masks"][name] & ~batch["special_masks"][name]).any(dim=1)).all():
+            raise ValueError(
+                f"Sample {_name(batch, rows)} has no {name} feature that is not special: nothing to explain."
+            )
+    for name in modality_order:
+        finite = batch["features"][name].isfinite().all(dim=2) | ~batch["feature_masks"][name]
+        if not (rows := finite.all(dim=1)).all():
+            raise ValueError(f"Sample {_name(batch, rows)} has {name} features that are NaN or infinite.")
 
 
 def _name(batch: dict[str, Any], good_rows: Tensor) -> str:
@@ -83,8 +101,9 @@ def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
             f"The model's classes are {names}, those of the feature cache {cache.path} {cache.label_names}."
         )
     for name in config.modality_order:
-        expected, found = (config.encoders or {}).get(name), cache.modalities[name]["encoder"]
-        if expected is None or expected == json.loads(json.dumps(found)):
+        expected = (config.encoders or {}).get(name)
+        found = json.loads(json.dumps(cache.modalities[name]["encoder"]))  # as it comes back from a config.json
+        if expected is None or expected == found:
             continue
         different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
         raise ValueError(

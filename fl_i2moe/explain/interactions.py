@@ -16,8 +16,6 @@ Shapes: N players, P pairs, R draws (a coalition for a pair), S coalitions.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,78 +24,11 @@ from torch import Tensor
 from ..modeling_fl_i2moe import FLI2MoEModel
 from .game import CachedGame, Game, Player, ValueGame, list_players
 from .inputs import Inputs
+from .pair_scores import VARIANTS, FloatArray, IntArray, PairScores, SamplePairs
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
-VARIANTS = ("published", "both")
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096
 """Draws whose coalitions are held at once."""
-
-
-@dataclass(frozen=True)
-class PairScores:
-    """Scores of P pairs, and what they rest on."""
-
-    pairs: IntArray
-    """(P, 2) players."""
-
-    sii: FloatArray
-    """(P,) Shapley interaction index: positive for synergy."""
-
-    sii_standard_error: FloatArray
-    """(P,) 0 for the exact index, NaN where there is one coalition only."""
-
-    redundancy: dict[str, FloatArray]
-    """Variant → (P,) redundancy gap."""
-
-    redundancy_standard_error: dict[str, FloatArray]
-    """Variant → (P,), by the jackknife; 0 and NaN as above."""
-
-    num_coalitions: IntArray
-    """(P,) coalitions that a pair's means are over."""
-
-    evaluations: int
-    """Distinct coalitions whose value was asked for."""
-
-    seed: int | None
-    estimator: str
-
-    def score(self, kind: str) -> FloatArray:
-        """(P,) of `"sii"`, `"published"` or `"both"`, the latter two redundancy gaps; `ValueError` for another kind."""
-        return self._by_kind(kind, self.sii, self.redundancy)
-
-    def standard_error(self, kind: str) -> FloatArray:
-        """(P,), as `score`."""
-        return self._by_kind(kind, self.sii_standard_error, self.redundancy_standard_error)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with None for NaN."""
-        return {
-            "pairs": self.pairs.tolist(),
-            "sii": _plain(self.sii),
-            "sii_standard_error": _plain(self.sii_standard_error),
-            "redundancy": {name: _plain(values) for name, values in self.redundancy.items()},
-            "redundancy_standard_error": {
-                name: _plain(values) for name, values in self.redundancy_standard_error.items()
-            },
-            "num_coalitions": self.num_coalitions.tolist(),
-            "evaluations": self.evaluations,
-            "seed": self.seed,
-            "estimator": self.estimator,
-        }
-
-    @staticmethod
-    def _by_kind(kind: str, sii: FloatArray, redundancy: dict[str, FloatArray]) -> FloatArray:
-        by_kind = {"sii": sii, **redundancy}
-        if kind not in by_kind:
-            raise ValueError(f"there is no score {kind!r}; there are {', '.join(by_kind)}")
-        return by_kind[kind]
-
-
-def _plain(values: FloatArray) -> list[float | None]:
-    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def cross_modal_pairs(players: Sequence[Player]) -> IntArray:
@@ -292,17 +223,6 @@ def _terms(values: FloatArray) -> FloatArray:
 # ---- samples of a model --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SamplePairs:
-    """A sample's players and the scores of its pairs."""
-
-    number: int
-    """The sample's own, from which its random numbers come."""
-
-    players: list[Player]
-    scores: PairScores
-
-
 def score_pairs(
     model: FLI2MoEModel,
     inputs: Inputs,
@@ -343,9 +263,7 @@ def score_pairs(
         raise ValueError(f"{len(inputs)} samples, but {len(targets)} targets and {len(numbers)} numbers")
     for row, number in enumerate(numbers):
         players = list_players({name: mask[row] for name, mask in universe.items()}, model.config.modality_order)
-        fields = (inputs.projected, inputs.feature_masks, inputs.candidate_masks)
-        sample = Inputs(*({name: x[row : row + 1] for name, x in field.items()} for field in fields))
-        game = ValueGame(model, sample, expert, int(targets[row]), players, batch_size=batch_size)
+        game = ValueGame(model, inputs.select([row]), expert, int(targets[row]), players, batch_size=batch_size)
         pairs = cross_modal_pairs(players)
         if bins is not None:
             bin_of = np.array([int(bins[name][row, position]) for name, position in players])

@@ -7,6 +7,7 @@ Shapes: B samples · T_m features of modality m · C classes · K shares of feat
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +18,22 @@ from tqdm.auto import tqdm
 
 from ..metrics import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
 from ..modeling_fl_i2moe import FLI2MoEModel
-from .attribution import METHODS, attribute, attribute_classes, evaluating, mixture_importance, top_features
+from .attribution import (
+    METHODS,
+    MIXTURE,
+    attribute,
+    attribute_classes,
+    evaluating,
+    mixture_importance,
+    top_features,
+)
 from .inputs import Inputs
+from .plain import plain
+from .summaries import area_under, drop, spread
 
 SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
 DIRECTIONS = ("deletion", "insertion")
+TARGETS = ("true", "predicted")
 
 
 @torch.no_grad()
@@ -51,7 +63,7 @@ def target_classes(
     Raises:
         ValueError: for another target.
     """
-    if target not in ("true", "predicted"):
+    if target not in TARGETS:
         raise ValueError(f"`target` must be 'true' or 'predicted', got {target!r}.")
     if problem_type == "regression":
         return torch.ones_like(logits, dtype=torch.bool)
@@ -64,18 +76,98 @@ def target_classes(
     return torch.where((labels > 0.5).any(dim=1, keepdim=True), labels > 0.5, highest)
 
 
-def faithfulness_logits(
+@dataclass(frozen=True)
+class Maskings:
+    """What is masked, by whose importance, and how often at random."""
+
+    methods: Sequence[str] = METHODS
+    """Of `attribution.METHODS`."""
+
+    shares: Sequence[float] = SHARES
+    """Of each modality's candidates, increasing, in (0, 1]."""
+
+    directions: Sequence[str] = DIRECTIONS
+    """`"deletion"` masks the top share, `"insertion"` everything but the top share. Special features always stay."""
+
+    num_random: int = 5
+    """Draws of the random baseline."""
+
+    seed: int = 0
+    """Of the random baseline."""
+
+    target: Literal["true", "predicted"] = "true"
+    """The classes that importance is for, see [`target_classes`]."""
+
+    of: Literal["expert", "mixture"] = "expert"
+    """As for `attribute`."""
+
+    num_steps: int = 32
+    """As for `attribute`."""
+
+    def __post_init__(self):
+        shares = self.shares
+        if not shares or not all(a < b for a, b in zip([0, *shares], [*shares, 2], strict=True)) or shares[-1] > 1:
+            raise ValueError(f"`shares` must increase within (0, 1], got {list(shares)}.")
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"Unknown `methods` {sorted(unknown)}; there are {', '.join(METHODS)}.")
+        if unknown := set(self.directions) - set(DIRECTIONS):
+            raise ValueError(f"Unknown directions {sorted(unknown)}; there are {', '.join(DIRECTIONS)}.")
+        if self.num_random < 1:
+            raise ValueError(f"`num_random` must be at least 1, got {self.num_random}.")
+        if self.target not in TARGETS:
+            raise ValueError(f"`target` must be 'true' or 'predicted', got {self.target!r}.")
+
+
+def faithfulness(
     model: FLI2MoEModel,
-    batch: dict[str, Any],
+    loader: Iterable[dict[str, Any]],
     *,
-    methods: Sequence[str] = METHODS,
-    shares: Sequence[float] = SHARES,
-    directions: Sequence[str] = DIRECTIONS,
-    num_random: int = 5,
-    seed: int = 0,
-    target: Literal["true", "predicted"] = "true",
-    **options,
-) -> dict[str, Tensor]:
+    threshold: float = 0.5,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+    **maskings: Any,
+) -> dict[str, Any]:
+    """
+    Masks what each method finds most important and measures the model's metrics (ΔM(K), section 4.2).
+
+    Memory grows with the number of samples by their logits alone.
+
+    Args:
+        loader: batches as `FeatureRows` gives them, in any order.
+        threshold: multi-label only, as in `compute_metrics`.
+        accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
+        progress: show a bar.
+        maskings: the fields of [`Maskings`].
+
+    Returns:
+        As [`summarise`], and `methods`, `num_random`, `seed`, `target`, `experts`.
+
+    Raises:
+        ValueError: for maskings that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
+    """
+    how = Maskings(**maskings)
+    parts: list[dict[str, Tensor]] = []
+    for batch in tqdm(loader, desc="Masking", unit="batch", disable=not progress, leave=False):
+        part = _logits(model, batch, how)
+        part["labels"] = batch["labels"]
+        if accelerator is not None:
+            part = accelerator.gather_for_metrics({key: x.to(accelerator.device) for key, x in part.items()})
+        parts.append({key: x.cpu() for key, x in part.items()})
+    if not parts:
+        raise ValueError("There is no sample to measure faithfulness on.")
+    logits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    labels = logits.pop("labels")
+    return {
+        "methods": list(how.methods),
+        "experts": list(model.config.expert_names),
+        "num_random": how.num_random,
+        "seed": how.seed,
+        "target": how.target,
+        **summarise(logits, labels, model.config.problem_type, how.shares, threshold),
+    }
+
+
+def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], **maskings: Any) -> dict[str, Tensor]:
     """
     The mixture's logits of a batch under every masking.
 
@@ -84,7 +176,7 @@ def faithfulness_logits(
 
     Args:
         batch: as `FeatureRows` gives it.
-        methods, shares, directions, num_random, seed, target, options: as for [`faithfulness`].
+        maskings: the fields of [`Maskings`].
 
     Returns:
         `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
@@ -93,48 +185,9 @@ def faithfulness_logits(
         Random stands under the last of these alone.
 
     Raises:
-        ValueError: for options that select nothing or are unknown; and as `Inputs.from_batch`.
+        ValueError: for maskings that select nothing or are unknown; and as `Inputs.from_batch`.
     """
-    _check(shares, directions, num_random)
-    names = model.config.expert_names
-    whole_name = "mixture" if len(names) > 1 else names[0]
-    with evaluating(model), torch.no_grad():
-        inputs = Inputs.from_batch(model, batch)
-        whole = model.run_mixture(inputs.projected, inputs.feature_masks)
-        classes = target_classes(whole.logits, batch["labels"], model.config.problem_type, target)
-        candidates = inputs.candidate_masks
-        emptied = masked_logits(model, inputs, {name: ~mask for name, mask in candidates.items()})
-        logits = {"base": whole.logits, "emptied": emptied}
-        for method in methods:
-            scores: dict[str, list[dict[str, Tensor]]] = {}  # expert → draws → modality
-            if method == "random":
-                seeds = [[seed, zlib.crc32(sample_id.encode())] for sample_id in batch["ids"]]
-                no_class = torch.zeros(len(inputs), dtype=torch.long)
-                scores[whole_name] = [
-                    _of_expert(
-                        attribute(
-                            model, inputs, no_class, method, experts=names[:1], seed=[[*key, draw] for key in seeds]
-                        ).scores,
-                        0,
-                    )
-                    for draw in range(num_random)
-                ]
-            else:
-                importance = attribute_classes(model, inputs, classes, method, **options)
-                for e, name in enumerate(names):
-                    scores[name] = [_of_expert(importance.scores, e)]
-                if len(names) > 1:
-                    scores[whole_name] = [mixture_importance(importance, whole.expert_weights)]
-            for expert, draws in scores.items():
-                for direction in directions:
-                    masked = [
-                        masked_logits(model, inputs, _keep(draw, candidates, share, direction))
-                        for draw in draws
-                        for share in shares
-                    ]
-                    stacked = torch.stack(masked, dim=1).unflatten(1, (len(draws), len(shares)))
-                    logits[f"{direction}/{method}/{expert}"] = stacked
-    return logits
+    return _logits(model, batch, Maskings(**maskings))
 
 
 def summarise(
@@ -189,89 +242,62 @@ def summarise(
     return result
 
 
-def faithfulness(
-    model: FLI2MoEModel,
-    loader: Iterable[dict[str, Any]],
-    *,
-    methods: Sequence[str] = METHODS,
-    shares: Sequence[float] = SHARES,
-    directions: Sequence[str] = DIRECTIONS,
-    num_random: int = 5,
-    seed: int = 0,
-    target: Literal["true", "predicted"] = "true",
-    threshold: float = 0.5,
-    accelerator: Accelerator | None = None,
-    progress: bool = False,
-    **options,
-) -> dict[str, Any]:
-    """
-    Masks what each method finds most important and measures the model's metrics (ΔM(K), section 4.2).
+@torch.no_grad()
+def _logits(model: FLI2MoEModel, batch: dict[str, Any], how: Maskings) -> dict[str, Tensor]:
+    with evaluating(model):
+        inputs = Inputs.from_batch(model, batch)
+        whole = model.run_mixture(inputs.projected, inputs.feature_masks)
+        classes = target_classes(whole.logits, batch["labels"], model.config.problem_type, how.target)
+        candidates = inputs.candidate_masks
+        emptied = masked_logits(model, inputs, {name: ~mask for name, mask in candidates.items()})
+        logits = {"base": whole.logits, "emptied": emptied}
+        for method in how.methods:
+            if method == "random":
+                scores = {whole_name(model.config.expert_names): _random_scores(model, inputs, batch["ids"], how)}
+            else:
+                scores = _scores(model, inputs, classes, method, whole.expert_weights, how)
+            for expert, draws in scores.items():
+                for direction in how.directions:
+                    masked = [
+                        masked_logits(model, inputs, _keep(draw, candidates, share, direction))
+                        for draw in draws
+                        for share in how.shares
+                    ]
+                    stacked = torch.stack(masked, dim=1).unflatten(1, (len(draws), len(how.shares)))
+                    logits[f"{direction}/{method}/{expert}"] = stacked
+    return logits
 
-    Memory grows with the number of samples by their logits alone.
 
-    Args:
-        loader: batches as `FeatureRows` gives them, in any order.
-        methods: of `METHODS`.
-        shares: of each modality's candidates, increasing, in (0, 1].
-        directions: `"deletion"` masks the top share, `"insertion"` everything but the top share. Special features
-            always stay.
-        num_random: draws of the random baseline.
-        seed: of the random baseline.
-        target: the classes that importance is for, see [`target_classes`].
-        threshold: multi-label only, as in `compute_metrics`.
-        accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
-        progress: show a bar.
-        options: for [`attribute`]: `of`, `num_steps`.
+def whole_name(expert_names: Sequence[str]) -> str:
+    """Under which the importance for the whole model stands: the mixture's, or that of a dense model's one expert."""
+    return MIXTURE if len(expert_names) > 1 else expert_names[0]
 
-    Returns:
-        As [`summarise`], and `methods`, `num_random`, `seed`, `target`, `experts`.
 
-    Raises:
-        ValueError: for options that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
-    """
-    _check(shares, directions, num_random)
-    parts: list[dict[str, Tensor]] = []
-    for batch in tqdm(loader, desc="Masking", unit="batch", disable=not progress, leave=False):
-        part = faithfulness_logits(
-            model,
-            batch,
-            methods=methods,
-            shares=shares,
-            directions=directions,
-            num_random=num_random,
-            seed=seed,
-            target=target,
-            **options,
-        )
-        part["labels"] = batch["labels"]
-        if accelerator is not None:
-            part = accelerator.gather_for_metrics({key: x.to(accelerator.device) for key, x in part.items()})
-        parts.append({key: x.cpu() for key, x in part.items()})
-    if not parts:
-        raise ValueError("There is no sample to measure faithfulness on.")
-    logits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    labels = logits.pop("labels")
-    return {
-        "methods": list(methods),
-        "experts": list(model.config.expert_names),
-        "num_random": num_random,
-        "seed": seed,
-        "target": target,
-        **summarise(logits, labels, model.config.problem_type, shares, threshold),
+def _scores(
+    model: FLI2MoEModel, inputs: Inputs, classes: Tensor, method: str, expert_weights: Tensor, how: Maskings
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Expert, or the mixture → its one draw: modality → (B, T_m)."""
+    importance = attribute_classes(model, inputs, classes, method, of=how.of, num_steps=how.num_steps)
+    scores = {
+        name: [{modality: x[:, e] for modality, x in importance.scores.items()}]
+        for e, name in enumerate(importance.experts)
     }
+    if len(importance.experts) > 1:
+        scores[MIXTURE] = [mixture_importance(importance, expert_weights)]
+    return scores
 
 
-def _check(shares: Sequence[float], directions: Sequence[str], num_random: int) -> None:
-    if not shares or not all(a < b for a, b in zip([0, *shares], [*shares, 2], strict=True)) or shares[-1] > 1:
-        raise ValueError(f"`shares` must increase within (0, 1], got {list(shares)}.")
-    if unknown := set(directions) - set(DIRECTIONS):
-        raise ValueError(f"Unknown directions {sorted(unknown)}; there are {', '.join(DIRECTIONS)}.")
-    if num_random < 1:
-        raise ValueError(f"`num_random` must be at least 1, got {num_random}.")
-
-
-def _of_expert(scores: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
-    return {name: x[:, expert] for name, x in scores.items()}
+def _random_scores(
+    model: FLI2MoEModel, inputs: Inputs, sample_ids: Sequence[str], how: Maskings
+) -> list[dict[str, Tensor]]:
+    """Draws: modality → (B, T_m)."""
+    no_class, any_expert = torch.zeros(len(inputs), dtype=torch.long), model.config.expert_names[:1]
+    draws = []
+    for draw in range(how.num_random):
+        seeds = [[how.seed, zlib.crc32(sample_id.encode()), draw] for sample_id in sample_ids]
+        drawn = attribute(model, inputs, no_class, "random", experts=any_expert, seed=seeds)
+        draws.append({name: x[:, 0] for name, x in drawn.scores.items()})
+    return draws
 
 
 def _keep(
@@ -287,22 +313,15 @@ def _curve(
     values: FloatArray, base: float, start: float, shares: Sequence[float], greater_is_better: bool
 ) -> dict[str, Any]:
     """Statistics over the draws of one metric's values (R, K)."""
-    drops = (base - values) * (1 if greater_is_better else -1)
+    drops = drop(base, values, greater_is_better)
     starts = np.full((len(values), 1), start)
     statistics = {
         "values": values,
         "drops": drops,
         "mean_drop": drops.mean(axis=1),
-        "auc": np.trapezoid(np.concatenate([starts, values], axis=1), [0, *shares], axis=1),
+        "auc": area_under(np.concatenate([starts, values], axis=1), [0, *shares]),
     }
     curve = {}
     for name, x in statistics.items():
-        spread = x.std(axis=0, ddof=1) if len(x) > 1 else np.full(x.shape[1:], np.nan)
-        curve[name], curve[f"{name}_std"] = _plain(x.mean(axis=0)), _plain(spread)
+        curve[name], curve[f"{name}_std"] = plain(x.mean(axis=0)), plain(spread(x, ddof=1))
     return curve
-
-
-def _plain(x: FloatArray) -> Any:
-    """Numbers as JSON takes them: None instead of NaN."""
-    values = [None if np.isnan(value) else float(value) for value in x.ravel()]
-    return values if x.ndim else values[0]

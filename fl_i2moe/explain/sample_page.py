@@ -1,12 +1,8 @@
-"""Explanations as pages: each one self-contained HTML file that works from disk, without any network."""
+"""An explanation as a page: one self-contained HTML file that works from disk, without any network."""
 
 import base64
-import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,37 +10,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ..figures import expert_colors, expert_title
-from ..run_folder import replace_files
-from .explanation import MIXTURE, Explanation, Feature, Pair
+from .attribution import MIXTURE
+from .display import (
+    METHOD_TITLES,
+    MIXTURE_COLOR,
+    PAIR_NOTES,
+    SCORE_TITLES,
+    encoder_text,
+    faded,
+    modality_title,
+    score_text,
+    signed,
+)
+from .explanation_data import ExplanationData, Feature, Pair
 from .geometry import Modality
+from .pair_scores import kind_of_expert
 
 PICTURE_PIXELS = 640
-THUMBNAIL_PIXELS = 160
 LONG_TEXT = 700
 """Characters from which a text of a card gets a scroll bar."""
 
-MIXTURE_COLOR = "#222222"
-METHOD_TITLES = {
-    "attnroll": "attention rollout (AttnRoll), the same for every class",
-    "grad_attnroll": "gradient-weighted attention rollout (Grad×AttnRoll)",
-    "ig": "integrated gradients",
-    "random": "random numbers, a baseline",
-}
-PAIR_TITLES = {
-    "sii": "strongest pairs by the Shapley interaction index",
-    "redundancy": "strongest pairs by the redundancy gap",
-    "redundancy_both": "strongest pairs by the redundancy gap of both ends",
-}
-PAIR_NOTES = {
-    "sii": "Logits that the two features add together beyond what each adds alone; negative where one makes the other "
-    "superfluous.",
-    "redundancy": "Logits that the better of the two features adds and the other then adds no more. As published, the "
-    "score also rewards a pair of which only one end tells anything; “both” asks it of both.",
-    "redundancy_both": "Logits that either of the two features adds where the other then adds no more.",
-}
 
-
-def render_page(explanation: Explanation, index_href: str | None = None, top: int = 10) -> str:
+def render_page(explanation: ExplanationData, index_href: str | None = None, top: int = 10) -> str:
     """
     The explanation as one HTML file.
 
@@ -62,7 +49,7 @@ def render_page(explanation: Explanation, index_href: str | None = None, top: in
         )
     ]
     return (
-        _environment()
+        environment()
         .get_template("explanation.html.jinja")
         .render(
             e=explanation,
@@ -82,140 +69,28 @@ def render_page(explanation: Explanation, index_href: str | None = None, top: in
     )
 
 
-@dataclass(frozen=True)
-class IndexEntry:
-    """One sample on the page of a run."""
-
-    sample_id: str
-    expert_names: list[str]
-    true: list[str]
-    predicted: list[str]
-    pages: dict[str, str]
-    """Class → relative link to the page that explains it."""
-
-    weights: list[float]
-    """(E,)"""
-
-    thumbnail: str | None = None
-    """Data URI."""
-
-    @classmethod
-    def of(cls, explanations: Sequence[Explanation], pages: Sequence[str]) -> "IndexEntry":
-        """
-        Args:
-            explanations: of one sample, one for each explained class.
-            pages: their relative links.
-        """
-        first = explanations[0]
-        pictures = (x.picture(THUMBNAIL_PIXELS) for x in first.modalities.values() if x.kind == "image")
-        picture = next((picture for picture in pictures if picture is not None), None)
-        return cls(
-            sample_id=first.sample_id,
-            expert_names=first.expert_names,
-            true=[first.label_names[index] for index in first.true_classes],
-            predicted=[first.label_names[index] for index in first.predicted_classes],
-            pages={x.target_name: page for x, page in zip(explanations, pages, strict=True)},
-            weights=first.expert_weights.tolist(),
-            thumbnail=None if picture is None else _data_uri(picture, 70),
-        )
-
-
-@dataclass(frozen=True)
-class RunFigure:
-    """A picture of a whole run on its page."""
-
-    title: str
-    file: str
-    """Relative link."""
-
-    description: str
-    """What it shows, also for those who do not see it."""
-
-
-@dataclass(frozen=True)
-class RunTable:
-    """A table of a whole run on its page."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    note: str = ""
-
-
-def save_index(
-    path: str | os.PathLike,
-    title: str,
-    entries: Sequence[IndexEntry],
-    *,
-    facts: Mapping[str, str] | None = None,
-    figures: Iterable[RunFigure] = (),
-    tables: Iterable[RunTable] = (),
-) -> Path:
-    """Writes the page of a run, which links its samples and shows its figures, by relative links."""
-    path = Path(path)
-    experts = entries[0].expert_names if entries else []
-    page = (
-        _environment()
-        .get_template("index.html.jinja")
-        .render(
-            title=title,
-            entries=entries,
-            facts=facts or {},
-            figures=list(figures),
-            tables=list(tables),
-            experts=[(expert_title(name), color) for name, color in expert_colors(experts).items()],
-        )
+def environment() -> Environment:
+    """Of the templates of all pages."""
+    return Environment(
+        loader=PackageLoader("fl_i2moe.explain"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    replace_files(path.parent, lambda folder: (folder / path.name).write_text(page, encoding="utf-8"))
-    return path
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """`+0.250`, `−1.000`, `0.000`."""
-    text = f"{value:+.{digits}f}"
-    return text.lstrip("+-") if not float(text) else text.replace("-", "−")
-
-
-def score_text(pair: Pair) -> str:
-    """`+0.320 ± 0.051`; a redundancy gap, which is never negative, without its sign."""
-    score = signed(pair.score) if pair.kind == "sii" else f"{pair.score:.3f}"
-    if math.isnan(pair.standard_error):
-        return f"{score} ± ?"
-    return f"{score} ± {pair.standard_error:.3f}"
-
-
-def modality_title(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def encoder_text(modality: Modality) -> str:
-    """`openai/clip-vit-base-patch16, last hidden layer, 7 × 7 patches`."""
-    layer = "last hidden layer" if modality.hidden_layer is None else f"hidden layer {modality.hidden_layer}"
-    parts = [modality.encoder or "unknown encoder", layer]
-    count = len(modality.candidates)
-    if modality.grid:
-        parts.append(f"{modality.grid[0]} × {modality.grid[1]} patches")
-    else:
-        parts.append(f"{count} {'tokens' if modality.kind == 'text' else 'features'}")
-    if modality.special:
-        parts.append(f"{len(modality.special)} special, never blamed")
-    return ", ".join(parts)
+def data_uri(picture: Image.Image, quality: int) -> str:
+    """The picture as a JPEG inside a page."""
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 class _Numbers:
     """Ids of features in a page, which names of modalities could spoil."""
 
-    def __init__(self, explanation: Explanation):
+    def __init__(self, explanation: ExplanationData):
         self.of = {name: number for number, name in enumerate(explanation.modalities)}
 
     def __call__(self, modality: str, index: int) -> str:
         return f"{self.of[modality]}-{index}"
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("fl_i2moe.explain"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
 
 
 def _modality(name: str, modality: Modality, ids: _Numbers) -> dict[str, Any]:
@@ -229,23 +104,12 @@ def _modality(name: str, modality: Modality, ids: _Numbers) -> dict[str, Any]:
         "encoder": encoder_text(modality),
         "size": modality.size,
         "remark": remark,
-        "color_uri": None if picture is None else _data_uri(picture, 82),
-        "gray_uri": None if picture is None else _data_uri(faded(picture), 78),
+        "color_uri": None if picture is None else data_uri(picture, 82),
+        "gray_uri": None if picture is None else data_uri(faded(picture), 78),
     }
 
 
-def faded(picture: Image.Image) -> Image.Image:
-    """In greys from two fifths up to white, on which a colour shows also where the picture is black."""
-    return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])
-
-
-def _data_uri(picture: Image.Image, quality: int) -> str:
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _card(explanation: Explanation, name: str, colors: Mapping[str, str], ids: _Numbers) -> dict[str, Any]:
+def _card(explanation: ExplanationData, name: str, colors: Mapping[str, str], ids: _Numbers) -> dict[str, Any]:
     if name == MIXTURE:
         title, color, subtitle = "Mixture", MIXTURE_COLOR, "importance averaged over the experts by their weights"
     else:
@@ -264,7 +128,9 @@ def _card(explanation: Explanation, name: str, colors: Mapping[str, str], ids: _
     return {"title": title, "color": color, "subtitle": subtitle, "parts": parts}
 
 
-def _board(explanation: Explanation, expert: str, colors: Mapping[str, str], ids: _Numbers, top: int) -> dict[str, Any]:
+def _board(
+    explanation: ExplanationData, expert: str, colors: Mapping[str, str], ids: _Numbers, top: int
+) -> dict[str, Any]:
     """The strongest pairs of an expert: pictures to the left, their ranking in the middle, texts to the right."""
     pairs = explanation.pairs(expert, top)
     table = explanation.pair_tables[expert]
@@ -280,19 +146,23 @@ def _board(explanation: Explanation, expert: str, colors: Mapping[str, str], ids
     left = [name for name, x in explanation.modalities.items() if x.kind == "image"]
     if len(left) in (0, len(parts)):  # no picture, or nothing else
         left = list(parts)[: len(parts) // 2]
-    kind = pairs[0].kind if pairs else "sii"
+    kind = kind_of_expert(expert)
+    twins = {}
+    if kind == "redundancy" and "redundancy_both" in table.scores:
+        twins = {(x.first, x.second): x for x in explanation.pairs(expert, None, "redundancy_both")}
     return {
-        "title": f"{expert_title(expert)} expert: {PAIR_TITLES[kind]}",
+        "title": f"{expert_title(expert)} expert: strongest pairs by the {SCORE_TITLES[kind]}",
         "color": colors[expert],
         "note": f"{PAIR_NOTES[kind]} {len(table.ends):,} pairs scored by the estimator {table.estimator} from "
         f"{table.evaluations:,} evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a pair.",
         "left": [parts[name] for name in left],
         "right": [part for name, part in parts.items() if name not in left],
-        "pairs": [_row(explanation, pair, row, ids) for row, pair in enumerate(pairs)],
+        "pairs": [_row(explanation, pair, twins.get((pair.first, pair.second)), ids) for pair in pairs],
     }
 
 
-def _row(explanation: Explanation, pair: Pair, row: int, ids: _Numbers) -> dict[str, Any]:
+def _row(explanation: ExplanationData, pair: Pair, twin: Pair | None, ids: _Numbers) -> dict[str, Any]:
+    """One of the strongest pairs; its `twin` is the same pair by the redundancy gap of both ends."""
     many = len(explanation.modalities) > 2
     names = [
         {"name": f"{modality_title(end.modality)} {end.name}" if many else end.name, "token": end.token is not None}
@@ -300,9 +170,7 @@ def _row(explanation: Explanation, pair: Pair, row: int, ids: _Numbers) -> dict[
     ]
     names.sort(key=lambda end: not end["token"])  # the token first: it is what a reader looks for
     more = []
-    if pair.kind == "redundancy" and "redundancy_both" in explanation.pair_tables[pair.expert].scores:
-        both = explanation.pairs(pair.expert, None, "redundancy_both")
-        twin = next(x for x in both if (x.first, x.second) == (pair.first, pair.second))
+    if twin is not None:
         more.append(f"both {score_text(twin)}")
     if abs(pair.score) < 2 * pair.standard_error:
         more.append("within 2 errors of 0")
@@ -319,7 +187,7 @@ def _rank_text(ranks: Sequence[int]) -> str:
 
 
 def _part(
-    explanation: Explanation,
+    explanation: ExplanationData,
     name: str,
     uri_id: str,
     ranks: Mapping[int, str],
@@ -421,7 +289,7 @@ def _word(
     }
 
 
-def _classes(explanation: Explanation) -> list[dict[str, Any]]:
+def _classes(explanation: ExplanationData) -> list[dict[str, Any]]:
     weighted_EC = explanation.expert_weights[:, None] * explanation.expert_logits
     largest = max(float(np.abs(weighted_EC).max()), 1e-12)
     true, probabilities = explanation.true_classes, explanation.probabilities

@@ -1,0 +1,224 @@
+"""The explanation of one prediction, as data: what a page, a figure or another program reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+
+from .geometry import Box, Modality, Span
+from .pair_scores import FloatArray, PairKind, PairTable, kind_of_expert
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One end of a pair."""
+
+    modality: str
+    index: int
+    """Position in the modality's sequence."""
+
+    name: str
+    """What a person calls it: the token's text, or row and column of the patch."""
+
+    box: Box | None = None
+    """The patch: left, top, right, bottom in pixels of the picture."""
+
+    token: str | None = None
+    span: Span | None = None
+    """The token's characters in the text."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two features of different modalities, and how they interact in one expert."""
+
+    expert: str
+    kind: PairKind
+    first: Feature
+    second: Feature
+    score: float
+    standard_error: float
+    """NaN with fewer than two coalitions; 0 where the score was enumerated."""
+
+    num_coalitions: int
+    """Coalitions that this pair's score is a mean of."""
+
+    evaluations: int
+    """Distinct coalitions that the expert was run on for all pairs of the sample."""
+
+
+@dataclass
+class ExplanationData:
+    """Why a model gave one class of one sample its logit. Shapes: E experts, C classes, T_m features of modality m."""
+
+    sample_id: str
+    target: int
+    """The explained class."""
+
+    label_names: list[str]
+    """(C,)"""
+
+    problem_type: str
+    labels: list[float] | None
+    """What is true: (C,) zeros and ones of a multi-label sample, the one class index, or (C,) numbers of a regression;
+    None if unknown."""
+
+    modalities: dict[str, Modality]
+    expert_names: list[str]
+    expert_weights: FloatArray
+    """(E,)"""
+
+    expert_logits: FloatArray
+    """(E, C)"""
+
+    logits: FloatArray
+    """(C,), the mixture's."""
+
+    method: str
+    """How importance was computed."""
+
+    importance: dict[str, dict[str, FloatArray]]
+    """Expert, or `"mixture"`, → modality → (T_m,), scaled from 0 to 1 over the modality's candidates; special features
+    have 0."""
+
+    pair_tables: dict[str, PairTable] = field(default_factory=dict)
+    """Expert → its scored pairs."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else decided the scores, as plain JSON."""
+
+    @property
+    def target_name(self) -> str:
+        return self.label_names[self.target]
+
+    @property
+    def true_classes(self) -> list[int]:
+        """Indexes of the true classes; none for a regression."""
+        return true_classes(self.labels or [], self.problem_type)
+
+    @property
+    def probabilities(self) -> FloatArray | None:
+        """(C,), the mixture's; None for a regression."""
+        if self.problem_type == "regression":
+            return None
+        if self.problem_type == "single_label_classification":
+            odds = np.exp(self.logits - self.logits.max())
+            return odds / odds.sum()
+        return 1 / (1 + np.exp(-self.logits))
+
+    @property
+    def predicted_classes(self) -> list[int]:
+        """The class with the highest logit; of a multi-label model those whose probability is above one half."""
+        if self.problem_type == "regression":
+            return []
+        if self.problem_type == "single_label_classification":
+            return [int(self.logits.argmax())]
+        return np.flatnonzero(self.logits > 0).tolist()
+
+    def feature(self, modality: str, index: int) -> Feature:
+        place = self.modalities[modality]
+        span = place.span(index)
+        token = None if span is None else place.text[slice(*span)]
+        return Feature(modality, index, place.name_of(index), place.box(index), token, span)
+
+    def pairs(self, expert: str, top: int | None = 10, kind: PairKind | None = None) -> list[Pair]:
+        """
+        The pairs with the highest scores, best first; ties in the order in which they were scored.
+
+        Args:
+            expert: whose pairs.
+            top: how many; all if None.
+            kind: `"sii"`, the Shapley interaction index; `"redundancy"`, the redundancy gap as published; or
+                `"redundancy_both"`, its variant that asks both ends to tell it. By default the redundancy gap for the
+                redundancy expert and the index for all others.
+
+        Raises:
+            ValueError: for an expert whose pairs were not scored, or an unknown kind.
+        """
+        kind = kind or kind_of_expert(expert)
+        if expert not in self.pair_tables:
+            scored = f"only those of {', '.join(self.pair_tables)}" if self.pair_tables else "none"
+            raise ValueError(
+                f"The pairs of expert {expert!r} were not scored, {scored}: give `explain` an `interactions` estimator "
+                "and the expert in `pair_experts`."
+            )
+        table = self.pair_tables[expert]
+        if kind not in table.scores:
+            raise ValueError(f"`kind` must be one of {', '.join(table.scores)}, got {kind!r}.")
+        scores, errors = table.scores[kind], table.standard_errors[kind]
+        pairs = []
+        for row in np.argsort(-scores, kind="stable")[:top].tolist():
+            modality_a, index_a, modality_b, index_b = table.ends[row]
+            pairs.append(
+                Pair(
+                    expert,
+                    kind,
+                    self.feature(modality_a, index_a),
+                    self.feature(modality_b, index_b),
+                    float(scores[row]),
+                    float(errors[row]),
+                    int(table.num_coalitions[row]),
+                    table.evaluations,
+                )
+            )
+        return pairs
+
+    def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
+        """The most important features with their importance, best first; none that have no importance at all."""
+        scores = self.importance[expert][modality]
+        important = [index for index in self.modalities[modality].candidates if scores[index] > 0]
+        order = sorted(important, key=lambda index: -scores[index])
+        return [(self.feature(modality, index), float(scores[index])) for index in order[:top]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON; pictures by their path, or as they are where they have no file."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["format"] = FORMAT_VERSION
+        values["target_name"] = self.target_name
+        values["modalities"] = {name: modality.to_dict() for name, modality in self.modalities.items()}
+        for name in ("expert_weights", "expert_logits", "logits"):
+            values[name] = getattr(self, name).tolist()
+        values["importance"] = {
+            expert: {name: scores.tolist() for name, scores in modalities.items()}
+            for expert, modalities in self.importance.items()
+        }
+        values["pair_tables"] = {expert: table.to_dict() for expert, table in self.pair_tables.items()}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """
+        The inverse of [`to_dict`].
+
+        Raises:
+            ValueError: `values` was written in another format.
+        """
+        if values.get("format") != FORMAT_VERSION:
+            raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
+        values = {item.name: values[item.name] for item in fields(cls)}
+        values["modalities"] = {name: Modality.from_dict(x) for name, x in values["modalities"].items()}
+        for name in ("expert_weights", "expert_logits", "logits"):
+            values[name] = np.array(values[name], dtype=np.float64)
+        values["importance"] = {
+            expert: {name: np.array(scores, dtype=np.float64) for name, scores in modalities.items()}
+            for expert, modalities in values["importance"].items()
+        }
+        values["pair_tables"] = {expert: PairTable.from_dict(x) for expert, x in values["pair_tables"].items()}
+        return cls(**values)
+
+
+def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:
+    """
+    Indexes of the true classes; none for a regression, or where labels are unknown.
+
+    Args:
+        labels: (C,) zeros and ones, or one class index, as `Explanation.labels`.
+    """
+    if problem_type == "regression" or not labels:
+        return []
+    if problem_type == "single_label_classification":
+        return [int(labels[0])]
+    return [index for index, label in enumerate(labels) if label > 0.5]

@@ -1,0 +1,122 @@
+"""What a run works on: the model, the features that it was trained on, the samples to explain."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoModel
+
+from ..batching import FeatureRows
+from ..cache import FeatureCache, open_cache
+from ..data.raw import SampleError
+from ..modeling_fl_i2moe import FLI2MoEModel
+from ..run_folder import SETTINGS_FILE
+from ..sample_encoders import user_cache_dir
+from .inputs import check_batch
+from .run_arguments import ExplainArguments
+
+
+def load_model(folder: str | Path) -> FLI2MoEModel:
+    """
+    Raises:
+        ValueError: there is no model of this package in the folder, or it cannot be explained.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: it has no config.json.")
+    model = AutoModel.from_pretrained(folder)
+    if not isinstance(model, FLI2MoEModel):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
+    if model.config.level != "feature":
+        raise ValueError(f"The model in {folder} is pooled: it sees no patches and tokens that could be explained.")
+    return model.eval()
+
+
+def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> FeatureCache:
+    """
+    Opens the feature cache that a model was trained on.
+
+    Args:
+        model_dir: of the model; its run's settings lie there, or (of one seed's model) above.
+        cache_dir: the cache's folder, where it is not in the user's cache.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if cache_dir is not None:
+        return open_cache(cache_dir)
+    model_dir = Path(model_dir).resolve()
+    for folder in (model_dir, *list(model_dir.parents)[:2]):
+        if (folder / SETTINGS_FILE).is_file():
+            digest = json.loads((folder / SETTINGS_FILE).read_text()).get("features")
+            if digest is None:
+                break
+            if (path := user_cache_dir() / "features" / digest).is_dir():
+                return open_cache(path)
+            raise ValueError(
+                f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: "
+                "give its folder by --cache_dir."
+            )
+    raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
+
+
+def fingerprint(model: FLI2MoEModel) -> str:
+    """Of the weights: a model's folder can be trained anew."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def choose_rows(
+    arguments: ExplainArguments, cache: FeatureCache, modality_order: Sequence[str], console: Console
+) -> list[int]:
+    """
+    The rows of the split to explain, without bad samples.
+
+    Raises:
+        ValueError: there is no such split or sample; and as [`usable_rows`].
+    """
+    if arguments.split not in cache.splits:
+        raise ValueError(f"The feature cache has no split {arguments.split!r}; it has {list(cache.splits)}.")
+    split = cache.splits[arguments.split]
+    ids = list(split["id"])
+    if arguments.sample_ids:
+        if missing := [sample_id for sample_id in arguments.sample_ids if sample_id not in ids]:
+            raise ValueError(f"The split {arguments.split!r} has no samples {missing}; its ids look like {ids[:3]}.")
+        rows = [ids.index(sample_id) for sample_id in dict.fromkeys(arguments.sample_ids)]
+    else:
+        rows = list(range(min(len(split), arguments.num_samples or len(split))))
+    return usable_rows(split, modality_order, rows, arguments.on_bad_sample, console)
+
+
+def usable_rows(
+    split: Dataset, modality_order: Sequence[str], rows: Sequence[int], on_bad_sample: str, console: Console
+) -> list[int]:
+    """
+    The rows without the bad samples, which lack a modality's candidates or have features that are NaN or infinite.
+
+    Raises:
+        ValueError: names the first bad sample, if none may be skipped; or all are bad.
+    """
+    reader, usable = FeatureRows(split, modality_order), []
+    for row in rows:
+        try:
+            check_batch(reader[[row]], modality_order)
+        except SampleError as error:
+            bad = f"Sample {error.sample_id} has {error.field} features that are NaN or infinite."
+        except ValueError as error:
+            bad = str(error)
+        else:
+            usable.append(row)
+            continue
+        if on_bad_sample == "stop":
+            raise ValueError(f"{bad} Leave it out by --on_bad_sample skip.")
+        console.print(f"{bad} It is left out.", soft_wrap=True)
+    if not usable:
+        raise ValueError("No sample is left to explain.")
+    return usable

@@ -1,0 +1,165 @@
+"""A page measured in points, and text set on it in lines. Agg-safe: no pyplot, no global state."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+
+INK, MUTED = "#1c1c1e", "#58585e"
+DPI = 130
+_HEAT, _HEAT_ALPHA = "#E65C00", 0.78
+_MAX_LINES = 50
+_MAX_RUN = 24
+"""Characters that are never broken; longer runs are cut into such pieces."""
+
+
+class Sheet:
+    """A page measured in points from its top left corner."""
+
+    def __init__(self, width: float, height: float):
+        self.figure = Figure(figsize=(width / 72, height / 72), dpi=DPI)
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, width), ylim=(height, 0))
+        self.axes.set_axis_off()
+
+    def text(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
+        """Left-aligned, `y` at the middle of its line."""
+        style = {"color": INK, "va": "center_baseline", "parse_math": False, **style}
+        self.axes.text(x, y, _drawable(text), fontsize=size, **style)
+
+    def frame(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
+        self.axes.add_patch(Rectangle((x, y), width, height, fill=False, **style))
+
+    def shade(self, x: float, y: float, width: float, height: float, score: float) -> None:
+        """Heat over a rectangle, from none at score 0 to the most at 1."""
+        alpha = _HEAT_ALPHA * score
+        self.axes.add_patch(Rectangle((x, y), width, height, color=_HEAT, alpha=alpha, linewidth=0))
+
+    def badge(self, x: float, y: float, text: str, size: float = 6.5) -> None:
+        """White on black, `x` and `y` its upper left corner."""
+        width, height = 0.45 * size + 0.68 * size * len(text), 1.3 * size
+        self.axes.add_patch(Rectangle((x, y), width, height, color="#111111", linewidth=0, zorder=4))
+        style = {"color": "white", "weight": "bold", "ha": "center", "zorder": 5}
+        self.text(x + width / 2, y + 0.52 * height, text, size, **style)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Characters of one token, or of none, on one line."""
+
+    text: str
+    indexes: tuple[int, ...]
+    x: float
+    line: int
+    width: float
+
+
+class Flow:
+    """A text set in lines of a given width."""
+
+    def __init__(self, pieces: Sequence[tuple[str, tuple[int, ...]]], width: float, size: float, leading: float):
+        self.size, self.leading = size, leading
+        self.runs: list[Run] = []
+        x, line = 0.0, 0
+        for space, word in _split_words(pieces):
+            advance = _width(" ", size) if space and x else 0.0
+            widths = [_width(text, size) for text, _ in word]
+            if x and x + advance + sum(widths) > width:
+                x, line, advance = 0.0, line + 1, 0.0
+            x += advance
+            for (text, indexes), run_width in zip(word, widths, strict=True):
+                if x and x + run_width > width:
+                    x, line = 0.0, line + 1
+                self.runs.append(Run(text, indexes, x, line, run_width))
+                x += run_width
+        if line >= _MAX_LINES:
+            self.runs = [run for run in self.runs if run.line < _MAX_LINES - 1]
+            self.runs.append(Run("… (the page has the whole text)", (), 0.0, _MAX_LINES - 1, 0.0))
+        self.height = leading * (1 + max((run.line for run in self.runs), default=0)) + 4
+
+    def draw(
+        self,
+        sheet: Sheet,
+        left: float,
+        top: float,
+        scores: Sequence[float] | None = None,
+        underlined: Container[int] = (),
+        color: str = INK,
+    ) -> dict[int, tuple[float, float]]:
+        """
+        Args:
+            scores: of each token, from 0 to 1, shown as heat.
+            underlined: tokens that get a line in this `color`.
+
+        Returns:
+            Where each token begins, at the upper edge of its line.
+        """
+        anchors: dict[int, tuple[float, float]] = {}
+        for run in self.runs:
+            x, y = left + run.x, top + (run.line + 0.5) * self.leading
+            low, height = y - 0.55 * self.size, 1.15 * self.size
+            if run.indexes and scores is not None:
+                sheet.shade(x, low, run.width, height, float(max(scores[index] for index in run.indexes)))
+            if any(index in underlined for index in run.indexes):
+                sheet.axes.add_patch(Rectangle((x, low + height), run.width, 1.1, color=color, linewidth=0))
+            sheet.text(x, y, run.text, self.size)
+            for index in run.indexes:
+                anchors.setdefault(index, (x, y - 0.5 * self.leading + 1))
+        return anchors
+
+
+def _split_words(
+    pieces: Sequence[tuple[str, tuple[int, ...]]],
+) -> list[tuple[bool, list[tuple[str, tuple[int, ...]]]]]:
+    """Runs between white space, each with whether a space comes before it."""
+    words: list[tuple[bool, list[tuple[str, tuple[int, ...]]]]] = []
+    space = True
+    for text, indexes in pieces:
+        for position, part in enumerate(text.split()):
+            if position or text[0].isspace():
+                space = True
+            if space:
+                words.append((True, []))
+                space = False
+            for start in range(0, len(part), _MAX_RUN):
+                words[-1][1].append((part[start : start + _MAX_RUN], indexes))
+        if text and text[-1].isspace():
+            space = True
+    return words
+
+
+@lru_cache(maxsize=1)
+def _renderer() -> RendererAgg:
+    return RendererAgg(1, 1, DPI)
+
+
+@lru_cache(maxsize=4096)
+def _width(text: str, size: float) -> float:
+    """Advance in points. Between two letters, since a measure by itself leaves out spaces at the ends."""
+    font = FontProperties(size=size)
+    measured = (_renderer().get_text_width_height_descent(x, font, False)[0] for x in (f"x{_drawable(text)}x", "xx"))
+    whole, frame = measured
+    return (whole - frame) * 72 / DPI
+
+
+def fit(text: str, size: float, width: float) -> str:
+    """Shortened to the width, a little more than measured since it may be bold."""
+    while len(text) > 1 and 1.12 * _width(text, size) > width:
+        text = text[:-2].rstrip() + "…"
+    return text
+
+
+@lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    return frozenset(font_manager.get_font(font_manager.findfont(FontProperties())).get_charmap())
+
+
+def _drawable(text: str) -> str:
+    """With a box for every character that the font lacks."""
+    return "".join(x if ord(x) in _characters() else "▯" for x in text)
