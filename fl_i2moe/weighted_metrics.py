@@ -126,8 +126,7 @@ def _rank(weights: FloatArray, true: NDArray[np.bool_], ends: IntArray) -> tuple
     """As [`weighted_ranking`], of samples by falling score; `ends` (U,) are the last of each score."""
     hits, seen = (weights * true).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends]
     steps, positives = np.diff(hits, axis=1, prepend=0), hits[:, -1]
-    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-    found = (precision * steps).sum(axis=1)
+    found = (hits / (seen + (seen == 0)) * steps).sum(axis=1)  # where nothing is seen, nothing is hit
     precision = np.divide(found, positives, out=np.full(len(found), np.nan), where=positives > 0)
 
     passed = seen - hits  # negatives that score as high or higher

@@ -133,6 +133,17 @@ def test_an_expert_finds_its_own_evidence_and_another_finds_none():
     assert of_label(found["synergy", "ig", "image", "k"], rows.cases, "differ").tolist() == [1] * 8
 
 
+def test_evidence_is_measured_in_evaluation_mode():
+    class Moody(KnownModel):
+        def forward(self, *inputs, **more):
+            assert not self.training
+            return super().forward(*inputs, **more)
+
+    rows, model = Rows(), Moody().train()
+    assert found_evidence(model, rows, rows.cases, methods=["grad_attnroll"], progress=False)
+    assert model.training
+
+
 def test_tolerance_counts_neighbours_and_exactness_does_not():
     rows = Rows()
     beside = [

@@ -38,6 +38,12 @@ def test_patches_of_a_centre_crop_cover_the_crop_alone():
     assert boxes == [(50, 0, 100, 50), (100, 0, 150, 50), (50, 50, 100, 100), (100, 50, 150, 100)]
 
 
+def test_patches_in_the_padding_have_no_extent():
+    """Of a wide picture on a square, the first and the last row of patches show nothing."""
+    image = Modality.from_row(image_row([False] * 4, region=(0, -100, 200, 300)), "image", grid=[4, 1])
+    assert [image.box(index) for index in range(4)] == [(0, 0, 200, 0), (0, 0, 200, 100), *[(0, 100, 200, 100)] * 2]
+
+
 def test_the_grid_follows_from_the_input_size_where_it_is_not_given():
     encoder = {"preprocessing": {"input_size": [224, 448]}}
     assert Modality.from_row(image_row([False] * 8), "image", encoder).grid == (2, 4)

@@ -114,6 +114,15 @@ def test_only_some_samples_get_pages(trained):
     chosen = cache.splits["test"][4]["id"]
     folder = started(folders, sample_ids=[chosen], overwrite=True, measurements=["none"], interactions="none")
     assert {path.name.rsplit("-", 1)[0] for path in (folder / "samples").iterdir()} == {chosen}
+    assert "not scored" in (folder / "index.html").read_text()
+
+
+def test_exact_scores_rest_on_all_coalitions(trained):
+    _, _, folders = trained
+    folder = started(folders, num_samples=1, interactions="exact", measurements=["none"])
+    page = (folder / "index.html").read_text()
+    assert "exact, all coalitions, the top 30 %" in page
+    assert "coalitions a pair" not in page
 
 
 def test_a_dense_model_beside_the_mixture(trained, tmp_path):

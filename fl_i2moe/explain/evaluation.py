@@ -21,7 +21,7 @@ from ..batching import FeatureRows
 from ..metrics import FloatArray
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import replace_files
-from .attribution import METHODS, MIXTURE, UNIVERSE_METHOD, attribute, mixture_importance, top_features
+from .attribution import METHODS, MIXTURE, UNIVERSE_METHOD, attribute, evaluating, mixture_importance, top_features
 from .ground_truth import (
     BoolArray,
     Evidence,
@@ -158,7 +158,7 @@ def found_evidence(
     measures = _Measures(len(cases))
     experts = model.config.expert_names
     for first, batch, inputs, targets in _batches(model, rows, cases, batch_size, progress, "Evidence"):
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             weights = model(batch["features"], batch["feature_masks"]).expert_weights
         # of the sample, not of its place in the batch
         seeds = [seed * len(rows) + case.row for case in cases[first : first + len(targets)]]
@@ -197,6 +197,7 @@ def found_pairs(
     that ought to carry the label alone (every expert, if the model lacks that one), being no explanation a user gets.
 
     Args:
+        model: in eval mode.
         cases: of labels that two modalities tell.
         carriers: label → expert.
 

@@ -8,7 +8,6 @@ Trained models against a known truth, from their folders to the table.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.console import Console
 from ..arguments import option
 from ..batching import FeatureRows, create_data_loader
 from ..cache import FeatureCache
-from ..run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder, replace_files, write_json
+from ..run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from ..training import predict
 from .attribution import METHODS
 from .evaluation import (
@@ -40,7 +39,7 @@ from .ground_truth import ExpertOutputs, micro_f1, right_experts
 from .ground_truth_report import draw_carriers, to_markdown
 from .inputs import check_cache
 from .interactions import ESTIMATORS
-from .run_inputs import find_cache, load_model
+from .run_inputs import find_cache, find_settings, load_model
 
 
 @dataclass
@@ -109,9 +108,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None) -> list[Run]
             if not (model / "config.json").is_file():
                 raise ValueError(f"{model} holds no model: give the output folder of a training run.")
         first = next(iter(models.values()))
-        file = next((x / SETTINGS_FILE for x in (path, *path.parents[:2]) if (x / SETTINGS_FILE).is_file()), None)
-        settings = json.loads(file.read_text()) if file else {}
-        runs.append(Run(name, path, models, settings, find_cache(first, cache_dir)))
+        runs.append(Run(name, path, models, find_settings(path)[1], find_cache(first, cache_dir)))
     if len({run.cache.path for run in runs}) > 1:
         raise ValueError(
             "The runs were trained on different features, whose ceilings differ; evaluate them one by one:\n"

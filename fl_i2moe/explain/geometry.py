@@ -116,18 +116,20 @@ class Modality:
         return divmod(place, self.grid[1])
 
     def box(self, index: int) -> Box | None:
-        """The patch in pixels of the picture; what reaches out of the picture (padding) is cut off."""
+        """The patch in pixels of the picture; what reaches out of the picture (padding) is cut off, and of a patch that
+        lies outside nothing is left but an edge."""
         cell = self.cell(index)
         if cell is None or self.region is None or self.size is None:
             return None
         (rows, columns), (left, top, right, bottom) = self.grid, self.region
         width, height = (right - left) / columns, (bottom - top) / rows
         x, y = left + cell[1] * width, top + cell[0] * height
+        across, down = (float(side) for side in self.size)
         return (
-            max(0.0, x),
-            max(0.0, y),
-            min(float(self.size[0]), x + width),
-            min(float(self.size[1]), y + height),
+            min(max(0.0, x), across),
+            min(max(0.0, y), down),
+            min(max(0.0, x + width), across),
+            min(max(0.0, y + height), down),
         )
 
     def span(self, index: int) -> Span | None:

@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..metrics import FloatArray, IntArray
 from .game import Player
 from .plain import from_plain, plain
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 VARIANTS = ("published", "both")
 """Of the redundancy gap."""

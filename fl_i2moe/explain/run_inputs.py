@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
@@ -49,18 +50,24 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> Fe
     if cache_dir is not None:
         return open_cache(cache_dir)
     model_dir = Path(model_dir).resolve()
-    for folder in (model_dir, *list(model_dir.parents)[:2]):
-        if (folder / SETTINGS_FILE).is_file():
-            digest = json.loads((folder / SETTINGS_FILE).read_text()).get("features")
-            if digest is None:
-                break
-            if (path := user_cache_dir() / "features" / digest).is_dir():
-                return open_cache(path)
-            raise ValueError(
-                f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: "
-                "give its folder by --cache_dir."
-            )
-    raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
+    folder, settings = find_settings(model_dir)
+    if (digest := settings.get("features")) is None:
+        raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
+    if not (path := user_cache_dir() / "features" / digest).is_dir():
+        raise ValueError(
+            f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: "
+            "give its folder by --cache_dir."
+        )
+    return open_cache(path)
+
+
+def find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the training run that a model's folder belongs to, the same or up to two above, and its settings;
+    the folder itself without any where there is none."""
+    for place in (folder, *list(folder.parents)[:2]):
+        if (place / SETTINGS_FILE).is_file():
+            return place, json.loads((place / SETTINGS_FILE).read_text())
+    return folder, {}
 
 
 def fingerprint(model: FLI2MoEModel) -> str:

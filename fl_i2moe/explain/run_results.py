@@ -127,10 +127,12 @@ class _Results:
         self.save(draw_alignment(results, self.score_titles, edges), "alignment.png")
         shown = []
         for expert, result in results.items():
-            means = [next(iter(entry["top"].values()))["mean"] for entry in result["bins"]]
+            [share, *_] = result["bins"][0]["top"]
+            means = [entry["top"][share]["mean"] for entry in result["bins"]]
             shown.append(f"{expert}: " + ", ".join("no pair" if mean is None else f"{mean:.3f}" for mean in means))
         description = (
-            f"Mean score of the top 5 % pairs of each importance bin, from the most important: {'; '.join(shown)}."
+            f"Mean score of the top {100 * float(share):g} % pairs of each importance bin, from the most important: "
+            f"{'; '.join(shown)}."
         )
         return RunFigure("Alignment of importance and interaction", "alignment.png", description)
 

@@ -60,8 +60,7 @@ def interval(resampled: FloatArray) -> list[float] | None:
     defined = resampled[np.isfinite(resampled)]
     if not len(defined):
         return None
-    tail = 100 * (1 - CONFIDENCE) / 2
-    return np.percentile(defined, (tail, 100 - tail)).tolist()
+    return np.percentile(defined, (50 - 50 * CONFIDENCE, 50 + 50 * CONFIDENCE)).tolist()
 
 
 def with_interval(values: FloatArray, name: str = "value") -> dict[str, Any]:
