@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from explained import SENTENCE, make_explanation, make_row, write_picture
 
-from fl_i2moe.explain.display import score_text, signed
+from fl_i2moe.explain.display import number, score_text, signed
 from fl_i2moe.explain.run_page import IndexEntry, RunFigure, RunTable, save_index
 from fl_i2moe.explain.sample_page import render_page
 
@@ -192,3 +192,5 @@ def test_the_index_links_every_page(tmp_path, explanation):
 
 def test_numbers_as_people_read_them():
     assert [signed(x) for x in (0.25, -1, 0.0001, -0.0001)] == ["+0.250", "−1.000", "0.000", "0.000"]
+    assert [number(x) for x in (0.25, -1, -0.0001, None)] == ["0.250", "−1.000", "0.000", "undefined"]
+    assert number(0.25, with_sign=True) == "+0.250"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..metrics import FloatArray, IntArray
 from .attribution import top_features
 from .game import Player
-from .interactions import FloatArray, IntArray
 from .pairs import check_share, top_pairs
 from .summaries import CONFIDENCE, interval, resample, weighted_means
 

@@ -45,7 +45,7 @@ def number(value: float | None, with_sign: bool = False) -> str:
     """`0.250`, `−1.000`; `undefined` for None."""
     if value is None:
         return "undefined"
-    return signed(value) if with_sign else f"{value:.3f}".replace("-", "−")
+    return signed(value) if with_sign else signed(value).lstrip("+")
 
 
 def score_text(pair: Pair) -> str:

@@ -6,8 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..metrics import FloatArray
 from .geometry import Box, Modality, Span
-from .pair_scores import FloatArray, PairKind, PairTable, kind_of_expert
+from .pair_scores import PairKind, PairTable, kind_of_expert
 
 FORMAT_VERSION = 1
 

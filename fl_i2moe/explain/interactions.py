@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..metrics import FloatArray, IntArray
 from ..modeling_fl_i2moe import FLI2MoEModel
 from .game import CachedGame, Game, Player, ValueGame, list_players
 from .inputs import Inputs
-from .pair_scores import VARIANTS, FloatArray, IntArray, PairScores, SamplePairs
+from .pair_scores import VARIANTS, PairScores, SamplePairs
 
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096

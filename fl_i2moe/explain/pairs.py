@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..metrics import FloatArray, IntArray
 from .attribution import count_share
 from .inputs import Inputs
-from .interactions import FloatArray, IntArray, SamplePairs
+from .masking import DIRECTIONS
+from .pair_scores import SamplePairs
 
 BoolArray = NDArray[np.bool_]
 
@@ -149,7 +151,7 @@ def pair_curve_logits(
         ValueError: another direction; shares that are none.
     """
     _check_samples(inputs, samples, num_draws)
-    if direction not in ("deletion", "insertion"):
+    if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'deletion' or 'insertion', got {direction!r}")
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")

@@ -63,6 +63,6 @@ def interval(resampled: FloatArray) -> list[float] | None:
     return np.percentile(defined, (50 - 50 * CONFIDENCE, 50 + 50 * CONFIDENCE)).tolist()
 
 
-def with_interval(values: FloatArray, name: str = "value") -> dict[str, Any]:
-    """(1 + R,) a value and its resamples → {`name`, `interval`}, as plain JSON."""
-    return {name: plain(values[0]), "interval": interval(values[1:])}
+def with_interval(values: FloatArray) -> dict[str, Any]:
+    """(1 + R,) a value and its resamples → {`value`, `interval`}, as plain JSON."""
+    return {"value": plain(values[0]), "interval": interval(values[1:])}
