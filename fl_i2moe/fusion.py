@@ -8,6 +8,8 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 A attention heads · C classes.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,6 +21,20 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout, self_attention
 
 
+@dataclass
+class FusionExtra:
+    """What a fusion gives beside the experts' logits."""
+
+    latents: torch.Tensor
+    """(E, N, F), what the head reads."""
+
+    auxiliary_loss: torch.Tensor | None = None
+    """(E,), a loss of the fusion's own, such as the balance of its routers."""
+
+    readings: tuple[torch.Tensor, torch.Tensor] | None = None
+    """What [`ExpertsHead`] gives beside the logits."""
+
+
 class GroupedLayerNorm(nn.Module):
     """Scale and shift of E layer normalisations; the normalisation before them has no parameters, see [`normalize`]."""
 
@@ -28,11 +44,25 @@ class GroupedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_groups, hidden_size))
 
 
-class GroupedLinear(nn.Module):
-    """E linear layers, `weight` (E, out, in) and `bias` (E, out)."""
+class GroupedVectors(nn.Module):
+    """E sets of K learned vectors, `weight` (E, K, H), drawn from N(0, 1)."""
 
-    def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True):
+    def __init__(self, num_groups: int, num_vectors: int, hidden_size: int):
         super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_groups, num_vectors, hidden_size))
+
+
+class GroupedLinear(nn.Module):
+    """
+    E linear layers, `weight` (E, out, in) and `bias` (E, out).
+
+    With `num_distinct` = K, every expert has K of them, one expert's behind another's, which differ from each other
+    where experts start identical.
+    """
+
+    def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True, num_distinct: int = 1):
+        super().__init__()
+        self.num_distinct = num_distinct
         self.weight = nn.Parameter(torch.empty(num_groups, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(num_groups, out_features)) if bias else None
 
@@ -213,12 +243,12 @@ class GroupedTransformer(nn.Module):
     masked mean per modality, one linear head.
     """
 
+    layer_class = GroupedTransformerLayer
+
     def __init__(self, config: FLI2MoEConfig):
         super().__init__()
         num_groups = config.num_experts
-        self.layers = nn.ModuleList(
-            GroupedTransformerLayer(config, num_groups) for _ in range(config.num_fusion_layers)
-        )
+        self.layers = nn.ModuleList(self.layer_class(config, num_groups) for _ in range(config.num_fusion_layers))
         self.config = config
         self.head = ExpertsHead(config)
 
@@ -229,8 +259,10 @@ class GroupedTransformer(nn.Module):
         readout: torch.Tensor,
         experts: list[int] | None = None,
         attentions: list[torch.Tensor | None] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, FusionExtra]:
         """
+        Every fusion has this interface.
+
         Args:
             x: (N, T, H), the joint sequence, the same for every expert; or (E, N, T, H), one for each.
             feature_mask: (N, T), true where a feature is real; `None` if all are.
@@ -239,7 +271,7 @@ class GroupedTransformer(nn.Module):
             attentions: takes each layer's attention probabilities, as [`GroupedSelfAttention`] gives them.
 
         Returns:
-            As [`ExpertsHead`].
+            Logits (N, E, C), and what else there is.
         """
         attention_mask = self.attention_mask(feature_mask, readout, experts)
         x = x if x.dim() == 4 else x.unsqueeze(0)
@@ -248,7 +280,8 @@ class GroupedTransformer(nn.Module):
             if attentions is not None:
                 attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        return self.head(means, experts)
+        logits, readings = self.head(means, experts)
+        return logits, FusionExtra(means.flatten(-2), readings=readings)
 
     def attention_mask(
         self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
@@ -276,13 +309,14 @@ def init_grouped_weights(module: nn.Module, identical: bool) -> None:
     """
     if isinstance(module, GroupedLinear):
         bound = module.weight.shape[-1] ** -0.5
-        drawn = torch.empty_like(module.weight[:1] if identical else module.weight).uniform_(-bound, bound)
-        init.copy_(module.weight, drawn.expand_as(module.weight))
+        drawn = torch.empty_like(module.weight[: module.num_distinct] if identical else module.weight)
+        drawn.uniform_(-bound, bound)
+        init.copy_(module.weight, drawn.repeat(len(module.weight) // len(drawn), 1, 1))
         if module.bias is not None:
             init.zeros_(module.bias)
     elif isinstance(module, GroupedLayerNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)
-
-
-FUSIONS = {"transformer": GroupedTransformer}
+    elif isinstance(module, GroupedVectors):
+        drawn = torch.empty_like(module.weight[:1] if identical else module.weight).normal_()
+        init.copy_(module.weight, drawn.expand_as(module.weight))

@@ -17,7 +17,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
-from .fusion import FUSIONS, init_grouped_weights
+from .fusion import init_grouped_weights
+from .fusions import create_fusion
 from .objective import interaction_losses, task_loss
 from .specialised import specialised_losses
 
@@ -27,12 +28,14 @@ class FLI2MoEOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, scalar, with `labels`):
-            `task_loss + interaction_loss_weight · interaction_losses.mean()`; the task loss alone where interaction
-            losses are not computed.
+            `task_loss + interaction_loss_weight · interaction_losses.mean() + balance_loss_weight · auxiliary_loss`,
+            without the terms that are `None`.
         task_loss (`torch.Tensor`, scalar, with `labels`):
             Loss of the mixture's logits.
         interaction_losses (`torch.Tensor` of shape `(E,)`, in training mode or when asked for):
             In the order of `config.expert_names`. `None` for the dense architecture.
+        auxiliary_loss (`torch.Tensor`, scalar):
+            Mean over the experts of what their fusion adds: the balance loss of Switch and MoE++, `None` for others.
         logits (`torch.Tensor` of shape `(B, C)`):
             `Σ_e expert_weights[:, e] · expert_logits[:, e]`.
         expert_logits (`torch.Tensor` of shape `(B, E, C)`):
@@ -44,6 +47,7 @@ class FLI2MoEOutput(ModelOutput):
     loss: torch.Tensor | None = None
     task_loss: torch.Tensor | None = None
     interaction_losses: torch.Tensor | None = None
+    auxiliary_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     expert_logits: torch.Tensor | None = None
     expert_weights: torch.Tensor | None = None
@@ -61,8 +65,9 @@ class ModalityStem(nn.Module):
         feature_size = modality["feature_size"]
         self.patch_size = -(-feature_size // config.num_patches) if self.pooled else feature_size
         self.projection = nn.Linear(self.patch_size, config.hidden_size)
-        self.positions = nn.Parameter(torch.zeros(self.num_features, config.hidden_size))
-        if config.perturbation == "mean":
+        own = (config.num_experts,) if config.position_embeddings == "per_expert" else ()
+        self.positions = nn.Parameter(torch.zeros(*own, self.num_features, config.hidden_size))
+        if config.keeps_means:
             self.register_buffer("feature_mean", torch.full((feature_size,), torch.nan))
 
     def forward(self, features: torch.Tensor, feature_mask: torch.Tensor | None) -> torch.Tensor:
@@ -71,12 +76,17 @@ class ModalityStem(nn.Module):
             features = self._patches(self._pool(features, feature_mask))
         return self.projection(features)
 
+    def position_embeddings(self, length: int, experts: list[int] | None) -> torch.Tensor:
+        """(T, H), or (E, 1, T, H) where each expert has its own."""
+        if self.positions.dim() == 2:
+            return self.positions[:length]
+        own = self.positions if experts is None else self.positions[experts]
+        return own[:, None, :length]
+
     def project_mean(self) -> torch.Tensor:
         """The training set's mean feature in the hidden space, (1, H) or (P, H)."""
         if self.feature_mean.isnan().any():
-            raise ValueError(
-                '`perturbation="mean"` needs the training means: call `set_feature_means` before training.'
-            )
+            raise ValueError("Mean features are asked for, which are not there: call `set_feature_means` first.")
         mean = self.feature_mean.unsqueeze(0)
         return self.projection(self._patches(mean)[0] if self.pooled else mean)
 
@@ -138,7 +148,7 @@ class FLI2MoEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ModalityStem):
             init.zeros_(module.positions)
-            if self.config.perturbation == "mean":
+            if self.config.keeps_means:
                 init.constant_(module.feature_mean, torch.nan)
         elif isinstance(module, Reweighting) and self.config.reweighting == "global":
             init.zeros_(module.global_scores)
@@ -158,7 +168,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config)
         self.stems = nn.ModuleList(ModalityStem(config, name) for name in config.modality_order)
-        self.experts = FUSIONS[config.fusion](config)
+        self.experts = create_fusion(config)
         self.reweighting = Reweighting(config) if config.architecture == "moe" else None
         self.post_init()
 
@@ -198,14 +208,20 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             *(self._without(index, projected, masks, self.config.perturbation) for index in perturbed),
         ]
         x, feature_mask, readout = self._join(views)
-        num_samples = x.shape[0] // len(views)
-        logits, readings = self.experts(x, feature_mask, readout)
+        num_samples = len(readout) // len(views)
+        logits, extra = self.experts(x, feature_mask, readout)
+        readings = extra.readings
         view_logits = logits.float().unflatten(0, (len(views), num_samples))
         # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
         full_logits = view_logits[0].detach() if specialised else view_logits[0]
         output = self._mix(full_logits, projected, readout[:num_samples])
         if with_interaction_losses and not specialised:
-            output.interaction_losses = interaction_losses(view_logits, perturbed, self.config)
+            compared = view_logits
+            if self.config.interaction_loss_on == "latents":
+                compared = extra.latents.float().transpose(0, 1).unflatten(0, (len(views), num_samples))
+            output.interaction_losses = interaction_losses(compared, perturbed, self.config)
+        if extra.auxiliary_loss is not None:
+            output.auxiliary_loss = extra.auxiliary_loss.mean()
         if labels is not None:
             output.task_loss = output.loss = task_loss(output.logits, labels, self.config)
             if with_interaction_losses:
@@ -216,6 +232,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                     )
                     output.loss = output.loss + fitted.sum()
                 output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
+            if output.auxiliary_loss is not None:
+                output.loss = output.loss + self.config.balance_loss_weight * output.auxiliary_loss
         return output
 
     def embed(
@@ -276,7 +294,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         projected, masks = self._zero(projected, feature_masks, keep)
         indexes = None if experts is None else [names.index(name) for name in experts]
         attentions = [] if output_attentions else None
-        logits, _ = self.experts(*self._join([(projected, masks)]), experts=indexes, attentions=attentions)
+        joined = self._join([(projected, masks)], indexes)
+        logits, _ = self.experts(*joined, experts=indexes, attentions=attentions)
         logits = logits.float()
         return logits if attentions is None else (logits, tuple(attentions))
 
@@ -314,7 +333,15 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         return shares if experts is None else shares[[names.index(name) for name in experts]]
 
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
-        """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""
+        """
+        Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view and
+        `fill_missing="mean"` in the place of a missing modality.
+
+        Raises:
+            ValueError: a modality is missing or unknown, or the configuration keeps no means.
+        """
+        if not self.config.keeps_means:
+            raise ValueError("This model keeps no mean features; configure it with `keep_feature_means=True`.")
         self._check_names(means, "means", complete=True)
         for name, stem in zip(self.config.modality_order, self.stems, strict=True):
             stem.feature_mean.copy_(means[name])
@@ -400,17 +427,19 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         return {**projected, name: x}, {**masks, name: mask}
 
     def _join(
-        self, views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]]
+        self,
+        views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]],
+        experts: list[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """
         Views → joint sequences (V·B, T, H), their mask (V·B, T) or `None`, and the readout (V·B, M, T).
 
-        An expert axis in front stays in front.
+        An expert axis in front stays in front; positions of each expert's own put one there, for `experts`.
         """
         order = self.config.modality_order
         lengths = [views[0][0][name].shape[-2] for name in order]
         sequences = [
-            x[name] + stem.positions[: x[name].shape[-2]].to(x[name].dtype)
+            x[name] + stem.position_embeddings(x[name].shape[-2], experts).to(x[name].dtype)
             for x, _ in views
             for name, stem in zip(order, self.stems, strict=True)
         ]

@@ -43,7 +43,7 @@ class MaskedExpert:
 
     @staticmethod
     def supports(model: FLI2MoEModel) -> bool:
-        return type(model.experts) is GroupedTransformer
+        return type(model.experts) is GroupedTransformer and model.config.position_embeddings == "shared"
 
     def __call__(self, keep: Tensor) -> Tensor:
         """(S, T) booleans over the joint sequence, false where a feature is zeroed, → logits (S, C)."""
