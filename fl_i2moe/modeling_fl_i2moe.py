@@ -19,6 +19,7 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import init_grouped_weights
 from .fusions import create_fusion
+from .missing import FILLS, complete_inputs
 from .objective import interaction_losses, task_loss
 from .specialised import specialised_losses
 
@@ -85,6 +86,8 @@ class ModalityStem(nn.Module):
 
     def project_mean(self) -> torch.Tensor:
         """The training set's mean feature in the hidden space, (1, H) or (P, H)."""
+        if not hasattr(self, "feature_mean"):
+            raise ValueError("This model keeps no mean features: train it with `keep_feature_means=True`.")
         if self.feature_mean.isnan().any():
             raise ValueError("Mean features are asked for, which are not there: call `set_feature_means` first.")
         mean = self.feature_mean.unsqueeze(0)
@@ -178,6 +181,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         feature_masks: dict[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         with_interaction_losses: bool | None = None,
+        fill_missing: str | None = None,
+        missing_lengths: dict[str, int] | None = None,
         **kwargs,
     ) -> FLI2MoEOutput:
         r"""
@@ -188,17 +193,31 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
             with_interaction_losses: whether to run the perturbed views; by default in training mode, if the
                 interaction losses have a weight.
+            fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
+                `"zero"` or `"mean"` (of the training set, of models that keep it); by default every sample has all. A
+                sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
+                vector (B, D) that is NaN throughout.
+            missing_lengths: modality → features that stand for a missing sequence; `max_features` if not given.
 
         Raises:
             ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
-                a row without a real feature, or a feature that is not finite.
+                a row without a real feature, or a feature that is not finite. With `fill_missing` a sample without any
+                modality, or means that are not there.
         """
+        missing: dict[str, torch.Tensor] = {}
+        if fill_missing is not None:
+            features, feature_masks, missing = complete_inputs(
+                features, feature_masks, fill_missing, missing_lengths, self.config
+            )
         masks = self._check_inputs(features, feature_masks)
         if with_interaction_losses is None:
             with_interaction_losses = self.training and self.config.interaction_loss_weight > 0
         with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
 
         projected = self._embed(features, masks)
+        for name, rows in missing.items():
+            filled = self._replacement(name, projected[name], fill_missing)
+            projected[name] = torch.where(rows[:, None, None], filled, projected[name])
         if self.config.level == "pooled":
             masks = dict.fromkeys(masks)
         specialised = self.config.is_specialised
@@ -249,6 +268,24 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             ValueError: as [`forward`].
         """
         return self._embed(features, self._check_inputs(features, feature_masks))
+
+    def replace_modality(
+        self, projected: dict[str, torch.Tensor], name: str, by: str = "random"
+    ) -> dict[str, torch.Tensor]:
+        """
+        The input without one modality: every feature of it replaced, as in the perturbed views.
+
+        Args:
+            projected: modality → (B, T_m, H), from [`embed`].
+            by: `"random"`, `"zero"` or `"mean"`.
+
+        Raises:
+            ValueError: for an unknown modality or replacement, or means that the model does not keep.
+        """
+        self._check_names({name: None}, "name")
+        if by not in FILLS:
+            raise ValueError(f"`by` must be one of {', '.join(map(repr, FILLS))}, got {by!r}.")
+        return {**projected, name: self._replacement(name, projected[name], by)}
 
     def run_experts(
         self,
@@ -412,19 +449,23 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """The view in which modality `index` is replaced. One draw serves all experts."""
         name = self.config.modality_order[index]
         x, mask = projected[name], masks[name]
-        match perturbation:
-            case "random":
-                x = torch.randn_like(x)
-            case "zero":
-                x = torch.zeros_like(x)
-            case "mean":
-                x = self.stems[index].project_mean().to(x.dtype).expand_as(x)
-            case "shuffle" if x.shape[0] == 1:
-                x = torch.randn_like(x)
-            case "shuffle":
-                shift = int(torch.randint(1, x.shape[0], ()))
-                x, mask = x.roll(shift, 0), None if mask is None else mask.roll(shift, 0)
+        if perturbation == "shuffle" and x.shape[0] > 1:
+            shift = int(torch.randint(1, x.shape[0], ()))
+            x, mask = x.roll(shift, 0), None if mask is None else mask.roll(shift, 0)
+        else:
+            x = self._replacement(name, x, "random" if perturbation == "shuffle" else perturbation)
         return {**projected, name: x}, {**masks, name: mask}
+
+    def _replacement(self, name: str, x: torch.Tensor, by: str) -> torch.Tensor:
+        """What stands for a modality's features (B, T, H)."""
+        match by:
+            case "zero":
+                return torch.zeros_like(x)
+            case "mean":
+                stem = self.stems[self.config.modality_order.index(name)]
+                return stem.project_mean().to(x.dtype).expand_as(x)
+            case _:
+                return torch.randn_like(x)
 
     def _join(
         self,
@@ -519,7 +560,8 @@ def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None
     """Content checks, which wait for the device: outside training only."""
     if mask is not None and not (rows := mask.any(dim=1)).all():
         raise ValueError(
-            f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}."
+            f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}; "
+            "`fill_missing` says what stands for a missing modality."
         )
     finite = x.isfinite()
     if mask is not None:
