@@ -65,6 +65,9 @@ class ModelArguments:
     dropout: float = option(0.5, "Dropout in the experts: on attention, residual and feed-forward activations.")
     attention_dropout: float | None = option(None, "Dropout on attention alone, if it is to differ from --dropout.")
     embedding_dropout: float = option(0.0, "Dropout on projected features.")
+    feature_dropout: float = option(
+        0.0, "Probability that a modality of a training sample is thinned: a random share of its features is zeroed."
+    )
     reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
     num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
     num_routed_experts: int = option(4, "Feed-forward networks of a routed layer (switch, moe++).")

@@ -73,6 +73,9 @@ class FLI2MoEConfig(PreTrainedConfig):
         residual_dropout (`float`): on what attention and feed-forward add to the residual stream.
         activation_dropout (`float`): on the feed-forward's hidden activations.
         embedding_dropout (`float`): on projected features, behind the position embeddings.
+        feature_dropout (`float`):
+            Probability that a modality of a training sample is thinned: a share of its features, drawn from U(0, 1),
+            is zeroed at random, as explanations by masking zero them.
         reweighting_dropout (`float`): in the reweighting MLP.
         num_patches (`int`):
             Pseudo-patches that a pooled vector is cut into.
@@ -166,6 +169,7 @@ class FLI2MoEConfig(PreTrainedConfig):
     residual_dropout: float | int = 0.5
     activation_dropout: float | int = 0.5
     embedding_dropout: float | int = 0.0
+    feature_dropout: float | int = 0.0
     reweighting_dropout: float | int = 0.5
     num_patches: int = 4
     identical_experts_init: bool = True

@@ -9,6 +9,7 @@ A attention heads · C classes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,8 @@ class FusionExtra:
     auxiliary_loss: torch.Tensor | None = None
     """(E,), a loss of the fusion's own, such as the balance of its routers."""
 
-    readings: tuple[torch.Tensor, torch.Tensor] | None = None
-    """What [`ExpertsHead`] gives beside the logits."""
+    readings: Any = None
+    """Of specialised experts in training, `Readings`."""
 
 
 class GroupedLayerNorm(nn.Module):
@@ -197,47 +198,19 @@ class GroupedTransformerLayer(nn.Module):
         return x + dropout(update, p, self.training), weights
 
 
-class ExpertsHead(GroupedLinear):
-    """From the mean of each modality to logits: by all of them together, or as the specialised experts read them."""
+class Fusion(nn.Module):
+    """Experts as one stack. A subclass is called as [`GroupedTransformer.forward`] is."""
 
     def __init__(self, config: FLI2MoEConfig):
-        super().__init__(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
+        super().__init__()
         self.config = config
-        if config.is_specialised:
-            # what each modality by itself tells of the label; only training asks for it
-            self.alone = GroupedLinear(config.num_modalities, config.hidden_size, config.num_labels)
 
-    def forward(
-        self, means: torch.Tensor, experts: list[int] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """
-        Args:
-            means: (E, N, M, H).
-            experts: the experts that E stands for; all if `None`.
-
-        Returns:
-            Logits (N, E, C). Of all specialised experts also what the redundancy expert reads in each modality, (N, M,
-            C), and what each modality tells by itself, (N, M, C).
-        """
-        joint = super().forward(means.flatten(-2), experts).transpose(0, 1)
-        if not self.config.is_specialised:
-            return joint, None
-        num_modalities = self.config.num_modalities
-        only = torch.eye(num_modalities, dtype=means.dtype, device=means.device).unsqueeze(-1)
-        readings = super().forward((means.unsqueeze(2) * only).flatten(-2), experts)  # (E, N, M, C)
-        logits = list(joint.unbind(1))
-        for place, expert in enumerate(range(self.config.num_experts) if experts is None else experts):
-            if expert < num_modalities:
-                logits[place] = readings[place, :, expert]
-            elif expert > num_modalities:
-                logits[place] = readings[place].mean(dim=1)
-        if experts is not None:
-            return torch.stack(logits, dim=1), None
-        own_means = means[:num_modalities].diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (M, N, H)
-        return torch.stack(logits, dim=1), (readings[-1], self.alone(own_means).transpose(0, 1))
+    def modality_shares(self) -> torch.Tensor:
+        """How much of an expert's readout each modality is, (E, M), rows that sum to 1."""
+        return torch.full((self.config.num_experts, self.config.num_modalities), 1 / self.config.num_modalities)
 
 
-class GroupedTransformer(nn.Module):
+class GroupedTransformer(Fusion):
     """
     The experts with Transformer fusion ("MulT" in the papers' tables): L layers over all modalities together, the
     masked mean per modality, one linear head.
@@ -246,11 +219,10 @@ class GroupedTransformer(nn.Module):
     layer_class = GroupedTransformerLayer
 
     def __init__(self, config: FLI2MoEConfig):
-        super().__init__()
+        super().__init__(config)
         num_groups = config.num_experts
         self.layers = nn.ModuleList(self.layer_class(config, num_groups) for _ in range(config.num_fusion_layers))
-        self.config = config
-        self.head = ExpertsHead(config)
+        self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
 
     def forward(
         self,
@@ -261,8 +233,6 @@ class GroupedTransformer(nn.Module):
         attentions: list[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, FusionExtra]:
         """
-        Every fusion has this interface.
-
         Args:
             x: (N, T, H), the joint sequence, the same for every expert; or (E, N, T, H), one for each.
             feature_mask: (N, T), true where a feature is real; `None` if all are.
@@ -280,23 +250,26 @@ class GroupedTransformer(nn.Module):
             if attentions is not None:
                 attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        logits, readings = self.head(means, experts)
-        return logits, FusionExtra(means.flatten(-2), readings=readings)
+        return self.read(means, experts)
+
+    def read(self, means: torch.Tensor, experts: list[int] | None) -> tuple[torch.Tensor, FusionExtra]:
+        """The head: (E, N, M, H) → as [`forward`]."""
+        latents = means.flatten(-2)
+        return self.head(latents, experts).transpose(0, 1), FusionExtra(latents)
 
     def attention_mask(
         self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
     ) -> torch.Tensor | None:
-        """True where to attend: (1, N, 1, T); specialised (E, N, T, T), where only synergy looks across modalities."""
-        if not self.config.is_specialised:
-            return None if feature_mask is None else feature_mask[None, :, None, :]
-        is_of = (readout > 0).to(readout.dtype)  # (N, M, T)
-        is_real = is_of.sum(dim=1, keepdim=True) > 0
-        # padding attends to all, for the sake of kernels that cannot attend to nothing
-        own = (is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)
-        everything = is_real.expand_as(own)
-        synergy = self.config.num_modalities
-        indexes = range(self.config.num_experts) if experts is None else experts
-        return torch.stack([everything if expert == synergy else own for expert in indexes])
+        """True where to attend: (1, N, 1, T), or what broadcasts to (E, N, T, T); `None` if everywhere."""
+        return None if feature_mask is None else feature_mask[None, :, None, :]
+
+
+def attend_within(readout: torch.Tensor) -> torch.Tensor:
+    """Attention inside each modality: (N, M, T), a feature's weight in its modality's mean, → (N, T, T)."""
+    is_of = (readout > 0).to(readout.dtype)
+    is_real = is_of.sum(dim=1, keepdim=True) > 0
+    # padding attends to all, for the sake of kernels that cannot attend to nothing
+    return (is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import torch
 
-from .fusion import GroupedTransformer
+from .fusion import GroupedTransformer, attend_within
 
 
 class LateFusion(GroupedTransformer):
@@ -15,7 +15,4 @@ class LateFusion(GroupedTransformer):
         self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
     ) -> torch.Tensor:
         """True where to attend, (1, N, T, T): inside a modality."""
-        is_of = (readout > 0).to(readout.dtype)  # (N, M, T)
-        is_real = is_of.sum(dim=1, keepdim=True) > 0
-        # padding attends to all, for the sake of kernels that cannot attend to nothing
-        return ((is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)).unsqueeze(0)
+        return attend_within(readout).unsqueeze(0)

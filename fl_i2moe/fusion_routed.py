@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import (
-    ExpertsHead,
+    Fusion,
     FusionExtra,
     GroupedLayerNorm,
     GroupedLinear,
@@ -208,17 +208,16 @@ class RoutedTransformerLayer(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
 
 
-class RoutedTransformer(nn.Module):
+class RoutedTransformer(Fusion):
     """The experts with Switch ("SwitchGate" in I²MoE's tables) or MoE++ fusion: MulT with routed layers."""
 
     def __init__(self, config: FLI2MoEConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layers = nn.ModuleList(
             RoutedTransformerLayer(config, config.num_experts, is_first=index == 0)
             for index in range(config.num_fusion_layers)
         )
-        self.head = ExpertsHead(config)
+        self.head = GroupedLinear(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
 
     def forward(
         self,
@@ -238,6 +237,6 @@ class RoutedTransformer(nn.Module):
             balances.append(balance)
             if attentions is not None:
                 attentions.append(weights)
-        means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        logits, _ = self.head(means, experts)
-        return logits, FusionExtra(means.flatten(-2), torch.stack(balances).sum(dim=0))
+        latents = torch.matmul(readout.to(x.dtype), x).flatten(-2)  # (E, N, M·H)
+        logits = self.head(latents, experts).transpose(0, 1)
+        return logits, FusionExtra(latents, torch.stack(balances).sum(dim=0))

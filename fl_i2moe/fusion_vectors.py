@@ -15,15 +15,14 @@ from transformers.activations import ACT2FN
 
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
-from .fusion import FusionExtra, GroupedLinear
+from .fusion import Fusion, FusionExtra, GroupedLinear
 
 
-class VectorFusion(nn.Module, ABC):
+class VectorFusion(Fusion, ABC):
     """What the fusions of this module share: the modalities' vectors, and a linear head."""
 
     def __init__(self, config: FLI2MoEConfig, latent_size: int):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.head = GroupedLinear(config.num_experts, latent_size, config.num_labels)
 
     @abstractmethod

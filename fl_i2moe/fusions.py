@@ -7,6 +7,7 @@ from .fusion import GroupedTransformer
 from .fusion_late import LateFusion
 from .fusion_published import PublishedTransformer
 from .fusion_routed import RoutedTransformer
+from .fusion_specialised import SpecialisedTransformer
 from .fusion_vectors import EarlyFusion, InterpretCCFusion, LowRankFusion
 
 FUSIONS = {
@@ -22,6 +23,8 @@ FUSIONS = {
 
 def create_fusion(config: FLI2MoEConfig) -> nn.Module:
     """The experts of a model. The interface is that of [`GroupedTransformer.forward`]."""
+    if config.is_specialised:
+        return SpecialisedTransformer(config)
     if config.layer_arithmetic == "published":
         return PublishedTransformer(config)
     return FUSIONS[config.fusion](config)

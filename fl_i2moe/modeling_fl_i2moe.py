@@ -215,6 +215,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
 
         projected = self._embed(features, masks)
+        is_whole = None
+        if self.training and self.config.feature_dropout > 0:
+            projected, is_whole = self._thin(projected)
         for name, rows in missing.items():
             filled = self._replacement(name, projected[name], fill_missing)
             projected[name] = torch.where(rows[:, None, None], filled, projected[name])
@@ -229,7 +232,6 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         x, feature_mask, readout = self._join(views)
         num_samples = len(readout) // len(views)
         logits, extra = self.experts(x, feature_mask, readout)
-        readings = extra.readings
         view_logits = logits.float().unflatten(0, (len(views), num_samples))
         # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
         full_logits = view_logits[0].detach() if specialised else view_logits[0]
@@ -247,7 +249,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 if specialised:
                     exchanged = self._exchange(projected, masks)
                     fitted, output.interaction_losses = specialised_losses(
-                        view_logits[0], *(x.float() for x in readings), exchanged, labels, self.config
+                        view_logits[0], extra.readings, exchanged, labels, self.config, is_whole
                     )
                     output.loss = output.loss + fitted.sum()
                 output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
@@ -362,12 +364,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
     def modality_shares(self, experts: list[str] | None = None) -> torch.Tensor:
         """How much of an expert's readout each modality is, (number of experts, M), rows that sum to 1."""
-        num_modalities = self.config.num_modalities
-        names = self.config.expert_names
-        shares = torch.full((len(names), num_modalities), 1 / num_modalities, device=self.device)
-        if self.config.is_specialised:
-            shares[:num_modalities] = torch.eye(num_modalities)
-        return shares if experts is None else shares[[names.index(name) for name in experts]]
+        shares = self.experts.modality_shares().to(self.device)
+        return shares if experts is None else shares[[self.config.expert_names.index(name) for name in experts]]
 
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
         """
@@ -433,9 +431,27 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             return list(range(num_modalities))
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
 
+    def _thin(self, projected: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Zeroes features at random, see `config.feature_dropout`; also what was left whole, (B, M)."""
+        thinned, is_whole = {}, []
+        for name in self.config.modality_order:
+            x = projected[name]
+            whole = torch.rand(x.shape[0], device=x.device) >= self.config.feature_dropout
+            share = torch.rand(x.shape[0], 1, device=x.device)
+            keep = (torch.rand(x.shape[:2], device=x.device) >= share) | whole.unsqueeze(1)
+            thinned[name] = x * keep.unsqueeze(-1).to(x.dtype)
+            is_whole.append(whole)
+        return thinned, torch.stack(is_whole, dim=1)
+
     def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        """The synergy expert's logits when one modality comes from another sample of the batch, (M, B, C)."""
-        views = [self._without(index, projected, masks, "shuffle") for index in range(self.config.num_modalities)]
+        """The synergy expert's logits when all modalities but one come from another sample of the batch, (M, B, C)."""
+        views = []
+        for kept in range(self.config.num_modalities):
+            view = (projected, masks)
+            for index in range(self.config.num_modalities):
+                if index != kept:
+                    view = self._without(index, *view, "shuffle")
+            views.append(view)
         logits, _ = self.experts(*self._join(views), experts=[self.config.num_modalities])
         return logits[:, 0].float().unflatten(0, (len(views), -1))
 
