@@ -100,7 +100,7 @@ def _others_whole(is_whole: torch.Tensor | None, like: torch.Tensor) -> torch.Te
 def _distance(
     logits: torch.Tensor, target_logits: torch.Tensor, weights: torch.Tensor, config: FLI2MoEConfig
 ) -> torch.Tensor:
-    """The task loss of (B, M, C) where the label is a prediction: per modality a mean by weights (B, M), then theirs."""
+    """The task loss of (B, M, C) where the label is a prediction; samples count by `weights`, (B, M)."""
     match config.problem_type:
         case "multi_label_classification":
             loss = F.binary_cross_entropy_with_logits(logits, target_logits.sigmoid(), reduction="none").mean(dim=-1)

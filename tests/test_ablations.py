@@ -38,7 +38,7 @@ def test_losses_on_latents_are_those_of_what_the_head_reads():
     seen = []
     model.experts.head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     output = model(features=features, feature_masks=masks, with_interaction_losses=True)
-    latents = seen[0].flatten(-2).transpose(0, 1).unflatten(0, (4, 4))  # (V, B, E, M·H)
+    latents = seen[0].transpose(0, 1).unflatten(0, (4, 4))  # (V, B, E, M·H)
     torch.testing.assert_close(output.interaction_losses, interaction_losses(latents, [0, 1, 2], config))
 
 
