@@ -56,24 +56,52 @@ class ModelArguments:
         "feature", "Experts see every patch and token, or one vector a modality."
     )
     architecture: Literal["moe", "dense"] = option("moe", "Interaction experts, or one expert as a baseline.")
+    fusion: Literal["transformer", "switch", "moe++", "interpretcc", "early", "late", "low_rank"] = option(
+        "transformer", "What an expert, or the dense baseline, is made of."
+    )
     hidden_size: int = option(256, "Width of the experts.")
     num_attention_heads: int = option(4, "Attention heads of the experts.")
     num_fusion_layers: int = option(2, "Transformer layers of an expert.")
     dropout: float = option(0.5, "Dropout in the experts: on attention, residual and feed-forward activations.")
     attention_dropout: float | None = option(None, "Dropout on attention alone, if it is to differ from --dropout.")
     embedding_dropout: float = option(0.0, "Dropout on projected features.")
+    feature_dropout: float = option(
+        0.0, "Probability that a modality of a training sample is thinned: a random share of its features is zeroed."
+    )
     reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
     num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
+    num_routed_experts: int = option(4, "Feed-forward networks of a routed layer (switch, moe++).")
+    capacity_factor: float = option(1.25, "Room in each network for so many times its even share (switch, training).")
+    eval_capacity_factor: float = option(2.0, "The same outside training.")
+    balance_loss_weight: float = option(0.01, "Weight of the loss that balances the routers (switch, moe++).")
+    zero_computation_balance: float = option(0.75, "Weight in it of choices that compute nothing (moe++).")
+    gate_temperature: float = option(1.0, "Temperature of the gates (interpretcc).")
+    gate_threshold: float = option(0.5, "Value above which a gate is open (interpretcc).")
+    hard_gate: bool = option(True, "Gates are open or closed, not in between (interpretcc).")
+    fusion_rank: int = option(4, "Rank of low-rank fusion.")
+    layer_arithmetic: Literal["pre_norm", "published"] = option(
+        "pre_norm", "Transformer layers as usual, or as the published I²MoE code computes them."
+    )
+    position_embeddings: Literal["shared", "per_expert"] = option("shared", "Who has position embeddings of its own.")
     identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
     objective: Literal["published", "specialised"] = option(
         "published", "What makes the experts differ: the papers' losses, or what they see and what is left to them."
     )
-    interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses.")
+    interaction_experts: Literal["all", "synergy_redundancy"] = option(
+        "all", "Which experts there are; synergy_redundancy leaves out uniqueness."
+    )
+    interaction_loss_on: Literal["logits", "latents"] = option(
+        "logits", "What the interaction losses compare: what experts say, or what their heads read."
+    )
+    interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses; 0 for none.")
     perturbation: Literal["random", "zero", "mean", "shuffle"] = option(
         "random", "What replaces a modality in its view."
     )
     num_perturbed_views: int | None = option(
         None, "Perturbed views a step, 2 to the number of modalities; all if not given."
+    )
+    keep_feature_means: bool = option(
+        False, "Keep the training set's mean features in the model, to stand in for a missing modality."
     )
     reweighting: Literal["mlp", "global"] = option("mlp", "Expert weights for each sample, or one learned vector.")
     reweighting_temperature: float = option(2.0, "Temperature of the softmax over expert weights.")

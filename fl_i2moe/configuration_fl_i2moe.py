@@ -29,6 +29,7 @@ TRANSFORMERS_KEYS = frozenset(
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MODALITY_KEYS = {"feature_size", "max_features", "pooling"}
+FUSION_NAMES = ("transformer", "switch", "moe++", "interpretcc", "early", "late", "low_rank")
 
 
 def _check_choice(field: str, value: Any, choices: tuple) -> None:
@@ -57,7 +58,9 @@ class FLI2MoEConfig(PreTrainedConfig):
         architecture (`str`, defaults to `"moe"`):
             `"moe"`: interaction experts and reweighting. `"dense"`: one expert, no interaction loss.
         fusion (`str`, defaults to `"transformer"`):
-            What an expert is made of.
+            What an expert is made of: `"transformer"` (MulT in the papers' tables), `"switch"` and `"moe++"` (the same
+            with routed feed-forward layers), `"late"` (without attention between modalities), `"early"` (a perceptron
+            on the modalities' vectors side by side), `"low_rank"` (LMF), `"interpretcc"` (gated modalities).
         problem_type (`str`, defaults to `"multi_label_classification"`):
             Or `"single_label_classification"`, `"regression"`.
         hidden_size, num_attention_heads, num_fusion_layers (`int`):
@@ -70,17 +73,43 @@ class FLI2MoEConfig(PreTrainedConfig):
         residual_dropout (`float`): on what attention and feed-forward add to the residual stream.
         activation_dropout (`float`): on the feed-forward's hidden activations.
         embedding_dropout (`float`): on projected features, behind the position embeddings.
+        feature_dropout (`float`):
+            Probability that a modality of a training sample is thinned: a share of its features, drawn from U(0, 1),
+            is zeroed at random, as explanations by masking zero them.
         reweighting_dropout (`float`): in the reweighting MLP.
         num_patches (`int`):
             Pseudo-patches that a pooled vector is cut into.
+        num_routed_experts (`int`):
+            Feed-forward networks of a routed layer (Switch, MoE++).
+        capacity_factor, eval_capacity_factor (`float`):
+            Switch: room in each network for so many times its even share of a modality's tokens, in training and
+            outside it; the tokens beyond pass by.
+        balance_loss_weight (`float`):
+            Weight of the auxiliary loss, which keeps the routers of Switch and MoE++ from sending all to one network.
+        zero_computation_balance (`float`):
+            MoE++: weight, within that loss, of the choices that compute nothing (its τ).
+        gate_temperature, gate_threshold (`float`), hard_gate (`bool`):
+            InterpretCC: temperature of the gates' sigmoid, value above which a gate is open, and whether gates are
+            open or closed rather than in between.
+        fusion_rank (`int`):
+            Rank of low-rank fusion.
+        layer_arithmetic (`str`, defaults to `"pre_norm"`):
+            `"published"` computes Transformer layers as the published I²MoE code does: no skip around attention, whose
+            output is added to itself.
+        position_embeddings (`str`, defaults to `"shared"`):
+            `"per_expert"`: each expert has its own, as in the published I²MoE code.
         identical_experts_init (`bool`):
             Experts start as copies of one another, as in I²MoE.
         objective (`str`, defaults to `"published"`):
             `"published"`: experts that differ in how their answers change when a modality is replaced (I²MoE).
             `"specialised"`: experts that differ in what they see and in what is left to them, see
             `specialised_losses`.
+        interaction_experts (`str`, defaults to `"all"`):
+            `"synergy_redundancy"`: no uniqueness experts (ablation).
         interaction_loss_weight (`float`):
             λ in `L = task + λ · mean over experts of their interaction loss`.
+        interaction_loss_on (`str`, defaults to `"logits"`):
+            `"latents"`: the interaction losses compare what an expert's head reads, not what it says (ablation).
         triplet_margin (`float`):
             Margin of the uniqueness loss, and of the bounded losses of regression.
         regression_interaction_loss (`str`, defaults to `"bounded"`):
@@ -91,6 +120,9 @@ class FLI2MoEConfig(PreTrainedConfig):
             `"shuffle"` (another sample's features; noise where a batch holds one sample).
         num_perturbed_views (`int`, *optional*):
             Perturbed views per step, drawn anew each step; all M if not given.
+        keep_feature_means (`bool`):
+            Keep the training set's mean features in the model, which can then stand in for a missing modality.
+            `perturbation="mean"` keeps them anyway.
         reweighting (`str`, defaults to `"mlp"`):
             `"mlp"`: expert weights per sample. `"global"`: one learned weight vector.
         reweighting_temperature (`float`): of the softmax over expert weights.
@@ -137,16 +169,32 @@ class FLI2MoEConfig(PreTrainedConfig):
     residual_dropout: float | int = 0.5
     activation_dropout: float | int = 0.5
     embedding_dropout: float | int = 0.0
+    feature_dropout: float | int = 0.0
     reweighting_dropout: float | int = 0.5
     num_patches: int = 4
     identical_experts_init: bool = True
 
+    num_routed_experts: int = 4
+    capacity_factor: float | int = 1.25
+    eval_capacity_factor: float | int = 2.0
+    balance_loss_weight: float | int = 0.01
+    zero_computation_balance: float | int = 0.75
+    gate_temperature: float | int = 1.0
+    gate_threshold: float | int = 0.5
+    hard_gate: bool = True
+    fusion_rank: int = 4
+    layer_arithmetic: str = "pre_norm"
+    position_embeddings: str = "shared"
+
     objective: str = "published"
+    interaction_experts: str = "all"
+    interaction_loss_on: str = "logits"
     interaction_loss_weight: float | int = 0.5
     triplet_margin: float | int = 1.0
     regression_interaction_loss: str = "bounded"
     perturbation: str = "random"
     num_perturbed_views: int | None = None
+    keep_feature_means: bool = False
 
     reweighting: str = "mlp"
     reweighting_temperature: float | int = 2.0
@@ -180,12 +228,22 @@ class FLI2MoEConfig(PreTrainedConfig):
         """Names of the experts, in the order of `expert_logits`."""
         if self.architecture == "dense":
             return ["dense"]
-        return [f"uniqueness_{name}" for name in self.modality_order] + ["synergy", "redundancy"]
+        return [f"uniqueness_{name}" for name in self.modality_order if self.has_uniqueness] + ["synergy", "redundancy"]
+
+    @property
+    def has_uniqueness(self) -> bool:
+        """Whether the mixture has uniqueness experts."""
+        return self.interaction_experts == "all"
 
     @property
     def is_specialised(self) -> bool:
         """Whether experts differ in what they see."""
         return self.objective == "specialised" and self.architecture == "moe"
+
+    @property
+    def keeps_means(self) -> bool:
+        """Whether the model has a place for the training set's mean features."""
+        return self.keep_feature_means or self.perturbation == "mean"
 
     @property
     def num_experts(self) -> int:
@@ -195,7 +253,11 @@ class FLI2MoEConfig(PreTrainedConfig):
         """Part of `@strict` validation: checks the fields against one another."""
         _check_choice("level", self.level, ("feature", "pooled"))
         _check_choice("architecture", self.architecture, ("moe", "dense"))
-        _check_choice("fusion", self.fusion, ("transformer",))
+        _check_choice("fusion", self.fusion, FUSION_NAMES)
+        _check_choice("layer_arithmetic", self.layer_arithmetic, ("pre_norm", "published"))
+        _check_choice("position_embeddings", self.position_embeddings, ("shared", "per_expert"))
+        _check_choice("interaction_experts", self.interaction_experts, ("all", "synergy_redundancy"))
+        _check_choice("interaction_loss_on", self.interaction_loss_on, ("logits", "latents"))
         _check_choice("objective", self.objective, ("published", "specialised"))
         _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         _check_choice("perturbation", self.perturbation, ("random", "zero", "mean", "shuffle"))
@@ -203,6 +265,27 @@ class FLI2MoEConfig(PreTrainedConfig):
         _check_choice("regression_interaction_loss", self.regression_interaction_loss, ("bounded", "published"))
         self._validate_modalities()
         self._validate_numbers()
+        self._validate_combinations()
+
+    def _validate_combinations(self):
+        if self.layer_arithmetic == "published" and self.fusion != "transformer":
+            raise ValueError(f'`layer_arithmetic="published"` needs `fusion="transformer"`, got {self.fusion!r}.')
+        if not self.is_specialised:
+            return
+        # what the specialised objective takes for granted
+        needed = {
+            "fusion": "transformer",
+            "layer_arithmetic": "pre_norm",
+            "position_embeddings": "shared",
+            "interaction_experts": "all",
+            "interaction_loss_on": "logits",
+        }
+        for field, value in needed.items():
+            if getattr(self, field) != value:
+                raise ValueError(
+                    f'`objective="specialised"` needs `{field}={value!r}`, got {getattr(self, field)!r}; '
+                    '`objective="published"` supports it.'
+                )
 
     def _validate_modalities(self):
         if len(self.modalities) < 2:
@@ -233,6 +316,8 @@ class FLI2MoEConfig(PreTrainedConfig):
             "num_patches",
             "reweighting_hidden_size",
             "num_reweighting_layers",
+            "num_routed_experts",
+            "fusion_rank",
         ):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
@@ -244,10 +329,14 @@ class FLI2MoEConfig(PreTrainedConfig):
         for field in self.__dataclass_fields__:
             if field.endswith("_dropout") and not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must lie in [0, 1), got {getattr(self, field)}.")
-        if self.interaction_loss_weight < 0:
-            raise ValueError(f"`interaction_loss_weight` must not be negative, got {self.interaction_loss_weight}.")
-        if self.reweighting_temperature <= 0:
-            raise ValueError(f"`reweighting_temperature` must be positive, got {self.reweighting_temperature}.")
+        for field in ("interaction_loss_weight", "balance_loss_weight", "zero_computation_balance"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
+        for field in ("reweighting_temperature", "capacity_factor", "eval_capacity_factor", "gate_temperature"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")
+        if not 0 < self.gate_threshold < 1:
+            raise ValueError(f"`gate_threshold` must lie in (0, 1), got {self.gate_threshold}.")
         if self.num_perturbed_views is not None and not 2 <= self.num_perturbed_views <= self.num_modalities:
             raise ValueError(
                 f"`num_perturbed_views` must lie in 2 … {self.num_modalities} (the number of modalities), "

@@ -8,6 +8,9 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 A attention heads · C classes.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,6 +22,20 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout, self_attention
 
 
+@dataclass
+class FusionExtra:
+    """What a fusion gives beside the experts' logits."""
+
+    latents: torch.Tensor
+    """(E, N, F), what the head reads."""
+
+    auxiliary_loss: torch.Tensor | None = None
+    """(E,), a loss of the fusion's own, such as the balance of its routers."""
+
+    readings: Any = None
+    """Of specialised experts in training, `Readings`."""
+
+
 class GroupedLayerNorm(nn.Module):
     """Scale and shift of E layer normalisations; the normalisation before them has no parameters, see [`normalize`]."""
 
@@ -28,11 +45,25 @@ class GroupedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_groups, hidden_size))
 
 
-class GroupedLinear(nn.Module):
-    """E linear layers, `weight` (E, out, in) and `bias` (E, out)."""
+class GroupedVectors(nn.Module):
+    """E sets of K learned vectors, `weight` (E, K, H), drawn from N(0, 1)."""
 
-    def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True):
+    def __init__(self, num_groups: int, num_vectors: int, hidden_size: int):
         super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_groups, num_vectors, hidden_size))
+
+
+class GroupedLinear(nn.Module):
+    """
+    E linear layers, `weight` (E, out, in) and `bias` (E, out).
+
+    With `num_distinct` = K, every expert has K of them, one expert's behind another's, which differ from each other
+    where experts start identical.
+    """
+
+    def __init__(self, num_groups: int, in_features: int, out_features: int, bias: bool = True, num_distinct: int = 1):
+        super().__init__()
+        self.num_distinct = num_distinct
         self.weight = nn.Parameter(torch.empty(num_groups, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(num_groups, out_features)) if bias else None
 
@@ -167,60 +198,31 @@ class GroupedTransformerLayer(nn.Module):
         return x + dropout(update, p, self.training), weights
 
 
-class ExpertsHead(GroupedLinear):
-    """From the mean of each modality to logits: by all of them together, or as the specialised experts read them."""
+class Fusion(nn.Module):
+    """Experts as one stack. A subclass is called as [`GroupedTransformer.forward`] is."""
 
     def __init__(self, config: FLI2MoEConfig):
-        super().__init__(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
+        super().__init__()
         self.config = config
-        if config.is_specialised:
-            # what each modality by itself tells of the label; only training asks for it
-            self.alone = GroupedLinear(config.num_modalities, config.hidden_size, config.num_labels)
 
-    def forward(
-        self, means: torch.Tensor, experts: list[int] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """
-        Args:
-            means: (E, N, M, H).
-            experts: the experts that E stands for; all if `None`.
-
-        Returns:
-            Logits (N, E, C). Of all specialised experts also what the redundancy expert reads in each modality, (N, M,
-            C), and what each modality tells by itself, (N, M, C).
-        """
-        joint = super().forward(means.flatten(-2), experts).transpose(0, 1)
-        if not self.config.is_specialised:
-            return joint, None
-        num_modalities = self.config.num_modalities
-        only = torch.eye(num_modalities, dtype=means.dtype, device=means.device).unsqueeze(-1)
-        readings = super().forward((means.unsqueeze(2) * only).flatten(-2), experts)  # (E, N, M, C)
-        logits = list(joint.unbind(1))
-        for place, expert in enumerate(range(self.config.num_experts) if experts is None else experts):
-            if expert < num_modalities:
-                logits[place] = readings[place, :, expert]
-            elif expert > num_modalities:
-                logits[place] = readings[place].mean(dim=1)
-        if experts is not None:
-            return torch.stack(logits, dim=1), None
-        own_means = means[:num_modalities].diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (M, N, H)
-        return torch.stack(logits, dim=1), (readings[-1], self.alone(own_means).transpose(0, 1))
+    def modality_shares(self) -> torch.Tensor:
+        """How much of an expert's readout each modality is, (E, M), rows that sum to 1."""
+        return torch.full((self.config.num_experts, self.config.num_modalities), 1 / self.config.num_modalities)
 
 
-class GroupedTransformer(nn.Module):
+class GroupedTransformer(Fusion):
     """
     The experts with Transformer fusion ("MulT" in the papers' tables): L layers over all modalities together, the
     masked mean per modality, one linear head.
     """
 
+    layer_class = GroupedTransformerLayer
+
     def __init__(self, config: FLI2MoEConfig):
-        super().__init__()
+        super().__init__(config)
         num_groups = config.num_experts
-        self.layers = nn.ModuleList(
-            GroupedTransformerLayer(config, num_groups) for _ in range(config.num_fusion_layers)
-        )
-        self.config = config
-        self.head = ExpertsHead(config)
+        self.layers = nn.ModuleList(self.layer_class(config, num_groups) for _ in range(config.num_fusion_layers))
+        self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
 
     def forward(
         self,
@@ -229,7 +231,7 @@ class GroupedTransformer(nn.Module):
         readout: torch.Tensor,
         experts: list[int] | None = None,
         attentions: list[torch.Tensor | None] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, FusionExtra]:
         """
         Args:
             x: (N, T, H), the joint sequence, the same for every expert; or (E, N, T, H), one for each.
@@ -239,7 +241,7 @@ class GroupedTransformer(nn.Module):
             attentions: takes each layer's attention probabilities, as [`GroupedSelfAttention`] gives them.
 
         Returns:
-            As [`ExpertsHead`].
+            Logits (N, E, C), and what else there is.
         """
         attention_mask = self.attention_mask(feature_mask, readout, experts)
         x = x if x.dim() == 4 else x.unsqueeze(0)
@@ -248,22 +250,26 @@ class GroupedTransformer(nn.Module):
             if attentions is not None:
                 attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        return self.head(means, experts)
+        return self.read(means, experts)
+
+    def read(self, means: torch.Tensor, experts: list[int] | None) -> tuple[torch.Tensor, FusionExtra]:
+        """The head: (E, N, M, H) → as [`forward`]."""
+        latents = means.flatten(-2)
+        return self.head(latents, experts).transpose(0, 1), FusionExtra(latents)
 
     def attention_mask(
         self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
     ) -> torch.Tensor | None:
-        """True where to attend: (1, N, 1, T); specialised (E, N, T, T), where only synergy looks across modalities."""
-        if not self.config.is_specialised:
-            return None if feature_mask is None else feature_mask[None, :, None, :]
-        is_of = (readout > 0).to(readout.dtype)  # (N, M, T)
-        is_real = is_of.sum(dim=1, keepdim=True) > 0
-        # padding attends to all, for the sake of kernels that cannot attend to nothing
-        own = (is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)
-        everything = is_real.expand_as(own)
-        synergy = self.config.num_modalities
-        indexes = range(self.config.num_experts) if experts is None else experts
-        return torch.stack([everything if expert == synergy else own for expert in indexes])
+        """True where to attend: (1, N, 1, T), or what broadcasts to (E, N, T, T); `None` if everywhere."""
+        return None if feature_mask is None else feature_mask[None, :, None, :]
+
+
+def attend_within(readout: torch.Tensor) -> torch.Tensor:
+    """Attention inside each modality: (N, M, T), a feature's weight in its modality's mean, → (N, T, T)."""
+    is_of = (readout > 0).to(readout.dtype)
+    is_real = is_of.sum(dim=1, keepdim=True) > 0
+    # padding attends to all, for the sake of kernels that cannot attend to nothing
+    return (is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)
 
 
 @torch.no_grad()
@@ -276,13 +282,14 @@ def init_grouped_weights(module: nn.Module, identical: bool) -> None:
     """
     if isinstance(module, GroupedLinear):
         bound = module.weight.shape[-1] ** -0.5
-        drawn = torch.empty_like(module.weight[:1] if identical else module.weight).uniform_(-bound, bound)
-        init.copy_(module.weight, drawn.expand_as(module.weight))
+        drawn = torch.empty_like(module.weight[: module.num_distinct] if identical else module.weight)
+        drawn.uniform_(-bound, bound)
+        init.copy_(module.weight, drawn.repeat(len(module.weight) // len(drawn), 1, 1))
         if module.bias is not None:
             init.zeros_(module.bias)
     elif isinstance(module, GroupedLayerNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)
-
-
-FUSIONS = {"transformer": GroupedTransformer}
+    elif isinstance(module, GroupedVectors):
+        drawn = torch.empty_like(module.weight[:1] if identical else module.weight).normal_()
+        init.copy_(module.weight, drawn.expand_as(module.weight))

@@ -17,7 +17,9 @@ from transformers.utils import ModelOutput
 
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
-from .fusion import FUSIONS, init_grouped_weights
+from .fusion import init_grouped_weights
+from .fusions import create_fusion
+from .missing import FILLS, complete_inputs
 from .objective import interaction_losses, task_loss
 from .specialised import specialised_losses
 
@@ -27,12 +29,14 @@ class FLI2MoEOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, scalar, with `labels`):
-            `task_loss + interaction_loss_weight · interaction_losses.mean()`; the task loss alone where interaction
-            losses are not computed.
+            `task_loss + interaction_loss_weight · interaction_losses.mean() + balance_loss_weight · auxiliary_loss`,
+            without the terms that are `None`.
         task_loss (`torch.Tensor`, scalar, with `labels`):
             Loss of the mixture's logits.
         interaction_losses (`torch.Tensor` of shape `(E,)`, in training mode or when asked for):
             In the order of `config.expert_names`. `None` for the dense architecture.
+        auxiliary_loss (`torch.Tensor`, scalar):
+            Mean over the experts of what their fusion adds: the balance loss of Switch and MoE++, `None` for others.
         logits (`torch.Tensor` of shape `(B, C)`):
             `Σ_e expert_weights[:, e] · expert_logits[:, e]`.
         expert_logits (`torch.Tensor` of shape `(B, E, C)`):
@@ -44,6 +48,7 @@ class FLI2MoEOutput(ModelOutput):
     loss: torch.Tensor | None = None
     task_loss: torch.Tensor | None = None
     interaction_losses: torch.Tensor | None = None
+    auxiliary_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     expert_logits: torch.Tensor | None = None
     expert_weights: torch.Tensor | None = None
@@ -61,8 +66,9 @@ class ModalityStem(nn.Module):
         feature_size = modality["feature_size"]
         self.patch_size = -(-feature_size // config.num_patches) if self.pooled else feature_size
         self.projection = nn.Linear(self.patch_size, config.hidden_size)
-        self.positions = nn.Parameter(torch.zeros(self.num_features, config.hidden_size))
-        if config.perturbation == "mean":
+        own = (config.num_experts,) if config.position_embeddings == "per_expert" else ()
+        self.positions = nn.Parameter(torch.zeros(*own, self.num_features, config.hidden_size))
+        if config.keeps_means:
             self.register_buffer("feature_mean", torch.full((feature_size,), torch.nan))
 
     def forward(self, features: torch.Tensor, feature_mask: torch.Tensor | None) -> torch.Tensor:
@@ -71,12 +77,19 @@ class ModalityStem(nn.Module):
             features = self._patches(self._pool(features, feature_mask))
         return self.projection(features)
 
+    def position_embeddings(self, length: int, experts: list[int] | None) -> torch.Tensor:
+        """(T, H), or (E, 1, T, H) where each expert has its own."""
+        if self.positions.dim() == 2:
+            return self.positions[:length]
+        own = self.positions if experts is None else self.positions[experts]
+        return own[:, None, :length]
+
     def project_mean(self) -> torch.Tensor:
         """The training set's mean feature in the hidden space, (1, H) or (P, H)."""
+        if not hasattr(self, "feature_mean"):
+            raise ValueError("This model keeps no mean features: train it with `keep_feature_means=True`.")
         if self.feature_mean.isnan().any():
-            raise ValueError(
-                '`perturbation="mean"` needs the training means: call `set_feature_means` before training.'
-            )
+            raise ValueError("Mean features are asked for, which are not there: call `set_feature_means` first.")
         mean = self.feature_mean.unsqueeze(0)
         return self.projection(self._patches(mean)[0] if self.pooled else mean)
 
@@ -138,7 +151,7 @@ class FLI2MoEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ModalityStem):
             init.zeros_(module.positions)
-            if self.config.perturbation == "mean":
+            if self.config.keeps_means:
                 init.constant_(module.feature_mean, torch.nan)
         elif isinstance(module, Reweighting) and self.config.reweighting == "global":
             init.zeros_(module.global_scores)
@@ -158,7 +171,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config)
         self.stems = nn.ModuleList(ModalityStem(config, name) for name in config.modality_order)
-        self.experts = FUSIONS[config.fusion](config)
+        self.experts = create_fusion(config)
         self.reweighting = Reweighting(config) if config.architecture == "moe" else None
         self.post_init()
 
@@ -168,6 +181,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         feature_masks: dict[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         with_interaction_losses: bool | None = None,
+        fill_missing: str | None = None,
+        missing_lengths: dict[str, int] | None = None,
         **kwargs,
     ) -> FLI2MoEOutput:
         r"""
@@ -178,17 +193,34 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
             with_interaction_losses: whether to run the perturbed views; by default in training mode, if the
                 interaction losses have a weight.
+            fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
+                `"zero"` or `"mean"` (of the training set, of models that keep it); by default every sample has all. A
+                sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
+                vector (B, D) that is NaN throughout.
+            missing_lengths: modality → features that stand for a missing sequence; `max_features` if not given.
 
         Raises:
             ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
-                a row without a real feature, or a feature that is not finite.
+                a row without a real feature, or a feature that is not finite. With `fill_missing` a sample without any
+                modality, or means that are not there.
         """
+        missing: dict[str, torch.Tensor] = {}
+        if fill_missing is not None:
+            features, feature_masks, missing = complete_inputs(
+                features, feature_masks, fill_missing, missing_lengths, self.config
+            )
         masks = self._check_inputs(features, feature_masks)
         if with_interaction_losses is None:
             with_interaction_losses = self.training and self.config.interaction_loss_weight > 0
         with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
 
         projected = self._embed(features, masks)
+        is_whole = None
+        if self.training and self.config.feature_dropout > 0:
+            projected, is_whole = self._thin(projected)
+        for name, rows in missing.items():
+            filled = self._replacement(name, projected[name], fill_missing)
+            projected[name] = torch.where(rows[:, None, None], filled, projected[name])
         if self.config.level == "pooled":
             masks = dict.fromkeys(masks)
         specialised = self.config.is_specialised
@@ -198,24 +230,31 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             *(self._without(index, projected, masks, self.config.perturbation) for index in perturbed),
         ]
         x, feature_mask, readout = self._join(views)
-        num_samples = x.shape[0] // len(views)
-        logits, readings = self.experts(x, feature_mask, readout)
+        num_samples = len(readout) // len(views)
+        logits, extra = self.experts(x, feature_mask, readout)
         view_logits = logits.float().unflatten(0, (len(views), num_samples))
         # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
         full_logits = view_logits[0].detach() if specialised else view_logits[0]
         output = self._mix(full_logits, projected, readout[:num_samples])
         if with_interaction_losses and not specialised:
-            output.interaction_losses = interaction_losses(view_logits, perturbed, self.config)
+            compared = view_logits
+            if self.config.interaction_loss_on == "latents":
+                compared = extra.latents.float().transpose(0, 1).unflatten(0, (len(views), num_samples))
+            output.interaction_losses = interaction_losses(compared, perturbed, self.config)
+        if extra.auxiliary_loss is not None:
+            output.auxiliary_loss = extra.auxiliary_loss.mean()
         if labels is not None:
             output.task_loss = output.loss = task_loss(output.logits, labels, self.config)
             if with_interaction_losses:
                 if specialised:
                     exchanged = self._exchange(projected, masks)
                     fitted, output.interaction_losses = specialised_losses(
-                        view_logits[0], *(x.float() for x in readings), exchanged, labels, self.config
+                        view_logits[0], extra.readings, exchanged, labels, self.config, is_whole
                     )
                     output.loss = output.loss + fitted.sum()
                 output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
+            if output.auxiliary_loss is not None:
+                output.loss = output.loss + self.config.balance_loss_weight * output.auxiliary_loss
         return output
 
     def embed(
@@ -231,6 +270,24 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             ValueError: as [`forward`].
         """
         return self._embed(features, self._check_inputs(features, feature_masks))
+
+    def replace_modality(
+        self, projected: dict[str, torch.Tensor], name: str, by: str = "random"
+    ) -> dict[str, torch.Tensor]:
+        """
+        The input without one modality: every feature of it replaced, as in the perturbed views.
+
+        Args:
+            projected: modality → (B, T_m, H), from [`embed`].
+            by: `"random"`, `"zero"` or `"mean"`.
+
+        Raises:
+            ValueError: for an unknown modality or replacement, or means that the model does not keep.
+        """
+        self._check_names({name: None}, "name")
+        if by not in FILLS:
+            raise ValueError(f"`by` must be one of {', '.join(map(repr, FILLS))}, got {by!r}.")
+        return {**projected, name: self._replacement(name, projected[name], by)}
 
     def run_experts(
         self,
@@ -276,7 +333,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         projected, masks = self._zero(projected, feature_masks, keep)
         indexes = None if experts is None else [names.index(name) for name in experts]
         attentions = [] if output_attentions else None
-        logits, _ = self.experts(*self._join([(projected, masks)]), experts=indexes, attentions=attentions)
+        joined = self._join([(projected, masks)], indexes)
+        logits, _ = self.experts(*joined, experts=indexes, attentions=attentions)
         logits = logits.float()
         return logits if attentions is None else (logits, tuple(attentions))
 
@@ -306,15 +364,19 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
     def modality_shares(self, experts: list[str] | None = None) -> torch.Tensor:
         """How much of an expert's readout each modality is, (number of experts, M), rows that sum to 1."""
-        num_modalities = self.config.num_modalities
-        names = self.config.expert_names
-        shares = torch.full((len(names), num_modalities), 1 / num_modalities, device=self.device)
-        if self.config.is_specialised:
-            shares[:num_modalities] = torch.eye(num_modalities)
-        return shares if experts is None else shares[[names.index(name) for name in experts]]
+        shares = self.experts.modality_shares().to(self.device)
+        return shares if experts is None else shares[[self.config.expert_names.index(name) for name in experts]]
 
     def set_feature_means(self, means: dict[str, torch.Tensor]) -> None:
-        """Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view."""
+        """
+        Stores the training set's mean features, modality → (D_m,), which `perturbation="mean"` puts in a view and
+        `fill_missing="mean"` in the place of a missing modality.
+
+        Raises:
+            ValueError: a modality is missing or unknown, or the configuration keeps no means.
+        """
+        if not self.config.keeps_means:
+            raise ValueError("This model keeps no mean features; configure it with `keep_feature_means=True`.")
         self._check_names(means, "means", complete=True)
         for name, stem in zip(self.config.modality_order, self.stems, strict=True):
             stem.feature_mean.copy_(means[name])
@@ -369,9 +431,27 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             return list(range(num_modalities))
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
 
+    def _thin(self, projected: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Zeroes features at random, see `config.feature_dropout`; also what was left whole, (B, M)."""
+        thinned, is_whole = {}, []
+        for name in self.config.modality_order:
+            x = projected[name]
+            whole = torch.rand(x.shape[0], device=x.device) >= self.config.feature_dropout
+            share = torch.rand(x.shape[0], 1, device=x.device)
+            keep = (torch.rand(x.shape[:2], device=x.device) >= share) | whole.unsqueeze(1)
+            thinned[name] = x * keep.unsqueeze(-1).to(x.dtype)
+            is_whole.append(whole)
+        return thinned, torch.stack(is_whole, dim=1)
+
     def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        """The synergy expert's logits when one modality comes from another sample of the batch, (M, B, C)."""
-        views = [self._without(index, projected, masks, "shuffle") for index in range(self.config.num_modalities)]
+        """The synergy expert's logits when all modalities but one come from another sample of the batch, (M, B, C)."""
+        views = []
+        for kept in range(self.config.num_modalities):
+            view = (projected, masks)
+            for index in range(self.config.num_modalities):
+                if index != kept:
+                    view = self._without(index, *view, "shuffle")
+            views.append(view)
         logits, _ = self.experts(*self._join(views), experts=[self.config.num_modalities])
         return logits[:, 0].float().unflatten(0, (len(views), -1))
 
@@ -385,32 +465,38 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """The view in which modality `index` is replaced. One draw serves all experts."""
         name = self.config.modality_order[index]
         x, mask = projected[name], masks[name]
-        match perturbation:
-            case "random":
-                x = torch.randn_like(x)
-            case "zero":
-                x = torch.zeros_like(x)
-            case "mean":
-                x = self.stems[index].project_mean().to(x.dtype).expand_as(x)
-            case "shuffle" if x.shape[0] == 1:
-                x = torch.randn_like(x)
-            case "shuffle":
-                shift = int(torch.randint(1, x.shape[0], ()))
-                x, mask = x.roll(shift, 0), None if mask is None else mask.roll(shift, 0)
+        if perturbation == "shuffle" and x.shape[0] > 1:
+            shift = int(torch.randint(1, x.shape[0], ()))
+            x, mask = x.roll(shift, 0), None if mask is None else mask.roll(shift, 0)
+        else:
+            x = self._replacement(name, x, "random" if perturbation == "shuffle" else perturbation)
         return {**projected, name: x}, {**masks, name: mask}
 
+    def _replacement(self, name: str, x: torch.Tensor, by: str) -> torch.Tensor:
+        """What stands for a modality's features (B, T, H)."""
+        match by:
+            case "zero":
+                return torch.zeros_like(x)
+            case "mean":
+                stem = self.stems[self.config.modality_order.index(name)]
+                return stem.project_mean().to(x.dtype).expand_as(x)
+            case _:
+                return torch.randn_like(x)
+
     def _join(
-        self, views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]]
+        self,
+        views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]],
+        experts: list[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """
         Views → joint sequences (V·B, T, H), their mask (V·B, T) or `None`, and the readout (V·B, M, T).
 
-        An expert axis in front stays in front.
+        An expert axis in front stays in front; positions of each expert's own put one there, for `experts`.
         """
         order = self.config.modality_order
         lengths = [views[0][0][name].shape[-2] for name in order]
         sequences = [
-            x[name] + stem.positions[: x[name].shape[-2]].to(x[name].dtype)
+            x[name] + stem.position_embeddings(x[name].shape[-2], experts).to(x[name].dtype)
             for x, _ in views
             for name, stem in zip(order, self.stems, strict=True)
         ]
@@ -490,7 +576,8 @@ def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None
     """Content checks, which wait for the device: outside training only."""
     if mask is not None and not (rows := mask.any(dim=1)).all():
         raise ValueError(
-            f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}."
+            f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}; "
+            "`fill_missing` says what stands for a missing modality."
         )
     finite = x.isfinite()
     if mask is not None:

@@ -54,6 +54,8 @@ def interaction_losses(view_logits: torch.Tensor, perturbed: list[int], config: 
 
     Returns:
         (E,), in the order of `config.expert_names`.
+
+    The `"latents"` ablation gives what the heads read in the place of logits, (V, B, E, F).
     """
     losses = _regression_losses if config.problem_type == "regression" else _classification_losses
     return torch.stack(losses(view_logits, perturbed, config))
@@ -63,7 +65,7 @@ def _classification_losses(
     view_logits: torch.Tensor, perturbed: list[int], config: FLI2MoEConfig
 ) -> list[torch.Tensor]:
     losses = []
-    for modality in range(config.num_modalities):
+    for modality in range(config.num_modalities if config.has_uniqueness else 0):
         full, *without = view_logits[:, :, modality].unbind(0)
         triplets = [
             F.triplet_margin_loss(
@@ -88,7 +90,7 @@ def _regression_losses(view_logits: torch.Tensor, perturbed: list[int], config: 
     margin = config.triplet_margin
     errors = (view_logits[1:] - view_logits[:1]).square().mean(dim=-1)  # (V - 1, B, E)
     losses = []
-    for modality in range(config.num_modalities):
+    for modality in range(config.num_modalities if config.has_uniqueness else 0):
         error = errors[:, :, modality]
         gaps = [error[positive] - error[negative] for positive, negative in _contrasts(modality, perturbed)]
         gaps = [F.relu(gap + margin) if bounded else gap for gap in gaps]

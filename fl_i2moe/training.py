@@ -116,7 +116,7 @@ class _Run:
 
         set_seed(seed)
         model = FLI2MoEModel(config)
-        if config.perturbation == "mean" and config.architecture == "moe":
+        if config.keep_feature_means or (config.perturbation == "mean" and config.architecture == "moe"):
             model.set_feature_means(feature_means(cache.splits["train"], config.modality_order))
 
         def loader(split: str, shuffle: bool) -> DataLoader:
@@ -200,6 +200,8 @@ class _Run:
             losses.update(
                 {f"interaction_loss/{name}": x for name, x in zip(names, output.interaction_losses, strict=True)}
             )
+        if output.auxiliary_loss is not None:
+            losses["auxiliary_loss"] = output.auxiliary_loss
         values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
         if not math.isfinite(values[0]):
             raise FloatingPointError(

@@ -1,11 +1,14 @@
 """The specialised objective: what its experts see, against runs on one modality alone, and its losses by hand."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
+from fl_i2moe.fusion_specialised import Readings, either
 from fl_i2moe.specialised import agreement, specialised_losses
 
 
@@ -60,7 +63,8 @@ def test_experts_see_what_they_may_see(num_modalities, mode):
         torch.testing.assert_close(logits[:, m], run_alone(m, [m]), **close)
     torch.testing.assert_close(logits[:, -2], run_alone(num_modalities, list(range(num_modalities))), **close)
     readings = torch.stack([run_alone(num_modalities + 1, [m]) for m in range(num_modalities)], dim=1)
-    torch.testing.assert_close(logits[:, -1], readings.mean(dim=1), **close)
+    any_reading = (readings / config.num_experts).exp().mean(dim=1).log() * config.num_experts
+    torch.testing.assert_close(logits[:, -1], any_reading, **close)
 
 
 def test_a_subset_of_experts_and_the_pooled_level():
@@ -95,20 +99,36 @@ def test_attention_stays_within_a_modality_but_for_synergy():
         assert (across[2] > 0).any()
 
 
-def test_losses_against_a_plain_computation():
+def draw(num_modalities=2, num_samples=5, num_labels=3):
+    """Expert logits, readings and exchanged synergy logits, all random."""
     torch.manual_seed(0)
+    shape = (num_samples, num_modalities, num_labels)
+    readings = Readings(torch.randn(shape), torch.randn(shape), torch.randn(num_samples, num_labels))
+    expert_logits = torch.randn(num_samples, num_modalities + 2, num_labels)
+    return expert_logits, readings, torch.randn(num_modalities, num_samples, num_labels)
+
+
+@pytest.mark.parametrize("thinned", [False, True])
+def test_losses_against_a_plain_computation(thinned):
     config = specialised()
-    expert_logits, readings, alone = torch.randn(5, 4, 3), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
-    exchanged = torch.randn(2, 5, 3)
+    expert_logits, readings, exchanged = draw()
     labels = torch.randint(0, 2, (5, 3)).float()
-    task, interaction = specialised_losses(expert_logits, readings, alone, exchanged, labels, config)
+    is_whole = torch.tensor([[True, True], [False, True], [True, False], [False, False], [True, True]])
+    task, interaction = specialised_losses(
+        expert_logits, readings, exchanged, labels, config, is_whole if thinned else None
+    )
 
     bce = F.binary_cross_entropy_with_logits
     image, text, synergy, redundancy = (expert_logits[:, e] / 4 for e in range(4))
-    told = (bce(alone[:, 0], labels) + bce(alone[:, 1], labels)) / 2
-    read = (bce(readings[:, 0] / 4, alone[:, 1].sigmoid()) + bce(readings[:, 1] / 4, alone[:, 0].sigmoid())) / 2
-    unique = bce(redundancy + image + text, labels)
-    expected = [unique / 2, unique / 2, bce(redundancy + image + text + synergy, labels), told + read]
+    alone = readings.alone
+    told = (bce(alone[:, 0] + synergy, labels) + bce(alone[:, 1] + synergy, labels)) / 2
+    read = 0
+    for learns, teaches in ((0, 1), (1, 0)):
+        rows = [row for row in range(5) if not thinned or is_whole[row, teaches]]
+        read += bce(readings.redundancy[rows, learns] / 4, alone[rows, teaches].sigmoid()) / 2
+    unique = bce(redundancy + image + text + synergy, labels)
+    together = bce(readings.together, labels)
+    expected = [unique / 2, unique / 2, unique + together, told + read]
     torch.testing.assert_close(task, torch.stack(expected))
 
     shared = sum(
@@ -122,44 +142,103 @@ def test_losses_against_a_plain_computation():
     torch.testing.assert_close(interaction, torch.tensor([shared / 15, shared / 15, impure, 0.0]))
 
 
+def test_three_modalities_learn_from_all_others_and_agree_in_pairs():
+    config = specialised(3)
+    expert_logits, readings, exchanged = draw(3)
+    labels = torch.randint(0, 2, (5, 3)).float()
+    is_whole = torch.ones(5, 3, dtype=torch.bool)
+    is_whole[1, 0] = is_whole[3, 1] = is_whole[3, 2] = False
+    task, interaction = specialised_losses(expert_logits, readings, exchanged, labels, config, is_whole)
+    bce = F.binary_cross_entropy_with_logits
+    a, b, c = readings.alone.unbind(1)
+    rest = expert_logits[:, 3] / 5
+    told = sum(bce(x + rest, labels) for x in (b + c, a + c, a + b)) / 3
+    read = 0
+    for learns, (teacher, rows) in enumerate([(b + c, [0, 1, 2, 4]), (a + c, [0, 2, 4]), (a + b, [0, 2, 4])]):
+        read += bce(readings.redundancy[rows, learns] / 5, teacher[rows].sigmoid()) / 3
+    torch.testing.assert_close(task[4], told + read)
+
+    unique = expert_logits[:, :3] / 5
+    pairs = [agreement(unique[:, [i, j]]).abs().mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(interaction[0], sum(pairs) / 3)
+
+
 def test_distances_of_single_labels_and_numbers():
-    torch.manual_seed(0)
-    expert_logits, readings, alone = torch.randn(5, 4, 3), torch.randn(5, 2, 3), torch.randn(5, 2, 3)
-    exchanged = torch.randn(2, 5, 3)
+    expert_logits, readings, exchanged = draw()
     config = specialised(problem_type="single_label_classification")
     labels = torch.tensor([0, 2, 1, 1, 0])
-    task, _ = specialised_losses(expert_logits, readings, alone, exchanged, labels, config)
-    told = sum(F.cross_entropy(alone[:, m], labels) for m in range(2)) / 2
-    read = sum(-(alone[:, 1 - m].softmax(-1) * (readings[:, m] / 4).log_softmax(-1)).sum(-1).mean() for m in range(2))
+    task, _ = specialised_losses(expert_logits, readings, exchanged, labels, config)
+    alone, rest = readings.alone, expert_logits[:, 2] / 4
+    told = sum(F.cross_entropy(alone[:, m] + rest, labels) for m in range(2)) / 2
+    read = sum(F.cross_entropy(readings.redundancy[:, m] / 4, alone[:, 1 - m].softmax(-1)) for m in range(2))
     torch.testing.assert_close(task[3], told + read / 2)
 
     config = specialised(problem_type="regression")
-    task, _ = specialised_losses(expert_logits, readings, alone, exchanged, torch.randn(5, 3), config)
-    assert task.isfinite().all()
+    labels = torch.randn(5, 3)
+    task, _ = specialised_losses(expert_logits, readings, exchanged, labels, config)
+    told = sum(F.smooth_l1_loss(alone[:, m] + rest, labels) for m in range(2)) / 2
+    read = sum(F.smooth_l1_loss(readings.redundancy[:, m] / 4, alone[:, 1 - m]) for m in range(2))
+    torch.testing.assert_close(task[3], told + read / 2)
 
 
-def test_pure_synergy_costs_nothing_and_what_one_modality_tells_does():
-    """All four inputs of two binary modalities, and the mean over every exchange."""
-    config = specialised(num_labels=2)
-    first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+def test_either_by_hand():
+    config = specialised()
+    readings = torch.tensor([[[8.0, 8.0, -8.0], [8.0, -8.0, -8.0]]])  # contributions of 2 and −2
+    said = either(readings, config)[0].tolist()
+    one_of_two = 4 * math.log((math.exp(2) + math.exp(-2)) / 2)
+    assert said == pytest.approx([8.0, one_of_two, -8.0], abs=1e-5)
+    assert one_of_two > 5  # one modality suffices
+    assert either(readings, specialised(problem_type="regression"))[0].tolist() == [8.0, 0.0, -8.0]
+
+
+@pytest.mark.parametrize("num_modalities", [2, 3])
+def test_pure_synergy_costs_nothing_and_what_one_modality_tells_does(num_modalities):
+    """All inputs of binary modalities, and the mean over every exchange: what is left is the square of main effects."""
+    config = specialised(num_modalities, num_labels=2)
+    inputs = torch.cartesian_prod(*[torch.tensor([0, 1])] * num_modalities)  # (2^M, M)
+    num_samples = len(inputs)
 
     def cost(function):
-        logits = torch.zeros(4, 4, 2)
-        logits[:, 2, 0] = function(first, second)
-        costs, zeros = [], torch.zeros(4, 2, 2)
-        for shift in range(4):  # rolls give every partner equally often
-            exchanged = torch.zeros(2, 4, 2)
-            exchanged[0, :, 0] = function(first.roll(shift), second)
-            exchanged[1, :, 0] = function(first, second.roll(shift))
-            losses = specialised_losses(logits, zeros, zeros, exchanged, torch.zeros(4, 2), config)[1]
-            costs.append(losses[2])
-        return costs
+        """Per kept modality, before what is negative is cut off."""
+        zeros = torch.zeros(num_samples, num_modalities, 2)
+        readings, total = Readings(zeros, zeros, zeros[:, 0]), 0
+        logits = torch.zeros(num_samples, num_modalities + 2, 2)
+        logits[:, num_modalities, 0] = function(inputs)
+        for kept in range(num_modalities):
+            exchanged = torch.zeros(num_modalities, num_samples, 2)
+            for row in range(num_samples):  # the mean over all others
+                mixed = inputs.clone()
+                mixed[:, kept] = inputs[row, kept]
+                exchanged[kept, row, 0] = function(mixed).mean()
+            losses = specialised_losses(logits, readings, exchanged, torch.zeros(num_samples, 2), config)[1]
+            total += losses[num_modalities]
+        return float(total)
 
-    exclusive_or = cost(lambda a, b: 4.0 * (1 - 2 * (a ^ b)))
-    one_alone = cost(lambda a, b: 4.0 * (1 - 2 * a))
-    assert sum(exclusive_or[1:]) < sum(one_alone[1:])
-    assert sum(one_alone) / 4 >= 0.5  # 1² from the second exchange alone, over two classes
-    assert exclusive_or[2] == 0 or exclusive_or[1] == 0
+    scale = float(config.num_experts)
+    assert cost(lambda x: scale * (1 - 2 * (x[:, 0] ^ x[:, 1]).float())) == 0
+    # a main effect of ±1 is kept in one view; its mean square of 1 is shared by two labels
+    assert cost(lambda x: scale * (1 - 2 * x[:, 0]).float()) == pytest.approx(0.5)
+
+
+def test_what_is_exchanged(monkeypatch):
+    """Every view keeps one modality of the sample, and the others are somebody else's, masks included."""
+    config = specialised(3)
+    model = make_model(config).train()
+    features, masks, labels = make_inputs(config)
+    seen = []
+    original = model._join
+    monkeypatch.setattr(model, "_join", lambda views, *rest: (seen.append(views), original(views, *rest))[1])
+    model(features, masks, labels)
+    (full,), views = seen
+    assert len(views) == 3
+    for kept, (projected, view_masks) in enumerate(views):
+        for index, name in enumerate(config.modality_order):
+            rows = (projected[name].unsqueeze(1) == full[0][name].unsqueeze(0)).flatten(2).all(dim=-1)  # (B, B)
+            source = rows.int().argmax(dim=1)
+            assert rows.sum() == 4
+            assert (source == torch.arange(4)).all() if index == kept else (source != torch.arange(4)).all()
+            if full[1][name] is not None:
+                assert torch.equal(view_masks[name], full[1][name][source])
 
 
 def test_what_is_fitted_to_what():
@@ -173,15 +252,47 @@ def test_what_is_fitted_to_what():
     assert (of_weights != 0).any()
     assert output.interaction_losses.shape == (4,)
 
-    logits, readings = torch.randn(5, 4, 3, requires_grad=True), torch.randn(5, 2, 3, requires_grad=True)
-    task, _ = specialised_losses(
-        logits, readings, torch.randn(5, 2, 3), torch.zeros(2, 5, 3), torch.randint(0, 2, (5, 3)).float(), config
-    )
-    for loss, own in ((task[0], [0, 1]), (task[2], [2]), (task[3], [])):
-        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
-        assert [e for e in range(4) if gradient is not None and (gradient[:, e] != 0).any()] == own
-    (gradient,) = torch.autograd.grad(task[3], readings)
-    assert (gradient != 0).all()
+    logits, readings, exchanged = draw()
+    given = [logits, readings.redundancy, readings.alone, readings.together]
+    for x in given:
+        x.requires_grad_()
+    task, _ = specialised_losses(logits, readings, exchanged, torch.randint(0, 2, (5, 3)).float(), config)
+    for loss, experts, told in ((task[0], [0, 1], []), (task[2], [2], [3]), (task[3], [], [1, 2])):
+        of_logits, *of_readings = torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True)
+        assert [e for e in range(4) if of_logits is not None and (of_logits[:, e] != 0).any()] == experts
+        assert [i for i, g in enumerate(of_readings, start=1) if g is not None and (g != 0).any()] == told
+
+
+@pytest.mark.parametrize("objective", ["published", "specialised"])
+@pytest.mark.parametrize("level", ["feature", "pooled"])
+def test_thinning_zeroes_whole_features_of_a_training_step(objective, level, monkeypatch):
+    config = make_config(objective=objective, level=level, feature_dropout=0.5)
+    model = make_model(config)
+    features, masks, labels = make_inputs(config, num_samples=64)
+    whole = model.embed(features, masks)
+    seen = []
+    original = model._join
+    monkeypatch.setattr(model, "_join", lambda views, *rest: (seen.append(views), original(views, *rest))[1])
+    model(features, masks)  # evaluation drops nothing
+    assert all(torch.equal(seen[0][0][0][name], x) for name, x in whole.items())
+    model.train()(features, masks, labels)
+    thinned, _ = seen[1][0]
+    for name, x in whole.items():
+        zero = (thinned[name] == 0).all(dim=-1)
+        assert ((thinned[name] == x).all(dim=-1) | zero).all()
+        untouched = (~zero).all(dim=1)
+        assert 16 <= untouched.sum() <= 56  # half of them and those that lose none by chance
+
+
+def test_no_draw_without_thinning():
+    """A seeded run is what it was before there was an option to thin."""
+    model = make_model(make_config(feature_dropout=0.0)).train()
+    features, masks, _ = make_inputs(model.config)
+    torch.manual_seed(0)
+    model(features, masks, with_interaction_losses=False)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert drawn == torch.rand(1)
 
 
 def test_dense_ignores_it_and_saving_keeps_it(tmp_path):

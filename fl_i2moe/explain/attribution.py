@@ -91,6 +91,8 @@ def attribute(
       Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class rank last.
     - `"random"`: uniform in [0, 1).
 
+    The published layer arithmetic has no skip around attention: its layers are `A`, and `R ← Ā·R`.
+
     A rollout scores a feature by the mean of its column over the rows that the expert's head reads, with the head's
     weights: every modality that it reads counts alike.
 
@@ -280,9 +282,13 @@ def _rollout(
     shares = model.modality_shares(experts)[:, :, None, None]
     readout = torch.cat([mean * shares[:, m] for m, mean in enumerate(means)], dim=-1)  # (E', B, T)
     row = readout.flatten(0, 1).unsqueeze(1)
+    has_skip = model.config.layer_arithmetic != "published"  # nothing passes by attention there
     for layer in reversed(layers):
         passed_on = torch.bmm(row, layer.detach())
-        row = row + passed_on if with_gradient else 0.5 * row + 0.5 * passed_on
+        if not has_skip:
+            row = passed_on
+        else:
+            row = row + passed_on if with_gradient else 0.5 * row + 0.5 * passed_on
     rollout = row.unflatten(0, (len(experts), len(inputs))).squeeze(2).transpose(0, 1)
     parts = rollout.split([mask.shape[1] for mask in masks], dim=-1)
     return {name: part.contiguous() for name, part in zip(model.config.modality_order, parts, strict=True)}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fusion import GroupedLayerNorm, GroupedLinear, GroupedTransformer, GroupedTransformerLayer
+from ..fusion_specialised import SpecialisedTransformer
 from ..modeling_fl_i2moe import FLI2MoEModel
 
 
@@ -43,7 +44,10 @@ class MaskedExpert:
 
     @staticmethod
     def supports(model: FLI2MoEModel) -> bool:
-        return type(model.experts) is GroupedTransformer
+        return (
+            type(model.experts) in (GroupedTransformer, SpecialisedTransformer)
+            and model.config.position_embeddings == "shared"
+        )
 
     def __call__(self, keep: Tensor) -> Tensor:
         """(S, T) booleans over the joint sequence, false where a feature is zeroed, → logits (S, C)."""
@@ -59,7 +63,7 @@ class MaskedExpert:
             if depth == last:
                 x, hidden = self._readout @ x, self._readout @ hidden  # (S, M, …); the weights of a mean sum to 1
             x = x + self._linear(layer.feed_forward.down, hidden)
-        logits, _ = self._fusion.head(x.unsqueeze(0), self._experts)
+        logits, _ = self._fusion.read(x.unsqueeze(0), self._experts)
         return logits[:, 0].float()
 
     def _heads(self, layer: GroupedTransformerLayer, x: Tensor) -> Tensor:
