@@ -77,15 +77,15 @@ MOSI = {
 SAMPLE = {
     "num_epochs": 12,
     "batch_size": 32,
-    "learning_rate": 1e-3,
-    "hidden_size": 64,
+    "learning_rate": 2e-3,
+    "hidden_size": 32,
     "num_attention_heads": 2,
     "num_fusion_layers": 2,
     "dropout": 0.1,
     "reweighting_dropout": 0.1,
     "interaction_loss_weight": 0.5,
     "reweighting_temperature": 2.0,
-    "reweighting_hidden_size": 64,
+    "reweighting_hidden_size": 32,
     "num_reweighting_layers": 2,
 }
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -113,7 +113,7 @@ class DataArguments:
     mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
     num_modalities: int = option(2, "Modalities of the built-in sample, 2 or 3.")
     num_samples: int = option(3000, "Samples of the built-in sample.")
-    num_tokens: int = option(24, "Features of each sequence of the built-in sample.")
+    num_tokens: int = option(20, "Features of each sequence of the built-in sample.")
     evidence_tokens: int = option(3, "Features that show what a modality tells of one label.")
     evidence_positions: list[int] | None = option(None, "Where those may lie; anywhere if not given.")
     fixed_positions: bool = option(False, "Keep them in the same place in every sample.")
@@ -131,21 +131,7 @@ class DataArguments:
             raise ValueError(f"`split_seed` must not be negative, got {self.split_seed}.")
         if self.labels_per_kind is None:
             self.labels_per_kind = 2 if self.num_modalities == 2 else 1
-        self.sample_settings()
-
-    def sample_settings(self) -> NumericSettings:
-        positions = self.evidence_positions
-        return NumericSettings(
-            num_modalities=self.num_modalities,
-            num_samples=self.num_samples,
-            num_tokens=self.num_tokens,
-            evidence_tokens=self.evidence_tokens,
-            noise=self.noise,
-            labels_per_kind=self.labels_per_kind,
-            fixed_positions=self.fixed_positions,
-            evidence_positions=None if positions is None else tuple(positions),
-            seed=self.sample_seed,
-        )
+        NumericSettings.from_options(vars(self))
 
 
 def main():
@@ -159,10 +145,11 @@ def main():
     if data.data_file:
         file = Path(data.data_file)
     else:
-        folder = user_cache_dir() / "numeric" / data.sample_settings().folder_name
+        settings = NumericSettings.from_options(vars(data))
+        folder = user_cache_dir() / "numeric" / settings.folder_name
         accelerator.print(f"Arrays: a built-in sample with known interactions, {folder}. Give yours with --data_file.")
         with accelerator.main_process_first():
-            file = write_numeric(folder, data.sample_settings())
+            file = write_numeric(folder, settings)
     raw = load_arrays(
         file,
         modalities=data.modalities,

@@ -15,10 +15,10 @@ of two independent bits, "and" is told in part by each and in part by both toget
 depends on the measure, and no expert ought to carry it alone.
 
 A modality is a sequence of tokens of `feature_size` numbers. Its evidence for a label is a group of tokens that show
-one bit: a direction that says which label they speak of, plus or minus a second one that says the bit, plus N(0, noise²)
-on every number. Directions are orthonormal and fixed by the seed. So a token gives its bit away, to one who knows the
-directions, but for an error of Φ(−1 / noise). The remaining tokens are distractors: they speak of labels that do not
-exist. All tokens are shuffled, in every sample anew, unless `fixed_positions` keeps them in place.
+one bit: a direction that says which label they speak of, plus or minus a second one that says the bit, plus
+N(0, noise²) on every number. Directions are orthonormal and fixed by the seed. So a token gives its bit away, to one
+who knows the directions, but for an error of Φ(−1 / noise). The remaining tokens are distractors: they speak of labels
+that do not exist. Evidence lies in other places in every sample, unless `fixed_positions` keeps it where it is.
 
     folder/
       arrays.npz    as `arrays.load_arrays` reads it: `alpha`, `beta` (and `gamma`), `labels`, `label_names`, `split`,
@@ -30,7 +30,8 @@ import hashlib
 import itertools
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ class NumericSettings:
 
     num_modalities: int = 2
     num_samples: int = 3000
-    num_tokens: int = 24
+    num_tokens: int = 20
     """Of each modality."""
 
     evidence_tokens: int = 3
@@ -93,11 +94,16 @@ class NumericSettings:
     """Labels of each interaction and set of modalities."""
 
     fixed_positions: bool = False
-    evidence_positions: tuple[int, ...] | None = None
+    evidence_positions: list[int] | None = None
     """Where evidence may lie; anywhere if not given."""
 
     feature_size: int = 24
-    seed: int = 0
+    sample_seed: int = 0
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "NumericSettings":
+        """From what holds them among other things; what is not there is left at its default."""
+        return cls(**{item.name: options[item.name] for item in fields(cls) if item.name in options})
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_modalities <= len(MODALITIES):
@@ -109,8 +115,8 @@ class NumericSettings:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"`noise` must be a number of at least 0, got {self.noise}.")
-        if self.seed < 0:
-            raise ValueError(f"`sample_seed` must not be negative, got {self.seed}.")
+        if self.sample_seed < 0:
+            raise ValueError(f"`sample_seed` must not be negative, got {self.sample_seed}.")
         positions = self.positions
         if len(set(positions)) < len(positions) or not all(0 <= x < self.num_tokens for x in positions):
             raise ValueError(
@@ -228,7 +234,7 @@ def _check_same(output_dir: Path, settings: NumericSettings) -> None:
 
 
 def _write(folder: Path, settings: NumericSettings) -> None:
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(settings.sample_seed)
     directions = {name: _directions(rng, settings, name) for name in settings.modalities}
     num_train, num_validation = (round(SPLIT_SHARES[x] * settings.num_samples) for x in ("train", "validation"))
     sizes = {"train": num_train, "validation": num_validation}

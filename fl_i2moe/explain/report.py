@@ -190,8 +190,10 @@ def modality_title(name: str) -> str:
 
 def encoder_text(modality: Modality) -> str:
     """`openai/clip-vit-base-patch16, last hidden layer, 7 × 7 patches`."""
-    layer = "last hidden layer" if modality.hidden_layer is None else f"hidden layer {modality.hidden_layer}"
-    parts = [modality.encoder or "unknown encoder", layer]
+    parts = [modality.encoder or "unknown encoder"]
+    if modality.kind != "other":  # which has no encoder: arrays that were features already
+        layer = "last hidden layer" if modality.hidden_layer is None else f"hidden layer {modality.hidden_layer}"
+        parts.append(layer)
     count = len(modality.candidates)
     if modality.grid:
         parts.append(f"{modality.grid[0]} × {modality.grid[1]} patches")
