@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from fl_i2moe.arguments import option, parse_arguments
 from fl_i2moe.cache import FeatureCache
-from fl_i2moe.data.numeric import NumericLabel, NumericSettings, load_numeric_truth
+from fl_i2moe.data.numeric import NumericSettings, load_numeric_truth
 from fl_i2moe.data.planted import FORMAT_VERSION, load_planted_truth
 from fl_i2moe.explain.evaluation import Truth
 from fl_i2moe.explain.evaluation_run import EvaluationArguments, Run, evaluate_runs, find_runs
@@ -71,29 +71,25 @@ def planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[st
 def numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
     """Of the numeric sequences: the tokens that show each label, and label → expert that ought to carry it."""
     planted, cache = load_numeric_truth(find_arrays(runs, data_dir)), runs[0].cache
-    labels = {
-        name: NumericLabel(label["interaction"], tuple(label["modalities"]))
-        for name, label in planted["labels"].items()
-    }
-    check_names(cache, labels, {name for label in labels.values() for name in label.modalities})
+    labels = planted["labels"]
+    check_names(cache, labels, {name for label in labels.values() for name in label["modalities"]})
     truth: dict[str, dict[str, Evidence]] = {}
     for split in splits:
-        columns = ["id", "labels", *(f"{name}_special_mask" for name in cache.modalities)]
+        columns = ["id", *(f"{name}_special_mask" for name in cache.modalities)]
         for row in cache.splits[split].select_columns(columns):
-            sample = planted["samples"].get(row["id"], {})
+            if row["id"] not in planted["samples"]:
+                raise ValueError(
+                    f"Sample {row['id']} of the feature cache is not in the numeric sample: it is another."
+                )
             truth[row["id"]] = {}
-            for label, present in zip(cache.label_names, row["labels"], strict=True):
-                told = sample.get(label, {})
-                if not told or labels[label].value(tuple(x["bit"] for x in told.values())) != present:
-                    raise ValueError(
-                        f"Sample {row['id']} of the feature cache is not in the numeric sample: give its own."
-                    )
+            for label in cache.label_names:
+                told = planted["samples"][row["id"]][label]
                 features = {name: np.zeros(len(row[f"{name}_special_mask"]), np.bool_) for name in told}
                 for name, shown in told.items():
                     features[name][shown["positions"]] = True
                 states = {name: shown["bit"] for name, shown in told.items()}
                 truth[row["id"]][label] = Evidence(features, features, states)
-    return truth, {label: labels[label].carrier for label in cache.label_names}
+    return truth, {label: labels[label]["carrier"] for label in cache.label_names}
 
 
 def check_names(cache: FeatureCache, labels: Collection[str], modalities: Collection[str]) -> None:

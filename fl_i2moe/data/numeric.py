@@ -162,10 +162,13 @@ class NumericSettings:
         return [name for name, label in self.labels.items() if modality in label.modalities]
 
     @property
+    def digest(self) -> str:
+        """Names the sample, in its folder's name and in its samples' ids."""
+        return hashlib.sha256(json.dumps([FORMAT_VERSION, asdict(self)]).encode()).hexdigest()[:8]
+
+    @property
     def folder_name(self) -> str:
-        values = json.dumps([FORMAT_VERSION, asdict(self)])
-        digest = hashlib.sha256(values.encode()).hexdigest()[:12]
-        return f"v{FORMAT_VERSION}-{self.num_modalities}-modalities-{self.num_samples}-samples-{digest}"
+        return f"v{FORMAT_VERSION}-{self.num_modalities}-modalities-{self.num_samples}-samples-{self.digest}"
 
 
 def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
@@ -249,7 +252,7 @@ def _write(folder: Path, settings: NumericSettings) -> None:
             tokens, places[name] = _tokens(rng, settings, directions[name], name, shown)
             arrays[name].append(tokens)
         for row in range(size):
-            samples[f"{len(samples):06d}"] = {
+            samples[f"{settings.digest}-{len(samples):06d}"] = {
                 label: {
                     name: {"bit": int(shown[label][row, i]), "positions": places[name][label][row].tolist()}
                     for i, name in enumerate(spec.modalities)
