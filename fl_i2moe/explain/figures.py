@@ -22,7 +22,7 @@ from ..figures import expert_colors, expert_title
 from ..metrics import METRICS_BY_PROBLEM, default_metric
 from .explanation import MIXTURE, Explanation, Pair
 from .geometry import Modality
-from .report import MIXTURE_COLOR, faded, score_text, signed
+from .report import MIXTURE_COLOR, end_name, faded, score_text, signed
 
 _INK, _MUTED, _HEAT = "#1c1c1e", "#58585e", "#E65C00"
 _HEAT_ALPHA = 0.78
@@ -309,7 +309,7 @@ class _Board:
         for rank, pair in enumerate(self.pairs, 1):
             y = top + 30 + self.texts + 13.5 * (rank - 0.5)
             ends = sorted((pair.first, pair.second), key=lambda end: end.token is None)
-            line = f"{score_text(pair)}   {' ↔ '.join(end.name for end in ends)}"
+            line = f"{score_text(pair)}   {' ↔ '.join(end_name(self.explanation, end) for end in ends)}"
             sheet.badge(left + self.text_left, y - 4.5, str(rank))
             sheet.text(left + self.text_left + 16, y, _fit(line, 8.5, self.width - self.text_left - 16), 8.5)
 

@@ -188,6 +188,13 @@ def modality_title(name: str) -> str:
     return name.replace("_", " ")
 
 
+def end_name(explanation: Explanation, end: Feature) -> str:
+    """The feature's name, with its modality where the name alone does not tell it: `“soup”`, `alpha feature 3`."""
+    modalities = explanation.modalities.values()
+    told = len(modalities) == 2 and len({x.kind for x in modalities}) == 2
+    return end.name if told else f"{modality_title(end.modality)} {end.name}"
+
+
 def encoder_text(modality: Modality) -> str:
     """`openai/clip-vit-base-patch16, last hidden layer, 7 × 7 patches`."""
     parts = [modality.encoder or "unknown encoder"]
@@ -295,11 +302,7 @@ def _board(explanation: Explanation, expert: str, colors: Mapping[str, str], ids
 
 
 def _row(explanation: Explanation, pair: Pair, row: int, ids: _Numbers) -> dict[str, Any]:
-    many = len(explanation.modalities) > 2
-    names = [
-        {"name": f"{modality_title(end.modality)} {end.name}" if many else end.name, "token": end.token is not None}
-        for end in (pair.second, pair.first)
-    ]
+    names = [{"name": end_name(explanation, end), "token": end.token is not None} for end in (pair.second, pair.first)]
     names.sort(key=lambda end: not end["token"])  # the token first: it is what a reader looks for
     more = []
     if pair.kind == "redundancy" and "redundancy_both" in explanation.pair_tables[pair.expert].scores:
