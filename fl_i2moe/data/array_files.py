@@ -5,6 +5,7 @@ Shape letters: N samples, T features of a sequence, D numbers of a feature, F fe
 """
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,12 @@ def read_array_file(path: str | Path, label_field: str) -> dict[str, Part]:
 
 
 def _read_npz(path: Path) -> Part:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz file, or is broken: it is no zip archive.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: _read_member(archive, name, path) for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise ValueError(f"{path} is no .npz file, or is broken: {error}") from error
 
 

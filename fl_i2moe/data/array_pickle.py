@@ -101,6 +101,8 @@ def _from_bytes(content: Any, dtype: _Dtype, shape: Any, order: str) -> np.ndarr
         raise _RefusedError("an array of objects as bytes")
     if isinstance(content, str):  # of Python 2
         content = content.encode("latin1")
+    if not dtype.dtype.itemsize:  # of an empty text
+        return np.full(shape, "", "U1")
     return np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
 
 

@@ -46,6 +46,8 @@ MIN_SAMPLES = 20
 NUM_DISTRACTORS = 2
 """Kinds of tokens in each modality that speak of no label."""
 
+NUM_DRAWS = 16
+
 Interaction = Literal["unique", "redundancy", "synergy"]
 
 
@@ -69,12 +71,12 @@ class NumericLabel:
             return [(bit,) * len(self.modalities) for bit in (0, 1)]
         halves = ([], [])
         for bits in itertools.product((0, 1), repeat=len(self.modalities)):
-            halves[self.value(bits)].append(bits)
+            halves[sum(bits) % 2].append(bits)
         return [bits for pair in zip(*halves, strict=True) for bits in pair]
 
-    def value(self, bits: tuple[int, ...]) -> int:
-        """The label, of one bit for each of its modalities."""
-        return sum(bits) % 2 if self.interaction == "synergy" else bits[0]
+    def value(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(…, modalities) bits → (…) labels."""
+        return bits.sum(axis=-1) % 2 if self.interaction == "synergy" else bits[..., 0]
 
 
 @dataclass(frozen=True)
@@ -277,23 +279,32 @@ def draw_bits(
     """
     What is shown of each label, and the labels of N samples.
 
-    Each label's combinations of bits are dealt out in turn over the samples sorted by all labels before: half of the
-    samples have the label, and half of those that have any other, but for a remainder.
+    Each label's combinations of bits are dealt out in turn over the samples, those first that agree in all labels
+    before: half of the samples have the label, and half of those that have any others, but for a remainder. Of several
+    such draws, the one whose labels correlate least is taken: in 2,100 samples by less than 0.01.
 
     Returns:
         Label → (N, its modalities), and (N, C).
     """
+    draws = [_deal(rng, settings, num_samples) for _ in range(NUM_DRAWS)]
+    return min(draws, key=lambda draw: np.abs(np.triu(np.cov(draw[1].T, ddof=0), k=1)).max())
+
+
+def _deal(
+    rng: np.random.Generator, settings: NumericSettings, num_samples: int
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     shown: dict[str, NDArray[np.int64]] = {}
     labels = np.zeros((num_samples, 0), np.int64)
     for name, label in settings.labels.items():
         combinations = label.shown_bits
+        cells = np.unique(labels @ 2 ** np.arange(len(shown)), return_inverse=True)[1]
         shuffled = rng.permutation(num_samples)
-        order = shuffled[np.lexsort(labels[shuffled].T[::-1])] if labels.size else shuffled
+        order = shuffled[np.argsort(rng.permutation(num_samples)[cells[shuffled]], kind="stable")]
         dealt = (np.arange(num_samples) + rng.integers(len(combinations))) % len(combinations)
         bits = np.empty((num_samples, len(label.modalities)), np.int64)
         bits[order] = np.array(combinations)[dealt]
         shown[name] = bits
-        labels = np.column_stack([labels, [label.value(tuple(row)) for row in bits.tolist()]])
+        labels = np.column_stack([labels, label.value(bits)])
     return shown, labels
 
 
