@@ -26,26 +26,36 @@ def option(default: Any, text: str, **metadata) -> Any:
 
 
 @dataclass
-class EncodingArguments:
-    """How raw samples become feature sequences, and where these are kept."""
+class CacheArguments:
+    """Where feature sequences are kept, and how they get there."""
 
-    text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
-    special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
-    image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     cache_dir: str | None = option(
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
     encoding_batch_size: int = option(32, "Samples an encoder sees at once.")
     encoding_workers: int = option(1, "Processes that decode pictures and tokenize texts while the encoders run.")
-    encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
     )
+
+    def __post_init__(self):
+        _at_least(self, 1, "encoding_batch_size")
+        _at_least(self, 0, "encoding_workers")
+
+
+@dataclass
+class EncodingArguments(CacheArguments):
+    """How raw samples become feature sequences, and where these are kept."""
+
+    text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
+    special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
+    image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
+    encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
     trust_remote_code: bool = option(False, "Run code that an encoder's repository brings along.")
 
     def __post_init__(self):
-        _at_least(self, 1, "text_max_length", "encoding_batch_size")
-        _at_least(self, 0, "encoding_workers")
+        super().__post_init__()
+        _at_least(self, 1, "text_max_length")
 
 
 @dataclass

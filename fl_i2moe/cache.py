@@ -6,10 +6,10 @@
       skipped.jsonl       one line per sample that was left out
       <split>/            a data set as `datasets.load_from_disk` reads it: Arrow shards, each with its checksum
 
-The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality) and per modality `m`
-`m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of each token) and
-`m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers). The path of an
-image is the one it was encoded from: it goes stale when the raw folder is moved, the features do not.
+The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
+modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
+each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers). The
+path of an image is the one it was encoded from: it goes stale when the raw folder is moved, the features do not.
 """
 
 import json

@@ -56,8 +56,11 @@ class Encoder(Protocol):
 
 
 def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features:
-    """The columns of a feature cache: the raw ones, then those that the encoders add."""
-    features = dict(next(iter(raw.splits.values())).features)
+    """The columns of a feature cache: the raw ones, but for arrays, which are features already; then those that the
+    encoders add."""
+    raw_features = next(iter(raw.splits.values())).features
+    arrays = {name for name, encoder in encoders.items() if encoder.kind == "array"}
+    features = {name: feature for name, feature in raw_features.items() if name not in arrays}
     for name, encoder in encoders.items():
         features[f"{name}_features"] = Array2D((None, encoder.feature_size), "float16")
         features[f"{name}_special_mask"] = List(Value("bool"))

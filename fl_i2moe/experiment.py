@@ -24,7 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from .arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments, check_metric
+from .arguments import (
+    CacheArguments,
+    EncodingArguments,
+    ModelArguments,
+    OutputArguments,
+    TrainingArguments,
+    check_metric,
+)
 from .batching import create_data_loader
 from .cache import FeatureCache, build_cache, cache_key
 from .cache_key import key_digest
@@ -32,6 +39,7 @@ from .checkpoints import Checkpoints
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
 from .encoders import FrozenEncoder, load_encoder
+from .encoding import Encoder
 from .figures import save_statistics_figures
 from .machine import cpu_model, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
@@ -60,7 +68,9 @@ class EncoderChoice:
 class Job:
     """The options of a whole job."""
 
-    encoding: EncodingArguments
+    encoding: CacheArguments
+    """[`EncodingArguments`] where encoders are to be loaded."""
+
     model: ModelArguments
     training: TrainingArguments
     output: OutputArguments
@@ -102,14 +112,18 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
 
 
 def run_experiment(
-    raw: RawDataset, encoders: Mapping[str, EncoderChoice], job: Job, accelerator: Accelerator, settings: dict[str, Any]
+    raw: RawDataset,
+    encoders: Mapping[str, EncoderChoice | Encoder],
+    job: Job,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """
     Encodes, trains, evaluates, and writes everything into `job.output.output_dir`.
 
     Args:
         raw: the data.
-        encoders: modality → its encoder.
+        encoders: modality → its encoder, or which one to load.
         settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
 
     Returns:
@@ -182,19 +196,22 @@ def _config(job: Job, modalities: Mapping[str, dict], raw: RawDataset, **others:
 
 def encode(
     raw: RawDataset,
-    choices: Mapping[str, EncoderChoice],
-    arguments: EncodingArguments,
+    choices: Mapping[str, EncoderChoice | Encoder],
+    arguments: CacheArguments,
     accelerator: Accelerator,
     console: Console,
 ) -> FeatureCache:
-    """Loads the encoders, and opens the feature cache or builds what it lacks."""
+    """Loads the encoders that are not there yet, and opens the feature cache or builds what it lacks."""
     with accelerator.main_process_first():
         loaded = {
             name: _load_encoder(name, raw.modalities[name], choice, arguments, accelerator.device)
+            if isinstance(choice, EncoderChoice)
+            else choice
             for name, choice in choices.items()
         }
     for name, encoder in loaded.items():
-        console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {choices[name].name}")
+        origin = encoder.identity()["name"]
+        console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
     for note in raw.notes:
         console.print(note)
     key = cache_key(raw, loaded)

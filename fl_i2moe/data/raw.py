@@ -37,7 +37,8 @@ class RawDataset:
     """`train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`."""
 
     modalities: dict[str, str]
-    """Modality column → its kind, `"image"` or `"text"`. Image columns are `datasets.Image(decode=False)`."""
+    """Modality column → its kind, `"image"`, `"text"` or `"array"`. Image columns are `datasets.Image(decode=False)`,
+    array columns the bytes of float32 arrays."""
 
     label_names: list[str]
     """Name of each of the C classes, in the order of the labels."""

@@ -4,7 +4,7 @@ import math
 
 from PIL import Image
 
-from .explanation_data import Pair
+from .explanation_data import ExplanationData, Feature, Pair
 from .geometry import Modality
 from .pair_scores import PairKind
 
@@ -60,13 +60,22 @@ def modality_title(name: str) -> str:
     return name.replace("_", " ")
 
 
+def end_name(explanation: ExplanationData, end: Feature) -> str:
+    """The feature's name, with its modality where the name alone does not tell it: `“soup”`, `alpha feature 3`."""
+    modalities = explanation.modalities.values()
+    told = len(modalities) == 2 and len({x.kind for x in modalities}) == 2
+    return end.name if told else f"{modality_title(end.modality)} {end.name}"
+
+
 def layer_text(hidden_layer: int | None) -> str:
     return "last hidden layer" if hidden_layer is None else f"hidden layer {hidden_layer}"
 
 
 def encoder_text(modality: Modality) -> str:
     """`openai/clip-vit-base-patch16, last hidden layer, 7 × 7 patches`."""
-    parts = [modality.encoder or "unknown encoder", layer_text(modality.hidden_layer)]
+    parts = [modality.encoder or "unknown encoder"]
+    if modality.kind != "other":  # which has no encoder: arrays that were features already
+        parts.append(layer_text(modality.hidden_layer))
     count = len(modality.candidates)
     if modality.grid:
         parts.append(f"{modality.grid[0]} × {modality.grid[1]} patches")

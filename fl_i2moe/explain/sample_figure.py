@@ -13,7 +13,7 @@ from matplotlib.path import Path as Outline
 
 from ..figures import expert_colors, expert_title
 from .attribution import MIXTURE
-from .display import METHOD_NAMES, MIXTURE_COLOR, SCORE_TITLES, faded, score_text, signed
+from .display import METHOD_NAMES, MIXTURE_COLOR, SCORE_TITLES, end_name, faded, score_text, signed
 from .explanation_data import ExplanationData, Pair
 from .geometry import Modality
 from .pair_scores import kind_of_expert
@@ -184,7 +184,7 @@ class _Board:
         for rank, pair in enumerate(self.pairs, 1):
             y = top + 30 + self.texts + 13.5 * (rank - 0.5)
             ends = sorted((pair.first, pair.second), key=lambda end: end.token is None)
-            line = f"{score_text(pair)}   {' ↔ '.join(end.name for end in ends)}"
+            line = f"{score_text(pair)}   {' ↔ '.join(end_name(self.explanation, end) for end in ends)}"
             sheet.badge(left + self.text_left, y - 4.5, str(rank))
             sheet.text(left + self.text_left + 16, y, fit(line, 8.5, self.width - self.text_left - 16), 8.5)
 

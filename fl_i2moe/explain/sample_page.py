@@ -17,6 +17,7 @@ from .display import (
     PAIR_NOTES,
     SCORE_TITLES,
     encoder_text,
+    end_name,
     faded,
     modality_title,
     score_text,
@@ -163,11 +164,7 @@ def _board(
 
 def _row(explanation: ExplanationData, pair: Pair, twin: Pair | None, ids: _Numbers) -> dict[str, Any]:
     """One of the strongest pairs; its `twin` is the same pair by the redundancy gap of both ends."""
-    many = len(explanation.modalities) > 2
-    names = [
-        {"name": f"{modality_title(end.modality)} {end.name}" if many else end.name, "token": end.token is not None}
-        for end in (pair.second, pair.first)
-    ]
+    names = [{"name": end_name(explanation, end), "token": end.token is not None} for end in (pair.second, pair.first)]
     names.sort(key=lambda end: not end["token"])  # the token first: it is what a reader looks for
     more = []
     if twin is not None:

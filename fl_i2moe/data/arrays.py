@@ -1,0 +1,472 @@
+"""
+Data sets of numeric arrays: any number of modalities, as one vector or a sequence of them for each sample.
+
+One file holds everything, as fields of N samples:
+
+- each modality, under its own name: (N, D), one vector a sample, or (N, T, D), a sequence. Numbers of any width;
+- `<modality>_mask` (N, T), optional: true (or 1) where a sequence is real and not padding;
+- `labels`: (N,) whole numbers or texts for one class a sample, (N, C) zeros and ones for several labels, (N,) or (N, C)
+  other numbers for a regression;
+- `label_names` (C,), optional: texts;
+- `split` (N,), optional: `train`, `validation` (or `valid`, `val`, `dev`) and `test`;
+- `ids` or `id` (N,), optional: texts or whole numbers.
+
+Three kinds of files:
+
+- `.npz`: the fields are its arrays. In place of `split`, every field can end with its split: `labels_train`,
+  `labels_test`, `vision_train` … (or `_tr`, `_te` …).
+- `.parquet`: the fields are its columns; a modality is a column of lists of numbers, or of lists of such lists, whose
+  lengths may differ.
+- `.pkl`: a dict of fields, or of splits of fields, as MultiBench publishes MOSI: `{train, valid, test}` → `vision`,
+  `audio`, `text`, `labels`, `id`. Nothing but arrays, texts and numbers is read from it, see `array_pickle`.
+
+Splits that the file does not have are drawn from its training samples by a seed.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, List, Value
+from numpy.typing import NDArray
+
+from .array_files import ALL, SPLIT_NAMES, Field, Part, Sequences, read_array_file, split_of
+from .raw import OnBadSample, ProblemType, RawDataset, SampleError
+
+MASK_END = "_mask"
+ID_FIELDS = ("ids", "id")
+LABEL_NAMES_FIELD = "label_names"
+
+
+@dataclass
+class ArrayDataset(RawDataset):
+    """Modality columns hold the bytes of a float32 array (T, D), padding left out: `numpy.frombuffer` reads them."""
+
+    feature_sizes: dict[str, int] = field(default_factory=dict)
+    """Modality → D."""
+
+
+def load_arrays(
+    path: str | Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    label_field: str = "labels",
+    label_names: Sequence[str] | None = None,
+    problem_type: ProblemType | None = None,
+    label_threshold: float | None = None,
+    split_field: str = "split",
+    id_field: str | None = None,
+    validation_share: float = 0.1,
+    test_share: float = 0.2,
+    split_seed: int = 0,
+    replace_non_finite: bool = False,
+    mask_zero_vectors: bool = False,
+    on_bad_sample: OnBadSample = "stop",
+) -> ArrayDataset:
+    """
+    Reads a file of arrays in the layout above.
+
+    Args:
+        path: the file.
+        modalities: fields that are modalities, in this order; by default every field of vectors that is nothing else.
+        label_field, split_field, id_field: other names of these fields.
+        label_names: of the C classes; by default the file's, or the values of the labels.
+        problem_type: by default what the labels look like: texts and whole numbers (N,) are classes, zeros and ones
+            (N, C) several labels, anything else is a regression.
+        label_threshold: makes two classes of one number a sample: up to it, and above it.
+        validation_share, test_share: of the training samples, for a split that the file does not have.
+        split_seed: of that draw.
+        replace_non_finite: put zero in place of NaN and infinite numbers, as MultiBench does on MOSI.
+        mask_zero_vectors: take vectors of nothing but zeros for padding. A sample that has no other keeps one.
+        on_bad_sample: `"stop"` raises the first `SampleError`, `"skip"` collects them in `bad_samples`.
+
+    Returns:
+        A data set whose modalities are of the kind `"array"`. Masked features are left out and gaps closed.
+
+    Raises:
+        SampleError: a sample has numbers that are NaN or infinite, a label that is, or no feature.
+        ValueError: the file cannot be read; a field is missing, has another number of samples than the labels or the
+            wrong shape or type; a split's name is unknown; a split is empty; ids occur twice; an option does not fit.
+    """
+    if on_bad_sample not in get_args(OnBadSample):
+        raise ValueError(f"on_bad_sample must be one of {get_args(OnBadSample)}, got {on_bad_sample!r}")
+    path = Path(path).expanduser()
+    parts = read_array_file(path, label_field)
+    ids_of = {split: _find_ids(part, id_field, path) for split, part in parts.items()}
+    others = {label_field, split_field, LABEL_NAMES_FIELD, *ID_FIELDS, *(x for x in ids_of.values() if x)}
+    names = _choose_modalities(parts, modalities, others, path)
+    for split, part in parts.items():
+        _check_lengths(part, [*names, *others], label_field, path, "" if split == ALL else f" (split {split!r})")
+
+    notes: list[str] = []
+    ids = _ids(parts, ids_of, label_field, path)
+    rows_of = _rows_of_splits(parts, label_field, split_field, path)
+    notes += _draw_missing_splits(rows_of, validation_share, test_share, split_seed, path)
+    split_names = np.empty(len(ids), object)
+    for split, rows in rows_of.items():
+        split_names[rows] = split
+    bad: dict[int, SampleError] = {}
+
+    def report(rows: NDArray[np.int64], field_name: str, reason: str) -> None:
+        for row in rows.tolist():
+            bad.setdefault(row, SampleError(split_names[row], ids[row], field_name, path, reason))
+
+    sequences = {}
+    for name in names:
+        sequences[name] = _join([_sequences(part, name, mask_zero_vectors, notes, path) for part in parts.values()])
+        if sequences[name] is None:
+            raise ValueError(f"{path}: vectors of {name!r} have different lengths in different splits.")
+        sequences[name] = _finite(sequences[name], name, replace_non_finite, notes, report)
+        report(np.flatnonzero(sequences[name].lengths == 0), name, "it has no feature that is not masked")
+    values = _label_values([part[label_field] for part in parts.values()], label_field, path)
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        report(np.flatnonzero(~finite), label_field, "it is NaN or infinite")
+    if bad and on_bad_sample == "stop":
+        raise bad[min(bad)]
+    good = np.setdiff1d(np.arange(len(ids)), list(bad))
+    if not len(good):
+        raise ValueError(f"{path}: no sample is left, the first is bad because: {bad[min(bad)].reason}.")
+    given = label_names if label_names is not None else _names_in_file(parts, path)
+    labels, class_names, problem = _labels(values[good], given, problem_type, label_threshold, label_field, path)
+
+    place = np.full(len(ids), -1)
+    place[good] = np.arange(len(good))
+    columns = {name: _as_bytes(x) for name, x in sequences.items()}
+    features = Features(
+        {
+            "id": Value("string"),
+            **{name: Value("large_binary") for name in names},
+            "labels": Value("int64") if labels.ndim == 1 else List(Value("float32"), length=labels.shape[1]),
+        }
+    )
+    splits = DatasetDict()
+    for split, rows in rows_of.items():
+        rows = [row for row in rows.tolist() if row not in bad]
+        if not rows:
+            raise ValueError(f"{path}: no sample of split {split!r} is left.")
+        content = {name: [columns[name](row) for row in rows] for name in names}
+        chosen = labels[place[rows]]
+        splits[split] = Dataset.from_dict({"id": [ids[row] for row in rows], **content, "labels": chosen}, features)
+    if problem == "single_label_classification":
+        there = np.unique(np.asarray(splits["train"]["labels"]))
+        if missing := [name for index, name in enumerate(class_names) if index not in there]:
+            notes.append(f"No training sample is of the classes {', '.join(missing)}.")
+    notes.insert(0, f"{path}: {len(good):,} samples, {problem.replace('_', ' ')}, {len(class_names)} outputs")
+    return ArrayDataset(
+        splits=splits,
+        modalities=dict.fromkeys(names, "array"),
+        label_names=class_names,
+        problem_type=problem,
+        bad_samples=[bad[row] for row in sorted(bad)],
+        notes=notes,
+        feature_sizes={name: x.values.shape[1] for name, x in sequences.items()},
+    )
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, others: set[str], path: Path) -> list[str]:
+    first = next(iter(parts.values()))
+    found = [
+        name
+        for name, x in first.items()
+        if name not in others
+        and not (name.endswith(MASK_END) and name.removesuffix(MASK_END) in first)
+        and (isinstance(x, Sequences) or (x.ndim in (2, 3) and x.dtype.kind in "biuf"))
+    ]
+    names = list(found if asked is None else asked)
+    for split, part in parts.items():
+        if missing := [name for name in names if name not in part]:
+            where = "" if split == ALL else f" in split {split!r}"
+            raise ValueError(f"{path} has no {missing}{where}; its fields are {', '.join(part)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"A modality is named twice: {names}.")
+    if wrong := [name for name in names if name in others]:
+        raise ValueError(f"{path}: {wrong} cannot be modalities, they are labels, splits or ids.")
+    if len(names) < 2:
+        raise ValueError(
+            f"{path}: a mixture needs at least two modalities, found {names}. Its fields are "
+            f"{', '.join(f'{name} {_shape(x)}' for name, x in first.items())}; modalities are (N, D) or (N, T, D)."
+        )
+    return names
+
+
+def _shape(x: Field) -> str:
+    return f"{len(x)} sequences" if isinstance(x, Sequences) else f"{x.dtype} {x.shape}"
+
+
+def _check_lengths(part: Part, names: Sequence[str], label_field: str, path: Path, where: str) -> None:
+    if label_field not in part:
+        raise ValueError(
+            f"{path} has no labels{where}: there is no field {label_field!r}, its fields are {', '.join(part)}. Say "
+            "which it is by --label_field."
+        )
+    if scalars := [name for name, x in part.items() if isinstance(x, np.ndarray) and not x.ndim]:
+        raise ValueError(f"{path}: {scalars} are single values; every field has one row a sample.")
+    size = len(part[label_field])
+    for name in names:
+        for field_name in (name, name + MASK_END):
+            if field_name in part and field_name != LABEL_NAMES_FIELD and len(part[field_name]) != size:
+                raise ValueError(
+                    f"{path}: {field_name!r} has {len(part[field_name]):,} samples{where}, {label_field!r} has "
+                    f"{size:,}; all fields must have as many."
+                )
+    if not size:
+        raise ValueError(f"{path} has no samples{where}.")
+
+
+def _find_ids(part: Part, id_field: str | None, path: Path) -> str | None:
+    if id_field is not None and id_field not in part:
+        raise ValueError(f"{path} has no field {id_field!r} of ids; its fields are {', '.join(part)}.")
+    return id_field or next((name for name in ID_FIELDS if name in part), None)
+
+
+def _ids(parts: dict[str, Part], ids_of: dict[str, str | None], label_field: str, path: Path) -> list[str]:
+    ids: list[str] = []
+    for split, part in parts.items():
+        name = ids_of[split]
+        if name is None:
+            start = "" if split == ALL else f"{split}-"
+            ids += [f"{start}{row}" for row in range(len(part[label_field]))]
+            continue
+        if isinstance(part[name], Sequences):
+            raise ValueError(f"{path}: {name!r} holds vectors, ids are texts or whole numbers.")
+        ids += ["_".join(map(_id_text, row)) for row in part[name].reshape(len(part[name]), -1).tolist()]
+    [(twice, count)] = Counter(ids).most_common(1)
+    if count > 1:
+        raise ValueError(f"{path}: the id {twice!r} occurs twice.")
+    return ids
+
+
+def _id_text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+def _rows_of_splits(
+    parts: dict[str, Part], label_field: str, split_field: str, path: Path
+) -> dict[str, NDArray[np.int64]]:
+    """Split → rows, over all parts one after another."""
+    if ALL not in parts:
+        starts = np.cumsum([0, *(len(part[label_field]) for part in parts.values())])
+        return {split: np.arange(starts[i], starts[i + 1]) for i, split in enumerate(parts)}
+    part = parts[ALL]
+    if split_field not in part:
+        if split_field != "split":
+            raise ValueError(f"{path} has no field {split_field!r} of splits; its fields are {', '.join(part)}.")
+        return {"train": np.arange(len(part[label_field]))}
+    written = [] if isinstance(part[split_field], Sequences) else part[split_field].tolist()
+    splits = [split_of(name) for name in written]
+    if unknown := list(dict.fromkeys(repr(name) for name, x in zip(written, splits, strict=True) if x is None)):
+        known = ", ".join(f"{split} ({', '.join(names[1:])})" for split, names in SPLIT_NAMES.items())
+        raise ValueError(f"{path}: {split_field!r} holds {', '.join(unknown[:5])}; known splits are {known}.")
+    found = np.array(splits)
+    return {split: rows for split in SPLIT_NAMES if len(rows := np.flatnonzero(found == split))}
+
+
+def _draw_missing_splits(
+    rows_of: dict[str, NDArray[np.int64]], validation_share: float, test_share: float, seed: int, path: Path
+) -> list[str]:
+    """Fills `rows_of`; returns what to tell."""
+    if "train" not in rows_of:
+        raise ValueError(f"{path} has no training samples; its splits are {', '.join(rows_of)}.")
+    rows = rows_of["train"]
+    left, notes = np.random.default_rng(seed).permutation(rows), []
+    for split, share in (("validation", validation_share), ("test", test_share)):
+        if split in rows_of:
+            continue
+        count = round(share * len(rows))
+        if not 0 < count < len(left):
+            raise ValueError(
+                f"{path} has no {split} samples, and {share:.0%} of its {len(rows):,} training samples make none or "
+                "leave none to train on; give more samples or another share."
+            )
+        rows_of[split], left = np.sort(left[:count]), left[count:]
+        notes.append(f"{split}: {count:,} of the training samples, drawn by seed {seed}")
+    rows_of["train"] = np.sort(left)
+    ordered = {split: rows_of[split] for split in SPLIT_NAMES}
+    rows_of.clear()
+    rows_of.update(ordered)
+    return notes
+
+
+# --- modalities -------------------------------------------------------------------------------------------------------
+
+
+def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str], path: Path) -> Sequences:
+    """The real features of a modality, float32."""
+    x, mask_name = part[name], name + MASK_END
+    values = x.values if isinstance(x, Sequences) else x
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: {name!r} holds {values.dtype}; a modality is an array of numbers.")
+    if isinstance(x, Sequences):
+        if mask_name in part:
+            raise ValueError(f"{path}: {mask_name!r} is for padded arrays; {name!r} has sequences of any length.")
+        lengths, real = x.lengths, np.ones(len(values), np.bool_)
+    elif values.ndim not in (2, 3) or 0 in values.shape:
+        raise ValueError(
+            f"{path}: {name!r} has the shape {values.shape}; a modality is (N, D), one vector a sample, or (N, T, D), "
+            "a sequence of them. One number a sample is (N, 1)."
+        )
+    else:
+        sequence = values[:, None] if values.ndim == 2 else values
+        mask_NT = _mask(part.get(mask_name), sequence.shape[:2], mask_name, path)
+        if num_gaps := int((mask_NT[:, 1:] & ~mask_NT[:, :-1]).any(axis=1).sum()):
+            notes.append(
+                f"{name}: {num_gaps:,} samples have masked features before real ones; the gaps are closed, so that a "
+                "feature's position counts real features"
+            )
+        values, lengths, real = sequence.reshape(-1, sequence.shape[2]), mask_NT.sum(axis=1), mask_NT.reshape(-1)
+        values, lengths = values[real], lengths.astype(np.int64)
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
+        found = Sequences(np.ascontiguousarray(values, np.float32), lengths)
+    return _without_zeros(found) if mask_zero_vectors else found
+
+
+def _mask(mask: Field | None, shape: tuple[int, ...], name: str, path: Path) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(shape, np.bool_)
+    values = mask if isinstance(mask, np.ndarray) else np.empty(0)
+    if values.shape != shape or values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise ValueError(f"{path}: {name!r} must be (N, T) of true and false (or 1 and 0), here {shape}.")
+    return values.astype(np.bool_)
+
+
+def _without_zeros(x: Sequences) -> Sequences:
+    real = (x.values != 0).any(axis=1)
+    ends = np.cumsum(x.lengths)
+    starts = ends - x.lengths
+    kept = np.diff(np.concatenate([[0], np.cumsum(real)])[np.stack([starts, ends])], axis=0)[0]
+    real[starts[(kept == 0) & (x.lengths > 0)]] = True
+    return Sequences(x.values[real], np.where(x.lengths > 0, np.maximum(kept, 1), 0))
+
+
+def _join(parts: list[Sequences]) -> Sequences | None:
+    """None where vectors have different lengths."""
+    if len({x.values.shape[1] for x in parts}) > 1:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return Sequences(np.concatenate([x.values for x in parts]), np.concatenate([x.lengths for x in parts]))
+
+
+def _finite(x: Sequences, name: str, replace: bool, notes: list[str], report: Any) -> Sequences:
+    finite = np.isfinite(x.values)
+    if finite.all():
+        return x
+    if replace:
+        notes.append(f"{name}: zero in place of {int((~finite).sum()):,} numbers that are NaN or infinite")
+        return Sequences(np.where(finite, x.values, np.float32(0)), x.lengths)
+    sample_of = np.repeat(np.arange(len(x)), x.lengths)
+    reason = "it has numbers that are NaN or infinite (as 32-bit numbers); --replace_non_finite puts zeros there"
+    report(np.unique(sample_of[~finite.all(axis=1)]), name, reason)
+    return x
+
+
+def _as_bytes(x: Sequences) -> Any:
+    """Row → the bytes of its (T, D)."""
+    ends = np.cumsum(x.lengths)
+    return lambda row: x.values[ends[row] - x.lengths[row] : ends[row]].tobytes()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def _label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
+    """(N,) or (N, C)."""
+    if any(isinstance(x, Sequences) for x in parts):
+        raise ValueError(f"{path}: {name!r} must have as many numbers for every sample.")
+    if any(x.dtype.kind not in "biufUSO" for x in parts) or len({x.shape[1:] for x in parts}) > 1:
+        raise ValueError(f"{path}: {name!r} holds {', '.join(_shape(x) for x in parts)}; labels are numbers or texts.")
+    values = np.concatenate(parts)
+    values = values.reshape(len(values), -1) if values.ndim > 1 else values
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.dtype.kind in "SO":
+        if values.dtype.kind == "O" and not all(isinstance(x, str | bytes) for x in values.reshape(-1).tolist()):
+            raise ValueError(f"{path}: {name!r} has missing labels, or some that are neither numbers nor texts.")
+        values = np.array([_id_text(x) for x in values.reshape(-1).tolist()]).reshape(values.shape)
+    if values.dtype.kind == "U" and values.ndim == 2:
+        raise ValueError(f"{path}: {name!r} has several texts a sample; several labels are (N, C) zeros and ones.")
+    return values
+
+
+def _names_in_file(parts: dict[str, Part], path: Path) -> list[str] | None:
+    names = next(iter(parts.values())).get(LABEL_NAMES_FIELD)
+    if names is None:
+        return None
+    if isinstance(names, Sequences) or names.ndim != 1 or names.dtype.kind not in "USO":
+        raise ValueError(f"{path}: {LABEL_NAMES_FIELD!r} must be (C,) texts, is {_shape(names)}.")
+    return [_id_text(name) for name in names.tolist()]
+
+
+def _labels(
+    values: NDArray[Any],
+    names: Sequence[str] | None,
+    problem: ProblemType | None,
+    threshold: float | None,
+    field_name: str,
+    path: Path,
+) -> tuple[NDArray[Any], list[str], ProblemType]:
+    """(N,) int64 classes, or (N, C) float32; the classes' names; the task."""
+    if threshold is not None:
+        if values.ndim != 1 or values.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: `label_threshold` is for one number a sample, {field_name!r} is not.")
+        values, problem = (values > threshold).astype(np.int64), problem or "single_label_classification"
+        names = names or [f"up to {threshold:g}", f"above {threshold:g}"]
+    is_binary = values.dtype.kind in "biuf" and bool(np.isin(values, (0, 1)).all())
+    if problem is None:
+        if values.ndim == 1:
+            problem = "single_label_classification" if values.dtype.kind in "biuU" else "regression"
+        else:
+            problem = "multi_label_classification" if is_binary else "regression"
+    said = f"{path}: {field_name!r} ({values.dtype} {values.shape}) does not fit {problem}"
+    if problem == "single_label_classification":
+        if values.ndim != 1:
+            raise ValueError(f"{said}: one class a sample is (N,) whole numbers or texts.")
+        return (*_classes(values, names, said), problem)
+    if values.dtype.kind == "U":
+        raise ValueError(f"{said}: it holds texts.")
+    labels = values.reshape(len(values), -1).astype(np.float32)
+    count = labels.shape[1]
+    if problem == "multi_label_classification":
+        if count < 2:
+            raise ValueError(f"{said}: one label of yes or no is single_label_classification with two classes.")
+        if not is_binary:
+            raise ValueError(f"{said}: several labels are zeros and ones.")
+    names = list(names or ([field_name] if count == 1 else [f"{field_name} {index}" for index in range(count)]))
+    if len(names) != count or len(set(names)) < count:
+        raise ValueError(f"{path}: {len(names)} label names for {count} outputs, which must all differ: {names}.")
+    return labels, names, problem
+
+
+def _classes(values: NDArray[Any], names: Sequence[str] | None, said: str) -> tuple[NDArray[np.int64], list[str]]:
+    if values.dtype.kind == "f":
+        if (values != np.round(values)).any():
+            raise ValueError(f"{said}: classes are whole numbers.")
+        values = values.astype(np.int64)
+    found = np.unique(values).tolist()
+    if values.dtype.kind == "U":
+        classes = list(names) if names else found
+        if unknown := [x for x in found if x not in classes]:
+            raise ValueError(f"{said}: there are the classes {unknown}, the label names are {classes}.")
+        labels = np.array([classes.index(x) for x in values.tolist()], np.int64)
+    elif names:
+        classes = list(names)
+        if found[0] < 0 or found[-1] >= len(classes):
+            raise ValueError(f"{said}: it has {found[0]} … {found[-1]}, {len(classes)} label names take 0 … .")
+        labels = values.astype(np.int64)
+    else:
+        classes = [str(int(x)) for x in found]
+        labels = np.searchsorted(found, values).astype(np.int64)
+    if len(set(classes)) < len(classes) or len(classes) < 2:
+        raise ValueError(f"{said}: there must be two different classes at least, there are {classes}.")
+    if len(classes) == len(values) and not names:
+        raise ValueError(f"{said}: every sample is a class of its own.")
+    return labels, classes

@@ -1,0 +1,184 @@
+"""
+Train FL-I²MoE on numeric arrays: any number of modalities, features already, from one .npz, .parquet or pickle file.
+
+    accelerate launch recipes/train_arrays.py --data_file visits.npz --output_dir runs/visits
+
+Without `--data_file` it makes numeric sequences of two or three modalities in which the interactions are known, and
+trains on those:
+
+    accelerate launch recipes/train_arrays.py --num_modalities 3 --output_dir runs/numeric
+
+The file holds fields of N samples: one for each modality, (N, D) or (N, T, D) with an optional <modality>_mask (N, T);
+labels, (N,) classes, (N, C) zeros and ones, or other numbers; optional split (train, validation, test), ids and
+label_names. In a .parquet file fields are columns, of lists or lists of lists for modalities. In an .npz file fields
+may end with their split (labels_train, labels_test). A pickle holds a dict of fields, or of splits of fields as the
+MultiBench MOSI file does; nothing but arrays is read from it. Presets adni, mimic and mosi are I²MoE's settings for
+four and three modalities, each pooled to one vector; --level feature keeps sequences, as explanations need.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from fl_i2moe.arguments import (
+    CacheArguments,
+    ModelArguments,
+    OutputArguments,
+    TrainingArguments,
+    option,
+    parse_arguments,
+)
+from fl_i2moe.array_encoder import array_encoders, save_standardization
+from fl_i2moe.data.arrays import load_arrays
+from fl_i2moe.data.numeric import NumericSettings, write_numeric
+from fl_i2moe.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.sample_encoders import user_cache_dir
+
+# I²MoE, table 7, the columns in which data sets agree, and its published dropout
+ARRAYS = {
+    "num_epochs": 50,
+    "batch_size": 32,
+    "learning_rate": 1e-4,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_fusion_layers": 2,
+    "dropout": 0.5,
+    "interaction_loss_weight": 0.5,
+    "reweighting_temperature": 2.0,
+    "reweighting_hidden_size": 256,
+    "num_reweighting_layers": 2,
+}
+# I²MoE, table 7: image, genetic, clinical and biospecimen data; three classes
+ADNI = {**ARRAYS, "level": "pooled", "num_patches": 16, "reweighting_temperature": 1.0}
+# I²MoE, table 7: laboratory values, notes and codes; two classes
+MIMIC = {
+    **ARRAYS,
+    "level": "pooled",
+    "num_patches": 8,
+    "num_epochs": 30,
+    "hidden_size": 128,
+    "num_attention_heads": 1,
+    "interaction_loss_weight": 0.01,
+    "reweighting_hidden_size": 128,
+}
+# I²MoE, table 7: text, vision and audio; regression. MultiBench, which published the file, replaces infinite numbers
+MOSI = {
+    **ARRAYS,
+    "level": "pooled",
+    "num_patches": 4,
+    "num_epochs": 30,
+    "num_attention_heads": 1,
+    "num_fusion_layers": 1,
+    "interaction_loss_weight": 0.005,
+    "num_reweighting_layers": 3,
+    "replace_non_finite": True,
+}
+# Small and quick, enough to learn all interactions of the sample
+SAMPLE = {
+    "num_epochs": 12,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_fusion_layers": 2,
+    "dropout": 0.1,
+    "reweighting_dropout": 0.1,
+    "interaction_loss_weight": 0.5,
+    "reweighting_temperature": 2.0,
+    "reweighting_hidden_size": 32,
+    "num_reweighting_layers": 2,
+}
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+@dataclass
+class DataArguments:
+    """Which arrays, and how they are read."""
+
+    data_file: str | None = option(None, "File of arrays: .npz, .parquet, .pkl; a built-in sample if not given.")
+    modalities: list[str] | None = option(None, "Fields that are modalities, in the experts' order; all if not given.")
+    label_field: str = option("labels", "Field of the labels.")
+    label_names: list[str] | None = option(None, "Names of the classes; the file's, or the labels' values.")
+    problem_type: Problem | None = option(None, "What is predicted; what the labels look like if not given.")
+    label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
+    split_field: str = option("split", "Field of the splits.")
+    id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
+    validation_share: float = option(0.1, "Share of the training samples to validate on, where the file has none.")
+    test_share: float = option(0.2, "Share of the training samples to test on, where the file has none.")
+    split_seed: int = option(0, "Seed of that draw.")
+    standardize: bool = option(
+        True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
+    )
+    replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
+    mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
+    num_modalities: int = option(2, "Modalities of the built-in sample, 2 or 3.")
+    num_samples: int = option(3000, "Samples of the built-in sample.")
+    num_tokens: int = option(20, "Features of each sequence of the built-in sample.")
+    evidence_tokens: int = option(3, "Features that show what a modality tells of one label.")
+    evidence_positions: list[int] | None = option(None, "Where those may lie; anywhere if not given.")
+    fixed_positions: bool = option(False, "Keep them in the same place in every sample.")
+    noise: float = option(0.2, "Standard deviation of the noise on every number; what is told has size 1.")
+    labels_per_kind: int | None = option(
+        None, "Labels of each interaction and set of modalities; 2 of two modalities, 1 of three if not given."
+    )
+    sample_seed: int = option(0, "Seed of the built-in sample.")
+
+    def __post_init__(self):
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        if self.split_seed < 0:
+            raise ValueError(f"`split_seed` must not be negative, got {self.split_seed}.")
+        if self.labels_per_kind is None:
+            self.labels_per_kind = 2 if self.num_modalities == 2 else 1
+        NumericSettings.from_options(vars(self))
+
+
+def main():
+    data, cache, model, training, output = parse_arguments(
+        (DataArguments, CacheArguments, ModelArguments, TrainingArguments, OutputArguments),
+        presets={"arrays": ARRAYS, "adni": ADNI, "mimic": MIMIC, "mosi": MOSI, "sample": SAMPLE},
+        default_preset=lambda given: "arrays" if given.data_file else "sample",
+        description=__doc__,
+    )
+    accelerator = create_accelerator(training, output.output_dir)
+    if data.data_file:
+        file = Path(data.data_file)
+    else:
+        settings = NumericSettings.from_options(vars(data))
+        folder = user_cache_dir() / "numeric" / settings.folder_name
+        accelerator.print(f"Arrays: a built-in sample with known interactions, {folder}. Give yours with --data_file.")
+        with accelerator.main_process_first():
+            file = write_numeric(folder, settings)
+    raw = load_arrays(
+        file,
+        modalities=data.modalities,
+        label_field=data.label_field,
+        label_names=data.label_names,
+        problem_type=data.problem_type,
+        label_threshold=data.label_threshold,
+        split_field=data.split_field,
+        id_field=data.id_field,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        split_seed=data.split_seed,
+        replace_non_finite=data.replace_non_finite,
+        mask_zero_vectors=data.mask_zero_vectors,
+        on_bad_sample=cache.on_bad_sample,
+    )
+    encoders = array_encoders(raw, data.standardize)
+    if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
+        accelerator.print(
+            "Each modality is one vector: --level pooled cuts it into --num_patches pieces, as I²MoE does."
+        )
+    job = Job(cache, model, training, output)
+    run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
+    if accelerator.is_main_process and data.standardize:
+        save_standardization(encoders, Path(output.output_dir) / "standardization.safetensors")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
