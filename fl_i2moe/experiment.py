@@ -205,10 +205,12 @@ def encode(
 ) -> FeatureCache:
     """Loads the encoders, and opens the feature cache or builds what it lacks."""
     with accelerator.main_process_first():
-        loaded = {
-            name: _load_encoder(name, raw.modalities[name], choice, arguments, accelerator.device)
-            for name, choice in choices.items()
-        }
+        loaded: dict[str, FrozenEncoder] = {}
+        for name, choice in choices.items():
+            kind = raw.modalities[name]
+            twin = next((x for x in loaded if (choices[x], raw.modalities[x]) == (choice, kind)), None)
+            device = accelerator.device
+            loaded[name] = loaded[twin] if twin else _load_encoder(name, kind, choice, arguments, device)
     for name, encoder in loaded.items():
         console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {choices[name].name}")
     for note in raw.notes:

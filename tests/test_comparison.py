@@ -176,7 +176,7 @@ def test_recipe(cache, tmp_path, launch):
     ("options", "message"),
     [
         (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
-        (["--data=nowhere"], "nowhere is no feature cache"),
+        (["--data=nowhere"], "nowhere has no known layout"),
         (["--measure=robustness"], "needs `keep_feature_means`"),
     ],
 )

@@ -252,6 +252,23 @@ def test_dense_baseline_is_one_expert(fusion):
 
 
 @pytest.mark.parametrize("fusion", NEW)
+def test_bfloat16(fusion):
+    """Under autocast and as the model's own type; where a router may choose otherwise, only that it works."""
+    config = make_config(3, fusion=fusion)
+    model = make_model(config)
+    features, masks, labels = make_inputs(config)
+    exact = model(features=features, feature_masks=masks).expert_logits
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(features=features, feature_masks=masks).expert_logits
+        model.train()(features=features, feature_masks=masks, labels=labels).loss.backward()
+    own = model.eval().to(torch.bfloat16)(features=features, feature_masks=masks).expert_logits
+    for logits in (rounded, own):
+        assert logits.isfinite().all()
+        if fusion not in ROUTED:
+            assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("fusion", NEW)
 def test_padding_and_neighbours_change_nothing(fusion):
     config = make_config(3, fusion=fusion, eval_capacity_factor=0.7)
     model = make_model(config)
@@ -444,6 +461,16 @@ def test_tokens_beyond_the_capacity_pass_by():
     is_of[0, 0, :4] = is_of[0, 1, 4:] = True
     update, _, _ = layer(x, is_of, None, None)
     assert update[0, 0].any(dim=-1).tolist() == [True, True, False, False] * 2
+
+
+def test_networks_that_no_token_reaches_have_a_gradient():
+    """Of zero: several processes wait for one of every weight."""
+    layer = make_model(make_config(fusion="moe++", architecture="dense")).experts.layers[0].feed_forward.networks
+    x = torch.randn(1, 2, 3, 8, requires_grad=True)
+    update = layer(x, torch.full((1, 2, 3), layer.num_networks), None)
+    assert not update.any()
+    for gradient in torch.autograd.grad(update.sum(), list(layer.parameters())):
+        assert not gradient.any()
 
 
 # --- InterpretCC ------------------------------------------------------------------------------------------------------
