@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from tiny_models import make_batch, make_config, make_inputs, make_model
+from tiny_models import make_batch, make_config, make_inputs, make_model, one_sample
 from torch import nn
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -15,6 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from fl_i2moe import FLI2MoEModel, modeling_fl_i2moe
 from fl_i2moe.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.explain.attribution import attribute
+from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.fusions import FUSIONS
 
@@ -237,7 +239,7 @@ def test_training_takes_the_same_path(fusion):
         torch.testing.assert_close(output.expert_logits, expected, **CLOSE)
     assert output.interaction_losses.shape == (5,)
     output.loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() for p in model.parameters())  # none is left out, several processes need all
 
 
 @pytest.mark.parametrize("fusion", NEW)
@@ -352,6 +354,21 @@ def test_explanations(fusion):
     else:
         with pytest.raises(ValueError, match=f"{fusion!r} gives no attention.*'ig'"):
             attribute(model, inputs, targets, "grad_attnroll")
+
+
+@pytest.mark.parametrize("fusion", NEW)
+def test_games(fusion):
+    """What explanations of pairs ask, one coalition at a time."""
+    model = make_model(make_config(fusion=fusion))
+    inputs = one_sample(Inputs.from_batch(model, make_batch(model.config)), 0)
+    players = [("text", 2), ("text", 4), ("image", 1), ("image", 3)]
+    values = ValueGame(model, inputs, "synergy", 1, players)(np.eye(4, dtype=bool))
+    for (name, place), value in zip(players, values, strict=True):
+        keep = {m: ~mask for m, mask in inputs.candidate_masks.items()}
+        keep[name] = keep[name].clone()
+        keep[name][0, place] = True
+        expected = model.run_experts(inputs.projected, inputs.feature_masks, keep, experts=["synergy"])[0, 0, 1]
+        assert value == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_late_fusion_explains_a_modality_by_itself_alone():
