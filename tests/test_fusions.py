@@ -14,6 +14,7 @@ from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from fl_i2moe import FLI2MoEModel, modeling_fl_i2moe
+from fl_i2moe.arguments import ModelArguments, parse_arguments
 from fl_i2moe.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.explain.attribution import attribute
 from fl_i2moe.explain.game import ValueGame
@@ -554,3 +555,20 @@ def test_what_does_not_fit_is_refused(changes, message):
 
 def test_a_dense_baseline_has_no_objective_to_fit():
     assert make_config(fusion="late", objective="specialised", architecture="dense").expert_names == ["dense"]
+
+
+def test_options_reach_the_configuration():
+    arguments = ["--fusion=moe++", "--num_routed_experts=3", "--no_hard_gate", "--balance_loss_weight=0.1"]
+    [model] = parse_arguments((ModelArguments,), {"default": {}}, lambda given: "default", "a job", arguments)
+    config = model.to_config(make_config().modalities, num_labels=3)
+    assert (config.fusion, config.num_routed_experts, config.hard_gate) == ("moe++", 3, False)
+    assert config.balance_loss_weight == 0.1
+    defaults, untouched = ModelArguments(), make_config()
+    for name in (
+        "capacity_factor",
+        "eval_capacity_factor",
+        "zero_computation_balance",
+        "gate_threshold",
+        "fusion_rank",
+    ):
+        assert getattr(defaults, name) == getattr(untouched, name)
