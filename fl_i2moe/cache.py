@@ -87,6 +87,11 @@ class FeatureCache:
         return notes
 
 
+def is_cache(folder: str | Path) -> bool:
+    """Whether the folder holds a feature cache, complete or not."""
+    return (Path(folder) / "key.json").is_file()
+
+
 def open_cache(
     cache_dir: str | Path, *, expected_key: dict[str, Any] | None = None, verify: bool = True
 ) -> FeatureCache:
@@ -102,7 +107,7 @@ def open_cache(
         CorruptCacheError: a shard is missing or has changed.
     """
     cache_dir = Path(cache_dir)
-    if not (cache_dir / "key.json").exists():
+    if not is_cache(cache_dir):
         raise ValueError(f"{cache_dir} is no feature cache: it has no key.json")
     key, shard_size = _read_key(cache_dir)
     if expected_key is not None:

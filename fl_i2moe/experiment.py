@@ -135,19 +135,23 @@ def run_experiment(
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
     output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
     # whatever can be refused is refused before an hour of encoding
-    metric = check_metric(job.training.metric, raw.problem_type)
-    _config(job, {name: {"feature_size": 1, "max_features": 1} for name in raw.modalities}, raw)
+    check_metric(job.training.metric, raw.problem_type)
+    _config(job.model, {name: {"feature_size": 1, "max_features": 1} for name in raw.modalities}, raw)
     if accelerator.is_main_process:
         check_run_folder(output_dir, **flags)
     accelerator.wait_for_everyone()
 
     cache = encode(raw, encoders, job.encoding, accelerator, console)
-    config = _config(
-        job,
-        {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
-        raw,
-        encoders={name: x["encoder"] for name, x in cache.modalities.items()},
-    )
+    return run_on_cache(cache, job, accelerator, settings, console)
+
+
+def run_on_cache(
+    cache: FeatureCache, job: Job, accelerator: Accelerator, settings: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """[`run_experiment`] behind the encoders: trains, evaluates and writes."""
+    output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
+    metric = check_metric(job.training.metric, cache.problem_type)
+    config = model_config(job.model, cache)
     settings = {
         **settings,
         "num_processes": accelerator.num_processes,
@@ -164,7 +168,7 @@ def run_experiment(
         seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
         for seed in job.training.seeds
     }
-    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[raw.problem_type][metric])
+    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[cache.problem_type][metric])
     results = {
         "metric": metric,
         "best_seed": best_seed,
@@ -184,12 +188,24 @@ def run_experiment(
     return results
 
 
-def _config(job: Job, modalities: Mapping[str, dict], raw: RawDataset, **others: Any) -> FLI2MoEConfig:
-    return job.model.to_config(
+def model_config(model: ModelArguments, cache: FeatureCache) -> FLI2MoEConfig:
+    """The configuration of a model on the features of a cache."""
+    return _config(
+        model,
+        {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
+        cache,
+        encoders={name: x["encoder"] for name, x in cache.modalities.items()},
+    )
+
+
+def _config(
+    model: ModelArguments, modalities: Mapping[str, dict], data: RawDataset | FeatureCache, **others: Any
+) -> FLI2MoEConfig:
+    return model.to_config(
         modalities,
-        problem_type=raw.problem_type,
-        id2label=dict(enumerate(raw.label_names)),
-        label2id={name: index for index, name in enumerate(raw.label_names)},
+        problem_type=data.problem_type,
+        id2label=dict(enumerate(data.label_names)),
+        label2id={name: index for index, name in enumerate(data.label_names)},
         **others,
     )
 
@@ -203,12 +219,16 @@ def encode(
 ) -> FeatureCache:
     """Loads the encoders that are not there yet, and opens the feature cache or builds what it lacks."""
     with accelerator.main_process_first():
-        loaded = {
-            name: _load_encoder(name, raw.modalities[name], choice, arguments, accelerator.device)
-            if isinstance(choice, EncoderChoice)
-            else choice
-            for name, choice in choices.items()
-        }
+        loaded: dict[str, Encoder] = {}
+        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}  # modalities of one kind, one encoder
+        for name, choice in choices.items():
+            kind = raw.modalities[name]
+            if not isinstance(choice, EncoderChoice):
+                loaded[name] = choice
+                continue
+            if (choice, kind) not in shared:
+                shared[choice, kind] = _load_encoder(name, kind, choice, arguments, accelerator.device)
+            loaded[name] = shared[choice, kind]
     for name, encoder in loaded.items():
         origin = encoder.identity()["name"]
         console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
@@ -368,7 +388,7 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     table.add_column("validation", justify="right")
     for name, test in results["test"].items():
         validation = results["validation"][name]
-        table.add_row(name, _shown(name, test), _shown(name, validation))
+        table.add_row(name, format_metric(name, test), format_metric(name, validation))
     console.print(table)
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]
@@ -377,7 +397,7 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.', soft_wrap=True)
 
 
-def _shown(metric: str, value: dict[str, float | None]) -> str:
+def format_metric(metric: str, value: Mapping[str, float | None]) -> str:
     """Shares in per cent, the metrics of regression as they are."""
     if value["mean"] is None:
         return "undefined"

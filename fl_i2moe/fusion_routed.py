@@ -46,11 +46,10 @@ class RoutedNetworks(nn.Module):
         x, choice = x.flatten(1, 2), choice.flatten(1)
         sent = choice.unsqueeze(-1) == torch.arange(count, device=choice.device)  # (E, N·T, K)
         expert, token, network = sent.nonzero(as_tuple=True)
-        if expert.numel() == 0:
-            return torch.zeros_like(x).view(shape)
         slot = sent.cumsum(dim=1)[expert, token, network] - 1
         # each network's tokens side by side, as many as the busiest one has
-        rows = x.new_zeros(len(x), count, int(slot.max()) + 1, x.shape[-1])
+        longest = int(slot.max()) + 1 if slot.numel() else 0
+        rows = x.new_zeros(len(x), count, longest, x.shape[-1])
         rows = rows.index_put((expert, network, slot), x[expert, token]).flatten(0, 1)
         groups = None if experts is None else [e * count + k for e in experts for k in range(count)]
         hidden = self.activation(self.up(rows, groups))
@@ -144,7 +143,7 @@ class MoEPlusPlusFeedForward(nn.Module):
         """
         scores = self.router(x, experts).float()
         if self.pathway is not None:
-            scores = scores + self.pathway(pathway, experts)
+            scores = scores + self.pathway(pathway.to(x.dtype), experts)
         probabilities = scores.softmax(dim=-1)
         weights, choices = probabilities.topk(self.NUM_CHOICES, dim=-1)
         is_real = is_of.any(dim=1)

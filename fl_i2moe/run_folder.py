@@ -60,8 +60,12 @@ def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, res
 
 def write_json(path: Path, content: Any) -> None:
     """Writes the file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     replace_files(path.parent, lambda unfinished: (unfinished / path.name).write_text(text))
 
 

@@ -131,7 +131,7 @@ class _Run:
                 pin_memory=accelerator.device.type == "cuda",
             )
 
-        optimizer = _create_optimizer(model, arguments)
+        optimizer = create_optimizer(model, arguments)
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, loader("train", True), loader("validation", False)
         )
@@ -255,7 +255,8 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+def create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """Adam; or AdamW, whose weight decay spares biases and norms."""
     if arguments.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=arguments.learning_rate)
     decayed, others = [], []

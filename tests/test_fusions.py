@@ -3,18 +3,21 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from tiny_models import make_batch, make_config, make_inputs, make_model
+from tiny_models import make_batch, make_config, make_inputs, make_model, one_sample
 from torch import nn
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from fl_i2moe import FLI2MoEModel, modeling_fl_i2moe
+from fl_i2moe.arguments import ModelArguments, parse_arguments
 from fl_i2moe.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.explain.attribution import attribute
+from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.fusions import FUSIONS
 
@@ -237,7 +240,7 @@ def test_training_takes_the_same_path(fusion):
         torch.testing.assert_close(output.expert_logits, expected, **CLOSE)
     assert output.interaction_losses.shape == (5,)
     output.loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() for p in model.parameters())  # none is left out, several processes need all
 
 
 @pytest.mark.parametrize("fusion", NEW)
@@ -249,6 +252,23 @@ def test_dense_baseline_is_one_expert(fusion):
     assert output.expert_logits.shape == (4, 1, 3)
     torch.testing.assert_close(output.logits[1], PLAIN[fusion](model, 0, sequences(model, features, masks, 1)), **CLOSE)
     assert model.train()(features=features, feature_masks=masks, labels=labels).interaction_losses is None
+
+
+@pytest.mark.parametrize("fusion", NEW)
+def test_bfloat16(fusion):
+    """Under autocast and as the model's own type; where a router may choose otherwise, only that it works."""
+    config = make_config(3, fusion=fusion)
+    model = make_model(config)
+    features, masks, labels = make_inputs(config)
+    exact = model(features=features, feature_masks=masks).expert_logits
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(features=features, feature_masks=masks).expert_logits
+        model.train()(features=features, feature_masks=masks, labels=labels).loss.backward()
+    own = model.eval().to(torch.bfloat16)(features=features, feature_masks=masks).expert_logits
+    for logits in (rounded, own):
+        assert logits.isfinite().all()
+        if fusion not in ROUTED:
+            assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 @pytest.mark.parametrize("fusion", NEW)
@@ -335,6 +355,21 @@ def test_explanations(fusion):
     else:
         with pytest.raises(ValueError, match=f"{fusion!r} gives no attention.*'ig'"):
             attribute(model, inputs, targets, "grad_attnroll")
+
+
+@pytest.mark.parametrize("fusion", NEW)
+def test_games(fusion):
+    """What explanations of pairs ask, one coalition at a time."""
+    model = make_model(make_config(fusion=fusion))
+    inputs = one_sample(Inputs.from_batch(model, make_batch(model.config)), 0)
+    players = [("text", 2), ("text", 4), ("image", 1), ("image", 3)]
+    values = ValueGame(model, inputs, "synergy", 1, players)(np.eye(4, dtype=bool))
+    for (name, place), value in zip(players, values, strict=True):
+        keep = {m: ~mask for m, mask in inputs.candidate_masks.items()}
+        keep[name] = keep[name].clone()
+        keep[name][0, place] = True
+        expected = model.run_experts(inputs.projected, inputs.feature_masks, keep, experts=["synergy"])[0, 0, 1]
+        assert value == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_late_fusion_explains_a_modality_by_itself_alone():
@@ -446,6 +481,16 @@ def test_tokens_beyond_the_capacity_pass_by():
     assert update[0, 0].any(dim=-1).tolist() == [True, True, False, False] * 2
 
 
+def test_networks_that_no_token_reaches_have_a_gradient():
+    """Of zero: several processes wait for one of every weight."""
+    layer = make_model(make_config(fusion="moe++", architecture="dense")).experts.layers[0].feed_forward.networks
+    x = torch.randn(1, 2, 3, 8, requires_grad=True)
+    update = layer(x, torch.full((1, 2, 3), layer.num_networks), None)
+    assert not update.any()
+    for gradient in torch.autograd.grad(update.sum(), list(layer.parameters())):
+        assert not gradient.any()
+
+
 # --- InterpretCC ------------------------------------------------------------------------------------------------------
 
 
@@ -510,3 +555,20 @@ def test_what_does_not_fit_is_refused(changes, message):
 
 def test_a_dense_baseline_has_no_objective_to_fit():
     assert make_config(fusion="late", objective="specialised", architecture="dense").expert_names == ["dense"]
+
+
+def test_options_reach_the_configuration():
+    arguments = ["--fusion=moe++", "--num_routed_experts=3", "--no_hard_gate", "--balance_loss_weight=0.1"]
+    [model] = parse_arguments((ModelArguments,), {"default": {}}, lambda given: "default", "a job", arguments)
+    config = model.to_config(make_config().modalities, num_labels=3)
+    assert (config.fusion, config.num_routed_experts, config.hard_gate) == ("moe++", 3, False)
+    assert config.balance_loss_weight == 0.1
+    defaults, untouched = ModelArguments(), make_config()
+    for name in (
+        "capacity_factor",
+        "eval_capacity_factor",
+        "zero_computation_balance",
+        "gate_threshold",
+        "fusion_rank",
+    ):
+        assert getattr(defaults, name) == getattr(untouched, name)

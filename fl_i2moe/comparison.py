@@ -1,0 +1,198 @@
+"""
+Several systems on the same features with the same options and seeds, and the table that compares them.
+
+    output_dir/
+      run.json        what holds for all systems
+      <system>/       a run as `run_on_cache` leaves it
+      table.json      means, standard deviations and single values of every system that is done
+      table.md        the same for reading
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from .arguments import OutputArguments
+from .cache import FeatureCache
+from .cache_key import key_digest
+from .experiment import Job, format_metric, run_on_cache
+from .metrics import METRICS_BY_PROBLEM
+from .run_folder import begin_run_folder, write_json, write_text
+
+Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
+"""(folder of the run, its job, features, processes) → column → {"mean", "std", "text"}, further columns of a table."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of a table."""
+
+    title: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of [`ModelArguments`] that make it what it is."""
+
+    against: str | None = None
+    """Name of the system that it is compared with: the table shows the difference."""
+
+    min_modalities: int = 2
+    """With fewer it is no other system than the one it is compared with."""
+
+
+def compare_systems(
+    systems: Mapping[str, System],
+    cache: FeatureCache,
+    job: Job,
+    accelerator: Accelerator,
+    console: Console,
+    measure: Measurement | None = None,
+) -> dict[str, Any]:
+    """
+    Trains every system that is not trained yet, and writes the table anew after each.
+
+    A second start with `resume` goes on where the first was stopped; it may name further systems, and nothing else may
+    change.
+
+    Args:
+        systems: name → system, in the table's order. A name is a folder's.
+        job: options that hold for all; a system's own replace those of the model.
+        measure: what else is to be told of a trained system.
+
+    Returns:
+        The content of `table.json`.
+
+    Raises:
+        ValueError: the output folder holds something else, or a system does not fit the data.
+    """
+    folder = Path(job.output.output_dir)
+    systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}
+    jobs = {
+        name: replace(
+            job,
+            model=replace(job.model, **system.model),
+            output=OutputArguments(str(folder / name), resume=True),
+        )
+        for name, system in systems.items()
+    }
+    if accelerator.is_main_process:
+        begin_run_folder(
+            folder,
+            job.settings(features=key_digest(cache.key)),
+            resume=job.output.resume,
+            overwrite=job.output.overwrite,
+        )
+    accelerator.wait_for_everyone()
+    results: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
+    table: dict[str, Any] = {}
+    for name, own_job in jobs.items():
+        console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
+        results[name] = run_on_cache(cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True))
+        if measure is not None:
+            measured[name] = measure(folder / name, own_job, cache, accelerator)
+        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type)
+        if accelerator.is_main_process:
+            write_json(folder / "table.json", table)
+            write_text(folder / "table.md", render_markdown(table))
+        accelerator.wait_for_everyone()
+    return table
+
+
+def make_table(
+    systems: Mapping[str, System],
+    results: Mapping[str, dict[str, Any]],
+    measured: Mapping[str, dict[str, Any]],
+    problem_type: str,
+) -> dict[str, Any]:
+    """
+    Args:
+        results: name → `results.json` of the run.
+        measured: name → what a [`Measurement`] gave.
+
+    Returns:
+        Plain JSON: the columns, and a row for each system with `metrics` (mean, std, values by seed, difference to
+        the system it is compared with), `parameters`, `seconds_per_epoch` and `measured`.
+    """
+    names = [*METRICS_BY_PROBLEM[problem_type]]
+    rows = []
+    for name, system in systems.items():
+        seeds, test = results[name]["seeds"], results[name]["test"]
+        other = results[system.against]["test"] if system.against in results else None
+        metrics = {
+            metric: {
+                **test[metric],
+                "values": {seed: run["test"][metric] for seed, run in seeds.items()},
+                "difference": _difference(test[metric]["mean"], other and other[metric]["mean"]),
+            }
+            for metric in names
+        }
+        epochs = sum(run["epochs"] for run in seeds.values())
+        rows.append(
+            {
+                "system": name,
+                **{key: value for key, value in asdict(system).items() if key != "min_modalities"},
+                "metrics": metrics,
+                "parameters": next(iter(seeds.values()))["parameters"],
+                "seconds_per_epoch": round(sum(run["training_seconds"] for run in seeds.values()) / epochs, 3),
+                "epochs": {seed: run["epochs"] for seed, run in seeds.items()},
+                "measured": measured.get(name, {}),
+            }
+        )
+    first = next(iter(results.values()))
+    return {
+        "metrics": names,
+        "picked_by": first["metric"],
+        "seeds": list(first["seeds"]),
+        "samples": first["samples"],
+        "machine": first["machine"],
+        "rows": rows,
+    }
+
+
+def render_markdown(table: Mapping[str, Any]) -> str:
+    """The table as Markdown: shares in per cent, mean ± standard deviation over the seeds."""
+    rows = table["rows"]
+    extra = list(dict.fromkeys(column for row in rows for column in row["measured"]))
+    header = ["system", *table["metrics"], *extra, "parameters", "s / epoch"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in rows:
+        cells = [row["title"]]
+        cells += [_cell(metric, row["metrics"][metric]) for metric in table["metrics"]]
+        cells += [row["measured"][column]["text"] if column in row["measured"] else "–" for column in extra]
+        lines.append([*cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
+    count = len(table["seeds"])
+    spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
+    note = (
+        f"Test split, {table['samples']['test']:,} samples, {spread}; the epoch is picked by the validation split's "
+        f"{table['picked_by']}. An epoch includes its validation. {table['machine']['device']}."
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
+
+
+def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:
+    """
+    The systems of these names, in their order.
+
+    Raises:
+        ValueError: a name is unknown or given twice.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"Unknown systems {unknown}; there are {', '.join(known)}.")
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"`systems` must be different names, at least one, got {list(names)}.")
+    return {name: known[name] for name in names}
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _cell(metric: str, entry: Mapping[str, Any]) -> str:
+    text = format_metric(metric, entry)
+    if entry["difference"] is None:
+        return text
+    is_share = metric not in METRICS_BY_PROBLEM["regression"]
+    return f"{text} ({100 * entry['difference']:+.1f})" if is_share else f"{text} ({entry['difference']:+.3f})"

@@ -1,0 +1,93 @@
+"""ENRICO as published: `design_topics.csv` beside `screenshots/<id>.jpg` and `wireframes/<id>.png`.
+
+Leiva et al., "Enrico: A Dataset for Topic Modeling of Mobile UI Designs" (2020). The split is MultiBench's.
+"""
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+from .files import check_picture, read_samples, require_folder, single_label_splits
+from .raw import OnBadSample, RawDataset
+
+BROKEN_WIREFRAMES = ("50105", "50109")
+SPLIT_SEED = 42
+SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
+MODALITIES = {"screenshot": "image", "wireframe": "image"}
+TOPICS_FILE = "design_topics.csv"
+LAYOUT = f"ENRICO layout: {TOPICS_FILE}, screenshots/<id>.jpg and wireframes/<id>.png"
+
+
+def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") -> RawDataset:
+    """Reads a folder in the raw ENRICO layout; pictures are checked to be there, but not decoded.
+
+    The two screens whose published wireframes are broken are left out before the split, as MultiBench does, and named
+    in `notes`. The split does not depend on what else is left out.
+
+    Args:
+        data_dir: the folder that holds `design_topics.csv`, `screenshots/` and `wireframes/`.
+        on_bad_sample: `"stop"` raises the first `SampleError`, `"skip"` collects them in `bad_samples`.
+
+    Returns:
+        A single-label `RawDataset` with the columns `id`, `screenshot`, `wireframe` and `labels` (classes of the topics
+        in alphabetical order).
+
+    Raises:
+        SampleError: a picture is missing or empty.
+        ValueError: the folder does not have the layout, an id is there twice, a topic is missing, or nothing is left.
+    """
+    data_dir = require_folder(data_dir, (TOPICS_FILE, "screenshots", "wireframes"), LAYOUT)
+    topics = _read_topics(data_dir / TOPICS_FILE)
+    broken = [screen for screen in BROKEN_WIREFRAMES if topics.pop(screen, None) is not None]
+    label_names = sorted(set(topics.values()))
+    if len(label_names) < 2:
+        raise ValueError(f"{data_dir / TOPICS_FILE} has the topics {label_names}: at least two are needed")
+
+    def read(split: str, screen: str) -> dict[str, Any]:
+        pictures = {
+            "screenshot": data_dir / "screenshots" / f"{screen}.jpg",
+            "wireframe": data_dir / "wireframes" / f"{screen}.png",
+        }
+        for name, path in pictures.items():
+            check_picture(split, screen, name, path)
+        return {"id": screen, **pictures, "labels": label_names.index(topics[screen])}
+
+    samples, bad_samples = read_samples(_split(list(topics)), read, on_bad_sample)
+    notes = [f"Left out for their broken wireframes: {', '.join(broken)}."] if broken else []
+    return RawDataset(
+        splits=single_label_splits(samples, MODALITIES),
+        modalities=dict(MODALITIES),
+        label_names=label_names,
+        problem_type="single_label_classification",
+        bad_samples=bad_samples,
+        notes=notes,
+    )
+
+
+def _read_topics(file: Path) -> dict[str, str]:
+    """Screen → topic, in the file's order."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = {"screen_id", "topic"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{file} lacks the columns {sorted(missing)}; its first line must be screen_id,topic")
+        topics: dict[str, str] = {}
+        for row in reader:
+            screen, topic = (row[name] or "" for name in ("screen_id", "topic"))
+            if not screen or not topic:
+                raise ValueError(f"{file}, line {reader.line_num}: a screen_id and a topic are needed, got {row}")
+            if screen in topics:
+                raise ValueError(f"{file}, line {reader.line_num}: screen {screen!r} occurs twice, take one out")
+            topics[screen] = topic
+    return topics
+
+
+def _split(screens: list[str]) -> dict[str, list[str]]:
+    """MultiBench's: shuffled by a fixed seed, then cut at 65 and 80 per cent."""
+    order = list(range(len(screens)))
+    random.Random(SPLIT_SEED).shuffle(order)
+    train = int(len(order) * SHARES["train"])
+    validation = int(len(order) * (SHARES["train"] + SHARES["validation"]))
+    parts = (order[:train], order[train:validation], order[validation:])
+    return {split: [screens[index] for index in part] for split, part in zip(SHARES, parts, strict=True)}

@@ -1,0 +1,120 @@
+"""MMHS150K as published: `MMHS150K_GT.json` beside `img_resized/<id>.jpg`, `img_txt/<id>.json` and `splits/`.
+
+Gomez et al., "Exploring Hate Speech Detection in Multimodal Publications" (2020).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from .files import check_picture, read_json, read_samples, require_folder, single_label_splits
+from .raw import OnBadSample, RawDataset, SampleError
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}  # in the files' names → in the DatasetDict
+LABELS = ["not_hate", "hate"]
+NUM_ANNOTATORS = 3
+NOT_HATE, NUM_KINDS = 0, 6
+"""Each annotator says 0, not hate, or one of five kinds of hate."""
+
+MODALITIES = {"image": "image", "text": "text"}
+TRUTH_FILE = "MMHS150K_GT.json"
+LAYOUT = f"MMHS150K layout: {TRUTH_FILE}, img_resized/<id>.jpg, img_txt/<id>.json and splits/{{train,val,test}}_ids.txt"
+
+
+def load_mmhs150k(
+    data_dir: str | Path, *, append_image_text: bool = False, on_bad_sample: OnBadSample = "stop"
+) -> RawDataset:
+    """Reads a folder in the raw MMHS150K layout; pictures are checked to be there, but not decoded.
+
+    A tweet is hate where at least two of its three annotators say so, of whatever kind.
+
+    Args:
+        data_dir: the folder that holds `MMHS150K_GT.json`, `img_resized/` and `splits/`.
+        append_image_text: put the text that was read in the picture (`img_txt/`, where it has one) behind the tweet's.
+        on_bad_sample: `"stop"` raises the first `SampleError`, `"skip"` collects them in `bad_samples`.
+
+    Returns:
+        A single-label `RawDataset` with the columns `id`, `image`, `text` and `labels` (0 not hate, 1 hate).
+
+    Raises:
+        SampleError: an id of a split has no entry, no text, no picture, or labels that are not three numbers 0 … 5.
+        ValueError: the folder does not have the layout, an id is in two places, or nothing is left.
+    """
+    folders = ["img_resized", *(["img_txt"] if append_image_text else [])]
+    files = [f"splits/{name}_ids.txt" for name in SPLITS]
+    data_dir = require_folder(data_dir, (TRUTH_FILE, *folders, *files), LAYOUT)
+    truth = read_json(data_dir / TRUTH_FILE)
+    if not isinstance(truth, dict):
+        raise ValueError(f"{data_dir / TRUTH_FILE} must hold an object: tweet id → its text and labels")
+    with_image_text = 0
+
+    def read(split: str, tweet: str) -> dict[str, Any]:
+        nonlocal with_image_text
+        text, label = _read_tweet(truth, split, tweet, data_dir / TRUTH_FILE)
+        picture = data_dir / "img_resized" / f"{tweet}.jpg"
+        check_picture(split, tweet, "image", picture)
+        if append_image_text:
+            image_text = _read_image_text(split, tweet, data_dir / "img_txt" / f"{tweet}.json")
+            with_image_text += bool(image_text)
+            text = f"{text} {image_text}".strip()
+        if not text:
+            raise SampleError(split, tweet, "text", data_dir / TRUTH_FILE, "there is no text, or it is empty")
+        return {"id": tweet, "image": picture, "text": text, "labels": label}
+
+    samples, bad_samples = read_samples(_read_splits(data_dir), read, on_bad_sample)
+    notes = [f"{with_image_text:,} tweets have text in their pictures, which follows theirs."]
+    return RawDataset(
+        splits=single_label_splits(samples, MODALITIES),
+        modalities=dict(MODALITIES),
+        label_names=list(LABELS),
+        problem_type="single_label_classification",
+        bad_samples=bad_samples,
+        notes=notes if append_image_text else [],
+    )
+
+
+def _read_splits(data_dir: Path) -> dict[str, list[str]]:
+    """The tweet ids of each split; no id may occur twice."""
+    seen: dict[str, str] = {}
+    ids: dict[str, list[str]] = {}
+    for name, split in SPLITS.items():
+        file = data_dir / "splits" / f"{name}_ids.txt"
+        ids[split] = file.read_text(encoding="utf-8").split()
+        for tweet in ids[split]:
+            if tweet in seen:
+                where = f"twice in {name!r}" if seen[tweet] == name else f"in both {seen[tweet]!r} and {name!r}"
+                raise ValueError(f"{file}: id {tweet!r} is {where}; an id may occur only once, take one out")
+            seen[tweet] = name
+    return ids
+
+
+def _read_tweet(truth: dict[str, Any], split: str, tweet: str, file: Path) -> tuple[str, int]:
+    """The tweet's text, and whether most annotators call it hate."""
+    entry = truth.get(tweet)
+    if not isinstance(entry, dict):
+        raise SampleError(split, tweet, "labels", file, "the id has no entry")
+    labels = entry.get("labels")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != NUM_ANNOTATORS
+        or not all(type(label) is int and 0 <= label < NUM_KINDS for label in labels)
+    ):
+        reason = f"labels must be {NUM_ANNOTATORS} numbers 0 … {NUM_KINDS - 1}, got {labels!r}"
+        raise SampleError(split, tweet, "labels", file, reason)
+    text = entry.get("tweet_text")
+    if not isinstance(text, str):
+        raise SampleError(split, tweet, "text", file, "there is no tweet_text")
+    return text.strip(), int(sum(label != NOT_HATE for label in labels) >= 2)
+
+
+def _read_image_text(split: str, tweet: str, file: Path) -> str:
+    """The text in the picture; empty where there is no file, as published."""
+    if not file.exists():
+        return ""
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise SampleError(split, tweet, "text", file, f"it cannot be read as JSON: {error.__cause__}") from error
+    text = content.get("img_text") if isinstance(content, dict) else None
+    if not isinstance(text, str):
+        raise SampleError(split, tweet, "text", file, "there is no img_text")
+    return text.strip()

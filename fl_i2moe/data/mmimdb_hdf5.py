@@ -1,0 +1,101 @@
+"""MM-IMDb's pooled form, `multimodal_imdb.hdf5` (MultiBench): a word2vec vector and a VGG vector for each film.
+
+It is what pooled I²MoE was trained on. The arrays go into an .npz file, as numeric arrays are read.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..disk import explaining_full_disk
+from .mmimdb import GENRES
+
+FIELDS = {"text": "features", "image": "vgg_features"}
+"""Modality → data set in the file."""
+
+LABELS, IDS = "genres", "imdb_ids"
+SPLIT_ENDS = (15552, 18160)
+"""Rows at which the training and the development split end, as published; the rest is the test split."""
+
+
+def read_mmimdb_hdf5(file: str | Path, split_ends: tuple[int, int] = SPLIT_ENDS) -> dict[str, np.ndarray]:
+    """
+    Args:
+        file: with the data sets `features` (N, 300), `vgg_features` (N, 4096), `genres` (N, 23) and `imdb_ids` (N,).
+        split_ends: rows at which the training and the development split end.
+
+    Returns:
+        `text`, `image` (N, D) float32, `labels` (N, 23) float32, `label_names`, `split` and `ids`.
+
+    Raises:
+        ValueError: the file is no such HDF5 file, its arrays differ in length, hold values that are not finite or
+            labels that are not 0 or 1, or a split is empty.
+        ImportError: h5py is not installed.
+    """
+    try:
+        import h5py  # needed here alone
+    except ImportError as error:
+        raise ImportError('reading HDF5 needs h5py: pip install "fl-i2moe[hdf5]"') from error
+    file = Path(file)
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; give MultiBench's multimodal_imdb.hdf5")
+    names = [*FIELDS.values(), LABELS, IDS]
+    try:
+        with h5py.File(file, "r") as content:
+            missing = [name for name in names if not isinstance(content.get(name), h5py.Dataset)]
+            if missing:
+                raise ValueError(f"{file} lacks the data sets {missing}; it has {sorted(content)}")
+            arrays = {name: content[name][:] for name in names}
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as HDF5 ({error}); download it again") from error
+    return _checked(file, arrays, split_ends)
+
+
+def write_arrays(fields: dict[str, np.ndarray], file: str | Path) -> None:
+    """
+    Writes an .npz file, whole or not at all.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        explaining_full_disk(file.parent, "the arrays cannot be written; make room and run again"),
+        tempfile.TemporaryDirectory(dir=file.parent, prefix=".unfinished-") as folder,
+    ):
+        unfinished = Path(folder) / "arrays.npz"
+        np.savez(unfinished, **fields)
+        unfinished.replace(file)
+
+
+def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) -> dict[str, np.ndarray]:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{file}: the data sets have different lengths: {lengths}")
+    count = lengths[IDS]
+    if not 0 < split_ends[0] < split_ends[1] < count:
+        raise ValueError(
+            f"{file} has {count:,} films: splits that end at {split_ends[0]:,} and {split_ends[1]:,} leave one empty"
+        )
+    fields: dict[str, np.ndarray] = {}
+    for modality, name in FIELDS.items():
+        values = arrays[name].astype(np.float32)
+        if values.ndim != 2:
+            raise ValueError(f"{file}: {name} must have shape (N, D), got {values.shape}")
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise ValueError(f"{file}: {name} has NaN or infinite values in rows {bad[:5].tolist()}, {len(bad)} in all")
+        fields[modality] = values
+    labels = arrays[LABELS].astype(np.float32)
+    if labels.shape != (count, len(GENRES)):
+        raise ValueError(f"{file}: {LABELS} must have shape {(count, len(GENRES))}, got {labels.shape}")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"{file}: {LABELS} must be 0 or 1")
+    ids = [x.decode() if isinstance(x, bytes) else str(x) for x in arrays[IDS].ravel().tolist()]
+    if len(set(ids)) != count:
+        raise ValueError(f"{file}: {IDS} must name each film once")
+    split = np.repeat(["train", "validation", "test"], np.diff([0, *split_ends, count]))
+    return {**fields, "labels": labels, "label_names": np.array(GENRES), "split": split, "ids": np.array(ids)}

@@ -1,0 +1,41 @@
+"""
+Turn MM-IMDb's pooled form (MultiBench's multimodal_imdb.hdf5) into arrays that recipes/train_arrays.py reads.
+
+    python recipes/convert_mmimdb_hdf5.py multimodal_imdb.hdf5 mmimdb.npz
+    accelerate launch recipes/train_arrays.py --data_file mmimdb.npz --modalities text image --level pooled
+
+Needs h5py, pip install "fl-i2moe[hdf5]".
+"""
+
+import argparse
+from pathlib import Path
+
+from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, read_mmimdb_hdf5, write_arrays
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hdf5_file", help="multimodal_imdb.hdf5")
+    parser.add_argument("output_file", help="new .npz file")
+    parser.add_argument(
+        "--split_ends",
+        nargs=2,
+        type=int,
+        default=SPLIT_ENDS,
+        metavar=("TRAIN", "DEV"),
+        help="rows at which the training and the development split end (default: as published, %(default)s)",
+    )
+    options = parser.parse_args()
+    if Path(options.output_file).exists():
+        raise ValueError(f"{options.output_file} exists already; give another name.")
+    fields = read_mmimdb_hdf5(options.hdf5_file, tuple(options.split_ends))
+    write_arrays(fields, options.output_file)
+    shapes = ", ".join(f"{name} {fields[name].shape}" for name in ("text", "image", "labels"))
+    print(f"{shapes}: {options.output_file}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error

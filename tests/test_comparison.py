@@ -1,0 +1,197 @@
+"""Tables of several systems: trained through the same code, gone on with, and told right."""
+
+import json
+import runpy
+import statistics
+
+import pytest
+import torch
+from conftest import ROOT
+from fake_encoders import fake_encoders, write_raw
+from rich.console import Console
+
+from fl_i2moe import FLI2MoEModel
+from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.batching import create_data_loader
+from fl_i2moe.cache import build_cache
+from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
+from fl_i2moe.experiment import Job, create_accelerator
+from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
+from fl_i2moe.overhead import measure_overhead
+from fl_i2moe.robustness import add_noise, measure_robustness
+
+SIZES = {"train": 48, "validation": 16, "test": 20}
+SYSTEMS = {
+    "mult": System("MulT", {"architecture": "dense"}),
+    "switch": System("I²MoE-SwitchGate", {"fusion": "switch"}, against="mult"),
+    "views": System("fewer views", {"num_perturbed_views": 2}, against="mult", min_modalities=3),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fake")
+    raw = write_raw(folder / "raw", SIZES)
+    return build_cache(raw, fake_encoders(), folder / "cache", num_workers=0, progress=False)
+
+
+@pytest.fixture
+def compare(cache, tmp_path, fresh_accelerate):
+    def start(systems=SYSTEMS, measure=None, resume=False, model=None, **training):
+        options = {"num_epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "num_threads": 1, "seeds": [0, 1]}
+        job = Job(
+            EncodingArguments(),
+            ModelArguments(hidden_size=8, num_attention_heads=2, num_fusion_layers=1, **(model or {})),
+            TrainingArguments(**{**options, **training}),
+            OutputArguments(str(tmp_path / "table"), resume=resume),
+        )
+        accelerator = create_accelerator(job.training, job.output.output_dir)
+        return compare_systems(systems, cache, job, accelerator, Console(quiet=True), measure)
+
+    return start
+
+
+def test_table_tells_what_the_runs_gave(compare, tmp_path):
+    table = compare()
+    folder = tmp_path / "table"
+    assert [row["system"] for row in table["rows"]] == ["mult", "switch"]  # two modalities: no fewer views than two
+    for row in table["rows"]:
+        results = json.loads((folder / row["system"] / "results.json").read_text())
+        assert results["settings"]["architecture"] == ("dense" if row["system"] == "mult" else "moe")
+        for metric in METRICS_BY_PROBLEM["multi_label_classification"]:
+            values = [results["seeds"][seed]["test"][metric] for seed in "01"]
+            entry = row["metrics"][metric]
+            assert list(entry["values"].values()) == values
+            if None not in values:
+                assert entry["mean"] == pytest.approx(statistics.mean(values))
+                assert entry["std"] == pytest.approx(statistics.stdev(values))
+        model = FLI2MoEModel.from_pretrained(folder / row["system"])
+        assert row["parameters"] == sum(p.numel() for p in model.parameters())
+    first, second = (row["metrics"]["micro_f1"] for row in table["rows"])
+    assert first["difference"] is None
+    assert second["difference"] == pytest.approx(second["mean"] - first["mean"])
+
+    assert json.loads((folder / "table.json").read_text()) == table
+    text = (folder / "table.md").read_text()
+    assert text == render_markdown(table)
+    header, _, mult, switch = text.splitlines()[:4]
+    assert header.startswith("| system | micro_f1 |")
+    assert mult.split(" | ")[1] == f"{100 * first['mean']:.1f} ± {100 * first['std']:.1f}"
+    assert switch.split(" | ")[1].endswith(f"({100 * second['difference']:+.1f})")
+    history = json.loads((folder / "switch" / "seed-0" / "history.json").read_text())
+    assert history[0]["auxiliary_loss"] >= 1  # the balance loss is told
+
+
+def test_a_stopped_comparison_goes_on(compare, tmp_path, monkeypatch):
+    """Systems that are done are not trained again; new ones may join; other options are refused."""
+    import fl_i2moe.comparison as comparison
+
+    run, trained = comparison.run_on_cache, []
+
+    def stop_at_second(cache, job, *others):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(job.output.output_dir)
+        return run(cache, job, *others)
+
+    monkeypatch.setattr(comparison, "run_on_cache", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        compare()
+    assert [row["system"] for row in json.loads((tmp_path / "table" / "table.json").read_text())["rows"]] == ["mult"]
+    monkeypatch.undo()
+    weights = tmp_path / "table" / "mult" / "seed-0" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    with pytest.raises(ValueError, match="--resume"):
+        compare()
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.01 then, 0\.1 now"):
+        compare(resume=True, learning_rate=0.1)
+    table = compare({**SYSTEMS, "late": System("LF", {"architecture": "dense", "fusion": "late"})}, resume=True)
+    assert [row["system"] for row in table["rows"]] == ["mult", "switch", "late"]
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_robustness_is_measured_on_the_test_split(compare, cache, tmp_path):
+    table = compare(
+        {"mult": SYSTEMS["mult"]}, measure_robustness, model={"keep_feature_means": True}, seeds=[3], num_epochs=2
+    )
+    measured = table["rows"][0]["measured"]
+    assert len(measured) == 2 * 5
+    stored = json.loads((tmp_path / "table" / "mult" / "robustness.json").read_text())
+    model = FLI2MoEModel.from_pretrained(tmp_path / "table" / "mult" / "seed-3" / "model").eval()
+    (batch,) = create_data_loader(cache.splits["test"], ["image", "text"], batch_size=20, shuffle=False)
+    for name in ("image", "text"):
+        for by in ("zero", "mean"):
+            with torch.no_grad():
+                projected = model.embed(batch["features"], batch["feature_masks"])
+                stem = model.stems[model.config.modality_order.index(name)]
+                value = torch.zeros(1, 8) if by == "zero" else stem.projection(stem.feature_mean)
+                projected[name] = value.expand_as(projected[name])
+                logits = model.run_mixture(projected, batch["feature_masks"]).logits
+            expected = compute_metrics(logits, batch["labels"], "multi_label_classification")["micro_f1"]
+            assert stored[f"without {name} ({by})"]["3"]["micro_f1"] == pytest.approx(expected)
+            assert measured[f"micro_f1, without {name} ({by})"]["mean"] == pytest.approx(expected)
+    assert "noise 0.5 on text" in render_markdown(table).splitlines()[0]
+
+
+def test_noise_has_the_size_of_the_sample():
+    x = torch.randn(2, 5000, 16) * torch.tensor([1.0, 10.0])[:, None, None]
+    mask = torch.arange(5000) < torch.tensor([5000, 2500])[:, None]
+    x[1, 2500:] = 1e4  # padding plays no part
+    added = add_noise(x, mask, 0.5) - x
+    torch.testing.assert_close(added[:, :2500].std(dim=(1, 2)), torch.tensor([0.5, 5.0]), rtol=0.03, atol=0)
+
+
+def test_overhead_is_measured_once(compare, tmp_path):
+    table = compare({"mult": SYSTEMS["mult"]}, measure_overhead, seeds=[0])
+    measured = table["rows"][0]["measured"]
+    stored = json.loads((tmp_path / "table" / "mult" / "overhead.json").read_text())
+    assert len(stored["train_seconds"]) == len(stored["inference_seconds"]) == 3
+    assert measured["train s / epoch"]["mean"] == pytest.approx(statistics.mean(stored["train_seconds"]))
+    assert 0 < measured["inference s"]["mean"] < measured["train s / epoch"]["mean"]
+    again = compare({"mult": SYSTEMS["mult"]}, measure_overhead, seeds=[0], resume=True)
+    assert again["rows"][0]["measured"] == measured
+
+
+def test_names_are_checked():
+    assert list(choose_systems(SYSTEMS, ["views", "mult"])) == ["views", "mult"]
+    for names, message in ((["mul"], "Unknown systems"), ([], "at least one"), (["mult", "mult"], "different")):
+        with pytest.raises(ValueError, match=message):
+            choose_systems(SYSTEMS, names)
+
+
+def test_recipe(cache, tmp_path, launch):
+    command = ["recipes/compare.py", f"--data={cache.path}", f"--output_dir={tmp_path / 'out'}", "--num_threads=1"]
+    command += ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--seeds=0"]
+    output = launch(*command, "--preset=table1", "--systems", "ef", "i2moe-mult").stdout
+    assert "| EF |" in output
+    assert "| I²MoE-MulT |" in output
+    assert "one seed" in output
+    rows = ["--systems", "i2moe-mult", "latent-contrastive", "less-forward"]
+    output = launch(*command, *rows, "--resume").stdout
+    assert "(4) Less-Forward" in output.split("| system |")[0]  # left out, and said
+    assert "| (2) Latent-Contrastive |" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
+        (["--data=nowhere"], "nowhere has no known layout"),
+        (["--measure=robustness"], "needs `keep_feature_means`"),
+    ],
+)
+def test_wrong_options_end_at_the_start(cache, tmp_path, monkeypatch, capsys, fresh_accelerate, options, message):
+    command = ["recipes/compare.py", f"--data={cache.path}", f"--output_dir={tmp_path / 'out'}", *options]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    assert message in (capsys.readouterr().err if ended.value.code == 2 else ended.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_preset_names_systems_that_fit_a_model():
+    recipe = runpy.run_path(str(ROOT / "recipes" / "compare.py"))
+    for preset in recipe["PRESETS"].values():
+        for system in choose_systems(recipe["SYSTEMS"], preset["systems"]).values():
+            ModelArguments(**{"hidden_size": 8, **system.model})
+            assert system.against is None or system.against in recipe["SYSTEMS"]
