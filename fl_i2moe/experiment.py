@@ -54,7 +54,7 @@ UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_worke
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EncoderChoice:
     """Which encoder a modality's features come from: a hub id, a folder, or one of the sample's (`sample:…`)."""
 
