@@ -125,7 +125,7 @@ def describe(values: FloatArray) -> dict[str, Any]:
     seeds = values[:, 0]
     return {
         "mean": plain(seeds.mean()),
-        "std": plain(spread(seeds, ddof=1)),
+        "std": plain(spread(seeds)),
         "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
         "seeds": plain(seeds),
     }

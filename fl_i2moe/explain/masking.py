@@ -323,5 +323,5 @@ def _curve(
     }
     curve = {}
     for name, x in statistics.items():
-        curve[name], curve[f"{name}_std"] = plain(x.mean(axis=0)), plain(spread(x, ddof=1))
+        curve[name], curve[f"{name}_std"] = plain(x.mean(axis=0)), plain(spread(x))
     return curve

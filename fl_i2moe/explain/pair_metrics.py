@@ -121,7 +121,7 @@ def pair_curves(
             "ranked": {"values": plain(ranked[m, 0]), "area": plain(heights[0])},
             "random": {
                 "values": plain(randoms[:, m, 0].mean(axis=0)),
-                "std": plain(spread(randoms[:, m, 0], ddof=0)),
+                "std": plain(spread(randoms[:, m, 0])),
                 "area": describe_draws(random_heights[:, 0]),
             },
             "area_ranked_minus_random": with_interval(heights - random_heights.mean(axis=0)),

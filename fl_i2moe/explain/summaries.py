@@ -26,19 +26,14 @@ def area_under(values: FloatArray, positions: Sequence[float]) -> FloatArray:
     return np.trapezoid(values, positions, axis=-1)
 
 
-def spread(values: FloatArray, ddof: int) -> FloatArray:
-    """
-    Standard deviation over draws, (D, …) → (…); NaN where there are too few.
-
-    Args:
-        ddof: 1 where the draws stand for all that could be drawn, 0 where they are described by themselves.
-    """
-    return values.std(axis=0, ddof=ddof) if len(values) > ddof else np.full(values.shape[1:], np.nan)
+def spread(values: FloatArray) -> FloatArray:
+    """Standard deviation of what could be drawn, estimated from (D, …) draws: (…), NaN of a single one."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
 
 
 def describe_draws(values: FloatArray) -> dict[str, float | None]:
-    """(D,) → `mean`, `std`, `min`, `max` of these very draws, as plain JSON."""
-    statistics = {"mean": values.mean(), "std": spread(values, ddof=0), "min": values.min(), "max": values.max()}
+    """(D,) → `mean`, `std`, `min`, `max`, as plain JSON."""
+    statistics = {"mean": values.mean(), "std": spread(values), "min": values.min(), "max": values.max()}
     return {name: plain(value) for name, value in statistics.items()}
 
 
