@@ -19,6 +19,7 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import FUSIONS, init_grouped_weights
 from .objective import interaction_losses, task_loss
+from .pinned_encoders import PinnedEncoders, Repository
 from .specialised import specialised_losses
 
 
@@ -160,11 +161,35 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self.stems = nn.ModuleList(ModalityStem(config, name) for name in config.modality_order)
         self.experts = FUSIONS[config.fusion](config)
         self.reweighting = Reweighting(config) if config.architecture == "moe" else None
+        self.raw_inputs = PinnedEncoders(config.encoders)  # no module: frozen encoders are not the model's weights
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def load_encoders(self, folders: dict[str, str] | None = None, trust_remote_code: bool = False) -> None:
+        """
+        Fetches the frozen encoders now, which raw inputs otherwise do on first use.
+
+        Args:
+            folders: modality → a local copy of its encoder, where it is not to be fetched.
+            trust_remote_code: allows encoders to bring their own code.
+
+        Raises:
+            ValueError: an encoder cannot be found or read, or is not the one that the features of the training come
+                from.
+        """
+        self._check_names(folders or {}, "folders")
+        for name in self.config.modality_order:
+            self.raw_inputs.load(name, (folders or {}).get(name), trust_remote_code)
 
     def forward(
         self,
-        features: dict[str, torch.Tensor],
+        features: dict[str, torch.Tensor] | None = None,
         feature_masks: dict[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         with_interaction_losses: bool | None = None,
@@ -178,11 +203,16 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
             with_interaction_losses: whether to run the perturbed views; by default in training mode, if the
                 interaction losses have a weight.
+            kwargs: instead of `features`, the raw values by the modalities' names: pictures (paths, PIL images, uint8
+                arrays) and texts, one or a list each, or what the processor made of them. The frozen encoders that
+                `config.encoders` names are fetched on first use.
 
         Raises:
             ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
-                a row without a real feature, or a feature that is not finite.
+                a row without a real feature, or a feature that is not finite; a raw value or an encoder cannot be read.
         """
+        if features is None:
+            features, feature_masks = self._encode(kwargs)
         masks = self._check_inputs(features, feature_masks)
         if with_interaction_losses is None:
             with_interaction_losses = self.training and self.config.interaction_loss_weight > 0
@@ -318,6 +348,16 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self._check_names(means, "means", complete=True)
         for name, stem in zip(self.config.modality_order, self.stems, strict=True):
             stem.feature_mean.copy_(means[name])
+
+    def _encode(self, given: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Features and masks of raw inputs, by modality."""
+        raw = {name: given[name] for name in self.config.modality_order if name in given}
+        if not raw:
+            order = self.config.modality_order
+            raise ValueError(f"Give `features`, or raw inputs of {order} by name; got {sorted(given) or 'neither'}.")
+        self._check_names(raw, "inputs", complete=True)
+        encoded = {name: self.raw_inputs.encode(name, x, self.device, self.dtype) for name, x in raw.items()}
+        return {name: x for name, (x, _) in encoded.items()}, {name: mask for name, (_, mask) in encoded.items()}
 
     def _embed(
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]

@@ -1,0 +1,86 @@
+"""A tiny model with tiny frozen encoders, raw samples for it, and a folder that looks like the Hub's cache."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from test_encoders import MAKERS, WORDS, noise
+from tiny_models import make_config, make_model
+
+from fl_i2moe.cache import build_cache
+from fl_i2moe.data.raw import RawDataset
+from fl_i2moe.encoders import load_encoder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LABELS = ["Drama", "Comedy", "Thriller"]
+
+
+def save_encoder(name: str, folder: Path) -> Path:
+    torch.manual_seed(0)
+    for part in MAKERS[name]():
+        part.save_pretrained(folder)
+    return folder
+
+
+def make_raw(folder: Path, num_samples: int = 5, modalities=None) -> RawDataset:
+    """Pictures of different sizes as PNG and texts of different lengths."""
+    modalities = modalities or {"text": "text", "image": "image"}
+    rows = []
+    for i in range(num_samples):
+        row = {"id": f"sample-{i}", "labels": [float(i % 2), 1.0, 0.0]}
+        for place, (name, kind) in enumerate(modalities.items()):
+            if kind == "image":
+                path = folder / f"{name}-{i}.png"
+                noise(20 + 7 * i, 40 - 3 * i, seed=10 * place + i).save(path)
+                row[name] = {"path": str(path), "bytes": None}
+            else:
+                row[name] = " ".join(WORDS[: 2 + i])
+        rows.append(row)
+    columns = {name: Image(decode=False) if kind == "image" else Value("string") for name, kind in modalities.items()}
+    features = Features({"id": Value("string"), **columns, "labels": List(Value("float32"), length=3)})
+    splits = DatasetDict({"test": Dataset.from_list(rows, features=features)})
+    return RawDataset(splits, modalities, LABELS, "multi_label_classification")
+
+
+def make_published(folder: Path, modalities=None, names=None, **changes):
+    """
+    A model on tiny encoders, its raw samples and their feature cache.
+
+    Args:
+        names: modality → what its encoder is called, where that is not its folder.
+    """
+    raw = make_raw(folder, modalities=modalities)
+    kinds = {"image": "vit", "text": "roberta"}
+    folders = {name: save_encoder(kinds[kind], folder / f"encoder-{name}") for name, kind in raw.modalities.items()}
+    encoders = {
+        name: load_encoder(
+            folders[name],
+            kind,
+            name=(names or {}).get(name),
+            max_length=9 if kind == "text" else None,
+            special_features=changes.pop("special_features", "keep"),
+        )
+        for name, kind in raw.modalities.items()
+    }
+    cache = build_cache(raw, encoders, folder / "cache", progress=False, num_workers=0)
+    config = make_config(
+        modalities={
+            name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()
+        },
+        encoders={name: x["encoder"] for name, x in cache.modalities.items()},
+        **{
+            "id2label": dict(enumerate(LABELS)),
+            "label2id": {label: index for index, label in enumerate(LABELS)},
+            **changes,
+        },
+    )
+    return make_model(config), raw, cache
+
+
+def put_into_hub_cache(source: Path, home: Path, repo_id: str, commit: str = COMMIT, repo_type: str = "model") -> None:
+    """Makes a folder look as if it had been fetched from the Hub, at `commit` of branch main."""
+    repository = home / "hub" / f"{repo_type}s--{repo_id.replace('/', '--')}"
+    shutil.copytree(source, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
