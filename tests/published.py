@@ -1,13 +1,19 @@
 """A tiny model with tiny frozen encoders, raw samples for it, and a folder that looks like the Hub's cache."""
 
+import os
 import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from packaging.requirements import Requirement
 from test_encoders import MAKERS, WORDS, noise
 from tiny_models import make_config, make_model
 
+from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
 from fl_i2moe.cache import build_cache
 from fl_i2moe.data.raw import RawDataset
 from fl_i2moe.encoders import load_encoder
@@ -84,3 +90,48 @@ def put_into_hub_cache(source: Path, home: Path, repo_id: str, commit: str = COM
     shutil.copytree(source, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
+
+
+def save_published(model, folder: Path) -> Path:
+    """Model, code, processor and pipeline, as they lie in a repository."""
+    processor = FLI2MoEProcessor.from_config(model.config)
+    FLI2MoEPipeline(model=model, processor=processor, task="image-text-classification").save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def bare_environment(folder: Path) -> Path:
+    """A folder of links to torch, transformers, Pillow and what they require, and to nothing else that is installed."""
+    folder.mkdir()
+    wanted, seen = ["torch", "transformers", "pillow"], set()
+    while wanted:
+        name = wanted.pop()
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:  # needed on another system only
+            continue
+        if package.metadata["Name"] in seen:
+            continue
+        seen.add(package.metadata["Name"])
+        for top in {path.parts[0] for path in package.files or () if path.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(package.locate_file(top))
+        requirements = [Requirement(text) for text in package.requires or ()]
+        wanted += [x.name for x in requirements if x.marker is None or x.marker.evaluate({"extra": ""})]
+    return folder
+
+
+def run_bare(environment: Path, home: Path, code: str, *arguments, check: bool = True) -> str:
+    """Runs Python with that environment alone (neither this package nor `site`); what it printed."""
+    variables = {**os.environ, "PYTHONPATH": str(environment), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code, *map(str, arguments)],
+        cwd=environment.parent,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stderr
+    return result.stdout if check else result.stdout + result.stderr
