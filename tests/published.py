@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from packaging.requirements import Requirement
@@ -17,6 +18,9 @@ from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
 from fl_i2moe.cache import build_cache
 from fl_i2moe.data.raw import RawDataset
 from fl_i2moe.encoders import load_encoder
+from fl_i2moe.figures import save_statistics_figures
+from fl_i2moe.run_folder import write_json
+from fl_i2moe.statistics import compute_statistics
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LABELS = ["Drama", "Comedy", "Thriller"]
@@ -135,3 +139,68 @@ def run_bare(environment: Path, home: Path, code: str, *arguments, check: bool =
     )
     assert not check or result.returncode == 0, result.stderr
     return result.stdout if check else result.stdout + result.stderr
+
+
+def write_run(folder: Path, model, seeds=(0, 1)) -> dict:
+    """What a training recipe leaves in a run's folder, with numbers of its own for every cell; gives the results."""
+    config = model.config
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    rng = np.random.default_rng(0)
+    size, num_experts = 40, config.num_experts
+    weights = rng.dirichlet(np.ones(num_experts), size)
+    logits = {
+        "logits": rng.normal(size=(size, len(names))),
+        "expert_logits": rng.normal(size=(size, num_experts, len(names))),
+    }
+    labels = rng.integers(0, 2, (size, len(names))).astype(np.float32)
+    statistics = compute_statistics(
+        **logits,
+        expert_weights=weights,
+        labels=labels,
+        expert_names=config.expert_names,
+        label_names=names,
+        problem_type=config.problem_type,
+    )
+    config.interaction_statistics = statistics
+    model.save_pretrained(folder)
+    metrics = list(statistics["metrics"]["mixture"])
+    runs = {
+        str(seed): {
+            split: {
+                name: 0.01 * (10 + 7 * i + 3 * seed + 40 * (split == "validation")) for i, name in enumerate(metrics)
+            }
+            for split in ("test", "validation")
+        }
+        | {"best_epoch": 3, "epochs": 5, "training_seconds": 90.0 + 60 * seed, "parameters": 12345}
+        for seed in seeds
+    }
+    results = {
+        "metric": metrics[0],
+        "best_seed": seeds[-1],
+        **{
+            split: {
+                name: {
+                    "mean": float(np.mean([run[split][name] for run in runs.values()])),
+                    "std": float(np.std([run[split][name] for run in runs.values()], ddof=1))
+                    if len(seeds) > 1
+                    else None,
+                }
+                for name in metrics
+            }
+            for split in ("test", "validation")
+        },
+        "seeds": runs,
+        "samples": {"train": 1234, "validation": 56, "test": size},
+        "settings": {
+            "learning_rate": 0.001,
+            "data_dir": "/home/somebody/films",
+            "threshold": 0.5,
+            "seeds": list(seeds),
+        },
+        "encoders": config.encoders,
+        "machine": {"device": "some CPU", "processes": 1, "torch": "2.13.0", "transformers": "5.23.0"},
+    }
+    write_json(folder / "results.json", results)
+    write_json(folder / "interaction_statistics.json", statistics)
+    save_statistics_figures(statistics, weights, folder / "figures")
+    return results
