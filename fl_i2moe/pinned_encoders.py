@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -61,7 +61,7 @@ class Repository:
             return folder / path if (folder / path).is_dir() else None
         try:
             snapshot = snapshot_download(self.name, allow_patterns=f"{path}/*", **self.options or {})
-        except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        except (OSError, ValueError, HTTPError, LocalEntryNotFoundError) as error:
             logger.warning("%s of %s could not be fetched: %s", path, self.name, error)
             return None
         return Path(snapshot) / path if (Path(snapshot) / path).is_dir() else None
