@@ -141,15 +141,8 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
     """
     config, results, statistics = run.config, run.results, run.statistics
     rows = [Run.open(folder) for folder in options.compare]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(template).parent),
-        finalize=escape,  # whatever is put into the card, unless it says that it is Markdown already
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template(Path(template).name).render(
+    text = render_template(
+        template,
         run=run,
         config=config,
         results=results,
@@ -185,6 +178,19 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         example_value=Markup(_example_values(config)),
     )
     return ModelCard(f"---\n{card_data(run, options).to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
+
+
+def render_template(template: str | Path, **values: Any) -> str:
+    """Fills a Markdown template; every value is escaped, unless it says (`Markup`) that it is Markdown already."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(template).parent),
+        finalize=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(Path(template).name).render(values)
 
 
 def card_data(run: Run, options: CardOptions) -> ModelCardData:

@@ -37,6 +37,7 @@ from .machine import cpu_model, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from .sample_encoders import resolve_encoder, user_cache_dir
+from .shared_features import open_features
 from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
 
@@ -102,14 +103,18 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
 
 
 def run_experiment(
-    raw: RawDataset, encoders: Mapping[str, EncoderChoice], job: Job, accelerator: Accelerator, settings: dict[str, Any]
+    raw: RawDataset | None,
+    encoders: Mapping[str, EncoderChoice],
+    job: Job,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """
     Encodes, trains, evaluates, and writes everything into `job.output.output_dir`.
 
     Args:
-        raw: the data.
-        encoders: modality → its encoder.
+        raw: the data; `None` if `job.encoding.features` holds them encoded.
+        encoders: modality → its encoder, of raw data.
         settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
 
     Returns:
@@ -120,18 +125,25 @@ def run_experiment(
     """
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
     output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
+    if raw is None:
+        with accelerator.main_process_first():
+            cache = open_features(job.encoding.features)
+    data = cache if raw is None else raw
     # whatever can be refused is refused before an hour of encoding
-    metric = check_metric(job.training.metric, raw.problem_type)
-    _config(job, {name: {"feature_size": 1, "max_features": 1} for name in raw.modalities}, raw)
+    metric = check_metric(job.training.metric, data.problem_type)
+    _config(job, {name: {"feature_size": 1, "max_features": 1} for name in data.modalities}, data)
     if accelerator.is_main_process:
         check_run_folder(output_dir, **flags)
     accelerator.wait_for_everyone()
 
-    cache = encode(raw, encoders, job.encoding, accelerator, console)
+    if raw is None:
+        _describe(cache, console)
+    else:
+        cache = encode(raw, encoders, job.encoding, accelerator, console)
     config = _config(
         job,
         {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
-        raw,
+        cache,
         encoders={name: x["encoder"] for name, x in cache.modalities.items()},
     )
     settings = {
@@ -150,7 +162,7 @@ def run_experiment(
         seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
         for seed in job.training.seeds
     }
-    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[raw.problem_type][metric])
+    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[data.problem_type][metric])
     results = {
         "metric": metric,
         "best_seed": best_seed,
@@ -170,12 +182,12 @@ def run_experiment(
     return results
 
 
-def _config(job: Job, modalities: Mapping[str, dict], raw: RawDataset, **others: Any) -> FLI2MoEConfig:
+def _config(job: Job, modalities: Mapping[str, dict], data: RawDataset | FeatureCache, **others: Any) -> FLI2MoEConfig:
     return job.model.to_config(
         modalities,
-        problem_type=raw.problem_type,
-        id2label=dict(enumerate(raw.label_names)),
-        label2id={name: index for index, name in enumerate(raw.label_names)},
+        problem_type=data.problem_type,
+        id2label=dict(enumerate(data.label_names)),
+        label2id={name: index for index, name in enumerate(data.label_names)},
         **others,
     )
 
@@ -213,6 +225,14 @@ def encode(
     for note in cache.notes:
         console.print(note)
     return cache
+
+
+def _describe(cache: FeatureCache, console: Console) -> None:
+    for name, x in cache.modalities.items():
+        console.print(f"{name}: {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
+    console.print(f"Feature cache: {cache.path}")
+    for note in cache.notes:
+        console.print(note)
 
 
 def _load_encoder(

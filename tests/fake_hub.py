@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError, Response
-from huggingface_hub.utils._http import httpx2
 from huggingface_hub.hf_api import RepoFile, RepoFolder
+from huggingface_hub.utils._http import httpx2
 
 
 def http_error(status: int, message: str = "no") -> HfHubHTTPError:

@@ -33,7 +33,7 @@ def save_encoder(name: str, folder: Path) -> Path:
     return folder
 
 
-def make_raw(folder: Path, num_samples: int = 5, modalities=None) -> RawDataset:
+def make_raw(folder: Path, num_samples: int = 5, modalities=None, splits=("test",)) -> RawDataset:
     """Pictures of different sizes as PNG and texts of different lengths."""
     modalities = modalities or {"text": "text", "image": "image"}
     rows = []
@@ -49,18 +49,19 @@ def make_raw(folder: Path, num_samples: int = 5, modalities=None) -> RawDataset:
         rows.append(row)
     columns = {name: Image(decode=False) if kind == "image" else Value("string") for name, kind in modalities.items()}
     features = Features({"id": Value("string"), **columns, "labels": List(Value("float32"), length=3)})
-    splits = DatasetDict({"test": Dataset.from_list(rows, features=features)})
-    return RawDataset(splits, modalities, LABELS, "multi_label_classification")
+    data = DatasetDict({split: Dataset.from_list(rows, features=features) for split in splits})
+    return RawDataset(data, modalities, LABELS, "multi_label_classification")
 
 
-def make_published(folder: Path, modalities=None, names=None, **changes):
+def make_published(folder: Path, modalities=None, names=None, splits=False, **changes):
     """
     A model on tiny encoders, its raw samples and their feature cache.
 
     Args:
         names: modality → what its encoder is called, where that is not its folder.
+        splits: whether there are all three, which have the same samples.
     """
-    raw = make_raw(folder, modalities=modalities)
+    raw = make_raw(folder, modalities=modalities, splits=("train", "validation", "test") if splits else ("test",))
     kinds = {"image": "vit", "text": "roberta"}
     folders = {name: save_encoder(kinds[kind], folder / f"encoder-{name}") for name, kind in raw.modalities.items()}
     encoders = {

@@ -39,6 +39,7 @@ from ..metrics import default_metric
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder, replace_files, write_json
 from ..sample_encoders import user_cache_dir
+from ..shared_features import open_features
 from .attribution import METHODS, attribute
 from .explain_sample import UNIVERSE_METHOD, explain, feature_batch, true_targets
 from .explanation import Explanation, PairTable
@@ -67,7 +68,7 @@ from .report import IndexEntry, RunFigure, RunTable, render_page, save_index
 MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
 # They decide how much is explained or where it goes, not what an explanation says.
 UNBINDING = {"output_dir", "overwrite", "num_samples", "sample_ids", "num_pages", "measurements", "batch_size"}
-UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "classes", "on_bad_sample", "dense_model"}
+UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "features", "classes", "on_bad_sample", "dense_model"}
 CURVE_DRAWS = 3
 """Random orders that the curves of pairs are compared with, at most: each takes a pass of the model for every share."""
 KIND_TITLES = {"sii": "Shapley interaction index", "published": "redundancy gap"}
@@ -88,6 +89,7 @@ class ExplainArguments:
     output_dir: str | None = option(None, "Folder of the explanations; `explanations` in the model's if not given.")
     overwrite: bool = option(False, "Replace the explanations in --output_dir.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training run if not given.")
+    features: str | None = option(None, "Explain on these features: the folder of a cache, or a data set on the Hub.")
     dense_model: str | None = option(None, "Folder of a dense model whose faithfulness is shown beside.")
     method: Literal["grad_attnroll", "attnroll", "ig", "random"] = option(
         "grad_attnroll", "How the importance of patches and tokens is computed."
@@ -155,13 +157,13 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> Fe
 
     Args:
         model_dir: of the model; its run's settings lie there, or (of one seed's model) above.
-        cache_dir: the cache's folder, where it is not in the user's cache.
+        cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
 
     Raises:
         ValueError: there is none.
     """
     if cache_dir is not None:
-        return open_cache(cache_dir)
+        return open_features(cache_dir)
     model_dir = Path(model_dir).resolve()
     for folder in (model_dir, *list(model_dir.parents)[:2]):
         if (folder / SETTINGS_FILE).is_file():
@@ -189,7 +191,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     if accelerator.is_main_process:
         check_run_folder(folder, **flags)
     model = load_model(arguments.model)
-    cache = find_cache(arguments.model, arguments.cache_dir)
+    cache = find_cache(arguments.model, arguments.features or arguments.cache_dir)
     check_cache(model, cache)
     models = {"dense Transformer" if model.config.architecture == "dense" else "FL-I²MoE": model}
     if arguments.dense_model:
