@@ -103,7 +103,8 @@ def push(
     """
     folder, api = Path(folder), api or HfApi()
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        kind = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **kind)
         head = api.repo_info(repo_id, repo_type=repo_type).sha
         there = {
             entry.path: entry
