@@ -166,6 +166,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        kwargs.setdefault("use_safetensors", True)  # no pickles
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)

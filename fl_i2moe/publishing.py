@@ -48,7 +48,7 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions, templat
     if not (run.folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{run.folder} has no {WEIGHTS_FILE}; weights in other formats are not published.")
     folder.mkdir(parents=True, exist_ok=True)
-    model = AutoModel.from_pretrained(run.folder, use_safetensors=True)
+    model = AutoModel.from_pretrained(run.folder)
     if not isinstance(model, FLI2MoEModel):
         raise ValueError(f"{run.folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
     model.config.encoders = {

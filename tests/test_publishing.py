@@ -141,7 +141,7 @@ def test_what_is_refused(films, tmp_path):
     with pytest.raises(ValueError, match=r"has no model\.safetensors; weights in other formats are not published"):
         write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        AutoModel.from_pretrained(tmp_path / "pickled", use_safetensors=True)
+        AutoModel.from_pretrained(tmp_path / "pickled")
 
     config = json.loads((folder / "run" / "config.json").read_text())
     config["encoders"]["text"]["weights_sha256"] = "0" * 64

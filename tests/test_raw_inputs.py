@@ -14,6 +14,8 @@ from transformers import AutoModel
 
 from fl_i2moe.batching import FeatureRows
 from fl_i2moe.encoders import load_encoder
+from fl_i2moe.explain import explain
+from fl_i2moe.raw_sample import raw_sample
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,24 @@ def test_every_form_of_a_picture_and_one_sample(published):
     expected = model(**values(raw)).logits[2:3]
     for image in (path, Path(path), picture, np.asarray(picture), np.asarray(picture)[None], [path]):
         torch.testing.assert_close(model(image=image, text=text).logits, expected, atol=1e-3, rtol=0)
+
+
+def test_a_raw_sample_is_explained_as_its_cached_row(published):
+    model, raw, cache = published
+    row = cache.splits["test"][3]
+    model.set_attn_implementation("eager")
+    given = raw_sample(model, row["id"], **{name: x[3] for name, x in values(raw).items()})
+    assert set(given) == set(row) - {"labels"}
+    for name in ("text", "text_offsets", "image", "image_geometry"):
+        assert given[name] == row[name]
+    for name in ("text_special_mask", "image_special_mask"):
+        assert given[name].tolist() == row[name]
+    np.testing.assert_allclose(given["image_features"], np.asarray(row["image_features"]), atol=2e-3)
+    one, other = (explain(model, x, "Comedy", interactions="exact", universe_share=0.2) for x in (given, row))
+    np.testing.assert_allclose(one.importance["synergy"]["text"], other.importance["synergy"]["text"], atol=1e-2)
+    assert one.pairs("synergy", top=1)[0].score == pytest.approx(other.pairs("synergy", top=1)[0].score, abs=1e-3)
+    with pytest.raises(ValueError, match=r"takes \['text', 'image'\], got \['image'\]"):
+        raw_sample(model, image="poster.png")
 
 
 def test_encoders_are_no_part_of_the_model(published, tmp_path):
@@ -140,6 +160,8 @@ def test_what_is_missing_is_named(published):
 FROM_THE_HUB = """
 import json, sys
 from fl_i2moe.encoders import load_encoder
+from fl_i2moe.explain import explain
+from fl_i2moe.raw_sample import raw_sample
 from transformers import AutoModel
 identity = load_encoder("someone/vit", "image").identity()
 model = AutoModel.from_pretrained("someone/model").eval()

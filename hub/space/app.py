@@ -39,7 +39,7 @@ class Explorer:
     """The model, and what happens when a button is pressed."""
 
     def __init__(self, name: str):
-        self.model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
+        self.model = AutoModel.from_pretrained(name).eval()
         self.config = self.model.config
         processor = AutoProcessor.from_pretrained(name)
         self.classify = FLI2MoEPipeline(
