@@ -126,7 +126,10 @@ def push(
         raise ValueError("Nobody is logged in: run `hf auth login`, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise ValueError(_explain(error, repo_id)) from error
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:
+        # what the client makes of a large file whose upload failed
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, (HTTPError, OSError)):
+            raise
         raise ConnectionError(
             f"The Hub could not be reached, or the connection broke ({error}). {repo_id} is as it was before: nothing "
             "is published by halves. Run the same command again."

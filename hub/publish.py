@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub.constants import ENDPOINT
 from transformers.utils import logging
 
 from fl_i2moe.arguments import option, parse_arguments
@@ -55,7 +56,7 @@ def main():
         write_repository(run, folder, arguments.card, TEMPLATE)
         commit = push(folder, arguments.repo_id, private=arguments.private, message=f"Publish {run.title}")
     print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"https://huggingface.co/{arguments.repo_id}")
+    print(f"{ENDPOINT}/{arguments.repo_id}")
 
 
 if __name__ == "__main__":

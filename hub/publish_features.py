@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub.constants import ENDPOINT
+
 from fl_i2moe.arguments import option, parse_arguments
 from fl_i2moe.feature_publishing import write_features
 from fl_i2moe.publishing import push
@@ -51,7 +53,7 @@ def main():
             folder, arguments.repo_id, repo_type="dataset", private=arguments.private, message="Publish features"
         )
     print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"https://huggingface.co/datasets/{arguments.repo_id}")
+    print(f"{ENDPOINT}/datasets/{arguments.repo_id}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import validate_repo_id
 
 import fl_i2moe
@@ -77,7 +78,7 @@ def main():
         write_space(folder, arguments.model_id)
         commit = push(folder, arguments.repo_id, repo_type="space", private=arguments.private, message="Publish Space")
     print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"https://huggingface.co/spaces/{arguments.repo_id}")
+    print(f"{ENDPOINT}/spaces/{arguments.repo_id}")
 
 
 if __name__ == "__main__":

@@ -126,9 +126,14 @@ def bare_environment(folder: Path) -> Path:
     return folder
 
 
-def run_bare(environment: Path, home: Path, code: str, *arguments, check: bool = True) -> str:
+def run_bare(environment: Path, home: Path, code: str, *arguments, check: bool = True, offline: bool = True) -> str:
     """Runs Python with that environment alone (neither this package nor `site`); what it printed."""
-    variables = {**os.environ, "PYTHONPATH": str(environment), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(environment),
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+    }
     result = subprocess.run(
         [sys.executable, "-S", "-c", code, *map(str, arguments)],
         cwd=environment.parent,
