@@ -23,6 +23,7 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .explain import Explanation
 from .figures import expert_title
 from .metrics import METRICS_BY_PROBLEM
+from .pinned_encoders import RAW_KINDS, takes_raw_inputs
 from .pipeline_fl_i2moe import TASK
 
 METRICS = {  # ours → what a person reads, the Hub's identifier
@@ -150,11 +151,12 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         options=options,
         repo_id=Markup(options.repo_id),  # checked: letters, digits, - _ . /
         task=Markup(TASK),
-        data=options.dataset_name or options.dataset_id or "its training data",
+        data=options.dataset_name or options.dataset_id or "a data set that was not named",
         does=_does(config),
         labels=[config.id2label[index] for index in range(config.num_labels)],
         experts={name: expert_title(name) for name in config.expert_names},
-        encoders=config.encoders or {},
+        raw=takes_raw_inputs(config),
+        encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in RAW_KINDS},
         encoders_table=encoders_table(config),
         pictures=[x["preprocessing"] for x in (config.encoders or {}).values() if x["kind"] == "image"],
         text_lengths=[x["max_length"] for x in (config.encoders or {}).values() if x["kind"] == "text"],
@@ -233,7 +235,9 @@ def hub_task(config: FLI2MoEConfig) -> str:
     kinds = {encoder["kind"] for encoder in (config.encoders or {}).values()}
     if config.problem_type == "regression":
         return "other"
-    return "text-classification" if kinds == {"text"} else "image-classification"
+    if "image" in kinds:
+        return "image-classification"
+    return "text-classification" if "text" in kinds else "tabular-classification"
 
 
 def evaluation_results(run: Run, options: CardOptions) -> str | None:
@@ -348,11 +352,15 @@ def encoders_table(config: FLI2MoEConfig) -> Markup:
         x = (config.encoders or {}).get(name)
         if x is None:
             continue
-        layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]
+        if x["kind"] not in RAW_KINDS:  # arrays, which are features already
+            layer, special, number_format = "–", "–", "–"
+        else:
+            layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]
+            special, number_format = x["special_features"], x["dtype"]
         modality = config.modalities[name]
         shape = f"{modality['max_features']} × {modality['feature_size']}"
         commit = x["revision"][:12] if x.get("revision") else "–"
-        rows.append([name, x["name"], commit, layer, x["special_features"], shape, x["dtype"]])
+        rows.append([name, x["name"], commit, layer, special, shape, number_format])
     header = ["modality", "frozen encoder", "commit", "layer", "special features", "features at most", "number format"]
     return table(header, rows, text_columns=len(header))
 

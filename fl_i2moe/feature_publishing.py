@@ -83,7 +83,7 @@ def features_card(
             name,
             x["encoder"]["name"] if x["encoder"].get("revision") else without_paths(x["encoder"]["name"]),
             (x["encoder"].get("revision") or "–")[:12],
-            "last" if x["encoder"]["hidden_layer"] is None else x["encoder"]["hidden_layer"],
+            "last" if x["encoder"].get("hidden_layer") is None else x["encoder"]["hidden_layer"],
             f"{x['max_features']} × {x['feature_size']}",
         ]
         for name, x in cache.modalities.items()

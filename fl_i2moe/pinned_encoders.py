@@ -28,6 +28,14 @@ logger = logging.get_logger(__name__)
 ENCODERS_FOLDER = "encoders"
 """Folder of a model's repository with those of its encoders that no hub has: `encoders/<modality>/`."""
 SAMPLE_PREFIX = "sample:"
+RAW_KINDS = ("image", "text")
+"""Kinds of encoders that raw values go through; numeric arrays are their own features."""
+
+
+def takes_raw_inputs(config: Any) -> bool:
+    """Whether every modality of a model's configuration has an encoder that raw values can go through."""
+    encoders = config.encoders or {}
+    return all(encoders.get(name, {}).get("kind") in RAW_KINDS for name in config.modality_order)
 
 
 @dataclass
@@ -202,10 +210,9 @@ class PinnedEncoders:
         Raises:
             ValueError: as [`load_pinned_encoder`]; or the configuration names no encoder.
         """
-        if modality not in self.identities:
+        if self.identities.get(modality, {}).get("kind") not in RAW_KINDS:
             raise ValueError(
-                f"The model's configuration names no encoder of {modality!r}: give `features`, or set "
-                "`config.encoders`."
+                f"The model's configuration names no encoder of {modality!r} for pictures or texts: give `features`."
             )
         if folder is not None or modality not in self._loaded:
             self._loaded[modality] = load_pinned_encoder(
@@ -254,4 +261,11 @@ def _check_tokenizer(sha256: str, identity: Mapping[str, Any], modality: str) ->
         )
 
 
-__all__ = ["PinnedEncoders", "Preprocessed", "Repository", "load_pinned_encoder", "load_preprocessor"]
+__all__ = [
+    "PinnedEncoders",
+    "Preprocessed",
+    "Repository",
+    "load_pinned_encoder",
+    "load_preprocessor",
+    "takes_raw_inputs",
+]

@@ -9,7 +9,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .encoder_inputs import ImagePreprocessor, Preprocessed, TextPreprocessor, as_batch
-from .pinned_encoders import Repository, load_preprocessor
+from .pinned_encoders import Repository, load_preprocessor, takes_raw_inputs
 
 
 class FLI2MoEProcessor(ProcessorMixin):
@@ -48,9 +48,10 @@ class FLI2MoEProcessor(ProcessorMixin):
         Raises:
             ValueError: the configuration does not name the encoders.
         """
-        if missing := [name for name in config.modality_order if name not in (config.encoders or {})]:
+        if not takes_raw_inputs(config):
             raise ValueError(
-                f"The model's configuration names no encoder of {missing}: there is nothing to process for."
+                "The model's configuration does not name encoders of pictures or texts for all of "
+                f"{config.modality_order}: it takes `features` alone."
             )
         processor = cls({name: config.encoders[name] for name in config.modality_order}, config.modality_order)
         processor._repository = Repository(config.name_or_path or "")

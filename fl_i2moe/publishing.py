@@ -20,7 +20,14 @@ from transformers import AutoModel
 
 from .card import CardOptions, Run, build_card, evaluation_results
 from .modeling_fl_i2moe import FLI2MoEModel
-from .pinned_encoders import ENCODERS_FOLDER, Repository, find_encoder, load_pinned_encoder
+from .pinned_encoders import (
+    ENCODERS_FOLDER,
+    RAW_KINDS,
+    Repository,
+    find_encoder,
+    load_pinned_encoder,
+    takes_raw_inputs,
+)
 from .pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from .processing_fl_i2moe import FLI2MoEProcessor
 
@@ -56,7 +63,7 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions, templat
         for name in model.config.modality_order
         if name in (model.config.encoders or {})
     }
-    if set(model.config.encoders) == set(model.config.modality_order):
+    if takes_raw_inputs(model.config):
         processor = FLI2MoEProcessor.from_config(model.config)
         FLI2MoEPipeline(model=model, processor=processor, task=TASK, device=-1).save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -160,7 +167,7 @@ def without_paths(value: Any) -> Any:
 
 def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: Path) -> dict[str, Any]:
     """Pins an encoder of the Hub, or copies another one; its identity as it is published."""
-    if identity.get("revision"):
+    if identity.get("revision") or identity["kind"] not in RAW_KINDS:
         return identity
     repository = Repository(str(run.folder))
     encoder = load_pinned_encoder(identity, modality, repository)  # refuses one with other weights

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import subprocess
@@ -149,6 +150,25 @@ def test_what_is_refused(films, tmp_path):
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is not the one that this model was trained on"):
         write_repository(Run.open(tmp_path / "other"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+
+
+def test_modalities_that_are_arrays(films, tmp_path):
+    """Features that no encoder made: nothing to copy, no processor, and a card that says how to give features."""
+    _, model, _ = films
+    other = copy.deepcopy(model)
+    array = {"name": "numeric arrays", "kind": "array", "feature_size": 16, "standardised_by": None}
+    other.config.encoders = dict.fromkeys(other.config.encoders, array)
+    write_run(tmp_path / "run", other)
+    write_repository(Run.open(tmp_path / "run"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+    names = set(files_of(tmp_path / "out"))
+    assert "processor_config.json" not in names
+    assert not any(name.startswith("encoders/") for name in names)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "model(features=features, feature_masks=masks)" in card
+    assert "pipeline(" not in card
+    assert "| numeric arrays | – | – | – |" in card
+    with pytest.raises(ValueError, match="for pictures or texts: give `features`"):
+        AutoModel.from_pretrained(tmp_path / "out")(image="a.png", text="the fox")
 
 
 def test_paths_of_this_machine():
