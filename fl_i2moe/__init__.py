@@ -1,17 +1,26 @@
 """
 FL-I²MoE: feature-level interpretable multimodal interaction-aware mixture of experts.
 
-Importing the package needs torch and transformers alone, and makes the classes known to `AutoConfig` and `AutoModel`.
+Importing the package needs torch, transformers and Pillow alone, and makes the classes known to `AutoConfig`,
+`AutoModel`, `AutoProcessor` and `pipeline`. Models that are saved take their code along.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
+from .pipeline_fl_i2moe import TASK, FLI2MoEPipeline
+from .processing_fl_i2moe import FLI2MoEProcessor
 
 __version__ = "0.1.0"
 
 AutoConfig.register(FLI2MoEConfig.model_type, FLI2MoEConfig, exist_ok=True)
 AutoModel.register(FLI2MoEConfig, FLI2MoEModel, exist_ok=True)
+AutoProcessor.register(FLI2MoEConfig, FLI2MoEProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=FLI2MoEPipeline, pt_model=AutoModel, type="multimodal")
+FLI2MoEConfig.register_for_auto_class()
+FLI2MoEModel.register_for_auto_class("AutoModel")
+FLI2MoEProcessor.register_for_auto_class()
 
-__all__ = ["FLI2MoEConfig", "FLI2MoEModel", "FLI2MoEOutput"]
+__all__ = ["FLI2MoEConfig", "FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPipeline", "FLI2MoEProcessor"]

@@ -47,6 +47,9 @@ class CacheArguments:
 class EncodingArguments(CacheArguments):
     """How raw samples become feature sequences, and where these are kept."""
 
+    features: str | None = option(
+        None, "Start from these features instead of raw samples: the folder of a cache, or a data set on the Hub."
+    )
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")

@@ -53,6 +53,13 @@ class Preprocessed:
     annotations: list[dict[str, Any]]
 
 
+def as_batch(value: Any) -> list[Any]:
+    """A list of raw values as it is, one value (or an array of several pictures) as a list."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4):
+        return list(value)
+    return [value]
+
+
 def open_image(value: Any) -> Image.Image:
     """Opens a picture as 8-bit RGB, as it is displayed: EXIF rotation applied, transparency on white.
 
@@ -292,7 +299,7 @@ class TextPreprocessor:
                 f"{num_special} special ones included"
             )
         tokenizer.padding_side = tokenizer.truncation_side = "right"
-        return cls(tokenizer, max_length, keep_special, _hash_tokenizer(tokenizer))
+        return cls(tokenizer, max_length, keep_special, hash_tokenizer(tokenizer))
 
     @property
     def max_features(self) -> int:
@@ -321,7 +328,8 @@ def _position_limit(model: nn.Module) -> int:
     return getattr(model.config, "max_position_embeddings", None) or 10**9  # relative positions have no limit
 
 
-def _hash_tokenizer(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
+    """sha256 of a fast tokenizer's description of itself."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     settings_of_a_call = ("truncation", "padding")
     return hashlib.sha256(

@@ -21,6 +21,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.utils.hub import resolve_revision
 
 from .encoder_inputs import ImagePreprocessor, Preprocessed, TextPreprocessor, open_image
 
@@ -250,13 +251,14 @@ def load_encoder(
     name = name or str(name_or_path)
     if revision is not None and Path(source).is_dir():
         raise ValueError(f"encoder {name!r} is no hub model: it has no revision {revision!r}, leave it out")
-    hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    resolved = resolve_revision(source, revision)  # the commit it stands for now, where it can be found out
+    hub = {"revision": resolved, "trust_remote_code": trust_remote_code}
     config = _load(AutoConfig, "config.json", name, source, **hub)
     model, sha256 = _load_model(name, source, config, kind, dtype=dtype, **hub)
     model.to(device)
     origin = {
         "name": name,
-        "revision": getattr(config, "_commit_hash", None),
+        "revision": getattr(resolved, "resolved", resolved),
         "weights_sha256": sha256,
         "transformers": transformers.__version__,
     }

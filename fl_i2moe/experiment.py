@@ -45,6 +45,7 @@ from .machine import cpu_model, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from .sample_encoders import resolve_encoder, user_cache_dir
+from .shared_features import open_features
 from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
 
@@ -112,7 +113,7 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
 
 
 def run_experiment(
-    raw: RawDataset,
+    raw: RawDataset | None,
     encoders: Mapping[str, EncoderChoice | Encoder],
     job: Job,
     accelerator: Accelerator,
@@ -122,8 +123,8 @@ def run_experiment(
     Encodes, trains, evaluates, and writes everything into `job.output.output_dir`.
 
     Args:
-        raw: the data.
-        encoders: modality → its encoder, or which one to load.
+        raw: the data; `None` if `job.encoding.features` holds them encoded.
+        encoders: modality → its encoder, or which one to load; of raw data.
         settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
 
     Returns:
@@ -134,14 +135,21 @@ def run_experiment(
     """
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
     output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
+    if raw is None:
+        with accelerator.main_process_first():
+            cache = open_features(job.encoding.features)
+    data = cache if raw is None else raw
     # whatever can be refused is refused before an hour of encoding
-    check_metric(job.training.metric, raw.problem_type)
-    _config(job.model, {name: {"feature_size": 1, "max_features": 1} for name in raw.modalities}, raw)
+    check_metric(job.training.metric, data.problem_type)
+    _config(job.model, {name: {"feature_size": 1, "max_features": 1} for name in data.modalities}, data)
     if accelerator.is_main_process:
         check_run_folder(output_dir, **flags)
     accelerator.wait_for_everyone()
 
-    cache = encode(raw, encoders, job.encoding, accelerator, console)
+    if raw is None:
+        _describe(cache, console)
+    else:
+        cache = encode(raw, encoders, job.encoding, accelerator, console)
     return run_on_cache(cache, job, accelerator, settings, console)
 
 
@@ -250,6 +258,14 @@ def encode(
     for note in cache.notes:
         console.print(note)
     return cache
+
+
+def _describe(cache: FeatureCache, console: Console) -> None:
+    for name, x in cache.modalities.items():
+        console.print(f"{name}: {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
+    console.print(f"Feature cache: {cache.path}")
+    for note in cache.notes:
+        console.print(note)
 
 
 def _load_encoder(

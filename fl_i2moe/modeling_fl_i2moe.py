@@ -21,6 +21,7 @@ from .fusion import init_grouped_weights
 from .fusions import create_fusion
 from .missing import FILLS, complete_inputs
 from .objective import interaction_losses, task_loss
+from .pinned_encoders import PinnedEncoders, Repository
 from .specialised import specialised_losses
 
 
@@ -173,11 +174,36 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self.stems = nn.ModuleList(ModalityStem(config, name) for name in config.modality_order)
         self.experts = create_fusion(config)
         self.reweighting = Reweighting(config) if config.architecture == "moe" else None
+        self.raw_inputs = PinnedEncoders(config.encoders)  # no module: frozen encoders are not the model's weights
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        kwargs.setdefault("use_safetensors", True)  # no pickles
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def load_encoders(self, folders: dict[str, str] | None = None, trust_remote_code: bool = False) -> None:
+        """
+        Fetches the frozen encoders now, which raw inputs otherwise do on first use.
+
+        Args:
+            folders: modality → a local copy of its encoder, where it is not to be fetched.
+            trust_remote_code: allows encoders to bring their own code.
+
+        Raises:
+            ValueError: an encoder cannot be found or read, or is not the one that the features of the training come
+                from.
+        """
+        self._check_names(folders or {}, "folders")
+        for name in self.config.modality_order:
+            self.raw_inputs.load(name, (folders or {}).get(name), trust_remote_code)
 
     def forward(
         self,
-        features: dict[str, torch.Tensor],
+        features: dict[str, torch.Tensor] | None = None,
         feature_masks: dict[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         with_interaction_losses: bool | None = None,
@@ -198,12 +224,17 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
                 vector (B, D) that is NaN throughout.
             missing_lengths: modality → features that stand for a missing sequence; `max_features` if not given.
+            kwargs: instead of `features`, the raw values by the modalities' names: pictures (paths, PIL images, uint8
+                arrays) and texts, one or a list each, or what the processor made of them. The frozen encoders that
+                `config.encoders` names are fetched on first use.
 
         Raises:
             ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
-                a row without a real feature, or a feature that is not finite. With `fill_missing` a sample without any
-                modality, or means that are not there.
+                a row without a real feature, or a feature that is not finite; a raw value or an encoder cannot be read.
+                With `fill_missing` a sample without any modality, or means that are not there.
         """
+        if features is None:
+            features, feature_masks = self._encode(kwargs)
         missing: dict[str, torch.Tensor] = {}
         if fill_missing is not None:
             features, feature_masks, missing = complete_inputs(
@@ -380,6 +411,16 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self._check_names(means, "means", complete=True)
         for name, stem in zip(self.config.modality_order, self.stems, strict=True):
             stem.feature_mean.copy_(means[name])
+
+    def _encode(self, given: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Features and masks of raw inputs, by modality."""
+        raw = {name: given[name] for name in self.config.modality_order if name in given}
+        if not raw:
+            order = self.config.modality_order
+            raise ValueError(f"Give `features`, or raw inputs of {order} by name; got {sorted(given) or 'neither'}.")
+        self._check_names(raw, "inputs", complete=True)
+        encoded = {name: self.raw_inputs.encode(name, x, self.device, self.dtype) for name, x in raw.items()}
+        return {name: x for name, (x, _) in encoded.items()}, {name: mask for name, (_, mask) in encoded.items()}
 
     def _embed(
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]

@@ -6,6 +6,8 @@ Train FL-I²MoE to tell the genres of films from their posters and plots.
 Without `--data_dir` it makes a sample in the same layout, in which the interactions are known, and trains on that:
 
     accelerate launch recipes/train_mmimdb.py
+
+With `--features <folder or data set on the Hub>` it starts from a feature cache, without films and encoders.
 """
 
 from dataclasses import asdict, dataclass
@@ -86,10 +88,16 @@ def main():
     data, encoding, model, training, output = parse_arguments(
         (DataArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
         presets={"paper": PAPER, "sample": SAMPLE},
-        default_preset=lambda given: "paper" if given.data_dir else "sample",
+        default_preset=lambda given: "paper" if given.data_dir or given.features else "sample",
         description=__doc__,
     )
     accelerator = create_accelerator(training, output.output_dir)
+    job = Job(encoding, model, training, output)
+    if encoding.features:
+        if data.data_dir:
+            raise ValueError("`features` and `data_dir` exclude each other: features are not encoded again.")
+        run_experiment(None, {}, job, accelerator, job.settings(**asdict(data)))
+        return
     defaults = ENCODERS if data.data_dir else SAMPLE_ENCODERS
     encoders = {
         "image": EncoderChoice(data.image_encoder or defaults["image"], data.image_revision, data.image_hidden_layer),
@@ -112,7 +120,6 @@ def main():
     raw = load_mmimdb(
         data_dir, labels=labels, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample
     )
-    job = Job(encoding, model, training, output)
     run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 
 

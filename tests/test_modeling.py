@@ -407,7 +407,8 @@ def test_save_and_load_keep_every_tensor_and_the_order(tmp_path, changes):
     features, masks, _ = make_inputs(config)
     expected = model(features=features, feature_masks=masks)
     model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    files = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".py")  # its code goes along
+    assert files == ["config.json", "model.safetensors"]
     loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.expert_names == config.expert_names

@@ -44,7 +44,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     if accelerator.is_main_process:
         check_run_folder(folder, **flags)
     model = load_model(arguments.model)
-    cache = find_cache(arguments.model, arguments.cache_dir)
+    cache = find_cache(arguments.model, arguments.features or arguments.cache_dir)
     check_cache(model, cache)
     models = {"dense Transformer" if model.config.architecture == "dense" else "FL-I²MoE": model}
     if arguments.dense_model:

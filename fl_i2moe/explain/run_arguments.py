@@ -8,7 +8,7 @@ from ..arguments import option
 
 MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
 UNBINDING = {"output_dir", "overwrite", "num_samples", "sample_ids", "num_pages", "measurements", "batch_size"}
-UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "classes", "on_bad_sample", "dense_model"}
+UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "features", "classes", "on_bad_sample", "dense_model"}
 """They decide how much is explained or where it goes, not what an explanation says."""
 
 
@@ -27,6 +27,7 @@ class ExplainArguments:
     output_dir: str | None = option(None, "Folder of the explanations; `explanations` in the model's if not given.")
     overwrite: bool = option(False, "Replace the explanations in --output_dir.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training run if not given.")
+    features: str | None = option(None, "Explain on these features: the folder of a cache, or a data set on the Hub.")
     dense_model: str | None = option(None, "Folder of a dense model whose faithfulness is shown beside.")
     method: Literal["grad_attnroll", "attnroll", "ig", "random"] = option(
         "grad_attnroll", "How the importance of patches and tokens is computed."

@@ -16,6 +16,7 @@ from ..data.raw import SampleError
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import SETTINGS_FILE
 from ..sample_encoders import user_cache_dir
+from ..shared_features import open_features
 from .inputs import check_batch
 from .run_arguments import ExplainArguments
 
@@ -42,13 +43,13 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> Fe
 
     Args:
         model_dir: of the model; its run's settings lie there, or (of one seed's model) above.
-        cache_dir: the cache's folder, where it is not in the user's cache.
+        cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
 
     Raises:
         ValueError: there is none.
     """
     if cache_dir is not None:
-        return open_cache(cache_dir)
+        return open_features(cache_dir)
     model_dir = Path(model_dir).resolve()
     folder, settings = find_settings(model_dir)
     if (digest := settings.get("features")) is None:

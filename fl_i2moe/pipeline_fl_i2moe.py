@@ -1,0 +1,144 @@
+"""The transformers pipeline "image-text-classification": raw samples → labels, scores and what the experts say."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Pipeline
+from transformers.image_utils import load_image
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .encoder_inputs import open_image
+
+TASK = "image-text-classification"
+FUNCTIONS = {
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+    "regression": "none",
+}
+
+
+class FLI2MoEPipeline(Pipeline):
+    """
+    Classifies samples of several modalities, and says how the interaction experts share in the answer.
+
+    ```python
+    >>> classify = pipeline("image-text-classification", model="someone/fl-i2moe-mmimdb", trust_remote_code=True)
+    >>> classify({"image": "poster.jpg", "text": "A pianist …"}, top_k=2)
+    {'labels': ['Drama', 'Music'], 'scores': [0.93, 0.71],
+     'expert_weights': {'uniqueness_image': 0.18, …}, 'contributions': {'uniqueness_image': [0.4, 0.2], …}}
+    ```
+
+    A sample is a dictionary with the model's modalities by name; pictures are paths, addresses, PIL images or arrays.
+    Other keys are left alone, so that rows of a data set can be given as they are. A list gives a list; a data set or
+    a generator gives an iterator.
+
+    Parameters of a call:
+        top_k (`int`, *optional*, defaults to 5):
+            How many labels, the highest scores first; all if `None`. A regression gives all, in the model's order.
+        function_to_apply (`str`, *optional*):
+            `"sigmoid"`, `"softmax"` or `"none"`; by default what fits the model's task.
+        batch_size, num_workers (`int`): samples at once, and processes that read pictures.
+
+    `contributions` are weight times logit of every expert, for the labels as listed; over the experts they sum to the
+    mixture's logit.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(self, top_k: Any = "", function_to_apply: str | None = None, **kwargs):
+        if kwargs:
+            raise ValueError(f"Unknown parameters {sorted(kwargs)}; there are `top_k` and `function_to_apply`.")
+        if function_to_apply is not None and function_to_apply not in FUNCTIONS.values():
+            raise ValueError(f'`function_to_apply` must be "sigmoid", "softmax" or "none", got {function_to_apply!r}.')
+        if isinstance(top_k, int) and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        settings = {} if top_k == "" else {"top_k": top_k}
+        if function_to_apply is not None:
+            settings["function_to_apply"] = function_to_apply
+        return {}, {}, settings
+
+    def __call__(self, inputs, **kwargs):
+        is_rows = not isinstance(inputs, (Mapping, list, torch.utils.data.Dataset)) and hasattr(inputs, "__getitem__")
+        if is_rows and not isinstance(
+            inputs, str
+        ):  # a data set of the `datasets` library, which transformers' does not know
+            inputs = (row for row in inputs)
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """One sample, its pictures opened (here, so that worker processes do it); lists of one."""
+        order = self.processor.modality_order
+        if not isinstance(inputs, Mapping):
+            raise ValueError(f"A sample is a dictionary with {order}, got {type(inputs).__name__}.")
+        if missing := [name for name in order if inputs.get(name) is None]:
+            raise ValueError(f"A sample lacks {missing}; it has {sorted(inputs)}, this model takes {order}.")
+        return {name: [self._open(self.processor.encoders[name]["kind"], inputs[name])] for name in order}
+
+    def _open(self, kind: str, value: Any) -> Any:
+        if kind != "image":
+            return value
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            value = load_image(value)
+        return open_image(value)
+
+    def _forward(self, model_inputs: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
+        output = self.model(**self.processor(**model_inputs))
+        return {key: output[key] for key in ("logits", "expert_logits", "expert_weights")}
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        top_k: int | None = 5,
+        function_to_apply: str | None = None,
+    ) -> dict[str, Any]:
+        """One sample's outputs, (1, …) each."""
+        config = self.model.config
+        logits, expert_logits, weights = (
+            model_outputs[key][0].float() for key in ("logits", "expert_logits", "expert_weights")
+        )
+        match function_to_apply or FUNCTIONS[config.problem_type]:
+            case "sigmoid":
+                scores = logits.sigmoid()
+            case "softmax":
+                scores = logits.softmax(dim=-1)
+            case _:
+                scores = logits
+        if config.problem_type == "regression":
+            chosen = list(range(len(scores)))
+        else:
+            chosen = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+        contributions = weights[:, None] * expert_logits
+        return {
+            "labels": [config.id2label[index] for index in chosen],
+            "scores": scores[chosen].tolist(),
+            "expert_weights": dict(zip(config.expert_names, weights.tolist(), strict=True)),
+            "contributions": {name: contributions[e, chosen].tolist() for e, name in enumerate(config.expert_names)},
+        }
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Iterator[dict[str, Any]]:
+        """As the parent's, which can only put together what a tokenizer or an image processor of its own made."""
+        wrapper = PipelineDataset if hasattr(inputs, "__len__") else PipelineIterator
+        loader = DataLoader(
+            wrapper(inputs, self.preprocess, preprocess_params),
+            num_workers=num_workers if wrapper is PipelineDataset else min(num_workers, 1),
+            batch_size=batch_size,
+            collate_fn=_collate,
+            generator=torch.Generator(),
+        )
+        outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+
+def _collate(samples: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    return {name: [value for sample in samples for value in sample[name]] for name in samples[0]}
+
+
+__all__ = ["FLI2MoEPipeline"]

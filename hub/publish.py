@@ -1,0 +1,66 @@
+"""
+Publish a trained model: weights, code, processor, card, figures, statistics and results, in one commit.
+
+    python hub/publish.py --model runs/mmimdb --repo_id someone/fl-i2moe-mmimdb
+
+Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>` writes the very same files into a
+folder and contacts nobody. A second start with the same model changes nothing.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub.constants import ENDPOINT
+from transformers.utils import logging
+
+from fl_i2moe.arguments import option, parse_arguments
+from fl_i2moe.card import CardOptions, Run
+from fl_i2moe.publishing import push, write_repository
+
+TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
+
+
+@dataclass
+class PublishArguments:
+    """What is published, where, and what its card says."""
+
+    model: str = field(metadata={"help": "Folder of a training run, as recipes/train_mmimdb.py leaves it."})
+    repo_id: str = field(metadata={"help": "Repository on the Hub, <name>/<model>; made if it does not exist."})
+    private: bool = option(False, "Make a new repository private.")
+    dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")
+    license: str = option("apache-2.0", "License of the weights, by the Hub's identifier.")
+    dataset_name: str | None = option(None, "What the training data are called.")
+    dataset_id: str | None = option(None, "Id of the training data on the Hub, where they are there.")
+    language: list[str] = option([], "Languages of the texts, such as en.")
+    description: str | None = option(None, "A sentence or two at the top of the card.")
+    compare: list[str] = option([], "Folders of runs whose results the card shows beside, such as a dense model's.")
+
+    def __post_init__(self):
+        self.card = CardOptions(**{name: getattr(self, name) for name in CardOptions.__dataclass_fields__})
+
+
+def main():
+    [arguments] = parse_arguments(
+        (PublishArguments,), presets={"default": {}}, default_preset=lambda given: "default", description=__doc__
+    )
+    logging.disable_progress_bar()
+    run = Run.open(arguments.model)
+    if arguments.dry_run:
+        write_repository(run, arguments.dry_run, arguments.card, TEMPLATE)
+        print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}:")
+        for path in sorted(path for path in Path(arguments.dry_run).rglob("*") if path.is_file()):
+            print(f"  {path.relative_to(arguments.dry_run)} ({path.stat().st_size:,} bytes)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_repository(run, folder, arguments.card, TEMPLATE)
+        commit = push(folder, arguments.repo_id, private=arguments.private, message=f"Publish {run.title}")
+    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
+    print(f"{ENDPOINT}/{arguments.repo_id}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,63 @@
+"""
+Publish a feature cache as a data set: shards with their checksums, key and card, in one commit.
+
+    python hub/publish_features.py --features <feature cache> --repo_id someone/mmimdb-features
+
+A training run prints the folder of its cache. Texts are part of the cache and are published with it; pictures are not.
+Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>` writes the very same files into a
+folder.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub.constants import ENDPOINT
+
+from fl_i2moe.arguments import option, parse_arguments
+from fl_i2moe.feature_publishing import write_features
+from fl_i2moe.publishing import push
+from fl_i2moe.shared_features import open_features
+
+TEMPLATE = Path(__file__).parent / "features_card.md.jinja"
+
+
+@dataclass
+class PublishFeaturesArguments:
+    """Which features are published, and where."""
+
+    features: str = field(metadata={"help": "Folder of a feature cache."})
+    repo_id: str = field(metadata={"help": "Data set on the Hub, <name>/<data set>; made if it does not exist."})
+    private: bool = option(False, "Make a new data set private.")
+    dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")
+    license: str = option("other", "License of the data, by the Hub's identifier.")
+    dataset_name: str | None = option(None, "What the data are called.")
+
+
+def main():
+    [arguments] = parse_arguments(
+        (PublishFeaturesArguments,),
+        presets={"default": {}},
+        default_preset=lambda given: "default",
+        description=__doc__,
+    )
+    cache = open_features(arguments.features)
+    about = {"license": arguments.license, "dataset_name": arguments.dataset_name}
+    if arguments.dry_run:
+        write_features(cache, arguments.dry_run, arguments.repo_id, TEMPLATE, **about)
+        print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}.")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_features(cache, folder, arguments.repo_id, TEMPLATE, **about)
+        commit = push(
+            folder, arguments.repo_id, repo_type="dataset", private=arguments.private, message="Publish features"
+        )
+    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
+    print(f"{ENDPOINT}/datasets/{arguments.repo_id}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

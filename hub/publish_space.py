@@ -1,0 +1,88 @@
+"""
+Publish the Space of a model: a page that predicts and explains what its visitors give it.
+
+    python hub/publish_space.py --model_id someone/fl-i2moe-mmimdb --repo_id someone/fl-i2moe-demo
+
+The Space carries this package, and fetches the model. `--dry_run <folder>` writes the very same files into a folder.
+To try it on this machine: `pip install gradio`, then `python hub/space/app.py --model <run or model id>`.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.utils import validate_repo_id
+
+import fl_i2moe
+from fl_i2moe.arguments import option, parse_arguments
+from fl_i2moe.publishing import push
+
+SPACE = Path(__file__).parent / "space"
+
+
+@dataclass
+class PublishSpaceArguments:
+    """Which model the Space serves, and where it is."""
+
+    model_id: str = field(metadata={"help": "Id of a published model."})
+    repo_id: str = field(metadata={"help": "Space on the Hub, <name>/<space>; made if it does not exist."})
+    private: bool = option(False, "Make a new Space private.")
+    dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")
+
+    def __post_init__(self):
+        validate_repo_id(self.model_id)
+        validate_repo_id(self.repo_id)
+
+
+def write_space(folder: str | Path, model_id: str) -> None:
+    """
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
+    leave_out = shutil.ignore_patterns("__pycache__", "model_id")
+    shutil.copytree(SPACE, folder, ignore=leave_out, dirs_exist_ok=True)
+    shutil.copytree(Path(fl_i2moe.__file__).parent, folder / "fl_i2moe", ignore=leave_out)
+    (folder / "model_id").write_text(model_id + "\n", encoding="utf-8")
+    requirements = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    head = {
+        "title": "FL-I²MoE",
+        "sdk": "gradio",
+        "sdk_version": next(line.partition("==")[2] for line in requirements if line.startswith("gradio==")),
+        "app_file": "app.py",
+        "pinned": False,
+        "license": "apache-2.0",
+        "models": [model_id],
+    }
+    model = f"[{model_id}](https://huggingface.co/{model_id})"
+    text = f"Predictions of {model}, and which patches, words and pairs told them.\n"
+    (folder / "README.md").write_text(
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}", encoding="utf-8"
+    )
+
+
+def main():
+    [arguments] = parse_arguments(
+        (PublishSpaceArguments,), presets={"default": {}}, default_preset=lambda given: "default", description=__doc__
+    )
+    if arguments.dry_run:
+        write_space(arguments.dry_run, arguments.model_id)
+        print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}.")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(folder, arguments.model_id)
+        commit = push(folder, arguments.repo_id, repo_type="space", private=arguments.private, message="Publish Space")
+    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
+    print(f"{ENDPOINT}/spaces/{arguments.repo_id}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,189 @@
+"""
+A page that shows what an FL-I²MoE says of a sample, and why: predictions, expert weights, heat maps, pairs.
+
+    python hub/space/app.py --model runs/sample
+
+On the Hub it serves the model that the file `model_id` beside it names, as hub/publish_space.py writes it.
+"""
+
+import argparse
+import html
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+import fl_i2moe  # noqa: F401  (makes the classes known to AutoModel and AutoProcessor)
+from fl_i2moe.explain import explain
+from fl_i2moe.figures import expert_title
+from fl_i2moe.pipeline_fl_i2moe import FLI2MoEPipeline
+from fl_i2moe.raw_sample import raw_sample
+
+MAX_CHARACTERS = 5_000
+MAX_PIXELS = 25_000_000
+MAX_FILE_SIZE = "10mb"
+EXAMPLES = Path(__file__).parent / "examples"
+ABOUT = """
+Each **expert** stands for a kind of interaction: what one modality tells alone (uniqueness), what they tell only
+together (synergy), what either tells (redundancy). A weight says how strongly an expert's answer counts, not how much
+evidence it holds, and with the published objective an expert need not be what its name says.
+"""
+
+
+class Explorer:
+    """The model, and what happens when a button is pressed."""
+
+    def __init__(self, name: str):
+        self.model = AutoModel.from_pretrained(name).eval()
+        self.config = self.model.config
+        processor = AutoProcessor.from_pretrained(name)
+        self.classify = FLI2MoEPipeline(
+            model=self.model, processor=processor, task="image-text-classification", device="cpu"
+        )
+        self.kinds = {modality: self.config.encoders[modality]["kind"] for modality in self.config.modality_order}
+        self.labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
+
+    def predict(self, *values):
+        """Scores of the labels and weights of the experts, for the components, and the class to explain next."""
+        sample = self._check(values)
+        try:
+            result = self.classify(sample, top_k=None)
+        except ValueError as error:
+            raise _refusal(str(error)) from error
+        scores = dict(zip(result["labels"], result["scores"], strict=True))
+        weights = {expert_title(name): weight for name, weight in result["expert_weights"].items()}
+        return scores, weights, gr.update(value=result["labels"][0])
+
+    def explain(self, target, *values, progress=gr.Progress()):  # noqa: B008  (how Gradio passes it)
+        sample = self._check(values)
+        progress(0.05, "Encoding")
+        try:
+            row = raw_sample(self.model, "your sample", **sample)
+            progress(0.25, "Heat maps and pairs of patches and words")
+            explanation = explain(
+                self.model,
+                row,
+                target or None,
+                interactions="shared_context",
+                num_coalitions=4,
+                universe_share=0.15,
+            )
+            progress(0.9, "Drawing")
+            with tempfile.TemporaryDirectory() as folder:
+                page = explanation.save(Path(folder) / "page.html").read_text(encoding="utf-8")
+        except ValueError as error:
+            raise _refusal(str(error)) from error
+        # a frame of its own, in which nothing of the page can reach this one
+        return f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(page)}" title="Explanation"></iframe>'
+
+    def _check(self, values):
+        """The sample by modality; says what is missing or too large before anything is computed."""
+        sample = dict(zip(self.kinds, values, strict=True))
+        for name, value in sample.items():
+            if self.kinds[name] == "text":
+                value = (value or "").strip()
+                if not value:
+                    raise _refusal(f"Please enter a {name}.")
+                if len(value) > MAX_CHARACTERS:
+                    raise _refusal(
+                        f"The {name} has {len(value):,} characters; at most {MAX_CHARACTERS:,} are possible."
+                    )
+                sample[name] = value
+            elif value is None:
+                raise _refusal(f"Please give a picture ({name}).")
+            else:
+                self._check_picture(name, value)
+        return sample
+
+    def _check_picture(self, name, path):
+        try:
+            with Image.open(path) as image:  # reads its head only
+                pixels = image.width * image.height
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise _refusal(f"The file given as {name} is no picture that can be read.") from error
+        if pixels > MAX_PIXELS:
+            raise _refusal(f"The {name} has {pixels:,} pixels; at most {MAX_PIXELS:,} are possible.")
+
+
+def _refusal(message: str) -> gr.Error:
+    """What a visitor reads; it is no fault of this program, so nothing is logged."""
+    return gr.Error(message, print_exception=False)
+
+
+def build_page(explorer: Explorer, name: str) -> gr.Blocks:
+    with gr.Blocks(title="FL-I²MoE", analytics_enabled=False) as page:
+        gr.Markdown(f"# What told the class?\n\nModel: `{name}`\n{ABOUT}")
+        with gr.Row(equal_height=False):
+            with gr.Column():
+                inputs = [_input(modality, kind) for modality, kind in explorer.kinds.items()]
+                predict = gr.Button("Predict", variant="primary")
+            with gr.Column():
+                scores = gr.Label(label="Classes", num_top_classes=5, show_heading=False)
+                weights = gr.Label(label="Expert weights", show_heading=False)
+                target = gr.Dropdown(explorer.labels, label="Class to explain", value=None)
+                explain_it = gr.Button("Explain")
+        shown = gr.HTML(label="Explanation", min_height=140)  # as high as what it shows while it computes
+        if examples := _examples(explorer.kinds):
+            gr.Examples(examples, inputs, label="Examples")
+        predict.click(explorer.predict, inputs, [scores, weights, target], api_name="predict")
+        explain_it.click(
+            explorer.explain,
+            [target, *inputs],
+            shown,
+            api_name="explain",
+            concurrency_limit=1,
+            show_progress="full",
+        ).success(None, js="() => document.querySelector('iframe')?.scrollIntoView({behavior: 'smooth'})")
+    return page
+
+
+def _input(modality: str, kind: str):
+    label = modality.replace("_", " ").capitalize()
+    if kind == "image":
+        return gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=320)
+    return gr.Textbox(label=label, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
+
+
+def _examples(kinds: dict[str, str]) -> list[list[str]]:
+    """Of `examples/examples.json`, those that have every modality of the model."""
+    file = EXAMPLES / "examples.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return [
+        [str(EXAMPLES / row[name]) if kind == "image" else row[name] for name, kind in kinds.items()]
+        for row in rows
+        if set(kinds) <= set(row)
+    ]
+
+
+def _named_model() -> str | None:
+    file = Path(__file__).parent / "model_id"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+STYLE = """
+iframe { width: 100%; height: 90vh; border: 1px solid #ddd; border-radius: 6px; background: white; }
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=_named_model(), help="Folder or hub id of a model.")
+    parser.add_argument("--port", type=int, help="Port on this machine; a free one from 7860 on if not given.")
+    arguments = parser.parse_args()
+    if not arguments.model:
+        raise SystemExit("error: give a model by --model.")
+    torch.set_num_threads(max(1, os.cpu_count() or 1))
+    explorer = Explorer(arguments.model)
+    page = build_page(explorer, Path(arguments.model).name if Path(arguments.model).exists() else arguments.model)
+    page.queue(max_size=20, default_concurrency_limit=2)
+    page.launch(server_port=arguments.port, max_file_size=MAX_FILE_SIZE, css=STYLE)
+
+
+if __name__ == "__main__":
+    main()

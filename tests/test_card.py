@@ -1,0 +1,174 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.errors import HFValidationError
+from markdown_it import MarkdownIt
+from published import make_published, write_run
+from tiny_models import make_config, make_model
+
+from fl_i2moe.card import CardOptions, Run, build_card, escape, evaluation_results
+
+TEMPLATE = Path(__file__).parent.parent / "hub" / "model_card.md.jinja"
+NASTY = [
+    "<script>alert(1)</script>",
+    "[click](https://evil.example) | **bold**",
+    "`code` $x$ ~~gone~~ ![i](a.png) https://evil.example",
+]
+
+
+def card_of(folder, model, **options):
+    results = write_run(folder, model)
+    options = CardOptions("someone/fl-i2moe-films", **options)
+    return str(build_card(Run.open(folder), options, TEMPLATE)), results
+
+
+def rows(card, heading):
+    """Cells of the first table behind a heading."""
+    text = card.split(f"\n{heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "---" not in line]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    model, *_ = make_published(folder, names={"text": "sample:minilm"})
+    model.config.encoders["image"].update(
+        name="openai/clip-vit-base-patch16", revision="0123456789abcdef" * 2 + "01234567"
+    )
+    card, results = card_of(folder / "run", model, dataset_name="Films", dataset_id="someone/films", language=["en"])
+    return card, results, model, folder / "run"
+
+
+def test_head_is_what_the_hub_understands(films):
+    card, results, _, _ = films
+    data = ModelCard(card).data
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers",
+        "image-classification",
+    )
+    assert data.base_model == ["openai/clip-vit-base-patch16"]  # the other encoder has no hub id
+    assert data.datasets == ["someone/films"]
+    assert set(data.metrics) == {"f1", "mean_average_precision", "roc_auc", "accuracy"}
+    published = results["seeds"]["1"]["test"]
+    found = {result.metric_name: result for result in data.eval_results}
+    assert {"micro-F1", "macro-F1", "mAP", "AUROC", "subset accuracy"} == set(found)
+    assert found["micro-F1"].metric_value == pytest.approx(published["micro_f1"])
+    assert found["AUROC"].metric_value == pytest.approx(published["auroc"])
+    assert (found["mAP"].dataset_type, found["mAP"].dataset_name) == ("someone/films", "Films")
+
+
+def test_evaluation_results(films):
+    _, results, _, folder = films
+    run = Run.open(folder)
+    entries = parse_eval_result_entries(
+        yaml.safe_load(evaluation_results(run, CardOptions("someone/model", dataset_id="someone/films")))
+    )
+    assert {entry.task_id: entry.value for entry in entries} == pytest.approx(results["seeds"]["1"]["test"])
+    assert {entry.dataset_id for entry in entries} == {"someone/films"}
+    assert evaluation_results(run, CardOptions("someone/model", dataset_name="Films")) is None
+
+
+def test_results_and_weights_are_those_of_the_files(films):
+    card, results, _, folder = films
+    header, row = rows(card, "## Results")
+    micro = results["test"]["micro_f1"]
+    assert row[header.index("micro-F1")] == f"{100 * micro['mean']:.1f} ± {100 * micro['std']:.1f}" == "11.5 ± 2.1"
+    statistics = json.loads((folder / "interaction_statistics.json").read_text())
+    _, *experts = rows(card, "### How much each expert counts")
+    assert [x[0] for x in experts] == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
+    weights = statistics["expert_weights"]["overall"]
+    assert experts[1][1] == f"{weights['uniqueness_image']['mean']:.3f}"
+    assert experts[2][5] == f"{weights['synergy']['quantiles']['0.95']:.3f}"
+    _, mixture, *alone = rows(card, "### Experts alone against the mixture")
+    assert mixture[1] == f"{100 * statistics['metrics']['mixture']['micro_f1']:.1f}"
+    assert alone[3][2] == f"{100 * statistics['metrics']['experts']['redundancy']['macro_f1']:.1f}"
+    _, *classes = rows(card, "<summary>Mean weight over the samples of each class</summary>")
+    assert classes[2][0] == "Thriller"
+    per_class = statistics["expert_weights"]["per_class"]["Thriller"]
+    assert classes[2][1:3] == [str(per_class["num_samples"]), f"{per_class['experts']['uniqueness_text']['mean']:.3f}"]
+    _, whole, _ = rows(card, "### Do the experts agree?")
+    share = statistics["agreement"]["per_sample"]["table"]["disagree_wrong"]["share"]
+    assert whole[4] == f"{100 * share:.1f} %"
+
+
+def test_warnings_use_and_training(films):
+    card, _, _, _ = films
+    text = " ".join(card.replace("\n> ", "\n").split())
+    assert "need not be what its name says" in text.replace("**", "")
+    assert "not how much evidence the expert holds" in text
+    assert 'pipeline("image-text-classification", model="someone/fl-i2moe-films", trust_remote_code=True)' in card
+    assert 'processor(text="A pianist …", image="image.jpg", return_tensors="pt")' in card
+    assert "text: sample:minilm, which has no Hub id, from `encoders/`" in card
+    assert "image: openai/clip-vit-base-patch16 at commit 0123456789abcdef0123456789abcdef01234567." in card
+    assert "12,345 trained parameters, 2 minutes a seed" in text
+    assert "/home/somebody" not in card
+    for figure in ("expert_weights", "expert_weights_per_class", "experts_vs_mixture", "agreement"):
+        assert f"](figures/{figure}.png)" in card
+
+
+def test_specialised_experts_get_another_warning(tmp_path):
+    card, _ = card_of(tmp_path, make_model(make_config(objective="specialised")))
+    assert "specialised objective, whose experts differ in what they see" in card
+    assert "need not be what its name says" not in card
+
+
+def test_compared_runs(films, tmp_path):
+    _, _, _, folder = films
+    write_run(tmp_path / "dense", make_model(make_config(architecture="dense")), seeds=(4,))
+    options = CardOptions("someone/model", compare=[str(tmp_path / "dense")])
+    _, own, dense = rows(str(build_card(Run.open(folder), options, TEMPLATE)), "## Results")
+    assert own[0] == "**FL-I²MoE, published objective** (this model)"
+    assert dense[:3] == ["dense Transformer", "1", "22.0"]
+
+
+def test_dense_and_regression(tmp_path):
+    card, _ = card_of(tmp_path / "dense", make_model(make_config(architecture="dense")))
+    assert "## Interaction statistics" not in card
+    config = make_config(problem_type="regression")
+    card, _ = card_of(tmp_path / "regression", make_model(config))
+    assert "predicts 3 numbers from text + image" in card
+    assert ModelCard(card).data.eval_results[0].metric_name == "mean absolute error"
+
+
+def test_text_of_users_stays_text(tmp_path):
+    config = make_config(id2label=dict(enumerate(NASTY)), label2id={name: i for i, name in enumerate(NASTY)})
+    card, _ = card_of(tmp_path, make_model(config), dataset_name=NASTY[1], description="# Big\n<img src=x> " + NASTY[2])
+    body = card.split("---\n", 2)[2]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
+    inline = [child for token in tokens for child in (token.children or [])]
+    links = {x.attrs["href"] for x in inline if x.type == "link_open"}
+    assert links == {"https://arxiv.org/abs/2603.13326", "https://arxiv.org/abs/2505.19190"}
+    assert all(x.attrs["src"].startswith("figures/") for x in inline if x.type == "image")
+    assert not [x for x in inline if x.type in ("html_inline", "s_open")]
+    assert {x.content.strip() for x in tokens if x.type == "html_block"} <= {
+        "<details>\n<summary>Mean weight over the samples of each class</summary>",
+        "</details>",
+    }
+    # and nothing is lost: a reader sees the very letters
+    cells = ["".join(child.content for child in x.children) for x in tokens if x.type == "inline"]
+    for label in NASTY:
+        assert label in cells
+    assert next(x.content for x in tokens if x.type == "inline") == "someone/fl-i2moe-films"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- item", "1. one", "a_b_c", "2 < 3 & 4", "#tag", "line\nbreak", "\\*", "|", "+", "0.5", "www.evil.example"],
+)
+def test_escape(text):
+    tokens = MarkdownIt("commonmark").enable("table").parse(escape(text))
+    assert [x.type for x in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(child.content for child in tokens[1].children) == text.replace("\n", " ")
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no finished training run: it has no config\.json"):
+        Run.open(tmp_path)
+    with pytest.raises(HFValidationError):
+        CardOptions("not a repository")

@@ -1,0 +1,104 @@
+import json
+import shutil
+
+import pytest
+import torch
+from published import bare_environment, make_published, run_bare, save_published
+from transformers import AutoModel
+
+from fl_i2moe import FLI2MoEModel
+
+CODE = {
+    "configuration_fl_i2moe.py",
+    "cpu_training.py",
+    "encoder_inputs.py",
+    "encoders.py",
+    "fusion.py",
+    "modeling_fl_i2moe.py",
+    "objective.py",
+    "pinned_encoders.py",
+    "pipeline_fl_i2moe.py",
+    "processing_fl_i2moe.py",
+    "specialised.py",
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A model whose encoders have no hub id, as published; its raw samples; an environment without the package."""
+    folder = tmp_path_factory.mktemp("hub")
+    model, raw, _ = make_published(folder, names={"image": "sample:tiny-vit", "text": "sample:tiny-roberta"})
+    repository = save_published(model, folder / "repository")
+    for name in raw.modalities:
+        shutil.move(folder / f"encoder-{name}", repository / "encoders" / name)
+    return repository, raw, bare_environment(folder / "environment")
+
+
+def samples(raw):
+    split = raw.splits["test"]
+    return {"image": [x["path"] for x in split["image"]], "text": list(split["text"])}
+
+
+def test_code_that_is_saved_is_flat_complete_and_small(published):
+    repository, _, _ = published
+    files = {path.name for path in repository.glob("*.py")}
+    assert files >= CODE
+    assert sum((repository / name).stat().st_size for name in files) < 250_000
+    config = json.loads((repository / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_fl_i2moe.FLI2MoEConfig",
+        "AutoModel": "modeling_fl_i2moe.FLI2MoEModel",
+    }
+    assert config["custom_pipelines"]["image-text-classification"]["impl"] == "pipeline_fl_i2moe.FLI2MoEPipeline"
+
+
+LOAD = """
+import json, sys
+try:
+    import fl_i2moe
+except ImportError:
+    pass
+else:
+    raise SystemExit("this environment has fl_i2moe")
+from transformers import AutoModel, AutoProcessor, pipeline
+folder, given = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+classify = pipeline("image-text-classification", model=folder, trust_remote_code=True)
+rows = [dict(zip(given, values)) for values in zip(*given.values())]
+print(json.dumps({
+    "raw": model(**given).logits.tolist(),
+    "processed": model(**processor(**given, return_tensors="pt")).logits.tolist(),
+    "classified": classify(rows, top_k=None, batch_size=2, function_to_apply="none"),
+}))
+model.save_pretrained(sys.argv[3])
+"""
+
+
+def test_an_environment_without_the_package_loads_and_predicts(published, tmp_path):
+    repository, raw, environment = published
+    output = run_bare(environment, tmp_path / "home", LOAD, repository, json.dumps(samples(raw)), tmp_path / "again")
+    found = json.loads(output.splitlines()[-1])
+    model = AutoModel.from_pretrained(repository).eval()
+    assert isinstance(model, FLI2MoEModel)  # this package's own class, as it is imported here
+    with torch.no_grad():
+        expected = model(**samples(raw)).logits
+    for name in ("raw", "processed"):
+        torch.testing.assert_close(torch.tensor(found[name]), expected, atol=1e-5, rtol=0)
+    for row, result in zip(expected, found["classified"], strict=True):
+        by_label = dict(zip(result["labels"], result["scores"], strict=True))
+        given = torch.tensor([by_label[model.config.id2label[index]] for index in range(3)])
+        torch.testing.assert_close(given, row, atol=1e-3, rtol=0)
+    # what was loaded from there can be saved again, with its code
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} >= CODE - {
+        "pipeline_fl_i2moe.py",
+        "processing_fl_i2moe.py",
+    }
+
+
+def test_code_of_a_repository_never_runs_unasked(published, tmp_path):
+    repository, _, environment = published
+    code = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    output = run_bare(environment, tmp_path / "home", code, repository, check=False)
+    assert "contains custom code which must be executed to correctly load the model" in output
+    assert "trust_remote_code=True" in output.splitlines()[-1]

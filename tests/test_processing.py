@@ -1,0 +1,193 @@
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from published import make_published, save_published
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
+
+
+def open_pipeline(repository):
+    """Of this package's class; `pipeline(...)` takes the repository's own code, which tests/test_hub.py does."""
+    model, processor = AutoModel.from_pretrained(repository).eval(), AutoProcessor.from_pretrained(repository)
+    return FLI2MoEPipeline(model=model, processor=processor, task="image-text-classification")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    model, raw, cache = make_published(folder)
+    save_published(model, folder / "repository")
+    return model, raw, cache, folder / "repository"
+
+
+@pytest.fixture(scope="module")
+def classify(published):
+    return open_pipeline(published[3])
+
+
+def rows_of(raw):
+    return [
+        {"image": image["path"], "text": text}
+        for image, text in zip(raw.splits["test"]["image"], raw.splits["test"]["text"], strict=True)
+    ]
+
+
+def test_processor_survives_saving(published):
+    model, raw, cache, repository = published
+    processor = AutoProcessor.from_pretrained(repository)
+    assert isinstance(processor, FLI2MoEProcessor)
+    assert processor.modality_order == ["text", "image"]
+    assert (processor.encoders, processor.model_input_names) == (model.config.encoders, ["text", "image"])
+    given = {name: [row[name] for row in rows_of(raw)] for name in ("image", "text")}
+    batch = processor(**given, return_tensors="pt")
+    assert batch["image"]["pixels"].dtype == torch.uint8
+    assert batch["text"]["input_ids"].shape == batch["text"]["special_tokens_mask"].shape
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, model(**given).logits, atol=1e-5, rtol=0)
+    # what explanations need is what the cache remembers
+    prepared = processor.preprocess(**given)
+    for i, row in enumerate(cache.splits["test"]):
+        assert prepared["image"].annotations[i] == row["image_geometry"]
+        assert [list(pair) for pair in prepared["text"].annotations[i]["offsets"]] == row["text_offsets"]
+
+
+def test_a_training_runs_folder_has_a_processor_too(tmp_path):
+    model, raw, _ = make_published(tmp_path)
+    model.save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert processor.encoders == model.config.encoders
+    assert pipeline("image-text-classification", model=str(tmp_path))(rows_of(raw)[0])["labels"]
+
+
+def test_what_the_processor_refuses(published):
+    processor = AutoProcessor.from_pretrained(published[3])
+    image = Image.new("RGB", (30, 20))
+    with pytest.raises(ValueError, match=r"Unknown inputs \['imag'\].*Did you mean 'image'"):
+        processor(imag=image, text="the fox")
+    with pytest.raises(ValueError, match=r"lack \['image'\]"):
+        processor(text="the fox")
+    with pytest.raises(ValueError, match="same number of samples"):
+        processor(text=["the", "fox"], image=image)
+    with pytest.raises(ValueError, match="at least one"):
+        processor(text=[], image=[])
+    with pytest.raises(ValueError, match="must be \"pt\", got 'np'"):
+        processor(text="the fox", image=image, return_tensors="np")
+    with pytest.raises(ValueError, match="a text must be a string, got int"):
+        processor(text=3, image=image)
+    with pytest.raises(ValueError, match="does not name encoders of pictures or texts"):
+        FLI2MoEProcessor.from_config(type(published[0].config)())
+
+
+def test_enormous_inputs(published, tmp_path):
+    processor = AutoProcessor.from_pretrained(published[3])
+    _write_png_of_size(tmp_path / "enormous.png", 50_000, 50_000)
+    with pytest.raises(ValueError, match=r"enormous\.png: cannot be read as a picture: .*2500000000 pixels"):
+        processor(text="the fox", image=tmp_path / "enormous.png")
+    text = "the quick brown fox " * 250_000
+    started = time.perf_counter()
+    prepared = processor.preprocess(text=text, image=Image.new("RGB", (30, 20)))["text"]
+    assert time.perf_counter() - started < 30
+    assert prepared.inputs["input_ids"].shape == (1, 9)
+    assert prepared.annotations[0]["truncated"]
+
+
+def _write_png_of_size(path: Path, width: int, height: int) -> None:
+    """A picture whose head promises so many pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100)))]
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, content in [*chunks, (b"IEND", b"")]:
+            file.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
+
+
+def test_pipeline_scores_and_shares(published, classify):
+    model, raw, _, _ = published
+    row = rows_of(raw)[1]
+    with torch.no_grad():
+        output = model(**row)
+    result = classify(row)
+    probabilities = output.logits[0].sigmoid()
+    order = probabilities.argsort(descending=True).tolist()
+    assert result["labels"] == [model.config.id2label[index] for index in order]
+    assert result["scores"] == pytest.approx(probabilities[order].tolist(), abs=1e-5)
+    assert list(result["expert_weights"]) == model.config.expert_names
+    assert sum(result["expert_weights"].values()) == pytest.approx(1)
+    for place, index in enumerate(order):
+        total = sum(values[place] for values in result["contributions"].values())
+        assert total == pytest.approx(output.logits[0, index].item(), abs=1e-4)
+
+
+def test_pipeline_options(published, classify):
+    row = rows_of(published[1])[0]
+    assert len(classify(row, top_k=2)["labels"]) == 2
+    assert sum(classify(row, function_to_apply="softmax")["scores"]) == pytest.approx(1)
+    logits = classify(row, function_to_apply="none")["scores"]
+    assert torch.tensor(logits).sigmoid().tolist() == pytest.approx(classify(row, top_k=None)["scores"])
+    with pytest.raises(ValueError, match="at least 1"):
+        classify(row, top_k=0)
+    with pytest.raises(ValueError, match="got 'tanh'"):
+        classify(row, function_to_apply="tanh")
+    with pytest.raises(ValueError, match=r"Unknown parameters \['topk'\]"):
+        classify(row, topk=3)
+    with pytest.raises(ValueError, match=r"lacks \['image'\]; it has \['text'\]"):
+        classify({"text": "the fox"})
+    with pytest.raises(ValueError, match="A sample is a dictionary"):
+        classify("the fox")
+
+
+def test_pipeline_takes_lists_data_sets_and_generators(published, classify):
+    rows = rows_of(published[1])
+    expected = [classify(row) for row in rows]
+
+    def same(results):
+        results = list(results)
+        assert [x["labels"] for x in results] == [x["labels"] for x in expected]
+        for result, other in zip(results, expected, strict=True):
+            assert result["scores"] == pytest.approx(other["scores"], abs=1e-3)
+            assert result["expert_weights"] == pytest.approx(other["expert_weights"], abs=1e-3)
+
+    same(classify(rows))
+    same(classify(rows, batch_size=2))
+    same(classify(rows, batch_size=2, num_workers=1))
+    same(classify((row for row in rows), batch_size=3))
+    same(classify(published[1].splits["test"], batch_size=2))  # with ids and labels, which do not matter
+    same(classify(Dataset.from_list(rows), batch_size=5))
+
+
+def test_two_pictures(tmp_path):
+    model, raw, _ = make_published(tmp_path, modalities={"wireframe": "image", "screenshot": "image"})
+    repository = save_published(model, tmp_path / "repository")
+    classify = open_pipeline(repository)
+    split = raw.splits["test"]
+    rows = [{name: split[name][i]["path"] for name in ("screenshot", "wireframe")} for i in range(3)]
+    results = classify(rows, batch_size=3, function_to_apply="none", top_k=1)
+    with torch.no_grad():
+        logits = model(**{name: [row[name] for row in rows] for name in rows[0]}).logits
+    assert [x["scores"][0] for x in results] == pytest.approx(logits.max(dim=1).values.tolist(), abs=1e-4)
+    assert list(results[0]["expert_weights"]) == [
+        "uniqueness_wireframe",
+        "uniqueness_screenshot",
+        "synergy",
+        "redundancy",
+    ]
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "regression"])
+def test_other_tasks(tmp_path, problem_type):
+    model, raw, _ = make_published(tmp_path, problem_type=problem_type)
+    classify = open_pipeline(save_published(model, tmp_path / "repository"))
+    result = classify(rows_of(raw)[0])
+    with torch.no_grad():
+        logits = model(**rows_of(raw)[0]).logits[0]
+    if problem_type == "regression":
+        assert result["labels"] == ["Drama", "Comedy", "Thriller"]
+        assert result["scores"] == pytest.approx(logits.tolist(), abs=1e-5)
+    else:
+        assert result["scores"] == pytest.approx(logits.softmax(0).sort(descending=True).values.tolist(), abs=1e-5)

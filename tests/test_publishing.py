@@ -1,0 +1,197 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import FakeHub, http_error
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+from published import LABELS, make_published, write_run
+from transformers import AutoModel, AutoProcessor
+
+from fl_i2moe.card import CardOptions, Run
+from fl_i2moe.publishing import push, without_paths, write_repository
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
+REPOSITORY = "someone/fl-i2moe-films"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A run on encoders that are local folders; what is published of it."""
+    folder = tmp_path_factory.mktemp("films")
+    model, raw, _ = make_published(folder)
+    write_run(folder / "run", model)
+    (folder / "run" / "explanations" / "samples").mkdir(parents=True)
+    (folder / "run" / "explanations" / "run.json").write_text("{}")
+    (folder / "run" / "explanations" / "alignment.png").write_bytes(b"a figure")
+    (folder / "run" / "explanations" / "samples" / "private.html").write_text("a sample")
+    write_repository(Run.open(folder / "run"), folder / "repository", CardOptions(REPOSITORY), TEMPLATE)
+    return folder, model, raw
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_repository_is_whole(films):
+    folder, model, raw = films
+    names = set(files_of(folder / "repository"))
+    assert names >= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modeling_fl_i2moe.py",
+        "processor_config.json",
+        "pipeline_fl_i2moe.py",
+        "results.json",
+        "interaction_statistics.json",
+        "figures/expert_weights.png",
+        "explanations/alignment.png",
+        "encoders/text/model.safetensors",
+        "encoders/text/tokenizer.json",
+        "encoders/image/config.json",
+    }
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".html", "run.json"))]
+    for name, content in files_of(folder / "repository").items():
+        assert str(folder).encode() not in content, f"{name} names a folder of this machine"
+    results = json.loads((folder / "repository" / "results.json").read_text())
+    assert results["settings"]["data_dir"] == "films"
+    assert results["encoders"]["text"]["name"] == "encoder-text"
+
+    moved = (folder / "repository").rename(folder / "moved")  # its encoders lie beside it now
+    (folder / "encoder-text").rename(folder / "elsewhere")
+    again, processor = AutoModel.from_pretrained(moved).eval(), AutoProcessor.from_pretrained(moved)
+    given = {"image": [x["path"] for x in raw.splits["test"]["image"]], "text": list(raw.splits["test"]["text"])}
+    (folder / "elsewhere").rename(folder / "encoder-text")
+    with torch.no_grad():
+        torch.testing.assert_close(again(**processor(**given)).logits, model(**given).logits, atol=1e-5, rtol=0)
+    moved.rename(folder / "repository")
+
+
+def test_one_commit_and_then_none(films):
+    folder, _, _ = films
+    hub = FakeHub()
+    assert push(folder / "repository", REPOSITORY, private=True, message="Publish", api=hub) == "commit-1"
+    assert hub.private[REPOSITORY] is True
+    expected = files_of(folder / "repository")
+    assert hub.repositories[REPOSITORY] == {**expected, ".gitattributes": b"*.safetensors lfs\n"}
+    assert push(folder / "repository", REPOSITORY, api=hub) is None
+    assert len(hub.commits) == 1
+
+
+def test_the_same_run_makes_the_same_files(films, tmp_path):
+    folder, _, _ = films
+    write_repository(Run.open(folder / "run"), tmp_path / "again", CardOptions(REPOSITORY), TEMPLATE)
+    assert files_of(tmp_path / "again") == files_of(folder / "repository")
+
+
+def test_only_what_changed_is_pushed(films, tmp_path):
+    folder, _, _ = films
+    hub = FakeHub()
+    push(folder / "repository", REPOSITORY, api=hub)
+    own = hub.repositories[REPOSITORY]
+    own |= {"LICENSE": b"mine", "figures/old.png": b"old", "old_code.py": b"old", "notes/mine.py": b"mine"}
+    own["README.md"] += b"x"
+    weights = bytearray(own["model.safetensors"])
+    weights[-1] ^= 1  # of the same size
+    own["model.safetensors"] = bytes(weights)
+    push(folder / "repository", REPOSITORY, api=hub)
+    assert sorted(hub.commits[-1][1]) == ["README.md", "figures/old.png", "model.safetensors", "old_code.py"]
+    assert {"LICENSE", "notes/mine.py"} <= set(hub.repositories[REPOSITORY])
+    assert "figures/old.png" not in hub.repositories[REPOSITORY]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (http_error(401), ValueError, "does not know who you are: run `hf auth login`"),
+        (http_error(403, "not yours"), ValueError, r"may not write to someone/.*your token only reads.*not yours"),
+        (http_error(412), ValueError, "Somebody changed someone/fl-i2moe-films meanwhile"),
+        (http_error(500, "out of order"), ValueError, "refused to publish .*: out of order"),
+        (LocalTokenNotFoundError("no token"), ValueError, "Nobody is logged in: run `hf auth login`, or set HF_TOKEN"),
+        (HTTPError("cut"), ConnectionError, "nothing is published by halves. Run the same command again"),
+        (OSError("cut"), ConnectionError, "or the connection broke"),
+    ],
+)
+def test_a_push_that_fails_leaves_the_repository_as_it_was(films, error, expected, message):
+    folder, _, _ = films
+    hub = FakeHub(fail=error)
+    with pytest.raises(expected, match=message):
+        push(folder / "repository", REPOSITORY, api=hub)
+    assert set(hub.repositories[REPOSITORY]) == {".gitattributes"}
+    assert push(folder / "repository", REPOSITORY, api=hub) == "commit-1"
+    assert files_of(folder / "repository").items() <= hub.repositories[REPOSITORY].items()
+
+
+def test_what_is_refused(films, tmp_path):
+    folder, model, _ = films
+    run = Run.open(folder / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(ValueError, match="is not empty"):
+        write_repository(run, tmp_path / "full", CardOptions(REPOSITORY), TEMPLATE)
+
+    write_run(tmp_path / "pickled", model)
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"has no model\.safetensors; weights in other formats are not published"):
+        write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModel.from_pretrained(tmp_path / "pickled")
+
+    config = json.loads((folder / "run" / "config.json").read_text())
+    config["encoders"]["text"]["weights_sha256"] = "0" * 64
+    write_run(tmp_path / "other", model)
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not the one that this model was trained on"):
+        write_repository(Run.open(tmp_path / "other"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+
+
+def test_modalities_that_are_arrays(films, tmp_path):
+    """Features that no encoder made: nothing to copy, no processor, and a card that says how to give features."""
+    _, model, _ = films
+    other = copy.deepcopy(model)
+    array = {"name": "numeric arrays", "kind": "array", "feature_size": 16, "standardised_by": None}
+    other.config.encoders = dict.fromkeys(other.config.encoders, array)
+    write_run(tmp_path / "run", other)
+    write_repository(Run.open(tmp_path / "run"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+    names = set(files_of(tmp_path / "out"))
+    assert "processor_config.json" not in names
+    assert not any(name.startswith("encoders/") for name in names)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "model(features=features, feature_masks=masks)" in card
+    assert "pipeline(" not in card
+    assert "| numeric arrays | – | – | – |" in card
+    with pytest.raises(ValueError, match="for pictures or texts: give `features`"):
+        AutoModel.from_pretrained(tmp_path / "out")(image="a.png", text="the fox")
+
+
+def test_paths_of_this_machine():
+    assert without_paths(
+        {"a": ["/home/me/films/", "~/x", "../y", "C:\\data\\z", "someone/name", "1e-3 / 2", 3, None]}
+    ) == {"a": ["films", "x", "y", "z", "someone/name", "1e-3 / 2", 3, None]}
+
+
+def test_the_command(films, tmp_path):
+    folder, _, _ = films
+    command = [sys.executable, "hub/publish.py", "--model", str(folder / "run"), "--repo_id", REPOSITORY]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment.pop("HF_TOKEN", None)
+
+    def run(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    result = run("--dry_run", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert "Nothing is published" in result.stdout
+    assert files_of(tmp_path / "out") == files_of(folder / "repository")
+    assert all(label in (tmp_path / "out" / "README.md").read_text() for label in LABELS)
+    refused = run()
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert "Traceback" not in refused.stderr

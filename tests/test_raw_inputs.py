@@ -1,0 +1,198 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from published import COMMIT, make_published, put_into_hub_cache, save_encoder
+from tiny_models import make_config, make_model
+from transformers import AutoModel
+
+from fl_i2moe.batching import FeatureRows
+from fl_i2moe.encoders import load_encoder
+from fl_i2moe.explain import explain
+from fl_i2moe.raw_sample import raw_sample
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return make_published(tmp_path_factory.mktemp("published"))
+
+
+def values(raw, rows=slice(None)):
+    return {name: list(raw.splits["test"][name])[rows] for name in raw.modalities}
+
+
+@torch.no_grad()
+def test_raw_inputs_give_what_cached_features_give(published):
+    model, raw, cache = published
+    batch = FeatureRows(cache.splits["test"], model.config.modality_order)[list(range(5))]
+    cached = model(features=batch["features"], feature_masks=batch["feature_masks"])
+    given = model(**values(raw))
+    assert given.logits.std() > 0.01
+    for name in ("logits", "expert_logits", "expert_weights"):
+        torch.testing.assert_close(given[name], cached[name], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_every_form_of_a_picture_and_one_sample(published):
+    model, raw, _ = published
+    path = values(raw)["image"][2]["path"]
+    text = values(raw)["text"][2]
+    picture = Image.open(path)
+    expected = model(**values(raw)).logits[2:3]
+    for image in (path, Path(path), picture, np.asarray(picture), np.asarray(picture)[None], [path]):
+        torch.testing.assert_close(model(image=image, text=text).logits, expected, atol=1e-3, rtol=0)
+
+
+def test_a_raw_sample_is_explained_as_its_cached_row(published):
+    model, raw, cache = published
+    row = cache.splits["test"][3]
+    model.set_attn_implementation("eager")
+    given = raw_sample(model, row["id"], **{name: x[3] for name, x in values(raw).items()})
+    assert set(given) == set(row) - {"labels"}
+    for name in ("text", "text_offsets", "image", "image_geometry"):
+        assert given[name] == row[name]
+    for name in ("text_special_mask", "image_special_mask"):
+        assert given[name].tolist() == row[name]
+    np.testing.assert_allclose(given["image_features"], np.asarray(row["image_features"]), atol=2e-3)
+    one, other = (explain(model, x, "Comedy", interactions="exact", universe_share=0.2) for x in (given, row))
+    np.testing.assert_allclose(one.importance["synergy"]["text"], other.importance["synergy"]["text"], atol=1e-2)
+    assert one.pairs("synergy", top=1)[0].score == pytest.approx(other.pairs("synergy", top=1)[0].score, abs=1e-3)
+    with pytest.raises(ValueError, match=r"takes \['text', 'image'\], got \['image'\]"):
+        raw_sample(model, image="poster.png")
+
+
+def test_encoders_are_no_part_of_the_model(published, tmp_path):
+    model, raw, _ = published
+    before = [name for name, _ in model.named_parameters()], set(model.state_dict()), len(list(model.modules()))
+    model(**values(raw))
+    assert before == (
+        [name for name, _ in model.named_parameters()],
+        set(model.state_dict()),
+        len(list(model.modules())),
+    )
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModel.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(again(**values(raw)).logits, model(**values(raw)).logits, atol=1e-6, rtol=0)
+
+
+def test_gradients_stop_at_the_features(published):
+    model, raw, _ = published
+    model.zero_grad()
+    model(**values(raw)).logits.sum().backward()
+    assert model.stems[0].projection.weight.grad is not None
+    assert all(p.grad is None for p in model.raw_inputs.load("image").parameters())
+
+
+@torch.no_grad()
+def test_the_encoder_follows_the_models_number_format(tmp_path):
+    model, raw, _ = make_published(tmp_path)
+    expected = model(**values(raw)).logits
+    half = model.to(torch.bfloat16)
+    logits = half(**values(raw)).logits
+    assert half.raw_inputs.load("text").dtype == torch.bfloat16
+    torch.testing.assert_close(logits, expected, atol=0.1, rtol=0.1)
+    model.to(torch.float32)(**values(raw))
+    assert model.raw_inputs.load("text").dtype == torch.float32
+
+
+@torch.no_grad()
+def test_under_float32_the_encoder_computes_as_at_training(tmp_path):
+    model, raw, _ = make_published(tmp_path)
+    model.config.encoders["text"]["dtype"] = "bfloat16"
+    encoder = load_encoder(tmp_path / "encoder-text", "text", max_length=9, dtype=torch.bfloat16)
+    model.config.encoders["text"]["weights_sha256"] = encoder.identity()["weights_sha256"]
+    model(**values(raw))
+    assert model.raw_inputs.load("text").dtype == torch.bfloat16
+
+
+def test_dropped_special_features_and_two_pictures(tmp_path):
+    model, raw, cache = make_published(
+        tmp_path, modalities={"wireframe": "image", "screenshot": "image"}, special_features="drop"
+    )
+    assert model.config.modality_order == ["wireframe", "screenshot"]
+    batch = FeatureRows(cache.splits["test"], model.config.modality_order)[list(range(5))]
+    with torch.no_grad():
+        cached = model(features=batch["features"], feature_masks=batch["feature_masks"])
+        torch.testing.assert_close(model(**values(raw)).logits, cached.logits, atol=1e-5, rtol=0)
+
+
+def test_other_weights_are_refused(tmp_path):
+    model, raw, _ = make_published(tmp_path)
+    encoder = load_encoder(tmp_path / "encoder-image", "image").model
+    with torch.no_grad():
+        next(encoder.parameters()).add_(1e-3)
+    encoder.save_pretrained(tmp_path / "encoder-image")
+    with pytest.raises(ValueError, match=r"encoder of 'image' in .* is not the one that this model was trained on"):
+        model(**values(raw))
+
+
+def test_a_local_copy_of_an_encoder(tmp_path, monkeypatch):
+    model, raw, _ = make_published(tmp_path, names={"text": "nobody/no-such-model"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"(?s)'nobody/no-such-model'.*model\.load_encoders\(\{'text': '<folder>'\}\)"):
+        model(**values(raw))
+    model.load_encoders({"text": tmp_path / "encoder-text"})
+    assert model(**values(raw)).logits.shape == (5, 3)
+    with pytest.raises(ValueError, match="unknown modalities"):
+        model.load_encoders({"txt": tmp_path})
+
+
+def test_what_is_missing_is_named(published):
+    model, raw, _ = published
+    with pytest.raises(ValueError, match=r"`inputs` lacks \['image'\]"):
+        model(text="the fox")
+    with pytest.raises(ValueError, match=r"or raw inputs of \['text', 'image'\] by name; got \['imag'\]"):
+        model(imag="poster.png")
+    with pytest.raises(ValueError, match="missing"):
+        model(image="no-such-picture.png", text="the fox")
+    with pytest.raises(ValueError, match="2 samples, the other modalities 5"):
+        model(text=values(raw)["text"], image=values(raw)["image"][:2])
+    with pytest.raises(ValueError, match="names no encoder of 'text'"):
+        make_model(make_config())(text="a", image="b.png")
+
+
+FROM_THE_HUB = """
+import json, sys
+from fl_i2moe.encoders import load_encoder
+from fl_i2moe.explain import explain
+from fl_i2moe.raw_sample import raw_sample
+from transformers import AutoModel
+identity = load_encoder("someone/vit", "image").identity()
+model = AutoModel.from_pretrained("someone/model").eval()
+out = {"revision": identity["revision"], "logits": model(image=sys.argv[1], text="the fox").logits.tolist()}
+print(json.dumps(out))
+"""
+
+
+def test_encoders_from_the_hub_are_pinned_by_their_commit(tmp_path):
+    """Against a cache as the Hub's client fills it: encoders of a hub id, and one that lies beside the model."""
+    home = tmp_path / "home"
+    put_into_hub_cache(save_encoder("vit", tmp_path / "vit"), home, "someone/vit")
+    model, raw, _ = make_published(tmp_path, names={"image": "someone/vit", "text": "sample:tiny"})
+    model.config.encoders["image"]["revision"] = COMMIT
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "encoders").mkdir()
+    (tmp_path / "encoder-text").rename(tmp_path / "model" / "encoders" / "text")
+    put_into_hub_cache(tmp_path / "model", home, "someone/model", commit=COMMIT[::-1])
+    # the branch has moved on: the encoder of the pinned commit is the one to take
+    refs = home / "hub" / "models--someone--vit" / "refs" / "main"
+    before = _run(FROM_THE_HUB, home, raw.splits["test"]["image"][0]["path"])
+    assert before["revision"] == COMMIT
+    refs.write_text("f" * 40)
+    moved = FROM_THE_HUB.replace('load_encoder("someone/vit", "image").identity()', '{"revision": None}')
+    assert _run(moved, home, raw.splits["test"]["image"][0]["path"])["logits"] == before["logits"]
+
+
+def _run(code, home, *arguments):
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])

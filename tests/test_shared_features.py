@@ -1,0 +1,108 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from fake_hub import FakeHub
+from huggingface_hub import DatasetCard
+from published import make_published, put_into_hub_cache
+
+from fl_i2moe.cache import CorruptCacheError
+from fl_i2moe.feature_publishing import write_features
+from fl_i2moe.publishing import push
+from fl_i2moe.shared_features import open_features
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "hub" / "features_card.md.jinja"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    _, _, cache = make_published(folder, names={"image": "openai/clip", "text": "sample:tiny"}, splits=True)
+    write_features(cache, folder / "repository", "someone/films", TEMPLATE, dataset_name="Films <b>")
+    return cache, folder / "repository"
+
+
+def test_published_features_are_the_cache(features):
+    cache, folder = features
+    again = open_features(folder)
+    assert again.key == cache.key
+    assert (again.modalities, again.label_names, again.counts) == (cache.modalities, cache.label_names, cache.counts)
+    for split, rows in cache.splits.items():
+        for row, other in zip(rows, again.splits[split], strict=True):
+            image, published = row.pop("image"), other.pop("image")
+            assert published == {"path": Path(image["path"]).name, "bytes": None}
+            for name in row:
+                assert np.array_equal(row[name], other[name]), name
+
+
+def test_no_folder_of_this_machine_is_named(features):
+    cache, folder = features
+    for path in folder.rglob("*"):
+        assert path.is_dir() or str(cache.path.parent).encode() not in path.read_bytes(), path
+
+
+def test_datasets_streams_it(features):
+    cache, folder = features
+    rows = list(load_dataset(str(folder), split="test", streaming=True))
+    assert [row["id"] for row in rows] == list(cache.splits["test"]["id"])
+    assert np.array_equal(rows[1]["text_features"], cache.splits["test"][1]["text_features"])
+    card = DatasetCard.load(folder / "README.md")
+    assert card.data.license == "other"
+    assert "Films &lt;b&gt;" in card.text
+
+
+def test_pushed_once(features):
+    _, folder = features
+    hub = FakeHub()
+    assert push(folder, "someone/films", repo_type="dataset", api=hub) == "commit-1"
+    assert push(folder, "someone/films", repo_type="dataset", api=hub) is None
+
+
+def test_damage_and_absence_are_noticed(features, tmp_path, monkeypatch):
+    cache, _ = features
+    write_features(cache, tmp_path / "damaged", "someone/films", TEMPLATE)
+    shard = next((tmp_path / "damaged" / "train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptCacheError, match="does not match its checksum"):
+        open_features(tmp_path / "damaged")
+    with pytest.raises(ValueError, match="do not exist"):
+        open_features(tmp_path / "nothing")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="nobody/nothing are no folder and could not be fetched"):
+        open_features("nobody/nothing")
+
+
+def test_a_run_and_its_explanations_start_from_published_features(features, tmp_path):
+    """From the Hub's cache, as if it had been fetched; without raw data, encoders and the cache they made."""
+    _, folder = features
+    put_into_hub_cache(folder, tmp_path / "home", "someone/films", repo_type="dataset")
+    run = tmp_path / "run"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"FL_I2MOE_CACHE": str(tmp_path / "empty"), "ACCELERATE_USE_CPU": "true"}
+
+    def start(*command):
+        result = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    options = ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--reweighting_hidden_size=8"]
+    said = start(
+        "recipes/train_mmimdb.py", "--features", "someone/films", "--output_dir", str(run), *options, "--batch_size=4"
+    )
+    assert "9 × 16 features from sample:tiny" in said
+    results = json.loads((run / "results.json").read_text())
+    assert results["samples"] == {"train": 5, "validation": 5, "test": 5}
+    start(
+        "recipes/explain.py", "--model", str(run), "--features", "someone/films", "--num_samples=1", "--num_pages=0",
+        "--interactions=none", "--measurements", "none",
+    )  # fmt: skip
+    assert (run / "explanations" / "index.html").is_file()
+    assert not (tmp_path / "empty").exists()

@@ -1,0 +1,110 @@
+import html
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from published import make_published
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def app():
+    pytest.importorskip("gradio", reason="the Space needs gradio (pip install gradio)")
+    return load(ROOT / "hub" / "space" / "app.py")
+
+
+@pytest.fixture(scope="module")
+def explorer(app, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model, raw, _ = make_published(folder)
+    model.save_pretrained(folder / "run")
+    return app.Explorer(str(folder / "run")), raw.splits["test"]["image"][3]["path"]
+
+
+def test_prediction_and_explanation(explorer):
+    explorer, picture = explorer
+    scores, weights, update = explorer.predict("the quick fox", picture)
+    assert set(scores) == {"Drama", "Comedy", "Thriller"}
+    assert update["value"] == max(scores, key=scores.get)
+    assert list(weights) == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
+    assert sum(weights.values()) == pytest.approx(1)
+    frame = explorer.explain("Comedy", "the <b>quick</b> fox", picture, progress=lambda share, what: None)
+    assert re.fullmatch(r'<iframe sandbox="allow-scripts" srcdoc="[^"]*" title="Explanation"></iframe>', frame)
+    page = html.unescape(frame)
+    assert "Comedy" in page
+    assert "<b>quick" not in page
+
+
+def test_what_visitors_are_told(app, explorer, tmp_path):
+    import gradio as gr
+
+    explorer, picture = explorer
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("1", (6000, 5000)).save(tmp_path / "large.png")
+    for text, image, message in (
+        ("", picture, "Please enter a text"),
+        ("the fox", None, r"Please give a picture \(image\)"),
+        ("x" * 5001, picture, "5,001 characters; at most 5,000"),
+        ("the fox", str(tmp_path / "text.png"), "no picture that can be read"),
+        ("the fox", str(tmp_path / "large.png"), "30,000,000 pixels; at most 25,000,000"),
+    ):
+        with pytest.raises(gr.Error, match=message):
+            explorer.predict(text, image)
+        with pytest.raises(gr.Error, match=message):
+            explorer.explain("Comedy", text, image)
+
+
+def test_in_a_browser(app, explorer):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
+    chromium = Path("/usr/bin/chromium")
+    if not chromium.exists():
+        pytest.skip("there is no Chromium at /usr/bin/chromium")
+    explorer, picture = explorer
+    page = app.build_page(explorer, "tiny")
+    page.queue()
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, css=app.STYLE)
+    try:
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+            for width in (1280, 390):
+                tab = browser.new_page(viewport={"width": width, "height": 900})
+                tab.goto(address)
+                tab.get_by_role("button", name="Predict").click()
+                tab.get_by_text("Please enter a text.").wait_for()
+                tab.locator("textarea").fill("the quick brown fox")
+                tab.locator("input[type=file]").first.set_input_files(picture)
+                tab.get_by_role("button", name="Predict").click()
+                tab.get_by_text("Redundancy").first.wait_for()
+                tab.get_by_role("button", name="Explain").click()
+                frame = tab.frame_locator("iframe")
+                frame.get_by_role("heading", name="Why").wait_for()
+                assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            browser.close()
+    finally:
+        page.close()
+
+
+def test_a_published_space_is_whole(tmp_path):
+    publish = load(ROOT / "hub" / "publish_space.py")
+    publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")
+    files = {path.relative_to(tmp_path / "space").as_posix() for path in (tmp_path / "space").rglob("*")}
+    assert {"app.py", "requirements.txt", "README.md", "fl_i2moe/explain/run.py", "examples/examples.json"} <= files
+    assert not [name for name in files if "__pycache__" in name]
+    assert (tmp_path / "space" / "model_id").read_text() == "someone/fl-i2moe-films\n"
+    card = (tmp_path / "space" / "README.md").read_text()
+    requirements = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in requirements)
+    assert f"sdk_version: {requirements[0].removeprefix('gradio==')}" in card
+    assert "models:\n- someone/fl-i2moe-films" in card
+    with pytest.raises(ValueError, match="is not empty"):
+        publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")
