@@ -2,7 +2,7 @@
 Turn MM-IMDb's pooled form (MultiBench's multimodal_imdb.hdf5) into arrays that recipes/train_arrays.py reads.
 
     python recipes/convert_mmimdb_hdf5.py multimodal_imdb.hdf5 mmimdb.npz
-    accelerate launch recipes/train_arrays.py --data_file mmimdb.npz --modalities text image --level pooled
+    accelerate launch recipes/train_arrays.py --preset mmimdb --data_file mmimdb.npz
 
 Needs h5py, pip install "fl-i2moe[hdf5]".
 """

@@ -96,16 +96,18 @@ def test_a_stopped_comparison_goes_on(compare, tmp_path, monkeypatch):
 
     monkeypatch.setattr(comparison, "run_on_cache", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
-        compare()
+        compare(seeds=[0])
     assert [row["system"] for row in json.loads((tmp_path / "table" / "table.json").read_text())["rows"]] == ["mult"]
     monkeypatch.undo()
     weights = tmp_path / "table" / "mult" / "seed-0" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     with pytest.raises(ValueError, match="--resume"):
-        compare()
+        compare(seeds=[0])
     with pytest.raises(ValueError, match=r"learning_rate: 0\.01 then, 0\.1 now"):
-        compare(resume=True, learning_rate=0.1)
-    table = compare({**SYSTEMS, "late": System("LF", {"architecture": "dense", "fusion": "late"})}, resume=True)
+        compare(resume=True, learning_rate=0.1, seeds=[0])
+    table = compare(
+        {**SYSTEMS, "late": System("LF", {"architecture": "dense", "fusion": "late"})}, resume=True, seeds=[0]
+    )
     assert [row["system"] for row in table["rows"]] == ["mult", "switch", "late"]
     assert weights.stat().st_mtime_ns == before
 
@@ -159,7 +161,7 @@ def test_names_are_checked():
             choose_systems(SYSTEMS, names)
 
 
-def test_recipe(cache, tmp_path, launch, monkeypatch, capsys, fresh_accelerate):
+def test_recipe(cache, tmp_path, launch, run_here):
     command = ["recipes/compare.py", f"--data={cache.path}", f"--output_dir={tmp_path / 'out'}", "--num_threads=1"]
     command += ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--seeds=0"]
     output = launch(*command, "--preset=table1", "--systems", "ef", "i2moe-mult").stdout
@@ -167,9 +169,7 @@ def test_recipe(cache, tmp_path, launch, monkeypatch, capsys, fresh_accelerate):
     assert "| I²MoE-MulT |" in output
     assert "one seed" in output
     rows = ["--systems", "i2moe-mult", "latent-contrastive", "less-forward"]
-    monkeypatch.setattr("sys.argv", [*command, *rows, "--resume"])
-    runpy.run_path(str(ROOT / command[0]), run_name="__main__")
-    output = capsys.readouterr().out
+    output = run_here(*command, *rows, "--resume")
     assert "(4) Less-Forward" in output.split("| system |")[0]  # left out, and said
     assert "| (2) Latent-Contrastive |" in output
 
