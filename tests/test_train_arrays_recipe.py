@@ -46,7 +46,7 @@ def test_three_modalities_from_training_to_truth(launch, run_here, tmp_path):
     assert json.loads((run / "results.json").read_text())["samples"] == {"train": 56, "validation": 8, "test": 16}
     assert load_file(run / "standardization.safetensors")["gamma.scale"].shape == (24,)
 
-    small = ["--num_samples=10", "--num_pair_samples=2", "--num_coalitions=1", "--num_steps=2", "--num_resamples=20"]
+    small = ["--num_samples=10", "--num_pair_samples=2", "--num_coalitions=1", "--num_steps=1", "--num_resamples=20"]
     models = ["--models", str(run), f"--output_dir={tmp_path / 'truth'}"]
     run_here("recipes/evaluate_explanations.py", *models, *small)
     report = json.loads((tmp_path / "truth" / "ground_truth.json").read_text())
@@ -59,7 +59,14 @@ def test_three_modalities_from_training_to_truth(launch, run_here, tmp_path):
     assert set(measured["right_experts"]["logits"]["f1"]["labels"]) == set(report["groups"])
     assert measured["pairs"]["synergy"]["synergy"]["oracle"]["universe"]["any"]["mean"] == 1
 
-    run_here("recipes/explain.py", f"--model={run}", "--num_samples=2", "--num_coalitions=1", "--measurements=none")
+    run_here(
+        "recipes/explain.py",
+        f"--model={run}",
+        "--num_samples=1",
+        "--classes=best",
+        "--num_coalitions=1",
+        "--measurements=none",
+    )
     pages = list((run / "explanations" / "samples").glob("*.html"))
     assert pages
     text = pages[0].read_text()
