@@ -61,7 +61,7 @@ MIMIC = {
     "interaction_loss_weight": 0.01,
     "reweighting_hidden_size": 128,
 }
-# I²MoE, table 7: text, vision and audio; regression, whose sign_accuracy is the accuracy of the tables. MultiBench, which
+# I²MoE, table 7: text, vision and audio; regression, whose sign_accuracy is the tables' accuracy. MultiBench, which
 # published the file, replaces infinite numbers
 MOSI = {
     **ARRAYS,
