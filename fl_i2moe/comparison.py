@@ -16,12 +16,12 @@ from typing import Any
 from accelerate import Accelerator
 from rich.console import Console
 
-from .arguments import OutputArguments
+from .arguments import OutputArguments, check_metric
 from .cache import FeatureCache
 from .cache_key import key_digest
-from .experiment import Job, format_metric, run_on_cache
+from .experiment import Job, format_metric, model_config, run_on_cache
 from .metrics import METRICS_BY_PROBLEM
-from .run_folder import begin_run_folder, write_json, write_text
+from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """(folder of the run, its job, features, processes) → column → {"mean", "std", "text"}, further columns of a table."""
@@ -40,6 +40,17 @@ class System:
 
     min_modalities: int = 2
     """With fewer it is no other system than the one it is compared with."""
+
+
+def check_systems(systems: Mapping[str, System], job: Job) -> None:
+    """
+    What can be refused before the features are there, which may take an hour.
+
+    Raises:
+        ValueError: a system does not go with the options, or the output folder holds something else.
+    """
+    _own_jobs(systems, job)
+    check_run_folder(job.output.output_dir, resume=job.output.resume, overwrite=job.output.overwrite)
 
 
 def compare_systems(
@@ -69,14 +80,10 @@ def compare_systems(
     """
     folder = Path(job.output.output_dir)
     systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}
-    jobs = {
-        name: replace(
-            job,
-            model=replace(job.model, **system.model),
-            output=OutputArguments(str(folder / name), resume=True),
-        )
-        for name, system in systems.items()
-    }
+    jobs = _own_jobs(systems, job)
+    check_metric(job.training.metric, cache.problem_type)
+    for own_job in jobs.values():
+        model_config(own_job.model, cache)
     if accelerator.is_main_process:
         begin_run_folder(
             folder,
@@ -99,6 +106,19 @@ def compare_systems(
             write_text(folder / "table.md", render_markdown(table))
         accelerator.wait_for_everyone()
     return table
+
+
+def _own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
+    """Name of a system → its job, in a folder of its own."""
+    jobs = {}
+    for name, system in systems.items():
+        try:
+            model = replace(job.model, **system.model)
+        except ValueError as error:
+            raise ValueError(f"The system {name} does not go with the options: {error}") from error
+        output = OutputArguments(str(Path(job.output.output_dir) / name), resume=True)
+        jobs[name] = replace(job, model=model, output=output)
+    return jobs
 
 
 def make_table(

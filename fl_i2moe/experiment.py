@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -180,8 +180,8 @@ def run_on_cache(
     results = {
         "metric": metric,
         "best_seed": best_seed,
-        "test": _summary([run["test"] for run in runs.values()]),
-        "validation": _summary([run["validation"] for run in runs.values()]),
+        "test": summarise_runs([run["test"] for run in runs.values()]),
+        "validation": summarise_runs([run["validation"] for run in runs.values()]),
         "seeds": {str(seed): run for seed, run in runs.items()},
         "samples": {split: len(rows) for split, rows in cache.splits.items()},
         "settings": settings,
@@ -371,8 +371,8 @@ def _best_seed(runs: Mapping[int, dict[str, Any]], metric: str, greater_is_bette
     return max(runs, key=rank)
 
 
-def _summary(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
-    """Mean over the seeds that define the metric, and their sample standard deviation where there are two."""
+def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Metric → mean over the runs that define it, and their sample standard deviation where there are two."""
     summary = {}
     for name in runs[0]:
         values = [run[name] for run in runs if run[name] is not None]
@@ -381,6 +381,17 @@ def _summary(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float |
             "std": stdev(values) if len(values) > 1 else None,
         }
     return summary
+
+
+def keep_json(file: Path, measure: Callable[[], Any], accelerator: Accelerator) -> Any:
+    """What the file holds; what is measured, by all processes, and written into it where it is not there yet."""
+    if file.is_file():
+        return json.loads(file.read_text())
+    measured = measure()
+    if accelerator.is_main_process:
+        write_json(file, measured)
+    accelerator.wait_for_everyone()
+    return measured
 
 
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _METRIC_TITLES = {
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "pearson": "Pearson correlation",
+    "sign_accuracy": "sign accuracy",
 }
 
 

@@ -201,6 +201,9 @@ class GroupedTransformerLayer(nn.Module):
 class Fusion(nn.Module):
     """Experts as one stack. A subclass is called as [`GroupedTransformer.forward`] is."""
 
+    has_attention = True
+    """Whether it can give attention probabilities."""
+
     def __init__(self, config: FLI2MoEConfig):
         super().__init__()
         self.config = config

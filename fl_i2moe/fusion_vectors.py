@@ -21,6 +21,8 @@ from .fusion import Fusion, FusionExtra, GroupedLinear
 class VectorFusion(Fusion, ABC):
     """What the fusions of this module share: the modalities' vectors, and a linear head."""
 
+    has_attention = False
+
     def __init__(self, config: FLI2MoEConfig, latent_size: int):
         super().__init__(config)
         self.head = GroupedLinear(config.num_experts, latent_size, config.num_labels)

@@ -28,7 +28,7 @@ IntArray = NDArray[np.int64]
 METRICS_BY_PROBLEM: dict[str, dict[str, bool]] = {
     "multi_label_classification": dict.fromkeys(("micro_f1", "macro_f1", "mAP", "auroc", "subset_accuracy"), True),
     "single_label_classification": dict.fromkeys(("accuracy", "micro_f1", "macro_f1", "mAP", "auroc"), True),
-    "regression": {"mae": False, "rmse": False, "pearson": True},
+    "regression": {"mae": False, "rmse": False, "pearson": True, "sign_accuracy": True},
 }
 """Problem type → metric → whether greater is better; the first one picks the best checkpoint by default."""
 
@@ -59,8 +59,8 @@ def compute_metrics(
     Returns:
         multi-label `micro_f1`, `macro_f1`, `mAP`, `auroc`, `subset_accuracy` (all labels of a sample right);
         single-label `accuracy`, `micro_f1` (equal to it), `macro_f1`, `mAP`, `auroc`; regression `mae`, `rmse`,
-        `pearson`. A metric that the labels leave undefined (AUROC of a split with one class) is NaN; those of
-        `default_metric` never are.
+        `pearson`, `sign_accuracy`. A metric that the labels leave undefined (AUROC of a split with one class) is NaN;
+        those of `default_metric` never are.
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, labels outside the classes, no samples.
@@ -71,6 +71,7 @@ def compute_metrics(
             "mae": float(mean_absolute_error(targets, scores)),
             "rmse": float(root_mean_squared_error(targets, scores)),
             "pearson": mean_pearson(targets, scores),
+            "sign_accuracy": mean_sign_accuracy(targets, scores),
         }
     predictions = predict(scores, problem_type, threshold)
     accuracy_name = "accuracy" if problem_type == "single_label_classification" else "subset_accuracy"
@@ -136,6 +137,15 @@ def mean_pearson(references: FloatArray, predictions: FloatArray) -> float:
     varies = (np.ptp(references, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     correlations = [np.corrcoef(references[:, c], predictions[:, c])[0, 1] for c in np.flatnonzero(varies)]
     return float(np.mean(correlations)) if correlations else _UNDEFINED
+
+
+def mean_sign_accuracy(references: FloatArray, predictions: FloatArray) -> float:
+    """Mean over outputs of the share of values with the right sign, from (N, C) arrays: the papers' accuracy of a
+    sentiment. References of 0 are left out, as MultiBench does; NaN if that leaves none."""
+    signed = references != 0
+    right = signed & ((predictions > 0) == (references > 0))
+    counts = signed.sum(axis=0)
+    return float(np.mean(right.sum(axis=0)[counts > 0] / counts[counts > 0])) if counts.any() else _UNDEFINED
 
 
 def check_predictions(
@@ -299,9 +309,23 @@ class PearsonCorrelation(_OfflineMetric):
     features_of_config = _VALUES
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        columns = [np.asarray(values, dtype=np.float64) for values in (references, predictions)]
-        references_, predictions_ = (values.reshape(len(values), -1) for values in columns)
-        return {"pearson": mean_pearson(references_, predictions_)}
+        return {"pearson": mean_pearson(_columns(references), _columns(predictions))}
+
+
+class SignAccuracy(_OfflineMetric):
+    """Share of single values (`"default"`) or of lists of them (`"multilist"`: the mean over outputs) with the sign of
+    their reference. References of 0 are left out."""
+
+    features_of_config = _VALUES
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"sign_accuracy": mean_sign_accuracy(_columns(references), _columns(predictions))}
+
+
+def _columns(values: list) -> FloatArray:
+    """(N, C), of single values (N, 1)."""
+    array = np.asarray(values, dtype=np.float64)
+    return array.reshape(len(array), -1)
 
 
 def _ranking_arrays(predictions: list, references: list) -> tuple[IntArray, FloatArray]:

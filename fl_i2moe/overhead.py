@@ -1,6 +1,5 @@
 """What a system costs (I²MoE, table 6): seconds of an epoch of training and of inference on the test split."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,8 @@ from accelerate.utils import set_seed
 
 from .batching import create_data_loader, feature_means
 from .cache import FeatureCache
-from .experiment import Job, describe_machine, model_config
+from .experiment import Job, describe_machine, keep_json, model_config
 from .modeling_fl_i2moe import FLI2MoEModel
-from .run_folder import write_json
 from .training import create_optimizer, predict
 
 FILE = "overhead.json"
@@ -34,14 +32,11 @@ def measure_overhead(
     Returns:
         `train s / epoch` and `inference s`, with mean and standard deviation of three repetitions.
     """
-    file = folder / FILE
-    if file.is_file():
-        found = json.loads(file.read_text())
-    else:
-        found = {**_measure(job, cache, accelerator), "machine": describe_machine(accelerator)}
-        if accelerator.is_main_process:
-            write_json(file, found)
-        accelerator.wait_for_everyone()
+    found = keep_json(
+        folder / FILE,
+        lambda: {**_measure(job, cache, accelerator), "machine": describe_machine(accelerator)},
+        accelerator,
+    )
     return {"train s / epoch": _column(found["train_seconds"]), "inference s": _column(found["inference_seconds"])}
 
 

@@ -8,7 +8,6 @@ one gets Gaussian noise there, of so many times the root mean square of the samp
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -18,11 +17,10 @@ from torch import nn
 
 from .batching import create_data_loader
 from .cache import FeatureCache
-from .experiment import Job, format_metric
+from .experiment import Job, format_metric, keep_json, summarise_runs
 from .metrics import compute_metrics, defined
 from .missing import FILLS
 from .modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
-from .run_folder import write_json
 from .training import predict
 
 NOISE_LEVELS = (0.5, 1.0)
@@ -87,18 +85,11 @@ def measure_robustness(
     Raises:
         ValueError: a model keeps no mean features.
     """
-    file, metric = folder / FILE, json.loads((folder / "results.json").read_text())["metric"]
-    if file.is_file():
-        found = json.loads(file.read_text())
-    else:
-        found = _evaluate(folder, job, cache, accelerator)
-        if accelerator.is_main_process:
-            write_json(file, found)
-        accelerator.wait_for_everyone()
+    metric = json.loads((folder / "results.json").read_text())["metric"]
+    found = keep_json(folder / FILE, lambda: _evaluate(folder, job, cache, accelerator), accelerator)
     columns = {}
     for title, seeds in found.items():
-        values = [metrics[metric] for metrics in seeds.values() if metrics[metric] is not None]
-        entry = {"mean": mean(values) if values else None, "std": stdev(values) if len(values) > 1 else None}
+        entry = summarise_runs(list(seeds.values()))[metric]
         columns[f"{metric}, {title}"] = {**entry, "text": format_metric(metric, entry)}
     return columns
 

@@ -51,6 +51,9 @@ def weighted_metrics(
             "mae": _means(np.abs(errors), weights).mean(axis=1),
             "rmse": np.sqrt(_means(errors**2, weights)).mean(axis=1),
             "pearson": _defined_mean([weighted_pearson(*x, weights) for x in zip(targets.T, scores.T, strict=True)]),
+            "sign_accuracy": _defined_mean(
+                [weighted_sign_accuracy(*x, weights) for x in zip(targets.T, scores.T, strict=True)]
+            ),
         }
     decisions = predict(scores, problem_type, threshold)
     indicators, scores = ranking_inputs(targets, scores, problem_type)
@@ -148,6 +151,14 @@ def weighted_pearson(references: FloatArray, predictions: FloatArray, weights: F
     covariance = (weights * a * b).sum(axis=1)
     scale = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
     return np.divide(covariance, scale, out=np.full(len(weights), np.nan), where=varies & (scale > 0))
+
+
+def weighted_sign_accuracy(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
+    """Share of (N,) values with the sign of their reference, references of 0 left out, where sample n counts
+    `weights[r, n]` times: (R,); NaN where none is left."""
+    signed = references != 0
+    right, counts = weights @ (signed & ((predictions > 0) == (references > 0))), weights @ signed
+    return np.divide(right, counts, out=np.full(len(weights), np.nan), where=counts > 0)
 
 
 def _means(values: NDArray[Any], weights: FloatArray) -> FloatArray:

@@ -30,7 +30,7 @@ from fl_i2moe.arguments import (
     parse_arguments,
 )
 from fl_i2moe.cache import is_cache, open_cache
-from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
+from fl_i2moe.comparison import System, check_systems, choose_systems, compare_systems, render_markdown
 from fl_i2moe.data.layouts import load_layout
 from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, encode
 from fl_i2moe.overhead import measure_overhead
@@ -110,6 +110,9 @@ def main():
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
     systems = choose_systems(SYSTEMS, compare.systems)
     job = Job(encoding, model, training, output)
+    if accelerator.is_main_process:
+        check_systems(systems, job)
+    accelerator.wait_for_everyone()
     if is_cache(compare.data):
         cache = open_cache(compare.data)
     else:

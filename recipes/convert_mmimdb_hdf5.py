@@ -2,15 +2,14 @@
 Turn MM-IMDb's pooled form (MultiBench's multimodal_imdb.hdf5) into arrays that recipes/train_arrays.py reads.
 
     python recipes/convert_mmimdb_hdf5.py multimodal_imdb.hdf5 mmimdb.npz
-    accelerate launch recipes/train_arrays.py --data_file mmimdb.npz --modalities text image --level pooled
+    accelerate launch recipes/train_arrays.py --preset mmimdb --data_file mmimdb.npz
 
 Needs h5py, pip install "fl-i2moe[hdf5]".
 """
 
 import argparse
-from pathlib import Path
 
-from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, read_mmimdb_hdf5, write_arrays
+from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, check_new_file, read_mmimdb_hdf5, write_arrays
 
 
 def main():
@@ -26,8 +25,7 @@ def main():
         help="rows at which the training and the development split end (default: as published, %(default)s)",
     )
     options = parser.parse_args()
-    if Path(options.output_file).exists():
-        raise ValueError(f"{options.output_file} exists already; give another name.")
+    check_new_file(options.output_file)
     fields = read_mmimdb_hdf5(options.hdf5_file, tuple(options.split_ends))
     write_arrays(fields, options.output_file)
     shapes = ", ".join(f"{name} {fields[name].shape}" for name in ("text", "image", "labels"))

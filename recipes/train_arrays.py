@@ -12,8 +12,8 @@ The file holds fields of N samples: one for each modality, (N, D) or (N, T, D) w
 labels, (N,) classes, (N, C) zeros and ones, or other numbers; optional split (train, validation, test), ids and
 label_names. In a .parquet file fields are columns, of lists or lists of lists for modalities. In an .npz file fields
 may end with their split (labels_train, labels_test). A pickle holds a dict of fields, or of splits of fields as the
-MultiBench MOSI file does; nothing but arrays is read from it. Presets adni, mimic and mosi are I²MoE's settings for
-four and three modalities, each pooled to one vector; --level feature keeps sequences, as explanations need.
+MultiBench MOSI file does; nothing but arrays is read from it. Presets adni, mimic, mosi and mmimdb are I²MoE's settings
+for four, three and two modalities, each pooled to one vector; --level feature keeps sequences, as explanations need.
 """
 
 from dataclasses import asdict, dataclass
@@ -61,7 +61,8 @@ MIMIC = {
     "interaction_loss_weight": 0.01,
     "reweighting_hidden_size": 128,
 }
-# I²MoE, table 7: text, vision and audio; regression. MultiBench, which published the file, replaces infinite numbers
+# I²MoE, table 7: text, vision and audio; regression, whose sign_accuracy is the tables' accuracy. MultiBench, which
+# published the file, replaces infinite numbers
 MOSI = {
     **ARRAYS,
     "level": "pooled",
@@ -73,6 +74,8 @@ MOSI = {
     "num_reweighting_layers": 3,
     "replace_non_finite": True,
 }
+# I²MoE, table 7: text and image of films, as recipes/convert_mmimdb_hdf5.py writes them; 23 labels
+MMIMDB = {**ARRAYS, "level": "pooled", "num_patches": 4, "num_epochs": 40, "num_reweighting_layers": 3}
 # Small and quick, enough to learn all interactions of the sample
 SAMPLE = {
     "num_epochs": 12,
@@ -137,7 +140,7 @@ class DataArguments:
 def main():
     data, cache, model, training, output = parse_arguments(
         (DataArguments, CacheArguments, ModelArguments, TrainingArguments, OutputArguments),
-        presets={"arrays": ARRAYS, "adni": ADNI, "mimic": MIMIC, "mosi": MOSI, "sample": SAMPLE},
+        presets={"arrays": ARRAYS, "adni": ADNI, "mimic": MIMIC, "mosi": MOSI, "mmimdb": MMIMDB, "sample": SAMPLE},
         default_preset=lambda given: "arrays" if given.data_file else "sample",
         description=__doc__,
     )

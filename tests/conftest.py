@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,5 +51,20 @@ def fresh_accelerate(monkeypatch):
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     reset()
-    yield
+    yield reset
     reset()
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys, fresh_accelerate):
+    """Runs a recipe in this process, with the cache folder of `launch`; returns what it prints. A new process costs
+    more than a tiny run: start one where that is what is tested."""
+    monkeypatch.setenv("FL_I2MOE_CACHE", str(tmp_path / "user-cache"))
+
+    def start(recipe, *arguments):
+        fresh_accelerate()
+        monkeypatch.setattr(sys, "argv", [recipe, *map(str, arguments)])
+        runpy.run_path(str(ROOT / recipe), run_name="__main__")
+        return capsys.readouterr().out
+
+    return start

@@ -85,7 +85,7 @@ def make_explanation(row=None, seed=0, problem_type="multi_label_classification"
     )
 
 
-def make_explainable(folder, num_samples=6):
+def make_explainable(folder, num_samples=6, **changes):
     """A model with random weights and a cache of features made by stand-in encoders, classes a, b and c."""
     encoders = fake_encoders()
     cache = build_cache(write_raw(folder / "raw", {"test": num_samples}), encoders, folder / "cache", progress=False)
@@ -101,6 +101,7 @@ def make_explainable(folder, num_samples=6):
         reweighting_hidden_size=8,
         identical_experts_init=False,
         encoders={name: entry["encoder"] for name, entry in cache.modalities.items()},
+        **changes,
     )
     torch.manual_seed(0)
     model = FLI2MoEModel(config)

@@ -96,16 +96,18 @@ def test_a_stopped_comparison_goes_on(compare, tmp_path, monkeypatch):
 
     monkeypatch.setattr(comparison, "run_on_cache", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
-        compare()
+        compare(seeds=[0])
     assert [row["system"] for row in json.loads((tmp_path / "table" / "table.json").read_text())["rows"]] == ["mult"]
     monkeypatch.undo()
     weights = tmp_path / "table" / "mult" / "seed-0" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     with pytest.raises(ValueError, match="--resume"):
-        compare()
+        compare(seeds=[0])
     with pytest.raises(ValueError, match=r"learning_rate: 0\.01 then, 0\.1 now"):
-        compare(resume=True, learning_rate=0.1)
-    table = compare({**SYSTEMS, "late": System("LF", {"architecture": "dense", "fusion": "late"})}, resume=True)
+        compare(resume=True, learning_rate=0.1, seeds=[0])
+    table = compare(
+        {**SYSTEMS, "late": System("LF", {"architecture": "dense", "fusion": "late"})}, resume=True, seeds=[0]
+    )
     assert [row["system"] for row in table["rows"]] == ["mult", "switch", "late"]
     assert weights.stat().st_mtime_ns == before
 
@@ -159,7 +161,7 @@ def test_names_are_checked():
             choose_systems(SYSTEMS, names)
 
 
-def test_recipe(cache, tmp_path, launch):
+def test_recipe(cache, tmp_path, launch, run_here):
     command = ["recipes/compare.py", f"--data={cache.path}", f"--output_dir={tmp_path / 'out'}", "--num_threads=1"]
     command += ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--seeds=0"]
     output = launch(*command, "--preset=table1", "--systems", "ef", "i2moe-mult").stdout
@@ -167,7 +169,7 @@ def test_recipe(cache, tmp_path, launch):
     assert "| I²MoE-MulT |" in output
     assert "one seed" in output
     rows = ["--systems", "i2moe-mult", "latent-contrastive", "less-forward"]
-    output = launch(*command, *rows, "--resume").stdout
+    output = run_here(*command, *rows, "--resume")
     assert "(4) Less-Forward" in output.split("| system |")[0]  # left out, and said
     assert "| (2) Latent-Contrastive |" in output
 
@@ -176,7 +178,12 @@ def test_recipe(cache, tmp_path, launch):
     ("options", "message"),
     [
         (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
-        (["--data=nowhere"], "nowhere has no known layout"),
+        (["--data=nowhere"], "nowhere is no folder, or is not there"),
+        (
+            ["--objective=specialised", "--systems", "i2moe-ef"],
+            'The system i2moe-ef does not go with the options: `objective="specialised"` needs `fusion=',
+        ),
+        (["--metric=accuracy"], "`metric` must be one of micro_f1"),
         (["--measure=robustness"], "needs `keep_feature_means`"),
     ],
 )
@@ -187,6 +194,17 @@ def test_wrong_options_end_at_the_start(cache, tmp_path, monkeypatch, capsys, fr
         runpy.run_path(str(ROOT / command[0]), run_name="__main__")
     assert message in (capsys.readouterr().err if ended.value.code == 2 else ended.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_encoded(tmp_path, monkeypatch, fresh_accelerate):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "split.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    command = ["recipes/compare.py", f"--data={tmp_path / 'raw'}", f"--output_dir={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="holds other files and no run"):
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 def test_every_preset_names_systems_that_fit_a_model():

@@ -206,7 +206,7 @@ RNG = np.random.default_rng(1)
         ({"labels": np.zeros(N, int)}, "two different classes"),
         ({"labels": np.arange(N)}, "every sample is a class of its own"),
         ({"labels": np.full((N, 2), "a")}, "'labels' has several texts"),
-        ({"label_names": np.array(["a", "b"])}, "2 label names"),
+        ({"label_names": np.array(["a", "b"])}, "2 label names take 0 … 1\\."),
         ({"lab": np.array([{}] * N, object)}, "'lab' is no plain array"),
     ],
 )

@@ -47,7 +47,7 @@ def test_enrico(launch, tmp_path):
     assert model.config.id2label == {0: "chat", 1: "login"}
 
 
-def test_mmhs150k(launch, tmp_path):
+def test_mmhs150k(run_here, tmp_path):
     folder = tmp_path / "mmhs"
     (folder / "splits").mkdir(parents=True)
     (folder / "img_txt").mkdir()
@@ -61,7 +61,7 @@ def test_mmhs150k(launch, tmp_path):
         (folder / "splits" / f"{name}_ids.txt").write_text("\n".join(map(str, numbers)))
     run = tmp_path / "run"
     options = [f"--data_dir={folder}", f"--output_dir={run}", "--text_encoder=sample:minilm", "--append_image_text"]
-    output = launch("recipes/train_mmhs150k.py", *options, *TINY).stdout
+    output = run_here("recipes/train_mmhs150k.py", *options, *TINY)
     assert "1 tweets have text in their pictures" in output
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == {"train": 12, "validation": 4, "test": 4}

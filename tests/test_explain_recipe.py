@@ -141,6 +141,27 @@ def test_a_dense_model_beside_the_mixture(trained, tmp_path):
     assert (folder / "faithfulness.png").exists()
 
 
+def test_a_fusion_without_attention_is_explained_by_gradients(tmp_path):
+    """Rollouts are refused at the start; integrated gradients choose the pairs and are held against random masks."""
+    model, cache = make_explainable(tmp_path, fusion="low_rank")
+    model.save_pretrained(tmp_path / "model")
+    folders = {"model": str(tmp_path / "model"), "cache_dir": str(cache.path), "num_samples": 1}
+    with pytest.raises(ValueError, match=r"'low_rank' has no attention, which grad_attnroll needs: give --method ig"):
+        started(folders)
+    assert not (tmp_path / "model" / "explanations").exists()
+    folder = started(folders, method="ig", classes="best")
+    [result] = json.loads((folder / "faithfulness.json").read_text()).values()
+    assert result["methods"] == ["ig", "random"]
+    page = (folder / "index.html").read_text()
+    assert "by Integrated gradients" in page
+    assert "Grad×AttnRoll" not in page
+    [data] = (folder / "samples").glob("*.json")
+    explanation = Explanation.load(data)
+    top = {name: set(np.argsort(-x)[:1]) for name, x in explanation.importance["synergy"].items()}
+    ends = {(a, int(i)) for pair in explanation.pair_tables["synergy"].ends for a, i in (pair[:2], pair[2:])}
+    assert {(name, int(i)) for name, features in top.items() for i in features} <= ends
+
+
 def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
     model, _, folders = trained
     (tmp_path / "full").mkdir()

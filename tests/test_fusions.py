@@ -345,7 +345,7 @@ def test_explanations(fusion):
     model = make_model(config)
     inputs = Inputs.from_batch(model, make_batch(config))
     targets = torch.tensor([0, 1, 2, 0])
-    importance = attribute(model, inputs, targets, "ig", num_steps=64)
+    importance = attribute(model, inputs, targets, "ig", num_steps=4 if fusion in ROUTED else 64)
     assert set(importance.scores) == set(config.modality_order)
     if fusion not in ROUTED:  # those jump where a token changes its network
         spread = model.run_experts(inputs.projected, inputs.feature_masks).abs().max()

@@ -87,8 +87,16 @@ def test_regression_equals_scikit_learn(num_outputs):
     assert result["rmse"] == pytest.approx(np.sqrt(squared_errors).mean())
     z_scores = [(values - values.mean(0)) / values.std(0) for values in (labels, predictions)]
     assert result["pearson"] == pytest.approx((z_scores[0] * z_scores[1]).mean())
+    signs = [sk.accuracy_score(labels[:, c] > 0, predictions[:, c] > 0) for c in range(num_outputs)]
+    assert result["sign_accuracy"] == pytest.approx(np.mean(signs))
     if num_outputs == 1:
         assert compute_metrics(predictions, labels[:, 0], REGRESSION) == result
+
+
+def test_sign_accuracy_leaves_out_what_has_no_sign():
+    predictions, labels = [[1.0], [-2.0], [0.0], [3.0]], [[0.5], [1.0], [-1.0], [0.0]]
+    assert compute_metrics(predictions, labels, REGRESSION)["sign_accuracy"] == pytest.approx(2 / 3)
+    assert np.isnan(compute_metrics(predictions, [[0.0]] * 4, REGRESSION)["sign_accuracy"])
 
 
 def test_known_values():
@@ -206,6 +214,7 @@ METRICS = [
     (metrics.RootMeanSquaredError(), "values", {}, sk.root_mean_squared_error),
     (metrics.RootMeanSquaredError("multilist"), "value lists", {}, sk.root_mean_squared_error),
     (metrics.PearsonCorrelation(), "values", {}, lambda y, p: np.corrcoef(y, p)[0, 1]),
+    (metrics.SignAccuracy(), "values", {}, lambda y, p: sk.accuracy_score(np.array(y) > 0, np.array(p) > 0)),
     (
         metrics.PearsonCorrelation("multilist"),
         "value lists",

@@ -32,7 +32,7 @@ def refusal(tmp_path, monkeypatch, capsys, fresh_accelerate):
     return run
 
 
-def test_three_modalities_from_training_to_truth(launch, tmp_path):
+def test_three_modalities_from_training_to_truth(launch, run_here, tmp_path):
     """The built-in sample, trained on, held against its truth, explained."""
     run = tmp_path / "run"
     sample = ["--num_modalities=3", "--num_samples=80", "--num_tokens=12", "--evidence_tokens=2"]
@@ -46,9 +46,9 @@ def test_three_modalities_from_training_to_truth(launch, tmp_path):
     assert json.loads((run / "results.json").read_text())["samples"] == {"train": 56, "validation": 8, "test": 16}
     assert load_file(run / "standardization.safetensors")["gamma.scale"].shape == (24,)
 
-    small = ["--num_samples=10", "--num_pair_samples=2", "--num_coalitions=1", "--num_steps=2", "--num_resamples=20"]
+    small = ["--num_samples=10", "--num_pair_samples=2", "--num_coalitions=1", "--num_steps=1", "--num_resamples=20"]
     models = ["--models", str(run), f"--output_dir={tmp_path / 'truth'}"]
-    launch("recipes/evaluate_explanations.py", *models, *small)
+    run_here("recipes/evaluate_explanations.py", *models, *small)
     report = json.loads((tmp_path / "truth" / "ground_truth.json").read_text())
     assert report["groups"]["alpha_1"] == "uniqueness_alpha"
     assert report["groups"]["beta_xor_gamma_1"] == "synergy"
@@ -59,7 +59,14 @@ def test_three_modalities_from_training_to_truth(launch, tmp_path):
     assert set(measured["right_experts"]["logits"]["f1"]["labels"]) == set(report["groups"])
     assert measured["pairs"]["synergy"]["synergy"]["oracle"]["universe"]["any"]["mean"] == 1
 
-    launch("recipes/explain.py", f"--model={run}", "--num_samples=2", "--num_coalitions=1", "--measurements=none")
+    run_here(
+        "recipes/explain.py",
+        f"--model={run}",
+        "--num_samples=1",
+        "--classes=best",
+        "--num_coalitions=1",
+        "--measurements=none",
+    )
     pages = list((run / "explanations" / "samples").glob("*.html"))
     assert pages
     text = pages[0].read_text()
@@ -67,7 +74,7 @@ def test_three_modalities_from_training_to_truth(launch, tmp_path):
     assert any(f"{name} feature " in text for name in ("alpha", "beta", "gamma"))
 
 
-def test_own_arrays_with_the_papers_settings(launch, tmp_path):
+def test_own_arrays_with_the_papers_settings(run_here, tmp_path):
     """Vectors of four modalities, pooled; the same arrays under another name need no second cache."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
@@ -77,7 +84,7 @@ def test_own_arrays_with_the_papers_settings(launch, tmp_path):
     np.savez(tmp_path / "patients.npz", labels=labels, label_names=np.array(["CN", "MCI", "AD"]), **fields)
     run = tmp_path / "run"
     options = ["--preset=adni", f"--data_file={tmp_path / 'patients.npz'}", "--modalities", "B", "C", "G", "I"]
-    output = launch(RECIPE, *options, *TINY, f"--output_dir={run}").stdout
+    output = run_here(RECIPE, *options, *TINY, f"--output_dir={run}")
     assert "single label classification" in output
     config = AutoModel.from_pretrained(run).config
     assert config.modality_order == ["B", "C", "G", "I"]
@@ -86,6 +93,28 @@ def test_own_arrays_with_the_papers_settings(launch, tmp_path):
     results = json.loads((run / "results.json").read_text())
     assert results["metric"] == "accuracy"
     assert results["samples"] == {"train": 42, "validation": 6, "test": 12}
+
+
+def test_presets_are_the_papers():
+    """I²MoE, table 7, typed off: ADNI, MIMIC, IMDB, MOSI, ENRICO."""
+    table = {
+        "learning_rate": (1e-4, 1e-4, 1e-4, 1e-4, 1e-4),
+        "reweighting_temperature": (1, 2, 2, 2, 2),
+        "reweighting_hidden_size": (256, 128, 256, 256, 256),
+        "num_reweighting_layers": (2, 2, 3, 3, 3),
+        "interaction_loss_weight": (0.5, 0.01, 0.5, 0.005, 0.5),
+        "num_epochs": (50, 30, 40, 30, 50),
+        "batch_size": (32, 32, 32, 32, 32),
+        "num_fusion_layers": (2, 2, 2, 1, 2),
+        "num_attention_heads": (4, 1, 4, 1, 4),
+        "hidden_size": (256, 128, 256, 256, 256),
+        "num_patches": (16, 8, 4, 4, 8),
+    }
+    arrays, enrico = (runpy.run_path(str(ROOT / "recipes" / f"train_{name}.py")) for name in ("arrays", "enrico"))
+    presets = [*(arrays[name] for name in ("ADNI", "MIMIC", "MMIMDB", "MOSI")), enrico["PAPER"]]
+    for column, preset in enumerate(presets):
+        assert {name: preset[name] for name in table} == {name: row[column] for name, row in table.items()}
+    assert all(preset["level"] == "pooled" for preset in presets[:4])
 
 
 @pytest.mark.parametrize(

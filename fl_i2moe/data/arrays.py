@@ -460,7 +460,9 @@ def _classes(values: NDArray[Any], names: Sequence[str] | None, said: str) -> tu
     elif names:
         classes = list(names)
         if found[0] < 0 or found[-1] >= len(classes):
-            raise ValueError(f"{said}: it has {found[0]} … {found[-1]}, {len(classes)} label names take 0 … .")
+            raise ValueError(
+                f"{said}: it has {found[0]} … {found[-1]}, {len(classes)} label names take 0 … {len(classes) - 1}."
+            )
         labels = values.astype(np.int64)
     else:
         classes = [str(int(x)) for x in found]

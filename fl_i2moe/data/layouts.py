@@ -26,10 +26,12 @@ def load_layout(
         min_label_count: of MM-IMDb alone: predict the genres with at least so many training films.
 
     Raises:
-        ValueError: no layout, or several, fit the folder; `min_label_count` is given for another one; and as the
-            readers.
+        ValueError: there is no such folder; no layout, or several, fit it; `min_label_count` is given for another one;
+            and as the readers.
     """
-    folder = Path(data_dir)
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, or is not there")
     found = [entry for file, entry in LOADERS.items() if (folder / file).is_file()]
     if len(found) != 1:
         known = ", ".join(f"{name} ({file})" for file, (name, _) in LOADERS.items())

@@ -53,6 +53,17 @@ def read_mmimdb_hdf5(file: str | Path, split_ends: tuple[int, int] = SPLIT_ENDS)
     return _checked(file, arrays, split_ends)
 
 
+def check_new_file(file: str | Path) -> None:
+    """
+    Raises:
+        ValueError: arrays would not be found in the file again, or it is there already.
+    """
+    if Path(file).suffix != ".npz":
+        raise ValueError(f"{file} must end with .npz, as recipes/train_arrays.py reads it")
+    if Path(file).exists():
+        raise ValueError(f"{file} exists already; give another name")
+
+
 def write_arrays(fields: dict[str, np.ndarray], file: str | Path) -> None:
     """
     Writes an .npz file, whole or not at all.

@@ -6,7 +6,7 @@ E' experts asked for · C classes · K classes of interest, over all samples.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +19,8 @@ from ..modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 
 METHODS = ("attnroll", "grad_attnroll", "ig", "random")
-UNIVERSE_METHOD = "grad_attnroll"
-"""Whose importance chooses the features whose pairs are scored (design 5.3)."""
+ROLLOUTS = ("attnroll", "grad_attnroll")
+"""Those that need attention probabilities."""
 
 MIXTURE = "mixture"
 """Name of the importance that is averaged over the experts by their weights."""
@@ -68,6 +68,29 @@ def explaining(model: FLI2MoEModel) -> Iterator[FLI2MoEModel]:
             yield model
         finally:
             model.set_attn_implementation(attention)
+
+
+def methods_of(model: FLI2MoEModel) -> list[str]:
+    """The methods that a model's fusion allows: rollouts need attention."""
+    return [method for method in METHODS if model.experts.has_attention or method not in ROLLOUTS]
+
+
+def check_methods(model: FLI2MoEModel, methods: Iterable[str], argument: str) -> None:
+    """
+    Raises:
+        ValueError: a method does not fit the model's fusion; says which do, and the option that takes them.
+    """
+    if wrong := [method for method in methods if method not in methods_of(model)]:
+        raise ValueError(
+            f"The fusion {model.config.fusion!r} has no attention, which {', '.join(wrong)} needs: give "
+            f"--{argument} {' or '.join(methods_of(model))}."
+        )
+
+
+def universe_method(model: FLI2MoEModel) -> str:
+    """Whose importance chooses the features whose pairs are scored (design 5.3): that of integrated gradients where the
+    fusion has no attention."""
+    return "grad_attnroll" if model.experts.has_attention else "ig"
 
 
 def attribute(

@@ -21,7 +21,7 @@ from ..batching import FeatureRows
 from ..metrics import FloatArray
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import replace_files
-from .attribution import METHODS, MIXTURE, UNIVERSE_METHOD, attribute, evaluating, mixture_importance, top_features
+from .attribution import METHODS, MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .ground_truth import (
     BoolArray,
     Evidence,
@@ -192,9 +192,10 @@ def found_pairs(
     """
     Precision of the pairs that score highest for each case's label; right if both ends lie in or beside the evidence.
 
-    The universe `top` is the share of each modality that is most important to the expert (Grad×AttnRoll); `oracle` adds
-    the evidence to it, which tells a poor estimate from a poor choice of candidates. The oracle is run for the expert
-    that ought to carry the label alone (every expert, if the model lacks that one), being no explanation a user gets.
+    The universe `top` is the share of each modality that is most important to the expert ([`universe_method`]);
+    `oracle` adds the evidence to it, which tells a poor estimate from a poor choice of candidates. The oracle is run
+    for the expert that ought to carry the label alone (every expert, if the model lacks that one), being no explanation
+    a user gets.
 
     Args:
         model: in eval mode.
@@ -213,7 +214,7 @@ def found_pairs(
     bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
     for first, _, inputs, targets in _batches(model, rows, cases, batch_size, False, ""):
         part = cases[first : first + len(targets)]
-        importance = attribute(model, inputs, targets, UNIVERSE_METHOD)
+        importance = attribute(model, inputs, targets, universe_method(model))
         for e, expert in enumerate(experts):
             scores = {name: x[:, e] for name, x in importance.scores.items()}
             top = top_features(scores, inputs.candidate_masks, universe_share)

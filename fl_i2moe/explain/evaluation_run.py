@@ -22,7 +22,7 @@ from ..batching import FeatureRows, create_data_loader
 from ..cache import FeatureCache
 from ..run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from ..training import predict
-from .attribution import METHODS
+from .attribution import METHODS, check_methods
 from .evaluation import (
     Case,
     ModelMeasures,
@@ -144,6 +144,7 @@ def evaluate_runs(
         for folder in run.models.values():
             model = load_model(folder)
             check_cache(model, cache)
+            check_methods(model, arguments.methods, "methods")
             experts[run.name] = model.config.expert_names
         weights[run.name] = {seed: _fingerprint(folder) for seed, folder in run.models.items()}
     data = _Data(cache, truth, carriers, arguments)

@@ -10,7 +10,7 @@ import torch
 
 from ..cache import FeatureCache
 from ..modeling_fl_i2moe import FLI2MoEModel
-from .attribution import MIXTURE, UNIVERSE_METHOD, attribute, evaluating, mixture_importance, top_features
+from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .geometry import Modality
@@ -48,8 +48,8 @@ def explain(
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
         num_coalitions: coalitions for each pair.
         universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
-            scored, in (0, 1]. They are always chosen by Grad×AttnRoll, whatever the method: experts and methods are
-            compared on the same pairs, and the fusion must give its attention.
+            scored, in (0, 1]. They are always chosen by Grad×AttnRoll (by integrated gradients where the fusion has no
+            attention), whatever the method: experts and methods are compared on the same pairs.
         seed: of random importance and of coalitions, with `sample_number`; not negative.
         cache: where the sample comes from; gives the grid of patches and the encoders if the model's configuration
             does not.
@@ -81,8 +81,8 @@ def explain(
         targets = torch.tensor([target_index])
         importance = attribute(model, inputs, targets, method, seed=[[seed, sample_number]], **options)
         following = importance
-        if experts and method != UNIVERSE_METHOD:
-            following = attribute(model, inputs, targets, UNIVERSE_METHOD, of=options.get("of", "expert"))
+        if experts and method != universe_method(model):
+            following = attribute(model, inputs, targets, universe_method(model), of=options.get("of", "expert"))
         tables = {}
         for expert in experts:
             e = following.experts.index(expert)
@@ -113,8 +113,8 @@ def explain(
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
     if interactions:
         settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
-        if method != UNIVERSE_METHOD:
-            settings["universe_by"] = UNIVERSE_METHOD
+        if method != universe_method(model):
+            settings["universe_by"] = universe_method(model)
     described = cache.modalities if cache is not None else {}
     encoders = config.encoders or {}
     return Explanation(

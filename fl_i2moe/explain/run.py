@@ -23,7 +23,7 @@ from ..cache import FeatureCache
 from ..cache_key import key_digest
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import begin_run_folder, check_run_folder, write_json
-from .attribution import METHODS
+from .attribution import check_methods, methods_of
 from .inputs import check_cache
 from .masking import faithfulness
 from .run_arguments import ExplainArguments
@@ -44,6 +44,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     if accelerator.is_main_process:
         check_run_folder(folder, **flags)
     model = load_model(arguments.model)
+    check_methods(model, [arguments.method], "method")
     cache = find_cache(arguments.model, arguments.features or arguments.cache_dir)
     check_cache(model, cache)
     models = {"dense Transformer" if model.config.architecture == "dense" else "FL-I²MoE": model}
@@ -104,7 +105,7 @@ def _measure_faithfulness(
         result = faithfulness(
             model,
             accelerator.prepare(loader),
-            methods=METHODS,
+            methods=methods_of(model),
             num_random=arguments.num_draws,
             seed=arguments.seed,
             accelerator=accelerator,

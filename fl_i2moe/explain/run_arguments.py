@@ -30,13 +30,16 @@ class ExplainArguments:
     features: str | None = option(None, "Explain on these features: the folder of a cache, or a data set on the Hub.")
     dense_model: str | None = option(None, "Folder of a dense model whose faithfulness is shown beside.")
     method: Literal["grad_attnroll", "attnroll", "ig", "random"] = option(
-        "grad_attnroll", "How the importance of patches and tokens is computed."
+        "grad_attnroll",
+        "How the importance of features is computed; a fusion without attention takes ig or random.",
     )
     interactions: Literal["shared_context", "per_pair", "exact", "none"] = option(
         "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
     )
     num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of, at least.")
-    universe_share: float = option(0.3, "Share of each modality's features, by Grad×AttnRoll, whose pairs are scored.")
+    universe_share: float = option(
+        0.3, "Share of each modality's features, the most important ones, whose pairs are scored."
+    )
     measurements: list[str] = option(
         list(MEASUREMENTS), f"What to measure on the data: {', '.join(MEASUREMENTS)}; or none."
     )

@@ -15,7 +15,8 @@ from ..metrics import default_metric
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import replace_files, write_json
 from .alignment import alignment, bin_edges
-from .display import SCORE_TITLES, layer_text
+from .attribution import universe_method
+from .display import METHOD_NAMES, SCORE_TITLES, layer_text
 from .explanation import Explanation
 from .masking import DIRECTIONS
 from .pair_metrics import pair_curves, pair_masking_table
@@ -214,7 +215,8 @@ def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, c
         case estimator:
             pairs = f"{estimator}, {arguments.num_coalitions} coalitions a pair"
     if arguments.interactions != "none":
-        pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by Grad×AttnRoll"
+        by = METHOD_NAMES[universe_method(model)]
+        pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by {by}"
     encoders = {name: entry["encoder"] for name, entry in cache.modalities.items()}
     return {
         "Model": f"{Path(arguments.model).resolve()}, {model.config.architecture}, "

@@ -17,7 +17,7 @@ from ..cache import FeatureCache
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import write_json
 from .alignment import bin_edges, importance_bins, pair_bins
-from .attribution import UNIVERSE_METHOD, attribute
+from .attribution import attribute, universe_method
 from .explain_sample import explain, feature_batch, true_targets
 from .explanation import Explanation
 from .inputs import Inputs
@@ -134,7 +134,7 @@ def _measure_pairs(
     arguments, evaluate = sample.arguments, partial(masked_logits, model)
     inputs = Inputs.from_batch(model, feature_batch(row, model.config.modality_order))
     targets = torch.tensor([explanation.target])
-    importance = attribute(model, inputs, targets, UNIVERSE_METHOD, experts=list(explanation.pair_tables))
+    importance = attribute(model, inputs, targets, universe_method(model), experts=list(explanation.pair_tables))
     measured = {}
     for e, (expert, table) in enumerate(explanation.pair_tables.items()):
         scores = {name: x[:, e] for name, x in importance.scores.items()}

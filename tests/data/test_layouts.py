@@ -25,6 +25,9 @@ def test_a_file_tells_the_layout(tmp_path, monkeypatch):
         assert calls.pop() == (name, folder, {"on_bad_sample": "skip"})
     with pytest.raises(ValueError, match=r"no known layout; .*ENRICO \(design_topics\.csv\)"):
         layouts.load_layout(tmp_path)
+    for path in (tmp_path / "nowhere", tmp_path / "ENRICO" / "design_topics.csv"):
+        with pytest.raises(ValueError, match="is no folder, or is not there"):
+            layouts.load_layout(path)
     (tmp_path / "ENRICO" / "split.json").touch()
     with pytest.raises(ValueError, match="several layouts: MM-IMDb, ENRICO"):
         layouts.load_layout(tmp_path / "ENRICO")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.mmimdb import GENRES
-from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, read_mmimdb_hdf5
+from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, check_new_file, read_mmimdb_hdf5
 
 h5py = pytest.importorskip("h5py", reason='comes with pip install -e ".[hdf5]"')
 ENDS = (6, 8)
@@ -113,5 +114,14 @@ def test_recipe(tmp_path: Path, arrays) -> None:
         assert set(stored) == {"text", "image", "labels", "label_names", "split", "ids"}
         np.testing.assert_array_equal(stored["image"], arrays["vgg_features"])
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".npz"] == ["arrays.npz"]
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.stderr.startswith("error: ")
+    data = load_arrays(tmp_path / "arrays.npz", modalities=["text", "image"])  # as train_arrays reads it
+    assert (data.problem_type, data.label_names) == ("multi_label_classification", GENRES)
+    assert {split: rows["id"][:] for split, rows in data.splits.items()} == {
+        "train": [f"{i:07}" for i in range(6)],
+        "validation": ["0000006", "0000007"],
+        "test": ["0000008", "0000009"],
+    }
+    with pytest.raises(ValueError, match="exists already"):
+        check_new_file(tmp_path / "arrays.npz")
+    with pytest.raises(ValueError, match=r"must end with \.npz"):
+        check_new_file(tmp_path / "arrays")
