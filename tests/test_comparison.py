@@ -167,6 +167,7 @@ def test_recipe(cache, tmp_path, launch):
     assert "| I²MoE-MulT |" in output
     assert "one seed" in output
     rows = ["--systems", "i2moe-mult", "latent-contrastive", "less-forward"]
+    command[1] = f"--features={cache.path}"
     output = launch(*command, *rows, "--resume").stdout
     assert "(4) Less-Forward" in output.split("| system |")[0]  # left out, and said
     assert "| (2) Latent-Contrastive |" in output
@@ -178,6 +179,7 @@ def test_recipe(cache, tmp_path, launch):
         (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
         (["--data=nowhere"], "nowhere has no known layout"),
         (["--measure=robustness"], "needs `keep_feature_means`"),
+        (["--features=someone/features"], "`features` and `data` exclude each other"),
     ],
 )
 def test_wrong_options_end_at_the_start(cache, tmp_path, monkeypatch, capsys, fresh_accelerate, options, message):
