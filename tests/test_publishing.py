@@ -25,7 +25,7 @@ def films(tmp_path_factory):
     """A run on encoders that are local folders; what is published of it."""
     folder = tmp_path_factory.mktemp("films")
     model, raw, _ = make_published(folder)
-    write_run(folder / "run", model)
+    write_run(folder / "run", model, figures=True)
     (folder / "run" / "explanations" / "samples").mkdir(parents=True)
     (folder / "run" / "explanations" / "run.json").write_text("{}")
     (folder / "run" / "explanations" / "alignment.png").write_bytes(b"a figure")
