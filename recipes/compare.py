@@ -4,9 +4,9 @@ Train the systems of the I²MoE paper's tables on the same features and print th
     accelerate launch recipes/compare.py --preset table1 --data <folder> --output_dir runs/table1
 
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
-names it; `--features <folder or data set on the Hub>` stands for the latter. All systems have the same options, seeds and
-features; those of the model that make a system what it is are its own. A stopped comparison goes on with --resume, which
-may also name further --systems.
+names it; `--features <folder or data set on the Hub>` stands for the latter. All systems have the same options, seeds
+and features; those of the model that make a system what it is are its own. A stopped comparison goes on with --resume,
+which may also name further --systems.
 
     table1        vanilla fusions and I²MoE-MulT
     table2        every fusion without and with the mixture

@@ -117,7 +117,7 @@ def test_features_stand_alone():
     assert starts_from_features(features, Films(), needs="data_dir")
     assert not starts_from_features(EncodingArguments(), Films())
     assert not starts_from_features(EncodingArguments(cache_dir="x"), Films("films", ["Drama"]), needs="data_dir")
-    with pytest.raises(ValueError, match="`data_dir` is needed.* or `features`"):
+    with pytest.raises(ValueError, match=r"`data_dir` is needed.* or `features`"):
         starts_from_features(EncodingArguments(), Films(), needs="data_dir")
     for encoding, data, name in (
         (features, Films("films"), "data_dir"),
