@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from published import make_published
+from tiny_models import make_config, make_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,6 +63,20 @@ def test_what_visitors_are_told(app, explorer, tmp_path):
             explorer.predict(text, image)
         with pytest.raises(gr.Error, match=message):
             explorer.explain("Comedy", text, image)
+    # Gradio hands the file on as it is: nothing of it is decoded before it is checked
+    from gradio.data_classes import FileData
+
+    large = str(tmp_path / "large.png")
+    component = app._input("image", "image")
+    assert (
+        component.preprocess(component.data_model(**FileData(path=large, orig_name="large.png").model_dump())) == large
+    )
+
+
+def test_a_model_without_raw_inputs_is_refused(app, tmp_path):
+    make_model(make_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="takes no pictures and texts, only features"):
+        app.Explorer(str(tmp_path))
 
 
 def test_in_a_browser(app, explorer):
