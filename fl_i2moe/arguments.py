@@ -8,7 +8,7 @@ replaces defaults and what the user writes replaces the preset.
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
@@ -59,6 +59,30 @@ class EncodingArguments(CacheArguments):
     def __post_init__(self):
         super().__post_init__()
         _at_least(self, 1, "text_max_length")
+
+
+def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | None = None) -> bool:
+    """
+    Whether a run starts from features, so that there are no raw samples to read and encode.
+
+    Args:
+        data: options of the raw samples, a dataclass.
+        needs: that option without which there are none.
+
+    Raises:
+        ValueError: beside features an option is given that raw samples alone have; or neither features nor samples are.
+    """
+    if not encoding.features:
+        if needs is not None and getattr(data, needs) is None:
+            raise ValueError(f"`{needs}` is needed, the folder of the raw data; or `features`.")
+        return False
+    # presets set `text_max_length`, so that it need not be the user's
+    raw_options = [(encoding, x) for x in fields(encoding) if x.name not in ("features", "text_max_length")]
+    for arguments, x in [*((data, x) for x in fields(data)), *raw_options]:
+        default = x.default if x.default_factory is MISSING else x.default_factory()
+        if getattr(arguments, x.name) != default:
+            raise ValueError(f"`features` and `{x.name}` exclude each other: features are not encoded again.")
+    return True
 
 
 @dataclass

@@ -73,6 +73,14 @@ class FeatureCache:
     @property
     def notes(self) -> list[str]:
         """Counts that a user should read, as sentences."""
+        notes = self.cut_notes
+        if self.skipped:
+            notes.append(f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}")
+        return notes
+
+    @property
+    def cut_notes(self) -> list[str]:
+        """How many texts were cut, as sentences."""
         notes = []
         for split, counts in self.counts.items():
             for name, cut in counts["cut"].items():
@@ -82,8 +90,6 @@ class FeatureCache:
                         f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of "
                         "their tokens on average"
                     )
-        if self.skipped:
-            notes.append(f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}")
         return notes
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ METRICS = {  # ours → what a person reads, the Hub's identifier
     "rmse": ("root mean squared error", "rmse"),
     "pearson": ("Pearson correlation", "pearsonr"),
 }
+FUSIONS = {
+    "transformer": "Transformer",
+    "switch": "Switch Transformer",
+    "moe++": "MoE++ Transformer",
+    "interpretcc": "InterpretCC",
+    "early": "early fusion",
+    "late": "late fusion",
+    "low_rank": "low-rank fusion",
+}
 METHODS = {
     "grad_attnroll": "Grad×AttnRoll",
     "attnroll": "AttnRoll",
@@ -44,8 +54,11 @@ METHODS = {
     "random": "random",
 }
 SETTINGS = (
+    "fusion",
     "objective",
+    "interaction_experts",
     "interaction_loss_weight",
+    "interaction_loss_on",
     "perturbation",
     "reweighting",
     "reweighting_temperature",
@@ -120,11 +133,16 @@ class Run:
     @property
     def title(self) -> str:
         """What kind of model it is."""
+        fusion, level = FUSIONS[self.config.fusion], ", pooled" if self.config.level == "pooled" else ""
         if self.config.architecture == "dense":
-            return "dense Transformer"
-        if self.config.level == "pooled":
-            return "I²MoE, pooled"
-        return f"FL-I²MoE, {self.config.objective} objective"
+            return f"dense {fusion}{level}"
+        name = "I²MoE, pooled" if level else "FL-I²MoE"
+        if self.config.interaction_experts != "all":
+            name += ", no uniqueness experts"
+        experts = "" if self.config.fusion == "transformer" else f", experts: {fusion}"
+        if self.config.interaction_loss_weight == 0:
+            return f"{name}, no interaction losses{experts}"
+        return f"{name}, {self.config.objective} objective{experts}"
 
     def explanation(self, name: str) -> Any:
         """A JSON file of `explanations/`, or `None`."""
@@ -138,10 +156,12 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         template: of the card's text, `hub/model_card.md.jinja`.
 
     Raises:
-        ValueError: the run lacks a file; the license or a repository's name is none.
+        ValueError: the run lacks a file; a run to compare with was measured on something else.
     """
     config, results, statistics = run.config, run.results, run.statistics
     rows = [Run.open(folder) for folder in options.compare]
+    for row in rows:
+        _check_comparable(run, row)
     text = render_template(
         template,
         run=run,
@@ -153,6 +173,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         task=Markup(TASK),
         data=options.dataset_name or options.dataset_id or "a data set that was not named",
         does=_does(config),
+        fusion=FUSIONS[config.fusion],
         labels=[config.id2label[index] for index in range(config.num_labels)],
         experts={name: expert_title(name) for name in config.expert_names},
         raw=takes_raw_inputs(config),
@@ -465,6 +486,20 @@ def escape(value: Any) -> Any:
     return Markup(re.sub(r"(?i)(www)\.", r"\1&#46;", text))
 
 
+def _check_comparable(run: Run, other: Run) -> None:
+    """
+    Raises:
+        ValueError: the other run has other classes, metrics or test samples, so that its numbers say nothing beside.
+    """
+    for what, own, its in (
+        ("classes", run.config.id2label, other.config.id2label),
+        ("metrics", sorted(run.results["test"]), sorted(other.results["test"])),
+        ("test samples", run.results["samples"]["test"], other.results["samples"]["test"]),
+    ):
+        if own != its:
+            raise ValueError(f"{other.folder} cannot stand beside {run.folder}: it has other {what}.")
+
+
 def _does(config: FLI2MoEConfig) -> str:
     inputs = " + ".join(config.modality_order)
     if config.problem_type == "regression":
@@ -496,13 +531,13 @@ def _end(feature: Any) -> str:
 
 def _example(config: FLI2MoEConfig) -> str:
     """Keyword arguments of a call in Python."""
-    if all(name.isidentifier() for name in config.modality_order):
+    if all(name.isidentifier() and not iskeyword(name) for name in config.modality_order):
         return ", ".join(f"{name}={value}" for name, value in _values(config).items())
     return "**{" + _example_values(config) + "}"
 
 
 def _example_values(config: FLI2MoEConfig) -> str:
-    return ", ".join(f"{name!r}: {value}".replace("'", '"') for name, value in _values(config).items())
+    return ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in _values(config).items())
 
 
 def _values(config: FLI2MoEConfig) -> dict[str, str]:

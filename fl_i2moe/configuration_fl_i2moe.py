@@ -297,6 +297,8 @@ class FLI2MoEConfig(PreTrainedConfig):
         for name, modality in self.modalities.items():
             if not isinstance(name, str) or not name:
                 raise ValueError(f"A modality's name must be a non-empty string, got {name!r}.")
+            if name.startswith(".") or "/" in name or "\\" in name:  # a published encoder's folder is called so
+                raise ValueError(f"A modality's name must not start with a dot or hold slashes, got {name!r}.")
             if not isinstance(modality, dict) or not {"feature_size", "max_features"} <= set(modality) <= MODALITY_KEYS:
                 raise ValueError(
                     f"`modalities[{name!r}]` needs `feature_size` and `max_features` (and may have `pooling`), "

@@ -223,6 +223,7 @@ def load_encoder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
+    client_options: Mapping[str, Any] | None = None,
 ) -> FrozenEncoder:
     """Loads any Hugging Face vision or text model as a frozen encoder.
 
@@ -241,6 +242,7 @@ def load_encoder(
             resizing and centre crop, which loses a third of a poster.
         device, dtype: where and in which precision it computes.
         trust_remote_code: allows a hub model to bring its own code.
+        client_options: `token`, `cache_dir`, `local_files_only`, as `from_pretrained` takes them.
 
     Raises:
         ValueError: the model cannot be found or read, is of the other kind, has no safetensors or lacks weights, has no
@@ -251,8 +253,9 @@ def load_encoder(
     name = name or str(name_or_path)
     if revision is not None and Path(source).is_dir():
         raise ValueError(f"encoder {name!r} is no hub model: it has no revision {revision!r}, leave it out")
-    resolved = resolve_revision(source, revision)  # the commit it stands for now, where it can be found out
-    hub = {"revision": resolved, "trust_remote_code": trust_remote_code}
+    options = dict(client_options or {})
+    resolved = resolve_revision(source, revision, **options)  # the commit it stands for now, where it can be found out
+    hub = {"revision": resolved, "trust_remote_code": trust_remote_code, **options}
     config = _load(AutoConfig, "config.json", name, source, **hub)
     model, sha256 = _load_model(name, source, config, kind, dtype=dtype, **hub)
     model.to(device)

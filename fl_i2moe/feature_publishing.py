@@ -28,7 +28,7 @@ def write_features(
     """
     Writes a cache as a data set's repository: shards, key, card. It opens again as a cache of the same key.
 
-    Paths of pictures are cut to the file's name. The texts are part of it, as explanations show them.
+    Pictures are left out, and their paths cut to the file's name. The texts are part of it, as explanations show them.
 
     Args:
         template: of the card's text, `hub/features_card.md.jinja`.
@@ -56,7 +56,7 @@ def write_features(
     write_json(folder / "key.json", _named_encoders(key, key["key"]["encoders"]))
     modalities = info["modalities"]
     write_json(folder / "info.json", _named_encoders(info, {name: x["encoder"] for name, x in modalities.items()}))
-    lines = [json.dumps(without_paths(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
+    lines = [json.dumps(_skipped_entry(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
     (folder / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "README.md").write_text(
         str(features_card(cache, repo_id, template, license=license, dataset_name=dataset_name)), encoding="utf-8"
@@ -100,20 +100,26 @@ def features_card(
 
 
 def _copy_shard(source: Shard, target: Shard, pictures: list[str]) -> None:
-    """A shard whose pictures are named by their files alone."""
+    """A shard without its pictures, which are named by their files alone."""
     record = {key: value for key, value in source.record().items() if key not in ("sha256", "rows")}
-    record["skipped"] = [without_paths(entry) for entry in record["skipped"]]
+    record["skipped"] = [_skipped_entry(entry) for entry in record["skipped"]]
     with pa.memory_map(str(source.path)) as file:
         rows = pa.ipc.open_stream(file).read_all()
         for name in pictures:
             index = rows.schema.get_field_index(name)
             column = rows.schema.field(index)
             named = [
-                None if value is None else {**value, "path": without_paths(value["path"])}
+                None if value is None else {"path": without_paths(value["path"]), "bytes": None}
                 for value in rows[name].to_pylist()
             ]
             rows = rows.set_column(index, column, pa.array(named, column.type))
         write_shard(target, rows.schema, rows.to_batches(), record)
+
+
+def _skipped_entry(entry: dict[str, str]) -> dict[str, str]:
+    """Of a sample that was left out; the reason may name the file, too."""
+    folder = f"{Path(entry['file']).parent}/"
+    return {**entry, "file": without_paths(entry["file"]), "reason": entry["reason"].replace(folder, "")}
 
 
 def _named_encoders(content: dict[str, Any], identities: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Shapes: B samples · T_m features of modality m · D_m encoder width.
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,12 @@ class Repository:
     """
 
     name: str = ""
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # no token in a log
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """Those options that hold for other repositories, too."""
+        return {key: value for key, value in self.options.items() if key != "revision"}
 
     @classmethod
     def from_arguments(cls, name: Any, arguments: Mapping[str, Any]) -> "Repository":
@@ -68,7 +73,7 @@ class Repository:
         if (folder := Path(self.name)).is_dir():
             return folder / path if (folder / path).is_dir() else None
         try:
-            snapshot = snapshot_download(self.name, allow_patterns=f"{path}/*", **self.options or {})
+            snapshot = snapshot_download(self.name, allow_patterns=f"{path}/*", **self.options)
         except (OSError, ValueError, HTTPError, LocalEntryNotFoundError) as error:
             logger.warning("%s of %s could not be fetched: %s", path, self.name, error)
             return None
@@ -137,6 +142,7 @@ def load_pinned_encoder(
             image_resize="crop" if kind == "image" and _is_cropped(preprocessing) else "whole",
             dtype=getattr(torch, identity["dtype"]),
             trust_remote_code=trust_remote_code,
+            client_options=repository.client_options,
         )
     except ValueError as error:
         raise ValueError(
@@ -170,7 +176,9 @@ def load_preprocessor(
         return image_preprocessor(identity)
     name, revision = find_encoder(identity, modality, repository)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, **repository.client_options
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error}") from error
     tokenizer.padding_side = tokenizer.truncation_side = "right"

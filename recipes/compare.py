@@ -4,8 +4,9 @@ Train the systems of the I²MoE paper's tables on the same features and print th
     accelerate launch recipes/compare.py --preset table1 --data <folder> --output_dir runs/table1
 
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
-names it. All systems have the same options, seeds and features; those of the model that make a system what it is are
-its own. A stopped comparison goes on with --resume, which may also name further --systems.
+names it; `--features <folder or data set on the Hub>` stands for the latter. All systems have the same options, seeds
+and features; those of the model that make a system what it is are its own. A stopped comparison goes on with --resume,
+which may also name further --systems.
 
     table1        vanilla fusions and I²MoE-MulT
     table2        every fusion without and with the mixture
@@ -28,6 +29,7 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
+    starts_from_features,
 )
 from fl_i2moe.cache import is_cache, open_cache
 from fl_i2moe.comparison import System, check_systems, choose_systems, compare_systems, render_markdown
@@ -35,6 +37,7 @@ from fl_i2moe.data.layouts import load_layout
 from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, encode
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.robustness import measure_robustness
+from fl_i2moe.shared_features import open_features
 
 FUSIONS = {
     "ef": ("EF", "early"),
@@ -79,33 +82,38 @@ MEASUREMENTS = {"nothing": None, "robustness": measure_robustness, "overhead": m
 
 
 @dataclass
-class CompareArguments:
-    """Which systems, and on which features."""
+class DataArguments:
+    """On which features."""
 
     data: str | None = option(None, "Folder of raw data (MM-IMDb, ENRICO, MMHS150K) or of a feature cache.")
     image_encoder: str = option("openai/clip-vit-base-patch16", "Raw data: vision model of all pictures.")
     text_encoder: str = option("FacebookAI/roberta-base", "Raw data: text model of all texts.")
     min_label_count: int | None = option(None, "Raw MM-IMDb: predict all genres with so many training films.")
+
+
+@dataclass
+class CompareArguments:
+    """Which systems, and what is told of them."""
+
     systems: list[str] = option([], f"Rows of the table, among {', '.join(SYSTEMS)}; the preset's if not given.")
     measure: Literal["nothing", "robustness", "overhead"] = option(
         "nothing", "What else is told of each system; robustness needs --keep_feature_means."
     )
 
     def __post_init__(self):
-        if self.data is None:
-            raise ValueError("`data` is needed: a folder of raw data or of a feature cache.")
         choose_systems(SYSTEMS, self.systems)
 
 
 def main():
-    compare, encoding, model, training, output = parse_arguments(
-        (CompareArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
+    data, compare, encoding, model, training, output = parse_arguments(
+        (DataArguments, CompareArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
         presets=PRESETS,
         default_preset=lambda given: "table1",
         description=__doc__,
     )
     if compare.measure == "robustness" and not model.keep_feature_means:
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
+    from_features = starts_from_features(encoding, data, needs="data")
     accelerator = create_accelerator(training, output.output_dir)
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
     systems = choose_systems(SYSTEMS, compare.systems)
@@ -113,11 +121,14 @@ def main():
     if accelerator.is_main_process:
         check_systems(systems, job)
     accelerator.wait_for_everyone()
-    if is_cache(compare.data):
-        cache = open_cache(compare.data)
+    if from_features:
+        with accelerator.main_process_first():
+            cache = open_features(encoding.features)
+    elif is_cache(data.data):
+        cache = open_cache(data.data)
     else:
-        raw = load_layout(compare.data, min_label_count=compare.min_label_count, on_bad_sample=encoding.on_bad_sample)
-        names = {"image": compare.image_encoder, "text": compare.text_encoder}
+        raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
+        names = {"image": data.image_encoder, "text": data.text_encoder}
         encoders = {name: EncoderChoice(names[kind]) for name, kind in raw.modalities.items()}
         cache = encode(raw, encoders, encoding, accelerator, console)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]

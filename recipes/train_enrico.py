@@ -3,7 +3,8 @@ Train FL-I²MoE to tell the topics of mobile screens from screenshots and wirefr
 
     accelerate launch recipes/train_enrico.py --data_dir <ENRICO folder> --output_dir runs/enrico
 
-Both modalities go through one encoder, each picture once. The split is MultiBench's.
+Both modalities go through one encoder, each picture once. The split is MultiBench's. With `--features <folder or data
+set on the Hub>` it starts from a feature cache, without screens and encoder.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
+    starts_from_features,
 )
 from fl_i2moe.data.enrico import load_enrico
 from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
@@ -47,10 +49,6 @@ class DataArguments:
     image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
     image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
 
-    def __post_init__(self):
-        if self.data_dir is None:
-            raise ValueError("`data_dir` is needed: a folder in the raw ENRICO layout.")
-
 
 def main():
     data, encoding, model, training, output = parse_arguments(
@@ -59,11 +57,15 @@ def main():
         default_preset=lambda given: "paper",
         description=__doc__,
     )
+    from_features = starts_from_features(encoding, data, needs="data_dir")
     accelerator = create_accelerator(training, output.output_dir)
-    raw = load_enrico(data.data_dir, on_bad_sample=encoding.on_bad_sample)
-    encoder = EncoderChoice(data.image_encoder, data.image_revision, data.image_hidden_layer)
+    raw, encoders = None, {}
+    if not from_features:
+        raw = load_enrico(data.data_dir, on_bad_sample=encoding.on_bad_sample)
+        encoder = EncoderChoice(data.image_encoder, data.image_revision, data.image_hidden_layer)
+        encoders = dict.fromkeys(raw.modalities, encoder)
     job = Job(encoding, model, training, output)
-    run_experiment(raw, dict.fromkeys(raw.modalities, encoder), job, accelerator, job.settings(**asdict(data)))
+    run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 
 
 if __name__ == "__main__":

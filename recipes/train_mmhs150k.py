@@ -4,7 +4,8 @@ Train FL-I²MoE to tell hateful tweets from their pictures and texts (MMHS150K).
     accelerate launch recipes/train_mmhs150k.py --data_dir <MMHS150K folder> --output_dir runs/mmhs150k
 
 A tweet is hate where at least two of its three annotators say so. Picture and text go through the two towers of one
-CLIP model; --append_image_text puts what was read in the picture behind the tweet's own text.
+CLIP model; --append_image_text puts what was read in the picture behind the tweet's own text. With `--features <folder
+or data set on the Hub>` it starts from a feature cache, without tweets and encoders.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
+    starts_from_features,
 )
 from fl_i2moe.data.mmhs150k import load_mmhs150k
 from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
@@ -51,10 +53,6 @@ class DataArguments:
     text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
     text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
 
-    def __post_init__(self):
-        if self.data_dir is None:
-            raise ValueError("`data_dir` is needed: a folder in the raw MMHS150K layout.")
-
 
 def main():
     data, encoding, model, training, output = parse_arguments(
@@ -63,12 +61,16 @@ def main():
         default_preset=lambda given: "paper",
         description=__doc__,
     )
+    from_features = starts_from_features(encoding, data, needs="data_dir")
     accelerator = create_accelerator(training, output.output_dir)
-    raw = load_mmhs150k(data.data_dir, append_image_text=data.append_image_text, on_bad_sample=encoding.on_bad_sample)
-    encoders = {
-        "image": EncoderChoice(data.image_encoder, data.image_revision, data.image_hidden_layer),
-        "text": EncoderChoice(data.text_encoder, data.text_revision, data.text_hidden_layer),
-    }
+    raw, encoders = None, {}
+    if not from_features:
+        append, on_bad_sample = data.append_image_text, encoding.on_bad_sample
+        raw = load_mmhs150k(data.data_dir, append_image_text=append, on_bad_sample=on_bad_sample)
+        encoders = {
+            "image": EncoderChoice(data.image_encoder, data.image_revision, data.image_hidden_layer),
+            "text": EncoderChoice(data.text_encoder, data.text_revision, data.text_hidden_layer),
+        }
     job = Job(encoding, model, training, output)
     run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 

@@ -20,6 +20,7 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
+    starts_from_features,
 )
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import FORMAT_VERSION, PLANTED_GENRES, write_planted
@@ -91,11 +92,10 @@ def main():
         default_preset=lambda given: "paper" if given.data_dir or given.features else "sample",
         description=__doc__,
     )
+    from_features = starts_from_features(encoding, data)
     accelerator = create_accelerator(training, output.output_dir)
     job = Job(encoding, model, training, output)
-    if encoding.features:
-        if data.data_dir:
-            raise ValueError("`features` and `data_dir` exclude each other: features are not encoded again.")
+    if from_features:
         run_experiment(None, {}, job, accelerator, job.settings(**asdict(data)))
         return
     defaults = ENCODERS if data.data_dir else SAMPLE_ENCODERS

@@ -147,8 +147,13 @@ def run_bare(environment: Path, home: Path, code: str, *arguments, check: bool =
     return result.stdout if check else result.stdout + result.stderr
 
 
-def write_run(folder: Path, model, seeds=(0, 1)) -> dict:
-    """What a training recipe leaves in a run's folder, with numbers of its own for every cell; gives the results."""
+def write_run(folder: Path, model, seeds=(0, 1), figures: bool = False) -> dict:
+    """
+    What a training recipe leaves in a run's folder, with numbers of its own for every cell; gives the results.
+
+    Args:
+        figures: draw them, too, which takes longer than all the rest.
+    """
     config = model.config
     names = [config.id2label[index] for index in range(config.num_labels)]
     rng = np.random.default_rng(0)
@@ -208,5 +213,6 @@ def write_run(folder: Path, model, seeds=(0, 1)) -> dict:
     }
     write_json(folder / "results.json", results)
     write_json(folder / "interaction_statistics.json", statistics)
-    save_statistics_figures(statistics, weights, folder / "figures")
+    if figures:
+        save_statistics_figures(statistics, weights, folder / "figures")
     return results

@@ -1,5 +1,7 @@
 """Options: presets, their order of precedence, and checks at the start."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from fl_i2moe.arguments import (
@@ -8,7 +10,9 @@ from fl_i2moe.arguments import (
     OutputArguments,
     TrainingArguments,
     check_metric,
+    option,
     parse_arguments,
+    starts_from_features,
 )
 from fl_i2moe.run_folder import begin_run_folder, check_run_folder
 
@@ -100,3 +104,26 @@ def test_run_folder_keeps_what_is_not_its_own(tmp_path):
     assert (other / "me.jpg").exists()
     with pytest.raises(ValueError, match="is a file"):
         begin_run_folder(other / "me.jpg", settings, resume=False, overwrite=False)
+
+
+@dataclass
+class Films:
+    data_dir: str | None = option(None, "A folder.")
+    labels: list[str] = option([], "Genres.")
+
+
+def test_features_stand_alone():
+    features = EncodingArguments(features="someone/features", text_max_length=77)  # presets set the length
+    assert starts_from_features(features, Films(), needs="data_dir")
+    assert not starts_from_features(EncodingArguments(), Films())
+    assert not starts_from_features(EncodingArguments(cache_dir="x"), Films("films", ["Drama"]), needs="data_dir")
+    with pytest.raises(ValueError, match=r"`data_dir` is needed.* or `features`"):
+        starts_from_features(EncodingArguments(), Films(), needs="data_dir")
+    for encoding, data, name in (
+        (features, Films("films"), "data_dir"),
+        (features, Films(labels=["Drama"]), "labels"),
+        (EncodingArguments(features="x", special_features="drop"), Films(), "special_features"),
+        (EncodingArguments(features="x", cache_dir="y"), Films(), "cache_dir"),
+    ):
+        with pytest.raises(ValueError, match=f"`features` and `{name}` exclude each other"):
+            starts_from_features(encoding, data)

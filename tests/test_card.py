@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ NASTY = [
 ]
 
 
-def card_of(folder, model, **options):
-    results = write_run(folder, model)
+def card_of(folder, model, figures=False, **options):
+    results = write_run(folder, model, figures=figures)
     options = CardOptions("someone/fl-i2moe-films", **options)
     return str(build_card(Run.open(folder), options, TEMPLATE)), results
 
@@ -40,7 +41,9 @@ def films(tmp_path_factory):
     model.config.encoders["image"].update(
         name="openai/clip-vit-base-patch16", revision="0123456789abcdef" * 2 + "01234567"
     )
-    card, results = card_of(folder / "run", model, dataset_name="Films", dataset_id="someone/films", language=["en"])
+    card, results = card_of(
+        folder / "run", model, True, dataset_name="Films", dataset_id="someone/films", language=["en"]
+    )
     return card, results, model, folder / "run"
 
 
@@ -113,18 +116,64 @@ def test_warnings_use_and_training(films):
 
 
 def test_specialised_experts_get_another_warning(tmp_path):
-    card, _ = card_of(tmp_path, make_model(make_config(objective="specialised")))
-    assert "specialised objective, whose experts differ in what they see" in card
-    assert "need not be what its name says" not in card
+    card, _ = card_of(tmp_path / "run", make_model(make_config(objective="specialised")))
+    text = " ".join(card.replace("\n>", "\n").split())
+    assert "specialised objective, which is this package's and not the papers'" in text
+    assert "share what it leaves, under penalties on uniqueness experts that agree" in text
+    assert "Made-up films whose interactions are known, with two modalities, in three runs" in text
+    assert "must bear the names out here, too" in text
+    assert "need not be what its name says" not in text.replace("**", "")
+    card, _ = card_of(
+        tmp_path / "no-penalties", make_model(make_config(objective="specialised", interaction_loss_weight=0.0))
+    )
+    assert "trained without the penalties" in " ".join(card.replace("\n>", "\n").split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        (
+            {"interaction_experts": "synergy_redundancy"},
+            "one for what the modalities tell only together",
+            "(uniqueness)",
+        ),
+        ({"interaction_loss_weight": 0.0}, "nothing made an expert do what its name says", "its losses reward"),
+        (
+            {"architecture": "dense", "fusion": "late"},
+            "one network over all modalities (late fusion)",
+            "Transformer over",
+        ),
+        ({"architecture": "dense", "fusion": "late"}, "**dense late fusion** (this model)", "dense Transformer"),
+        ({"fusion": "early"}, "published objective, experts: early fusion", "\0"),
+    ],
+)
+def test_the_card_says_what_model_it_is(tmp_path, changes, said, unsaid):
+    card, _ = card_of(tmp_path, make_model(make_config(**changes)))
+    assert said in " ".join(card.split())
+    assert unsaid not in card
 
 
 def test_compared_runs(films, tmp_path):
-    _, _, _, folder = films
-    write_run(tmp_path / "dense", make_model(make_config(architecture="dense")), seeds=(4,))
+    _, _, model, folder = films
+    same = {"id2label": model.config.id2label, "label2id": model.config.label2id}
+    write_run(tmp_path / "dense", make_model(make_config(architecture="dense", **same)), seeds=(4,))
     options = CardOptions("someone/model", compare=[str(tmp_path / "dense")])
     _, own, dense = rows(str(build_card(Run.open(folder), options, TEMPLATE)), "## Results")
     assert own[0] == "**FL-I²MoE, published objective** (this model)"
     assert dense[:3] == ["dense Transformer", "1", "22.0"]
+
+
+def test_runs_that_cannot_be_compared(films, tmp_path):
+    _, _, _, folder = films
+    write_run(tmp_path / "classes", make_model(make_config(architecture="dense")))
+    results = json.loads((folder / "results.json").read_text())
+    shutil.copytree(folder, tmp_path / "samples")
+    results["samples"]["test"] += 1
+    (tmp_path / "samples" / "results.json").write_text(json.dumps(results))
+    for name in ("classes", "samples"):
+        options = CardOptions("someone/model", compare=[str(tmp_path / name)])
+        with pytest.raises(ValueError, match=f"cannot stand beside .*: it has other .*{name}"):
+            build_card(Run.open(folder), options, TEMPLATE)
 
 
 def test_dense_and_regression(tmp_path):
@@ -138,7 +187,9 @@ def test_dense_and_regression(tmp_path):
 
 def test_text_of_users_stays_text(tmp_path):
     config = make_config(id2label=dict(enumerate(NASTY)), label2id={name: i for i, name in enumerate(NASTY)})
-    card, _ = card_of(tmp_path, make_model(config), dataset_name=NASTY[1], description="# Big\n<img src=x> " + NASTY[2])
+    card, _ = card_of(
+        tmp_path, make_model(config), True, dataset_name=NASTY[1], description="# Big\n<img src=x> " + NASTY[2]
+    )
     body = card.split("---\n", 2)[2]
     tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
     inline = [child for token in tokens for child in (token.children or [])]

@@ -169,6 +169,7 @@ def test_recipe(cache, tmp_path, launch, run_here):
     assert "| I²MoE-MulT |" in output
     assert "one seed" in output
     rows = ["--systems", "i2moe-mult", "latent-contrastive", "less-forward"]
+    command[1] = f"--features={cache.path}"
     output = run_here(*command, *rows, "--resume")
     assert "(4) Less-Forward" in output.split("| system |")[0]  # left out, and said
     assert "| (2) Latent-Contrastive |" in output
@@ -185,6 +186,7 @@ def test_recipe(cache, tmp_path, launch, run_here):
         ),
         (["--metric=accuracy"], "`metric` must be one of micro_f1"),
         (["--measure=robustness"], "needs `keep_feature_means`"),
+        (["--features=someone/features"], "`features` and `data` exclude each other"),
     ],
 )
 def test_wrong_options_end_at_the_start(cache, tmp_path, monkeypatch, capsys, fresh_accelerate, options, message):

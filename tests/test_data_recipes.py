@@ -69,8 +69,21 @@ def test_mmhs150k(run_here, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["enrico", "mmhs150k"])
-def test_a_folder_is_needed(name, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [f"train_{name}.py"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "recipes" / f"train_{name}.py"), run_name="__main__")
-    assert "`data_dir` is needed" in capsys.readouterr().err
+def test_what_a_recipe_starts_from(name, tmp_path, monkeypatch):
+    """Features are handed on, not ignored; without them there must be a folder."""
+    given, recipe = [], f"recipes/train_{name}.py"
+    monkeypatch.setattr("fl_i2moe.experiment.run_experiment", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr("fl_i2moe.experiment.create_accelerator", lambda *arguments: None)
+
+    def start(*options):
+        monkeypatch.setattr("sys.argv", [recipe, f"--output_dir={tmp_path / 'run'}", *options])
+        runpy.run_path(str(ROOT / recipe), run_name="__main__")
+
+    with pytest.raises(SystemExit, match="`data_dir` is needed"):
+        start()
+    with pytest.raises(SystemExit, match="`features` and `data_dir` exclude each other"):
+        start("--features=someone/features", "--data_dir=folder")
+    start("--features=someone/features")
+    [(raw, encoders, job, _, settings)] = given
+    assert (raw, encoders) == (None, {})
+    assert job.encoding.features == settings["features"] == "someone/features"

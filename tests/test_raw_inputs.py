@@ -159,13 +159,20 @@ def test_what_is_missing_is_named(published):
 
 FROM_THE_HUB = """
 import json, sys
+from pathlib import Path
 from fl_i2moe.encoders import load_encoder
-from fl_i2moe.explain import explain
-from fl_i2moe.raw_sample import raw_sample
 from transformers import AutoModel
-identity = load_encoder("someone/vit", "image").identity()
-model = AutoModel.from_pretrained("someone/model").eval()
-out = {"revision": identity["revision"], "logits": model(image=sys.argv[1], text="the fox").logits.tolist()}
+picture, main, cache = sys.argv[1:]
+def logits(**options):
+    return AutoModel.from_pretrained("someone/model", **options).eval()(image=picture, text="the fox").logits.tolist()
+out = {"revision": load_encoder("someone/vit", "image").identity()["revision"], "logits": logits()}
+Path(main).write_text("f" * 40)
+out["moved"] = logits()
+model = AutoModel.from_pretrained("someone/model", token="hf_secret", local_files_only=True)
+out["options"], out["shown"] = model.raw_inputs.repository.options, repr(model.raw_inputs.repository)
+# the encoders of a model from another cache come from there, too
+Path(cache).parent.joinpath("hub").rename(cache)
+out["elsewhere"] = logits(cache_dir=cache)
 print(json.dumps(out))
 """
 
@@ -180,13 +187,13 @@ def test_encoders_from_the_hub_are_pinned_by_their_commit(tmp_path):
     (tmp_path / "model" / "encoders").mkdir()
     (tmp_path / "encoder-text").rename(tmp_path / "model" / "encoders" / "text")
     put_into_hub_cache(tmp_path / "model", home, "someone/model", commit=COMMIT[::-1])
-    # the branch has moved on: the encoder of the pinned commit is the one to take
-    refs = home / "hub" / "models--someone--vit" / "refs" / "main"
-    before = _run(FROM_THE_HUB, home, raw.splits["test"]["image"][0]["path"])
-    assert before["revision"] == COMMIT
-    refs.write_text("f" * 40)
-    moved = FROM_THE_HUB.replace('load_encoder("someone/vit", "image").identity()', '{"revision": None}')
-    assert _run(moved, home, raw.splits["test"]["image"][0]["path"])["logits"] == before["logits"]
+    main, cache = home / "hub" / "models--someone--vit" / "refs" / "main", home / "elsewhere"
+    found = _run(FROM_THE_HUB, home, raw.splits["test"]["image"][0]["path"], str(main), str(cache))
+    assert found["revision"] == COMMIT
+    assert found["moved"] == found["logits"]  # the branch has moved on: the pinned commit's is the one to take
+    assert found["elsewhere"] == found["logits"]
+    assert found["options"] == {"token": "hf_secret", "local_files_only": True, "revision": COMMIT[::-1]}
+    assert "hf_secret" not in found["shown"]
 
 
 def _run(code, home, *arguments):

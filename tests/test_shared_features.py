@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from fake_hub import FakeHub
 from huggingface_hub import DatasetCard
-from published import make_published, put_into_hub_cache
+from published import make_published, make_raw, put_into_hub_cache, save_encoder
 
-from fl_i2moe.cache import CorruptCacheError
+from fl_i2moe.cache import CorruptCacheError, build_cache
+from fl_i2moe.encoders import load_encoder
 from fl_i2moe.feature_publishing import write_features
 from fl_i2moe.publishing import push
 from fl_i2moe.shared_features import open_features
@@ -55,6 +56,31 @@ def test_datasets_streams_it(features):
     card = DatasetCard.load(folder / "README.md")
     assert card.data.license == "other"
     assert "Films &lt;b&gt;" in card.text
+
+
+def test_pictures_and_what_was_left_out(tmp_path):
+    """Pictures given as bytes are not published; nor is the folder of one that cannot be read, nor the cache's."""
+    raw = make_raw(tmp_path, splits=("train", "validation", "test"))
+    rows = raw.splits["train"].to_list()
+    content = Path(rows[0]["image"]["path"]).read_bytes()
+    rows[0]["image"] = {"path": None, "bytes": content}
+    raw.splits["train"] = Dataset.from_list(rows, features=raw.splits["train"].features)
+    Path(rows[3]["image"]["path"]).write_bytes(b"broken")
+    encoders = {
+        name: load_encoder(save_encoder(encoder, tmp_path / name), name, name=f"sample:{name}")
+        for name, encoder in (("text", "roberta"), ("image", "vit"))
+    }
+    cache = build_cache(raw, encoders, tmp_path / "cache", progress=False, num_workers=0, on_bad_sample="skip")
+    assert cache.splits["train"][0]["image"]["bytes"] == content
+    assert str(tmp_path) in cache.skipped[0]["reason"] + cache.skipped[0]["file"]
+    write_features(cache, tmp_path / "out", "someone/films", TEMPLATE)
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or not {x for x in (str(tmp_path).encode(), content) if x in path.read_bytes()}, path
+    again = open_features(tmp_path / "out")
+    assert again.splits["train"][0]["image"] == {"path": None, "bytes": None}
+    assert [(x["id"], x["file"]) for x in again.skipped] == [("sample-3", "image-3.png")] * 3
+    assert "cannot be read as a picture" in again.skipped[0]["reason"]
+    assert "3 samples were left out, see `skipped.jsonl`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_pushed_once(features):

@@ -1,11 +1,17 @@
+import contextlib
 import html
 import importlib.util
 import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from published import make_published
+from tiny_models import make_config, make_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +25,7 @@ def load(path: Path):
 
 @pytest.fixture(scope="module")
 def app():
-    pytest.importorskip("gradio", reason="the Space needs gradio (pip install gradio)")
+    pytest.importorskip("gradio", reason="the Space needs gradio (pip install -e '.[space]')")
     return load(ROOT / "hub" / "space" / "app.py")
 
 
@@ -62,6 +68,20 @@ def test_what_visitors_are_told(app, explorer, tmp_path):
             explorer.predict(text, image)
         with pytest.raises(gr.Error, match=message):
             explorer.explain("Comedy", text, image)
+    # Gradio hands the file on as it is: nothing of it is decoded before it is checked
+    from gradio.data_classes import FileData
+
+    large = str(tmp_path / "large.png")
+    component = app._input("image", "image")
+    assert (
+        component.preprocess(component.data_model(**FileData(path=large, orig_name="large.png").model_dump())) == large
+    )
+
+
+def test_a_model_without_raw_inputs_is_refused(app, tmp_path):
+    make_model(make_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="takes no pictures and texts, only features"):
+        app.Explorer(str(tmp_path))
 
 
 def test_in_a_browser(app, explorer):
@@ -92,6 +112,24 @@ def test_in_a_browser(app, explorer):
             browser.close()
     finally:
         page.close()
+
+
+def test_pinned_requirements_go_together():
+    """With one another, as far as the packages are installed here, and with what this package needs."""
+    lines = (ROOT / "hub" / "space" / "requirements.txt").read_text().split()
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    asked = {"fl-i2moe": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]}
+    for name in pinned:
+        with contextlib.suppress(PackageNotFoundError):
+            asked[name] = requires(name) or []
+    assert {"fl-i2moe", "torch", "transformers"} <= set(asked)
+    for name, texts in asked.items():
+        for requirement in map(Requirement, texts):
+            version = pinned.get(canonicalize_name(requirement.name))
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if applies and version is not None:
+                assert requirement.specifier.contains(version), f"{name} needs {requirement}, pinned is {version}"
+            assert version is not None or name != "fl-i2moe", f"{requirement} is not pinned"
 
 
 def test_a_published_space_is_whole(tmp_path):

@@ -66,6 +66,8 @@ class ExplainArguments:
             raise ValueError(f"`seed` must not be negative, got {self.seed}.")
         if not 0 < self.universe_share <= 1:
             raise ValueError(f"`universe_share` must lie in (0, 1], got {self.universe_share}.")
+        if self.features and self.cache_dir:
+            raise ValueError("`features` and `cache_dir` exclude each other: give one of them.")
         if self.measurements == ["none"]:
             self.measurements = []
         if unknown := set(self.measurements) - set(MEASUREMENTS):

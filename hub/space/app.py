@@ -9,7 +9,6 @@ On the Hub it serves the model that the file `model_id` beside it names, as hub/
 import argparse
 import html
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from transformers import AutoModel, AutoProcessor
 import fl_i2moe  # noqa: F401  (makes the classes known to AutoModel and AutoProcessor)
 from fl_i2moe.explain import explain
 from fl_i2moe.figures import expert_title
+from fl_i2moe.machine import usable_cores
+from fl_i2moe.pinned_encoders import takes_raw_inputs
 from fl_i2moe.pipeline_fl_i2moe import FLI2MoEPipeline
 from fl_i2moe.raw_sample import raw_sample
 
@@ -41,6 +42,10 @@ class Explorer:
     def __init__(self, name: str):
         self.model = AutoModel.from_pretrained(name).eval()
         self.config = self.model.config
+        if not takes_raw_inputs(self.config):
+            raise ValueError(
+                f"{name} takes no pictures and texts, only features: there is nothing to type in or upload."
+            )
         processor = AutoProcessor.from_pretrained(name)
         self.classify = FLI2MoEPipeline(
             model=self.model, processor=processor, task="image-text-classification", device="cpu"
@@ -145,7 +150,8 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
 def _input(modality: str, kind: str):
     label = modality.replace("_", " ").capitalize()
     if kind == "image":
-        return gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=320)
+        # image_mode=None: Gradio does not decode the picture, whose size is to be checked first
+        return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
     return gr.Textbox(label=label, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
 
 
@@ -178,8 +184,11 @@ def main():
     arguments = parser.parse_args()
     if not arguments.model:
         raise SystemExit("error: give a model by --model.")
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
-    explorer = Explorer(arguments.model)
+    torch.set_num_threads(usable_cores())
+    try:
+        explorer = Explorer(arguments.model)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
     page = build_page(explorer, Path(arguments.model).name if Path(arguments.model).exists() else arguments.model)
     page.queue(max_size=20, default_concurrency_limit=2)
     page.launch(server_port=arguments.port, max_file_size=MAX_FILE_SIZE, css=STYLE)
