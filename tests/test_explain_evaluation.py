@@ -21,6 +21,7 @@ from fl_i2moe.explain.evaluation import (
 )
 from fl_i2moe.explain.ground_truth import Evidence, ExpertOutputs
 from fl_i2moe.explain.ground_truth_report import draw_carriers, to_markdown
+from fl_i2moe.fusion import Fusion
 from fl_i2moe.modeling_fl_i2moe import FLI2MoEOutput
 
 LABELS = ["differ", "either"]
@@ -42,7 +43,7 @@ class KnownModel(FLI2MoEModel):
     def __init__(self, sign: float = -1.0, seeing: bool = True):
         modalities = {name: {"feature_size": 2, "max_features": length} for name, length in LENGTHS.items()}
         super().__init__(FLI2MoEConfig(modalities=modalities, num_labels=2, hidden_size=2, num_attention_heads=1))
-        self.experts = torch.nn.Identity()  # `run_experts` is all there is
+        self.experts = Fusion(self.config)  # which cannot be called: `run_experts` is all there is
         self.sign, self.seeing = sign, seeing
         self.eval()
 
