@@ -22,21 +22,22 @@ from markupsafe import Markup
 
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .explain import Explanation
-from .figures import expert_title
+from .figures import expert_title, metric_title
 from .metrics import METRICS_BY_PROBLEM
 from .pinned_encoders import RAW_KINDS, takes_raw_inputs
 from .pipeline_fl_i2moe import TASK
 
-METRICS = {  # ours → what a person reads, the Hub's identifier
-    "micro_f1": ("micro-F1", "f1"),
-    "macro_f1": ("macro-F1", "f1"),
-    "mAP": ("mAP", "mean_average_precision"),
-    "auroc": ("AUROC", "roc_auc"),
-    "subset_accuracy": ("subset accuracy", "accuracy"),
-    "accuracy": ("accuracy", "accuracy"),
-    "mae": ("mean absolute error", "mae"),
-    "rmse": ("root mean squared error", "rmse"),
-    "pearson": ("Pearson correlation", "pearsonr"),
+HUB_METRICS = {  # ours → the Hub's identifier
+    "micro_f1": "f1",
+    "macro_f1": "f1",
+    "mAP": "mean_average_precision",
+    "auroc": "roc_auc",
+    "subset_accuracy": "accuracy",
+    "accuracy": "accuracy",
+    "mae": "mae",
+    "rmse": "rmse",
+    "pearson": "pearsonr",
+    "sign_accuracy": "accuracy",
 }
 FUSIONS = {
     "transformer": "Transformer",
@@ -184,7 +185,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         parameters=results["seeds"][str(results["best_seed"])]["parameters"],
         minutes=_minutes([seed["training_seconds"] for seed in results["seeds"].values()]),
         settings=_settings(run),
-        metric=METRICS[results["metric"]][0],
+        metric=metric_title(results["metric"]),
         results_table=results_table([run, *rows]),
         weights_table=weights_table(statistics),
         class_table=class_table(statistics),
@@ -228,8 +229,8 @@ def card_data(run: Run, options: CardOptions) -> ModelCardData:
             dataset_type=options.dataset_id or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed",
             dataset_name=name,
             dataset_split="test",
-            metric_type=METRICS[metric][1],
-            metric_name=METRICS[metric][0],
+            metric_type=HUB_METRICS[metric],
+            metric_name=metric_title(metric),
             metric_value=round(value, 6),
         )
         for metric, value in best.items()
@@ -243,7 +244,7 @@ def card_data(run: Run, options: CardOptions) -> ModelCardData:
         pipeline_tag=task if task != "other" else None,
         tags=["fl-i2moe", TASK, "multimodal", "mixture-of-experts", "interpretability", "custom_code"],
         datasets=[options.dataset_id] if options.dataset_id else None,
-        metrics=sorted({METRICS[metric][1] for metric in best}),
+        metrics=sorted({HUB_METRICS[metric] for metric in best}),
         base_model=list(dict.fromkeys(base_model)) or None,
         model_name=options.repo_id.split("/")[-1],
         eval_results=evaluations,
@@ -271,7 +272,7 @@ def evaluation_results(run: Run, options: CardOptions) -> str | None:
             dataset_id=options.dataset_id,
             task_id=metric,
             value=round(value, 6),
-            notes=f"{METRICS[metric][0]}, test split, seed {run.results['best_seed']}",
+            notes=f"{metric_title(metric)}, test split, seed {run.results['best_seed']}",
         )
         for metric, value in best.items()
         if value is not None
@@ -293,7 +294,12 @@ def results_table(runs: Sequence[Run]) -> Markup:
     """Metrics of the test split, mean ± standard deviation over seeds; the best seed's validation metric last."""
     first = runs[0].results
     metrics = list(first["test"])
-    header = ["model", "seeds", *(METRICS[name][0] for name in metrics), f"validation {METRICS[first['metric']][0]}"]
+    header = [
+        "model",
+        "seeds",
+        *(metric_title(name) for name in metrics),
+        f"validation {metric_title(first['metric'])}",
+    ]
     rows = []
     for index, run in enumerate(runs):
         results = run.results
@@ -343,7 +349,7 @@ def experts_table(statistics: Mapping[str, Any]) -> Markup:
         [f"{expert_title(e)} alone", *(shown(name, statistics["metrics"]["experts"][e][name]) for name in metrics)]
         for e in statistics["expert_names"]
     ]
-    return table(["predicts", *(METRICS[name][0] for name in metrics)], rows)
+    return table(["predicts", *(metric_title(name) for name in metrics)], rows)
 
 
 def agreement_table(statistics: Mapping[str, Any]) -> Markup | None:
@@ -404,7 +410,7 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
             [METHODS.get(method, method), spread(metric, {"mean": cell["mean_drop"], "std": cell["mean_drop_std"]})]
         )
     return {
-        "table": table(["importance by", f"mean drop of {METRICS[metric][0]}"], rows),
+        "table": table(["importance by", f"mean drop of {metric_title(metric)}"], rows),
         "num_samples": own["num_samples"],
         "base": shown(metric, own["base"][metric]),
         "shares": (f"{own['shares'][0]:.0%}".rstrip("%"), f"{own['shares'][-1]:.0%}".rstrip("%")),
@@ -471,7 +477,7 @@ def shown(metric: str, value: float | None) -> str:
     """Shares in per cent, the metrics of a regression as they are."""
     if value is None:
         return "–"
-    scale, digits = (1, 3) if metric in METRICS_BY_PROBLEM["regression"] else (100, 1)
+    scale, digits = (1, 3) if metric in METRICS_BY_PROBLEM["regression"] and metric != "sign_accuracy" else (100, 1)
     return f"{scale * value:.{digits}f}".replace("-", "−")
 
 
