@@ -71,6 +71,7 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 classify = pipeline("image-text-classification", model=folder, trust_remote_code=True)
 rows = [dict(zip(given, values)) for values in zip(*given.values())]
+print()  # behind the question that was not answered
 print(json.dumps({
     "refused": refused,
     "raw": model(**given).logits.tolist(),
