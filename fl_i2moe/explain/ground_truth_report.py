@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..figures import expert_title
+from .display import signed
 
 _INK, _MUTED = "#222222", "#666666"
 PAIR_MEASURES = ("1", "5", "10")
@@ -63,7 +64,8 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
             carrier = value > 0 and value == costs[row].max()
             color = "white" if value > 0.55 else _INK
             weight = "bold" if carrier else "normal"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, weight=weight, fontsize=9)
+            text = signed(value, 2).lstrip("+")
+            axes.text(column, row, text, ha="center", va="center", color=color, weight=weight, fontsize=9)
             if groups[list(result["labels"])[row]] == experts[column]:
                 axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, ec="#D55E00", lw=2))
         axes.set_xticks(range(len(experts)), [textwrap.fill(expert_title(e), 12) for e in experts], fontsize=9)
