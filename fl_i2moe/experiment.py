@@ -133,7 +133,7 @@ def run_experiment(
     Raises:
         ValueError: the output folder holds another run; a metric, an encoder or the cache does not fit.
     """
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
+    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
     if raw is None:
         with accelerator.main_process_first():
@@ -420,8 +420,8 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]
     for path in [*(output_dir / name for name in names), *sorted((output_dir / "figures").glob("*.png"))]:
-        console.print(f"  {path}", soft_wrap=True)
-    console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.', soft_wrap=True)
+        console.print(f"  {path}")
+    console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.')
 
 
 def format_metric(metric: str, value: Mapping[str, float | None]) -> str:

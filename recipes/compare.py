@@ -115,7 +115,7 @@ def main():
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
     from_features = starts_from_features(encoding, data, needs="data")
     accelerator = create_accelerator(training, output.output_dir)
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
+    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     systems = choose_systems(SYSTEMS, compare.systems)
     job = Job(encoding, model, training, output)
     if accelerator.is_main_process:

@@ -135,7 +135,7 @@ def evaluate_runs(
     Raises:
         ValueError: a model and the features do not fit, or the output folder holds something else.
     """
-    console, output_dir = Console(highlight=False, markup=False), Path(arguments.output_dir)
+    console, output_dir = Console(highlight=False, markup=False, soft_wrap=True), Path(arguments.output_dir)
     flags = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     check_run_folder(output_dir, **flags)
     cache = runs[0].cache
@@ -188,7 +188,7 @@ def evaluate_runs(
     replace_files(output_dir, lambda folder: (folder / "ground_truth.md").write_text(text))
     if any(model["right_experts"] for model in models.values()):
         replace_files(output_dir, lambda folder: draw_carriers(report).savefig(folder / "carriers.png"))
-    console.print(text, soft_wrap=True)
+    console.print(text)
     console.print(f"Written to {output_dir}")
 
 

@@ -39,7 +39,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     Raises:
         ValueError: model, cache, samples or the output folder do not fit.
     """
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False)
+    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     if accelerator.is_main_process:
         check_run_folder(folder, **flags)
@@ -73,7 +73,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
         _measure_faithfulness(models, cache, arguments, accelerator, console)
     if accelerator.is_main_process:
         page = write_results(model, samples, num_pages, arguments, cache)
-        console.print(f"{len(samples):,} samples explained: {page}", soft_wrap=True)
+        console.print(f"{len(samples):,} samples explained: {page}")
     accelerator.wait_for_everyone()
 
 

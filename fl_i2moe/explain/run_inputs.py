@@ -124,7 +124,7 @@ def usable_rows(
             continue
         if on_bad_sample == "stop":
             raise ValueError(f"{bad} Leave it out by --on_bad_sample skip.")
-        console.print(f"{bad} It is left out.", soft_wrap=True)
+        console.print(f"{bad} It is left out.")
     if not usable:
         raise ValueError("No sample is left to explain.")
     return usable
