@@ -218,7 +218,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 padding.
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
             with_interaction_losses: whether to run the perturbed views; by default in training mode, if the
-                interaction losses have a weight.
+                interaction losses have a weight or the experts are specialised.
             fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
                 `"zero"` or `"mean"` (of the training set, of models that keep it); by default every sample has all. A
                 sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
@@ -242,7 +242,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             )
         masks = self._check_inputs(features, feature_masks)
         if with_interaction_losses is None:
-            with_interaction_losses = self.training and self.config.interaction_loss_weight > 0
+            # specialised experts have no other losses to learn from
+            needed = self.config.interaction_loss_weight > 0 or self.config.is_specialised
+            with_interaction_losses = self.training and needed
         with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
 
         projected = self._embed(features, masks)

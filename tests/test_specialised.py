@@ -295,6 +295,13 @@ def test_no_draw_without_thinning():
     assert drawn == torch.rand(1)
 
 
+def test_experts_learn_without_a_weight_on_the_penalties():
+    model = make_model(specialised(interaction_loss_weight=0)).train()
+    features, masks, labels = make_inputs(model.config)
+    model(features, masks, labels).loss.backward()
+    assert all(x.grad is not None and (x.grad != 0).any() for x in model.experts.head.parameters())
+
+
 def test_dense_ignores_it_and_saving_keeps_it(tmp_path):
     assert not make_config(architecture="dense", objective="specialised").is_specialised
     model = make_model(specialised())
