@@ -80,12 +80,7 @@ class GroupedLinear(nn.Module):
         Returns:
             (E, ..., out)
         """
-        weight, bias = _select(self.weight, groups), _select(self.bias, groups)
-        if norm is not None:
-            scale, shift = _select(norm.weight, groups), _select(norm.bias, groups)
-            shift = torch.bmm(weight, shift.unsqueeze(-1)).squeeze(-1)
-            bias = shift if bias is None else bias + shift
-            weight = weight * scale.unsqueeze(1)
+        weight, bias = self.folded(groups, norm)
         num_groups, out_features, in_features = weight.shape
         if x.shape[0] == 1 and num_groups > 1:
             wide = F.linear(x[0], weight.reshape(-1, in_features), None if bias is None else bias.reshape(-1))
@@ -96,6 +91,18 @@ class GroupedLinear(nn.Module):
         else:
             y = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
         return y.view(num_groups, *x.shape[1:-1], out_features)
+
+    def folded(
+        self, groups: list[int] | None = None, norm: GroupedLayerNorm | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight (E, out, in) and bias (E, out) of the groups, with the scale and shift of `norm` in front."""
+        weight, bias = _select(self.weight, groups), _select(self.bias, groups)
+        if norm is not None:
+            scale, shift = _select(norm.weight, groups), _select(norm.bias, groups)
+            shift = torch.bmm(weight, shift.unsqueeze(-1)).squeeze(-1)
+            bias = shift if bias is None else bias + shift
+            weight = weight * scale.unsqueeze(1)
+        return weight, bias
 
 
 def _select(tensor: torch.Tensor | None, groups: list[int] | None) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.explain.game import CachedGame, ValueGame
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import cross_modal_pairs, exact
-from fl_i2moe.explain.masked_expert import MaskedExpert
+from fl_i2moe.explain.masked_expert import MaskedExpert, MaskedSequence
 
 LENGTHS = {"text": 6, "image": 5, "audio": 4}
 
@@ -140,8 +140,10 @@ def test_model_runs_only_for_new_coalitions(monkeypatch):
     model = make_model()
     game = ValueGame(model, make_inputs(model), "synergy", 0, [("text", 1), ("image", 0), ("image", 1)], batch_size=2)
     rows = []
-    original = MaskedExpert.__call__
-    monkeypatch.setattr(MaskedExpert, "__call__", lambda self, keep: rows.append(len(keep)) or original(self, keep))
+    original = MaskedSequence.__call__
+    monkeypatch.setattr(
+        MaskedSequence, "__call__", lambda self, plays: rows.append(len(plays)) or original(self, plays)
+    )
     first = game(all_coalitions(3)[[0, 5, 5, 3, 0, 1, 5]])
     assert rows == [2, 2]
     assert (game(all_coalitions(3)[[5, 0]]) == first[[1, 0]]).all()

@@ -20,8 +20,9 @@ Game = Callable[[NDArray[np.bool_]], NDArray[np.float64]]
 Player = tuple[str, int]
 """Modality and position in its sequence."""
 
-BATCH_SIZES = {"cpu": 32, "cuda": 256}
-"""Coalitions in one pass: large batches gain nothing on CPUs, whose caches they leave."""
+GPU_BATCH_SIZE = 256
+CPU_BATCH_NUMBERS = 2**18
+"""Numbers of the joint sequence in one pass for each core: about what its cache holds, larger batches are slower."""
 
 
 class CachedGame:
@@ -85,7 +86,7 @@ class ValueGame(CachedGame):
         expert: a name from `config.expert_names`.
         target: class index; 0 for a regression with one output.
         players: modality → (T_m,) or (1, T_m) booleans, true for players; or a list of (modality, position).
-        batch_size: coalitions in one pass; `BATCH_SIZES` by default.
+        batch_size: coalitions in one pass; by default as many as a core's cache holds, 256 on GPUs.
 
     Raises:
         ValueError: several samples; an expert, class or modality that the model does not have; a player that is no
@@ -112,54 +113,71 @@ class ValueGame(CachedGame):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.players = list_players(players, model.config.modality_order)
-        self.model, self.expert, self.target = model, expert, int(target)
-        self.batch_size = batch_size or BATCH_SIZES.get(model.device.type, 256)
         _check_players(self.players, inputs)
-        super().__init__(self._evaluate, len(self.players))
-        self._run: Callable[[dict[str, Tensor]], Tensor] | None = None
+        self.model, self.expert, self.target = model, expert, int(target)
+        values = _Values(model, inputs, expert, self.target, self.players, batch_size)
+        self.batch_size = values.batch_size
+        super().__init__(values, len(self.players))
 
-        self._projected, self._feature_masks, self._always_kept = {}, {}, {}
-        self._columns, self._positions = {}, {}
+
+class _Values:
+    """
+    What a `ValueGame` plays. An object of its own: a game that kept a method of itself would keep its tensors until the
+    garbage collector comes, while the games of further samples pile up.
+    """
+
+    def __init__(
+        self,
+        model: FLI2MoEModel,
+        inputs: Inputs,
+        expert: str,
+        target: int,
+        players: list[Player],
+        batch_size: int | None,
+    ) -> None:
+        self._model, self._expert, self._target = model, expert, target
+        self._masked: MaskedExpert | None = None
+        self._projected, self._feature_masks = {}, {}
+        always_kept, starts = [], {}
         for name in model.config.modality_order:
             # without padding sequences are shorter, and attention without a mask is faster
             length = int(inputs.feature_masks[name][0].nonzero().max()) + 1
+            starts[name] = sum(map(len, always_kept))
             self._projected[name] = inputs.projected[name][:, :length]
-            self._always_kept[name] = ~inputs.candidate_masks[name][:, :length]
+            always_kept.append(~inputs.candidate_masks[name][0, :length])
             if not (mask := inputs.feature_masks[name][:, :length]).all():
                 self._feature_masks[name] = mask
-            columns = [column for column, (modality, _) in enumerate(self.players) if modality == name]
-            self._columns[name] = torch.tensor(columns, dtype=torch.long, device=model.device)
-            positions = [self.players[column][1] for column in columns]
-            self._positions[name] = torch.tensor(positions, dtype=torch.long, device=model.device)
+        self._always_kept = torch.cat(always_kept)
+        positions = [starts[name] + position for name, position in players]
+        self._positions = torch.tensor(positions, device=model.device)
+        numbers = sum(x.numel() for x in self._projected.values())
+        on_cpu = max(1, CPU_BATCH_NUMBERS * torch.get_num_threads() // numbers)
+        self.batch_size = batch_size or (on_cpu if model.device.type == "cpu" else GPU_BATCH_SIZE)
 
     @torch.inference_mode()
-    def _evaluate(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
-        if self.model.training:
+    def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:
+        if self._model.training:
             raise ValueError("the model is in training mode, where its values are random: call `model.eval()` first")
-        if self._run is None:
-            self._run = self._prepare()
-        asked = torch.from_numpy(coalitions).to(self.model.device)
-        logits = [self._run(self._keep(batch))[:, self.target] for batch in asked.split(self.batch_size)]
-        return torch.cat(logits).double().cpu().numpy()
+        asked = torch.from_numpy(coalitions).to(self._model.device)
+        if not MaskedExpert.supports(self._model):
+            logits = torch.cat([self._run_expert(batch) for batch in asked.split(self.batch_size)])
+        else:
+            if self._masked is None:
+                sample = (self._projected, self._feature_masks, self._always_kept, self._positions)
+                self._masked = MaskedExpert(self._model, self._expert, *sample)
+            logits = self._masked(asked, self.batch_size)
+        return logits[:, self._target].double().cpu().numpy()
 
-    def _keep(self, coalitions: Tensor) -> dict[str, Tensor]:
-        """(S, N) → modality → (S, T_m), false where a feature is zeroed"""
-        keep = {name: kept.repeat(len(coalitions), 1) for name, kept in self._always_kept.items()}
-        for name, mask in keep.items():
-            mask[:, self._positions[name]] = coalitions[:, self._columns[name]]
-        return keep
-
-    def _prepare(self) -> Callable[[dict[str, Tensor]], Tensor]:
-        if MaskedExpert.supports(self.model):
-            expert = MaskedExpert(self.model, self.expert, self._projected, self._feature_masks)
-            return lambda keep: expert(torch.cat(list(keep.values()), dim=1))
-        return self._run_expert
-
-    def _run_expert(self, keep: dict[str, Tensor]) -> Tensor:
-        num_coalitions = len(next(iter(keep.values())))
+    def _run_expert(self, coalitions: Tensor) -> Tensor:
+        """(S, N) → logits (S, C), by the model itself."""
+        num_coalitions = len(coalitions)
+        kept = self._always_kept.repeat(num_coalitions, 1)
+        kept[:, self._positions] = coalitions
+        lengths = [x.shape[1] for x in self._projected.values()]
+        keep = dict(zip(self._projected, kept.split(lengths, dim=1), strict=True))
         projected = {name: x.expand(num_coalitions, -1, -1) for name, x in self._projected.items()}
         masks = {name: mask.expand(num_coalitions, -1) for name, mask in self._feature_masks.items()}
-        return self.model.run_experts(projected, masks, keep, [self.expert])[:, 0]
+        return self._model.run_experts(projected, masks, keep, [self._expert])[:, 0]
 
 
 def list_players(players: dict[str, Tensor] | Sequence[Player], modality_order: Sequence[str]) -> list[Player]:
