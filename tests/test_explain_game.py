@@ -1,6 +1,8 @@
 """The value game against one model call per coalition, and shapiq's estimators on it."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -95,6 +97,85 @@ def test_values_of_specialised_experts(expert):
     by_coalition = dict(zip(map(tuple, coalitions.tolist()), expected, strict=True))
     moved = by_coalition[True, True, True, True] != by_coalition[True, False, True, True]
     assert moved == (expert != "uniqueness_image")  # the text's feature
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", ["published", "specialised"])
+@pytest.mark.parametrize(
+    ("num_modalities", "num_layers", "padding", "chosen"),
+    [(2, 1, "middle", "some"), (2, 3, "end", "all"), (3, 2, "middle", "all but the image's"), (3, 3, "none", "some")],
+)
+def test_values_of_every_expert(num_modalities, num_layers, padding, chosen, objective):
+    model = make_model(num_modalities, num_fusion_layers=num_layers, objective=objective)
+    inputs = make_inputs(model, padding)
+    candidates = {name: mask[0].nonzero().flatten().tolist() for name, mask in inputs.candidate_masks.items()}
+    players = [(name, position) for name, positions in candidates.items() for position in positions]
+    if chosen == "some":
+        players = players[::-2]
+    elif chosen != "all":
+        players = [player for player in players if player[0] != "image"]
+    coalitions = np.random.default_rng(0).random((12, len(players))) < 0.5
+    coalitions[0], coalitions[1] = False, True
+    expected = []
+    for coalition in coalitions:
+        keep = {name: ~mask for name, mask in inputs.candidate_masks.items()}
+        for (name, position), plays in zip(players, coalition.tolist(), strict=True):
+            keep[name][0, position] = plays
+        expected.append(model.run_experts(inputs.projected, inputs.feature_masks, keep)[0, :, 1])
+    for expert, values in zip(model.config.expert_names, torch.stack(expected, dim=1), strict=True):
+        found = ValueGame(model, inputs, expert, 1, players, batch_size=5)(coalitions)
+        np.testing.assert_allclose(found, values, rtol=1e-5, atol=5e-6)
+        assert found.std() > 1e-3 or (objective == "specialised" and "image" in expert and "but" in chosen)
+
+
+@torch.no_grad()
+def test_values_where_every_feature_plays():
+    """Nothing is special, so no key of the first layer is always the same."""
+    model = make_model()
+    inputs = make_inputs(model, "none")
+    inputs = Inputs(inputs.projected, inputs.feature_masks, inputs.feature_masks)
+    players = [(name, i) for name in model.config.modality_order for i in range(LENGTHS[name])]
+    coalitions = np.random.default_rng(0).random((9, len(players))) < 0.5
+    expected = one_by_one(model, inputs, "synergy", 0, players, coalitions)
+    np.testing.assert_allclose(ValueGame(model, inputs, "synergy", 0, players)(coalitions), expected, atol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+def test_values_of_sharp_attention(scale):
+    """Scores of hundreds: the joint weight of many keys must neither overflow nor vanish."""
+    model = make_model(num_fusion_layers=1)
+    model.experts.layers[0].attention.qkv.weight.mul_(scale)
+    inputs, players = make_inputs(model), [("text", 1), ("image", 0), ("image", 2)]
+    expected = one_by_one(model, inputs, "synergy", 1, players, all_coalitions(3))
+    found = ValueGame(model, inputs, "synergy", 1, players)(all_coalitions(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("expert", "expected"), [("uniqueness_image", 4), ("redundancy", 4 + 2 + 2), ("synergy", 16)])
+def test_modalities_read_apart_run_under_their_own_coalitions(expert, expected, monkeypatch):
+    model = make_model(3, objective="specialised")
+    players = [("image", 1), ("text", 4), ("image", 3), ("audio", 0)]
+    rows = []
+    original = MaskedSequence.__call__
+    monkeypatch.setattr(MaskedSequence, "__call__", lambda self, plays: rows.append(plays) or original(self, plays))
+    ValueGame(model, make_inputs(model), expert, 0, players)(all_coalitions(4))
+    assert sum(map(len, rows)) == expected
+
+
+def test_a_game_is_freed_with_its_last_name():
+    model = make_model()
+    inputs = make_inputs(model)
+    gc.disable()
+    try:
+        game = ValueGame(model, inputs, "synergy", 0, [("text", 1), ("image", 0)])
+        game(all_coalitions(2))
+        found = weakref.ref(game)
+        del game
+        assert found() is None
+    finally:
+        gc.enable()
 
 
 def test_eager_attention_and_a_dense_model():

@@ -369,6 +369,22 @@ def test_samples_are_scored_as_by_their_own_games(model_and_inputs, estimator):
     assert np.abs(own.sii).max() > 1e-4
 
 
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_an_expert_of_one_modality_has_no_pairs(model_and_inputs, estimator):
+    """A specialised uniqueness expert reads one modality: every index is 0, and exactly, for equal runs are one."""
+    published, inputs = model_and_inputs
+    row = one_sample(inputs, 1)
+    torch.manual_seed(1)
+    model = FLI2MoEModel(FLI2MoEConfig(**{**published.config.to_dict(), "objective": "specialised"})).eval()
+    options = {"estimator": estimator, "num_coalitions": 2}
+    found = {}
+    for expert in ("uniqueness_text", "synergy", "redundancy"):
+        (scored,) = score_pairs(model, row, expert, torch.tensor([1]), row.candidate_masks, **options)
+        found[expert] = np.abs(scored.scores.sii).max()
+    assert found["uniqueness_text"] < 1e-12
+    assert min(found["synergy"], found["redundancy"]) > 1e-6
+
+
 def test_only_pairs_of_one_bin(model_and_inputs):
     model, inputs = model_and_inputs
     bins = {"text": torch.tensor([[-1, 0, 0, 1, 1, 1]] * 2), "image": torch.tensor([[0, 1, 2, 2]] * 2)}
