@@ -20,9 +20,8 @@ Game = Callable[[NDArray[np.bool_]], NDArray[np.float64]]
 Player = tuple[str, int]
 """Modality and position in its sequence."""
 
-GPU_BATCH_SIZE = 256
-CPU_BATCH_NUMBERS = 2**18
-"""Numbers of the joint sequence in one pass for each core: about what its cache holds, larger batches are slower."""
+BATCH_NUMBERS = {"cpu": 2**18, "cuda": 2**23}
+"""Numbers of the joint sequence, coalitions × T × H, in one pass. On CPUs for each thread: a core's cache."""
 
 
 class CachedGame:
@@ -86,7 +85,7 @@ class ValueGame(CachedGame):
         expert: a name from `config.expert_names`.
         target: class index; 0 for a regression with one output.
         players: modality → (T_m,) or (1, T_m) booleans, true for players; or a list of (modality, position).
-        batch_size: coalitions in one pass; by default as many as a core's cache holds, 256 on GPUs.
+        batch_size: coalitions in one pass; by default as many as `BATCH_NUMBERS` allows.
 
     Raises:
         ValueError: several samples; an expert, class or modality that the model does not have; a player that is no
@@ -150,9 +149,14 @@ class _Values:
         self._always_kept = torch.cat(always_kept)
         positions = [starts[name] + position for name, position in players]
         self._positions = torch.tensor(positions, device=model.device)
-        numbers = sum(x.numel() for x in self._projected.values())
-        on_cpu = max(1, CPU_BATCH_NUMBERS * torch.get_num_threads() // numbers)
-        self.batch_size = batch_size or (on_cpu if model.device.type == "cpu" else GPU_BATCH_SIZE)
+        self.batch_size = batch_size or self._default_batch_size()
+
+    def _default_batch_size(self) -> int:
+        kind = self._model.device.type
+        numbers = BATCH_NUMBERS.get(kind, BATCH_NUMBERS["cuda"])
+        if kind == "cpu":
+            numbers *= torch.get_num_threads()
+        return max(1, numbers // sum(x.numel() for x in self._projected.values()))
 
     @torch.inference_mode()
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:

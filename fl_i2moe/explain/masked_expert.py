@@ -95,7 +95,7 @@ class MaskedSequence:
     Features that attend to each other, some of which play, through the layers of one expert:
 
     - a player is one of two vectors, so the first layer's queries, keys, values and scores are computed once and then
-      looked up; its keys that are always the same count as one, by their joint weight and mean value;
+      looked up; keys that are always the same count as one, with their joint weight and mean value;
     - of the last layer only each modality's mean is read, so its last linear map is applied to the means.
 
     Args:
@@ -134,7 +134,7 @@ class MaskedSequence:
         parts = [num_players, len(fixed), num_players]
         absent_scores, fixed_scores, present_scores = scores.split(parts, dim=-1)
         fixed_score = fixed_scores.logsumexp(dim=-1, keepdim=True)
-        # by row of each head: (A · (T + N), …)
+        # one row for each head and row of x: (A · (T + N), …)
         self._absent_scores = torch.cat([absent_scores, fixed_score], dim=-1).flatten(0, 1)
         self._present_scores = torch.cat([present_scores, fixed_score], dim=-1).flatten(0, 1)
         self._fixed_values = (fixed_scores.softmax(dim=-1) @ value.split(parts, dim=-2)[1]).flatten(0, 1)
