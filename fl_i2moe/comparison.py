@@ -5,7 +5,7 @@ Several systems on the same features with the same options and seeds, and the ta
       run.json        what holds for all systems
       <system>/       a run as `run_on_cache` leaves it
       table.json      means, standard deviations and single values of every system that is done
-      table.md        the same for reading
+      table.md        the same for reading, as one table or several
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +42,18 @@ class System:
     """With fewer it is no other system than the one it is compared with."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """Systems that are read together; a system may stand in several tables and is trained once."""
+
+    title: str
+    systems: Sequence[str]
+    """Names, in the order of the rows."""
+
+    row_titles: Mapping[str, str] = field(default_factory=dict)
+    """Name → what the system is called in this table, where that is not its own title."""
+
+
 def check_systems(systems: Mapping[str, System], job: Job) -> None:
     """
     What can be refused before the features are there, which may take an hour.
@@ -60,6 +72,7 @@ def compare_systems(
     accelerator: Accelerator,
     console: Console,
     measure: Measurement | None = None,
+    tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """
     Trains every system that is not trained yet, and writes the table anew after each.
@@ -71,6 +84,7 @@ def compare_systems(
         systems: name → system, in the table's order. A name is a folder's.
         job: options that hold for all; a system's own replace those of the model.
         measure: what else is to be told of a trained system.
+        tables: what is read together; all systems in one table if not given.
 
     Returns:
         The content of `table.json`.
@@ -100,7 +114,7 @@ def compare_systems(
         results[name] = run_on_cache(cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True))
         if measure is not None:
             measured[name] = measure(folder / name, own_job, cache, accelerator)
-        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type)
+        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
         if accelerator.is_main_process:
             write_json(folder / "table.json", table)
             write_text(folder / "table.md", render_markdown(table))
@@ -126,15 +140,18 @@ def make_table(
     results: Mapping[str, dict[str, Any]],
     measured: Mapping[str, dict[str, Any]],
     problem_type: str,
+    tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """
     Args:
         results: name → `results.json` of the run.
         measured: name → what a [`Measurement`] gave.
+        tables: what is read together; all systems in one table if not given.
 
     Returns:
-        Plain JSON: the columns, and a row for each system with `metrics` (mean, std, values by seed, difference to
-        the system it is compared with), `parameters`, `seconds_per_epoch` and `measured`.
+        Plain JSON: the columns; a row for each system with `metrics` (mean, std, values by seed, difference to the
+        system it is compared with), `parameters`, `seconds_per_epoch` and `measured`; and `tables`, each with its
+        title, its systems and what they are called there.
     """
     names = [*METRICS_BY_PROBLEM[problem_type]]
     rows = []
@@ -162,6 +179,10 @@ def make_table(
             }
         )
     first = next(iter(results.values()))
+    parts = []
+    for table in tables or [Table("", list(systems))]:
+        titles = {name: table.row_titles.get(name, systems[name].title) for name in table.systems if name in systems}
+        parts.append({"title": table.title, "systems": titles})
     return {
         "metrics": names,
         "picked_by": first["metric"],
@@ -169,27 +190,38 @@ def make_table(
         "samples": first["samples"],
         "machine": first["machine"],
         "rows": rows,
+        "tables": parts,
     }
 
 
 def render_markdown(table: Mapping[str, Any]) -> str:
-    """The table as Markdown: shares in per cent, mean ± standard deviation over the seeds."""
-    rows = table["rows"]
-    extra = list(dict.fromkeys(column for row in rows for column in row["measured"]))
-    header = ["system", *table["metrics"], *extra, "parameters", "s / epoch"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in rows:
-        cells = [row["title"]]
-        cells += [_cell(metric, row["metrics"][metric]) for metric in table["metrics"]]
-        cells += [row["measured"][column]["text"] if column in row["measured"] else "–" for column in extra]
-        lines.append([*cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
+    """The tables as Markdown: shares in per cent, mean ± standard deviation over the seeds."""
+    rows = {row["system"]: row for row in table["rows"]}
+    parts = [
+        (f"### {part['title']}\n\n" if part["title"] else "") + _render_part(part["systems"], rows, table["metrics"])
+        for part in table["tables"]
+        if part["systems"]
+    ]
     count = len(table["seeds"])
     spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
     note = (
         f"Test split, {table['samples']['test']:,} samples, {spread}; the epoch is picked by the validation split's "
         f"{table['picked_by']}. An epoch includes its validation. {table['machine']['device']}."
     )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def _render_part(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """One table; differences are told where the system that is compared with stands in it, too."""
+    extra = list(dict.fromkeys(column for name in titles for column in rows[name]["measured"]))
+    header = ["system", *metrics, *extra, "parameters", "s / epoch"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for name, title in titles.items():
+        row = rows[name]
+        cells = [_cell(metric, row["metrics"][metric], row["against"] in titles) for metric in metrics]
+        cells += [row["measured"][column]["text"] if column in row["measured"] else "–" for column in extra]
+        lines.append([title, *cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:
@@ -210,9 +242,9 @@ def _difference(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
 
 
-def _cell(metric: str, entry: Mapping[str, Any]) -> str:
+def _cell(metric: str, entry: Mapping[str, Any], with_difference: bool) -> str:
     text = format_metric(metric, entry)
-    if entry["difference"] is None:
+    if entry["difference"] is None or not with_difference:
         return text
     is_share = metric not in METRICS_BY_PROBLEM["regression"]
     return f"{text} ({100 * entry['difference']:+.1f})" if is_share else f"{text} ({entry['difference']:+.3f})"

@@ -18,9 +18,9 @@ for four, three and two modalities, each pooled to one vector; --level feature k
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from fl_i2moe.arguments import (
+    ArrayArguments,
     CacheArguments,
     ModelArguments,
     OutputArguments,
@@ -91,29 +91,13 @@ SAMPLE = {
     "reweighting_hidden_size": 32,
     "num_reweighting_layers": 2,
 }
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ArrayArguments):
     """Which arrays, and how they are read."""
 
     data_file: str | None = option(None, "File of arrays: .npz, .parquet, .pkl; a built-in sample if not given.")
-    modalities: list[str] | None = option(None, "Fields that are modalities, in the experts' order; all if not given.")
-    label_field: str = option("labels", "Field of the labels.")
-    label_names: list[str] | None = option(None, "Names of the classes; the file's, or the labels' values.")
-    problem_type: Problem | None = option(None, "What is predicted; what the labels look like if not given.")
-    label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
-    split_field: str = option("split", "Field of the splits.")
-    id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
-    validation_share: float = option(0.1, "Share of the training samples to validate on, where the file has none.")
-    test_share: float = option(0.2, "Share of the training samples to test on, where the file has none.")
-    split_seed: int = option(0, "Seed of that draw.")
-    standardize: bool = option(
-        True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
-    )
-    replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
-    mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
     num_modalities: int = option(2, "Modalities of the built-in sample, 2 or 3.")
     num_samples: int = option(3000, "Samples of the built-in sample.")
     num_tokens: int = option(20, "Features of each sequence of the built-in sample.")
@@ -127,11 +111,7 @@ class DataArguments:
     sample_seed: int = option(0, "Seed of the built-in sample.")
 
     def __post_init__(self):
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        if self.split_seed < 0:
-            raise ValueError(f"`split_seed` must not be negative, got {self.split_seed}.")
+        super().__post_init__()
         if self.labels_per_kind is None:
             self.labels_per_kind = 2 if self.num_modalities == 2 else 1
         NumericSettings.from_options(vars(self))
@@ -153,22 +133,7 @@ def main():
         accelerator.print(f"Arrays: a built-in sample with known interactions, {folder}. Give yours with --data_file.")
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
-    raw = load_arrays(
-        file,
-        modalities=data.modalities,
-        label_field=data.label_field,
-        label_names=data.label_names,
-        problem_type=data.problem_type,
-        label_threshold=data.label_threshold,
-        split_field=data.split_field,
-        id_field=data.id_field,
-        validation_share=data.validation_share,
-        test_share=data.test_share,
-        split_seed=data.split_seed,
-        replace_non_finite=data.replace_non_finite,
-        mask_zero_vectors=data.mask_zero_vectors,
-        on_bad_sample=cache.on_bad_sample,
-    )
+    raw = load_arrays(file, **data.reading, on_bad_sample=cache.on_bad_sample)
     encoders = array_encoders(raw, data.standardize)
     if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
         accelerator.print(

@@ -4,13 +4,14 @@ import json
 import runpy
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from fake_encoders import fake_encoders, write_raw
 from rich.console import Console
 
-from fl_i2moe import FLI2MoEModel
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment
 from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache
@@ -175,10 +176,62 @@ def test_recipe(cache, tmp_path, launch, run_here):
     assert "| (2) Latent-Contrastive |" in output
 
 
+def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
+    """Arrays of three modalities: the four tables of the paper, each system trained once, in whatever way they are
+    asked for."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    views = {name: rng.normal(size=(40, 6)) + labels[:, None] for name in ("mrna", "methylation", "mirna")}
+    split = np.repeat(["tr", "te"], 20)
+    arrays = {
+        f"{name}_{end}": x[split == end] for name, x in {**views, "labels": labels}.items() for end in ("tr", "te")
+    }
+    np.savez(tmp_path / "views.npz", **arrays)
+    trained = []
+    fit = experiment.train
+    monkeypatch.setattr(experiment, "train", lambda *args, **others: trained.append(args[3]) or fit(*args, **others))
+    monkeypatch.setattr(experiment, "save_statistics_figures", lambda *others: None)
+    out = tmp_path / "out"
+    command = ["recipes/compare.py", f"--data={tmp_path / 'views.npz'}", f"--output_dir={out}", "--num_threads=1"]
+    command += ["--modalities", "mirna", "mrna", "methylation", "--validation_share=0.2", "--level=pooled"]
+    command += ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--seeds=0", "--encoding_workers=0"]
+
+    run_here(*command, "--preset=table5")
+    assert [path.parent.name for path in trained] == ["i2moe-mult", "mean-vector", "zero-vector", "shuffle-vector"]
+    output = run_here(*command, "--preset=tables", "--resume")
+    names = [path.parent.name for path in trained]
+    assert len(set(names)) == len(names) == 7 + 7 + 5 + 3
+    for path in trained:
+        config = FLI2MoEConfig.from_pretrained(path.parent)
+        assert (config.level, config.modality_order) == ("pooled", ["mirna", "mrna", "methylation"])
+    tables = output.split("### ")[1:]
+    assert [table.split(":")[0] for table in tables] == ["Table 1", "Table 2", "Table 4", "Table 5"]
+    rows = [[line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:] for table in tables]
+    assert [len(table) for table in rows] == [8, 14, 6, 4]
+    full = [next(row for row in table if row[0] in ("| I²MoE-MulT", "| random vector")) for table in rows]
+    plain = [[cell.split(" (")[0] for cell in row[1:]] for row in full]
+    assert plain == plain[:1] * 4  # one system in four tables
+    assert ["(" in row[1] for row in full] == [True, True, False, False]  # it is compared with MulT where MulT stands
+    assert all("(" in row[1] for row in [*rows[2][1:], *rows[3][1:]])
+
+    table = json.loads((out / "table.json").read_text())
+    assert (len(table["rows"]), table["samples"]) == (22, {"train": 16, "validation": 4, "test": 20})
+    before = len(trained)
+    for preset in ("table1", "table2", "table4", "robustness"):
+        output = run_here(*command, f"--preset={preset}", "--resume")
+        assert "| I²MoE-MulT |" in output
+    assert len(trained) == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
+        (["--tables", "table3"], "Unknown tables ['table3']"),
+        (["--min_label_count=3"], "`min_label_count` says nothing about a feature cache"),
+        (["--data=nowhere", "--label_field=y"], "`label_field` says nothing about a folder of raw data"),
+        (["--data=nowhere.npz", "--image_encoder=x"], "`image_encoder` says nothing about a file of arrays"),
+        (["--data=nowhere.npz", "--split_seed=-1"], "`split_seed` must be at least 0"),
         (["--data=nowhere"], "nowhere is no folder, or is not there"),
         (
             ["--objective=specialised", "--systems", "i2moe-ef"],
@@ -212,6 +265,8 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(tmp_path, monkeyp
 def test_every_preset_names_systems_that_fit_a_model():
     recipe = runpy.run_path(str(ROOT / "recipes" / "compare.py"))
     for preset in recipe["PRESETS"].values():
-        for system in choose_systems(recipe["SYSTEMS"], preset["systems"]).values():
+        tables = [recipe["TABLES"][name].systems for name in preset.get("tables", [])]
+        names = preset.get("systems") or list(dict.fromkeys(name for systems in tables for name in systems))
+        for system in choose_systems(recipe["SYSTEMS"], names).values():
             ModelArguments(**{"hidden_size": 8, **system.model})
             assert system.against is None or system.against in recipe["SYSTEMS"]
