@@ -238,7 +238,7 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
             'The system i2moe-ef does not go with the options: `objective="specialised"` needs `fusion=',
         ),
         (["--metric=accuracy"], "`metric` must be one of micro_f1"),
-        (["--measure=robustness"], "needs `keep_feature_means`"),
+        (["--measure=robustness", "--keep_feature_means=false"], "needs `keep_feature_means`"),
         (["--features=someone/features"], "`features` and `data` exclude each other"),
     ],
 )
