@@ -63,6 +63,24 @@ class EncodingArguments(CacheArguments):
 
 
 @dataclass
+class ImageEncoderArguments:
+    """Which encoder pictures go through."""
+
+    image_encoder: str | None = option(None, "Hub id or folder of a vision model; the data set's own if not given.")
+    image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
+    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
+
+
+@dataclass
+class TextEncoderArguments:
+    """Which encoder texts go through."""
+
+    text_encoder: str | None = option(None, "Hub id or folder of a text model; the data set's own if not given.")
+    text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
+    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
+
+
+@dataclass
 class ArrayArguments:
     """How a file of arrays is read, see [`~fl_i2moe.data.arrays.load_arrays`], and what is done with its numbers."""
 

@@ -9,22 +9,26 @@ Several systems on the same features with the same options and seeds, and the ta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
 
-from .arguments import OutputArguments, check_metric
+from .arguments import ModelArguments, OutputArguments, check_metric
 from .cache import FeatureCache
 from .cache_key import key_digest
 from .experiment import Job, format_metric, model_config, run_on_cache
-from .metrics import METRICS_BY_PROBLEM
+from .metrics import METRICS_BY_PROBLEM, difference
 from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
-"""(folder of the run, its job, features, processes) → column → {"mean", "std", "text"}, further columns of a table."""
+"""
+(folder of the run, its job, features, processes) → what else is to be told of a system, by name: further columns,
+`{"mean", "std", "text"}`; or conditions under which it was evaluated once more, rows of a table of their own,
+`{"metrics"}` as a row has them.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class System:
     title: str
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of [`ModelArguments`] that make it what it is."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of [`TrainingArguments`] in which it differs."""
 
     against: str | None = None
     """Name of the system that it is compared with: the table shows the difference."""
@@ -52,6 +59,14 @@ class Table:
 
     row_titles: Mapping[str, str] = field(default_factory=dict)
     """Name → what the system is called in this table, where that is not its own title."""
+
+
+def with_options(system: System, options: Mapping[str, Any]) -> System:
+    """The system with further options, of the model or its training; what makes it what it is stays."""
+    of_model = {x.name for x in fields(ModelArguments)}
+    model = {name: value for name, value in options.items() if name in of_model}
+    training = {name: value for name, value in options.items() if name not in of_model}
+    return replace(system, model={**model, **system.model}, training={**training, **system.training})
 
 
 def check_systems(systems: Mapping[str, System], job: Job) -> None:
@@ -128,10 +143,11 @@ def _own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
     for name, system in systems.items():
         try:
             model = replace(job.model, **system.model)
+            training = replace(job.training, **system.training)
         except ValueError as error:
             raise ValueError(f"The system {name} does not go with the options: {error}") from error
         output = OutputArguments(str(Path(job.output.output_dir) / name), resume=True)
-        jobs[name] = replace(job, model=model, output=output)
+        jobs[name] = replace(job, model=model, training=training, output=output)
     return jobs
 
 
@@ -162,7 +178,7 @@ def make_table(
             metric: {
                 **test[metric],
                 "values": {seed: run["test"][metric] for seed, run in seeds.items()},
-                "difference": _difference(test[metric]["mean"], other and other[metric]["mean"]),
+                "difference": difference(test[metric]["mean"], other and other[metric]["mean"]),
             }
             for metric in names
         }
@@ -197,11 +213,12 @@ def make_table(
 def render_markdown(table: Mapping[str, Any]) -> str:
     """The tables as Markdown: shares in per cent, mean ± standard deviation over the seeds."""
     rows = {row["system"]: row for row in table["rows"]}
-    parts = [
-        (f"### {part['title']}\n\n" if part["title"] else "") + _render_part(part["systems"], rows, table["metrics"])
-        for part in table["tables"]
-        if part["systems"]
-    ]
+    parts = []
+    for part in table["tables"]:
+        if titles := part["systems"]:
+            parts += [f"### {part['title']}"] * bool(part["title"]) + [_render_systems(titles, rows, table["metrics"])]
+            if any(_conditions(rows[name]) for name in titles):
+                parts.append(_render_conditions(titles, rows, table["metrics"]))
     count = len(table["seeds"])
     spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
     note = (
@@ -211,17 +228,37 @@ def render_markdown(table: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, note]) + "\n"
 
 
-def _render_part(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """One table; differences are told where the system that is compared with stands in it, too."""
-    extra = list(dict.fromkeys(column for name in titles for column in rows[name]["measured"]))
-    header = ["system", *metrics, *extra, "parameters", "s / epoch"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+def _render_systems(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A row for each system; differences are told where the system that is compared with stands there, too."""
+    extra = dict.fromkeys(column for name in titles for column, x in rows[name]["measured"].items() if "text" in x)
+    lines = [["system", *metrics, *extra, "parameters", "s / epoch"]]
     for name, title in titles.items():
         row = rows[name]
         cells = [_cell(metric, row["metrics"][metric], row["against"] in titles) for metric in metrics]
-        cells += [row["measured"][column]["text"] if column in row["measured"] else "–" for column in extra]
+        cells += [row["measured"].get(column, {}).get("text", "–") for column in extra]
         lines.append([title, *cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _render_lines(lines, texts=1)
+
+
+def _render_conditions(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A row for each system and condition; differences are to the same system without a condition."""
+    lines = [["system", "condition", *metrics]]
+    for name, title in titles.items():
+        row = rows[name]
+        lines.append([title, "none", *(_cell(metric, row["metrics"][metric], False) for metric in metrics)])
+        for condition, x in _conditions(row).items():
+            lines.append([title, condition, *(_cell(metric, x["metrics"][metric], True) for metric in metrics)])
+    return _render_lines(lines, texts=2)
+
+
+def _conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in row["measured"].items() if "metrics" in x}
+
+
+def _render_lines(lines: Sequence[Sequence[str]], texts: int) -> str:
+    """The first columns hold texts, the others numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(lines[0]) - texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:
@@ -236,10 +273,6 @@ def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[st
     if not names or len(set(names)) != len(names):
         raise ValueError(f"`systems` must be different names, at least one, got {list(names)}.")
     return {name: known[name] for name in names}
-
-
-def _difference(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
 
 
 def _cell(metric: str, entry: Mapping[str, Any], with_difference: bool) -> str:

@@ -27,8 +27,10 @@ from transformers.utils import logging as transformers_logging
 from .arguments import (
     CacheArguments,
     EncodingArguments,
+    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
+    TextEncoderArguments,
     TrainingArguments,
     check_metric,
 )
@@ -63,6 +65,28 @@ class EncoderChoice:
     revision: str | None = None
     hidden_layer: int | None = None
     """0: embeddings; the last if None. An earlier layer keeps more of a feature in its own place."""
+
+
+def choose_encoders(
+    options: ImageEncoderArguments | TextEncoderArguments, defaults: Mapping[str, str], modalities: Mapping[str, str]
+) -> dict[str, EncoderChoice]:
+    """
+    Modality → encoder.
+
+    Args:
+        options: of the kinds that there are.
+        defaults: kind → encoder where the options name none.
+        modalities: modality → its kind, `"image"` or `"text"`.
+    """
+    choices = {
+        kind: EncoderChoice(
+            getattr(options, f"{kind}_encoder") or default,
+            getattr(options, f"{kind}_revision"),
+            getattr(options, f"{kind}_hidden_layer"),
+        )
+        for kind, default in defaults.items()
+    }
+    return {name: choices[kind] for name, kind in modalities.items()}
 
 
 @dataclass

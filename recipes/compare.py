@@ -6,8 +6,9 @@ Train the systems of the I²MoE paper's tables on the same features and print th
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
 names it; `--features <folder or data set on the Hub>` stands for the latter. A file is one of arrays, read as
 recipes/train_arrays.py reads it. All systems have the same options, seeds and features; those of the model that make a
-system what it is are its own. A stopped comparison goes on with --resume, which may also name another preset or further
---systems: what an output folder holds is not trained again.
+system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set. A
+stopped comparison goes on with --resume, which may also name another preset or further --systems: what an output folder
+holds is not trained again.
 
     tables        tables 1, 2, 4 and 5, each system trained once
     table1        vanilla fusions and I²MoE-MulT
@@ -18,6 +19,7 @@ system what it is are its own. A stopped comparison goes on with --resume, which
     overhead      training and inference time, parameters (table 6)
 """
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -27,8 +29,10 @@ from rich.console import Console
 from fl_i2moe.arguments import (
     ArrayArguments,
     EncodingArguments,
+    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
+    TextEncoderArguments,
     TrainingArguments,
     given_options,
     option,
@@ -37,12 +41,21 @@ from fl_i2moe.arguments import (
 )
 from fl_i2moe.array_encoder import array_encoders
 from fl_i2moe.cache import is_cache, open_cache
-from fl_i2moe.comparison import System, Table, check_systems, choose_systems, compare_systems, render_markdown
+from fl_i2moe.comparison import (
+    System,
+    Table,
+    check_systems,
+    choose_systems,
+    compare_systems,
+    render_markdown,
+    with_options,
+)
 from fl_i2moe.data.array_files import is_array_file
 from fl_i2moe.data.arrays import load_arrays
-from fl_i2moe.data.layouts import load_layout
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, encode
+from fl_i2moe.data.layouts import find_layout, load_layout
+from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, encode
 from fl_i2moe.overhead import measure_overhead
+from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 from fl_i2moe.robustness import measure_robustness
 from fl_i2moe.shared_features import open_features
 
@@ -95,14 +108,12 @@ MEASUREMENTS = {"nothing": None, "robustness": measure_robustness, "overhead": m
 
 
 @dataclass
-class DataArguments(ArrayArguments):
+class DataArguments(ArrayArguments, ImageEncoderArguments, TextEncoderArguments):
     """On which features."""
 
     data: str | None = option(
         None, "Folder of raw data (MM-IMDb, ENRICO, MMHS150K) or of a feature cache; or file of arrays."
     )
-    image_encoder: str = option("openai/clip-vit-base-patch16", "Raw data: vision model of all pictures.")
-    text_encoder: str = option("FacebookAI/roberta-base", "Raw data: text model of all texts.")
     min_label_count: int | None = option(None, "Raw MM-IMDb: predict all genres with so many training films.")
 
     def check(self) -> None:
@@ -132,6 +143,10 @@ class CompareArguments:
         "nothing", "What else is told of each system; robustness needs --keep_feature_means."
     )
 
+    hyperparameters: DataSet | None = option(
+        None, "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10), not those given here."
+    )
+
     def __post_init__(self):
         if unknown := [name for name in self.tables if name not in TABLES]:
             raise ValueError(f"Unknown tables {unknown}; there are {', '.join(TABLES)}.")
@@ -157,6 +172,11 @@ def main():
     accelerator = create_accelerator(training, output.output_dir)
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     systems = choose_systems(SYSTEMS, compare.systems)
+    if compare.hyperparameters:
+        systems = {
+            name: with_options(x, published_settings(compare.hyperparameters, x.model.get("fusion", "transformer")))
+            for name, x in systems.items()
+        }
     job = Job(encoding, model, training, output)
     if accelerator.is_main_process:
         check_systems(systems, job)
@@ -171,8 +191,10 @@ def main():
         cache = encode(raw, array_encoders(raw, data.standardize), encoding, accelerator, console)
     else:
         raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
-        names = {"image": data.image_encoder, "text": data.text_encoder}
-        encoders = {name: EncoderChoice(names[kind]) for name, kind in raw.modalities.items()}
+        layout = find_layout(data.data)
+        if not data.text_encoder:
+            encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS.get(layout, sys.maxsize))
+        encoders = choose_encoders(data, ENCODERS[layout], raw.modalities)
         cache = encode(raw, encoders, encoding, accelerator, console)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]
     if left_out:

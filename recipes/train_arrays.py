@@ -32,6 +32,7 @@ from fl_i2moe.array_encoder import array_encoders, save_standardization
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.numeric import NumericSettings, write_numeric
 from fl_i2moe.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.published import published_presets
 from fl_i2moe.sample_encoders import user_cache_dir
 
 # I²MoE, table 7, the columns in which data sets agree, and its published dropout
@@ -48,34 +49,18 @@ ARRAYS = {
     "reweighting_hidden_size": 256,
     "num_reweighting_layers": 2,
 }
-# I²MoE, table 7: image, genetic, clinical and biospecimen data; three classes
-ADNI = {**ARRAYS, "level": "pooled", "num_patches": 16, "reweighting_temperature": 1.0}
-# I²MoE, table 7: laboratory values, notes and codes; two classes
-MIMIC = {
-    **ARRAYS,
-    "level": "pooled",
-    "num_patches": 8,
-    "num_epochs": 30,
-    "hidden_size": 128,
-    "num_attention_heads": 1,
-    "interaction_loss_weight": 0.01,
-    "reweighting_hidden_size": 128,
+# I²MoE, tables 7 to 10, as "adni", "adni-switch", "adni-interpretcc", "adni-moe++" and so on
+PAPER = {
+    # image, genetic, clinical and biospecimen data; three classes
+    **published_presets("adni", "adni", level="pooled"),
+    # laboratory values, notes and codes; two classes
+    **published_presets("mimic", "mimic", level="pooled"),
+    # text, vision and audio; regression, whose sign_accuracy is the tables' accuracy. MultiBench, which published the
+    # file, replaces infinite numbers
+    **published_presets("mosi", "mosi", level="pooled", replace_non_finite=True),
+    # text and image of films, as recipes/convert_mmimdb_hdf5.py writes them; 23 labels
+    **published_presets("mmimdb", "mmimdb", level="pooled"),
 }
-# I²MoE, table 7: text, vision and audio; regression, whose sign_accuracy is the tables' accuracy. MultiBench, which
-# published the file, replaces infinite numbers
-MOSI = {
-    **ARRAYS,
-    "level": "pooled",
-    "num_patches": 4,
-    "num_epochs": 30,
-    "num_attention_heads": 1,
-    "num_fusion_layers": 1,
-    "interaction_loss_weight": 0.005,
-    "num_reweighting_layers": 3,
-    "replace_non_finite": True,
-}
-# I²MoE, table 7: text and image of films, as recipes/convert_mmimdb_hdf5.py writes them; 23 labels
-MMIMDB = {**ARRAYS, "level": "pooled", "num_patches": 4, "num_epochs": 40, "num_reweighting_layers": 3}
 # Small and quick, enough to learn all interactions of the sample
 SAMPLE = {
     "num_epochs": 12,
@@ -120,7 +105,7 @@ class DataArguments(ArrayArguments):
 def main():
     data, cache, model, training, output = parse_arguments(
         (DataArguments, CacheArguments, ModelArguments, TrainingArguments, OutputArguments),
-        presets={"arrays": ARRAYS, "adni": ADNI, "mimic": MIMIC, "mosi": MOSI, "mmimdb": MMIMDB, "sample": SAMPLE},
+        presets={"arrays": ARRAYS, **PAPER, "sample": SAMPLE},
         default_preset=lambda given: "arrays" if given.data_file else "sample",
         description=__doc__,
     )

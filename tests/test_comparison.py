@@ -3,6 +3,7 @@
 import json
 import runpy
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArgument
 from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache
 from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.experiment import Job, create_accelerator
+from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.robustness import add_noise, measure_robustness
@@ -119,6 +120,7 @@ def test_robustness_is_measured_on_the_test_split(compare, cache, tmp_path):
     )
     measured = table["rows"][0]["measured"]
     assert len(measured) == 2 * 5
+    whole = table["rows"][0]["metrics"]["micro_f1"]["mean"]
     stored = json.loads((tmp_path / "table" / "mult" / "robustness.json").read_text())
     model = FLI2MoEModel.from_pretrained(tmp_path / "table" / "mult" / "seed-3" / "model").eval()
     (batch,) = create_data_loader(cache.splits["test"], ["image", "text"], batch_size=20, shuffle=False)
@@ -132,8 +134,18 @@ def test_robustness_is_measured_on_the_test_split(compare, cache, tmp_path):
                 logits = model.run_mixture(projected, batch["feature_masks"]).logits
             expected = compute_metrics(logits, batch["labels"], "multi_label_classification")["micro_f1"]
             assert stored[f"without {name} ({by})"]["3"]["micro_f1"] == pytest.approx(expected)
-            assert measured[f"micro_f1, without {name} ({by})"]["mean"] == pytest.approx(expected)
-    assert "noise 0.5 on text" in render_markdown(table).splitlines()[0]
+            told = measured[f"without {name} ({by})"]["metrics"]["micro_f1"]
+            assert told["mean"] == told["values"]["3"] == pytest.approx(expected)
+            assert told["difference"] == pytest.approx(expected - whole)
+    systems, conditions, _ = render_markdown(table).split("\n\n")
+    assert len(systems.splitlines()) == 2 + 1
+    rows = [line.strip("| ").split(" | ") for line in conditions.splitlines()]
+    assert rows[0] == ["system", "condition", *METRICS_BY_PROBLEM["multi_label_classification"]]
+    assert [row[:2] for row in rows[2:]] == [["MulT", name] for name in ("none", *measured)]
+    assert rows[2][2] == f"{100 * whole:.1f}"
+    noise = measured["noise 0.5 on text"]["metrics"]["micro_f1"]
+    told = f"{100 * noise['mean']:.1f} ({100 * noise['difference']:+.1f})"
+    assert next(row for row in rows if row[1] == "noise 0.5 on text")[2] == told
 
 
 def test_noise_has_the_size_of_the_sample():
@@ -260,6 +272,41 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(tmp_path, monkeyp
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit, match="holds other files and no run"):
         runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+
+
+def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accelerate):
+    """The encoders of MMHS150K, and hyper-parameters for each fusion."""
+    (tmp_path / "MMHS150K_GT.json").write_text("{}")
+    modalities = {"image": "image", "text": "text"}
+    given = {}
+
+    def encode(raw, encoders, options, *others):
+        given.update(encoders=encoders, length=options.text_max_length)
+        return SimpleNamespace(modalities=modalities)
+
+    def stop(systems, *others):
+        given.update(systems)
+        raise SystemExit
+
+    monkeypatch.setattr("fl_i2moe.data.layouts.load_layout", lambda *_, **__: SimpleNamespace(modalities=modalities))
+    monkeypatch.setattr(experiment, "encode", encode)
+    monkeypatch.setattr("fl_i2moe.comparison.compare_systems", stop)
+    command = ["recipes/compare.py", f"--data={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--image_hidden_layer=3"]
+    systems = ["--systems", "switchgate", "i2moe-switchgate", "i2moe-lf", "zero-vector"]
+    monkeypatch.setattr("sys.argv", [*command, "--hyperparameters=enrico", *systems])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    clip = "openai/clip-vit-base-patch32"
+    assert given["encoders"] == {"image": EncoderChoice(clip, None, 3), "text": EncoderChoice(clip)}
+    assert given["length"] == 77
+    told = ("architecture", "fusion", "hidden_size", "num_attention_heads", "perturbation")
+    assert {name: [given[name].model.get(x) for x in told] for name in systems[1:]} == {
+        "switchgate": ["dense", "switch", 128, 2, None],
+        "i2moe-switchgate": ["moe", "switch", 128, 2, None],
+        "i2moe-lf": ["moe", "late", 256, 4, None],
+        "zero-vector": [None, "transformer", 256, 4, "zero"],
+    }
+    assert [given[name].training["batch_size"] for name in systems[1:]] == [8, 8, 32, 32]
 
 
 def test_every_preset_names_systems_that_fit_a_model():
