@@ -224,7 +224,11 @@ class ModelArguments:
     def __post_init__(self):
         # all that the configuration can check without the data
         num_modalities = max(2, self.num_perturbed_views or 2)
-        self.to_config({str(index): {"feature_size": 1, "max_features": 1} for index in range(num_modalities)})
+        self.to_config(self.unread_modalities(map(str, range(num_modalities))))
+
+    def unread_modalities(self, names: Iterable[str]) -> dict[str, dict[str, int]]:
+        """For [`to_config`], in the place of modalities whose features are not there yet."""
+        return {name: {"feature_size": max(1, self.num_patches), "max_features": 1} for name in names}
 
 
 @dataclass

@@ -25,7 +25,7 @@ from fl_i2moe.arguments import (
     starts_from_features,
 )
 from fl_i2moe.data.mmimdb import load_mmimdb
-from fl_i2moe.data.planted import FORMAT_VERSION, PLANTED_GENRES, write_planted
+from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
 from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
 from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
 from fl_i2moe.sample_encoders import user_cache_dir
@@ -85,7 +85,7 @@ def main():
         data_dir = Path(data.data_dir)
         accelerator.print(f"Films: {data_dir}")
     else:
-        data_dir = user_cache_dir() / "planted" / f"v{FORMAT_VERSION}-{data.num_films}-films-seed-{data.sample_seed}"
+        data_dir = user_cache_dir() / "planted" / planted_folder_name(data.num_films, data.sample_seed)
         accelerator.print(f"Films: a built-in sample with known interactions, {data_dir}. Give yours with --data_dir.")
         with accelerator.main_process_first():
             write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)

@@ -79,7 +79,7 @@ def test_own_arrays_with_the_papers_settings(run_here, tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     fields = {
-        name: rng.normal(size=(60, size)) + labels[:, None] for name, size in zip("IGCB", (5, 7, 3, 4), strict=True)
+        name: rng.normal(size=(60, size)) + labels[:, None] for name, size in zip("IGCB", (5, 17, 3, 4), strict=True)
     }
     np.savez(tmp_path / "patients.npz", labels=labels, label_names=np.array(["CN", "MCI", "AD"]), **fields)
     run = tmp_path / "run"

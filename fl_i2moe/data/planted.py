@@ -71,6 +71,11 @@ PLANTED_GENRES = {
 EVIDENCE = [("vehicle", "animal"), ("clothing", "place"), ("building", "instrument")]  # families that belong together
 
 
+def planted_folder_name(num_films: int, seed: int) -> str:
+    """Names the sample, where samples lie side by side."""
+    return f"v{FORMAT_VERSION}-{num_films}-films-seed-{seed}"
+
+
 def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 0) -> Path:
     """Writes the sample, or reuses it where the same one has been written before.
 

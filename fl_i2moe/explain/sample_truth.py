@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cache import FeatureCache
 from ..data.numeric import NumericSettings, load_numeric_truth
-from ..data.planted import FORMAT_VERSION, load_planted_truth
+from ..data.planted import load_planted_truth, planted_folder_name
 from ..sample_encoders import user_cache_dir
 from .evaluation import Truth
 from .evaluation_run import Run
@@ -98,7 +98,7 @@ def _find_sample(runs: Sequence[Run], data_dir: str | None, find: Callable[[dict
 
 
 def _films(settings: dict[str, Any]) -> Path:
-    sample = f"v{FORMAT_VERSION}-{settings.get('num_films')}-films-seed-{settings.get('sample_seed')}"
+    sample = planted_folder_name(settings.get("num_films"), settings.get("sample_seed"))
     return Path(settings.get("data_dir") or user_cache_dir() / "planted" / sample)
 
 
