@@ -39,14 +39,14 @@ class System:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of [`ModelArguments`] that make it what it is."""
 
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of [`TrainingArguments`] in which it differs."""
-
     against: str | None = None
     """Name of the system that it is compared with: the table shows the difference."""
 
     min_modalities: int = 2
     """With fewer it is no other system than the one it is compared with."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of [`TrainingArguments`] in which it differs."""
 
 
 @dataclass(frozen=True)
