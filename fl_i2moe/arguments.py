@@ -7,7 +7,7 @@ replaces defaults and what the user writes replaces the preset.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from .configuration_fl_i2moe import FLI2MoEConfig
+from .data.raw import ProblemType
 from .metrics import METRICS_BY_PROBLEM, default_metric
 
 
@@ -61,6 +62,66 @@ class EncodingArguments(CacheArguments):
         _at_least(self, 1, "text_max_length")
 
 
+@dataclass
+class ImageEncoderArguments:
+    """Which encoder pictures go through."""
+
+    image_encoder: str | None = option(None, "Hub id or folder of a vision model; the data set's own if not given.")
+    image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
+    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
+
+
+@dataclass
+class TextEncoderArguments:
+    """Which encoder texts go through."""
+
+    text_encoder: str | None = option(None, "Hub id or folder of a text model; the data set's own if not given.")
+    text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
+    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
+
+
+@dataclass
+class ArrayArguments:
+    """How a file of arrays is read, see [`~fl_i2moe.data.arrays.load_arrays`], and what is done with its numbers."""
+
+    modalities: list[str] | None = option(None, "Fields that are modalities, in the experts' order; all if not given.")
+    label_field: str = option("labels", "Field of the labels.")
+    label_names: list[str] | None = option(None, "Names of the classes; the file's, or the labels' values.")
+    problem_type: ProblemType | None = option(None, "What is predicted; what the labels look like if not given.")
+    label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
+    split_field: str = option("split", "Field of the splits.")
+    id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
+    validation_share: float = option(0.1, "Share of the training samples to validate on, where the file has none.")
+    test_share: float = option(0.2, "Share of the training samples to test on, where the file has none.")
+    split_seed: int = option(0, "Seed of that draw.")
+    standardize: bool = option(
+        True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
+    )
+    replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
+    mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
+
+    def __post_init__(self):
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        _at_least(self, 0, "split_seed")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The options of `load_arrays`."""
+        return {item.name: getattr(self, item.name) for item in fields(ArrayArguments) if item.name != "standardize"}
+
+
+def given_options(arguments: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Options of a dataclass, or those of these names, that are not at their defaults."""
+    given = []
+    for x in fields(arguments):
+        default = x.default if x.default_factory is MISSING else x.default_factory()
+        if (names is None or x.name in names) and getattr(arguments, x.name) != default:
+            given.append(x.name)
+    return given
+
+
 def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | None = None) -> bool:
     """
     Whether a run starts from features, so that there are no raw samples to read and encode.
@@ -77,11 +138,9 @@ def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | No
             raise ValueError(f"`{needs}` is needed, the folder of the raw data; or `features`.")
         return False
     # presets set `text_max_length`, so that it need not be the user's
-    raw_options = [(encoding, x) for x in fields(encoding) if x.name not in ("features", "text_max_length")]
-    for arguments, x in [*((data, x) for x in fields(data)), *raw_options]:
-        default = x.default if x.default_factory is MISSING else x.default_factory()
-        if getattr(arguments, x.name) != default:
-            raise ValueError(f"`features` and `{x.name}` exclude each other: features are not encoded again.")
+    others = [x for x in given_options(encoding) if x not in ("features", "text_max_length")]
+    if others := [*given_options(data), *others]:
+        raise ValueError(f"`features` and `{others[0]}` exclude each other: features are not encoded again.")
     return True
 
 
@@ -165,7 +224,11 @@ class ModelArguments:
     def __post_init__(self):
         # all that the configuration can check without the data
         num_modalities = max(2, self.num_perturbed_views or 2)
-        self.to_config({str(index): {"feature_size": 1, "max_features": 1} for index in range(num_modalities)})
+        self.to_config(self.unread_modalities(map(str, range(num_modalities))))
+
+    def unread_modalities(self, names: Iterable[str]) -> dict[str, dict[str, int]]:
+        """For [`to_config`], in the place of modalities whose features are not there yet."""
+        return {name: {"feature_size": max(1, self.num_patches), "max_features": 1} for name in names}
 
 
 @dataclass

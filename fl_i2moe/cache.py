@@ -41,6 +41,7 @@ from .cache_shards import (
 from .data.raw import OnBadSample, RawDataset, SampleError
 from .disk import explaining_full_disk
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
+from .machine import lock_holder
 
 __all__ = ["CacheMismatchError", "CorruptCacheError", "FeatureCache", "build_cache", "cache_key", "open_cache"]
 
@@ -213,7 +214,11 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"another run is building the feature cache {cache_dir}: wait until it is done") from None
+            holder = lock_holder(lock.lock_file)
+            process = f" (process {holder})" if holder else ""
+            raise ValueError(
+                f"another run{process} is building the feature cache {cache_dir}: wait until it is done, or end it"
+            ) from None
         (cache_dir / "info.json").unlink(missing_ok=True)
 
 

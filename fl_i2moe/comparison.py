@@ -5,26 +5,30 @@ Several systems on the same features with the same options and seeds, and the ta
       run.json        what holds for all systems
       <system>/       a run as `run_on_cache` leaves it
       table.json      means, standard deviations and single values of every system that is done
-      table.md        the same for reading
+      table.md        the same for reading, as one table or several
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
 
-from .arguments import OutputArguments, check_metric
+from .arguments import ModelArguments, OutputArguments, check_metric
 from .cache import FeatureCache
 from .cache_key import key_digest
 from .experiment import Job, format_metric, model_config, run_on_cache
-from .metrics import METRICS_BY_PROBLEM
+from .metrics import METRICS_BY_PROBLEM, difference
 from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
-"""(folder of the run, its job, features, processes) → column → {"mean", "std", "text"}, further columns of a table."""
+"""
+(folder of the run, its job, features, processes) → what else is to be told of a system, by name: further columns,
+`{"mean", "std", "text"}`; or conditions under which it was evaluated once more, rows of a table of their own,
+`{"metrics"}` as a row has them.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,29 @@ class System:
 
     min_modalities: int = 2
     """With fewer it is no other system than the one it is compared with."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of [`TrainingArguments`] in which it differs."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Systems that are read together; a system may stand in several tables and is trained once."""
+
+    title: str
+    systems: Sequence[str]
+    """Names, in the order of the rows."""
+
+    row_titles: Mapping[str, str] = field(default_factory=dict)
+    """Name → what the system is called in this table, where that is not its own title."""
+
+
+def with_options(system: System, options: Mapping[str, Any]) -> System:
+    """The system with further options, of the model or its training; what makes it what it is stays."""
+    of_model = {x.name for x in fields(ModelArguments)}
+    model = {name: value for name, value in options.items() if name in of_model}
+    training = {name: value for name, value in options.items() if name not in of_model}
+    return replace(system, model={**model, **system.model}, training={**training, **system.training})
 
 
 def check_systems(systems: Mapping[str, System], job: Job) -> None:
@@ -60,6 +87,7 @@ def compare_systems(
     accelerator: Accelerator,
     console: Console,
     measure: Measurement | None = None,
+    tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """
     Trains every system that is not trained yet, and writes the table anew after each.
@@ -71,6 +99,7 @@ def compare_systems(
         systems: name → system, in the table's order. A name is a folder's.
         job: options that hold for all; a system's own replace those of the model.
         measure: what else is to be told of a trained system.
+        tables: what is read together; all systems in one table if not given.
 
     Returns:
         The content of `table.json`.
@@ -100,7 +129,7 @@ def compare_systems(
         results[name] = run_on_cache(cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True))
         if measure is not None:
             measured[name] = measure(folder / name, own_job, cache, accelerator)
-        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type)
+        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
         if accelerator.is_main_process:
             write_json(folder / "table.json", table)
             write_text(folder / "table.md", render_markdown(table))
@@ -114,10 +143,11 @@ def _own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
     for name, system in systems.items():
         try:
             model = replace(job.model, **system.model)
+            training = replace(job.training, **system.training)
         except ValueError as error:
             raise ValueError(f"The system {name} does not go with the options: {error}") from error
         output = OutputArguments(str(Path(job.output.output_dir) / name), resume=True)
-        jobs[name] = replace(job, model=model, output=output)
+        jobs[name] = replace(job, model=model, training=training, output=output)
     return jobs
 
 
@@ -126,15 +156,18 @@ def make_table(
     results: Mapping[str, dict[str, Any]],
     measured: Mapping[str, dict[str, Any]],
     problem_type: str,
+    tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """
     Args:
         results: name → `results.json` of the run.
         measured: name → what a [`Measurement`] gave.
+        tables: what is read together; all systems in one table if not given.
 
     Returns:
-        Plain JSON: the columns, and a row for each system with `metrics` (mean, std, values by seed, difference to
-        the system it is compared with), `parameters`, `seconds_per_epoch` and `measured`.
+        Plain JSON: the columns; a row for each system with `metrics` (mean, std, values by seed, difference to the
+        system it is compared with), `parameters`, `seconds_per_epoch` and `measured`; and `tables`, each with its
+        title, its systems and what they are called there.
     """
     names = [*METRICS_BY_PROBLEM[problem_type]]
     rows = []
@@ -145,7 +178,7 @@ def make_table(
             metric: {
                 **test[metric],
                 "values": {seed: run["test"][metric] for seed, run in seeds.items()},
-                "difference": _difference(test[metric]["mean"], other and other[metric]["mean"]),
+                "difference": difference(test[metric]["mean"], other and other[metric]["mean"]),
             }
             for metric in names
         }
@@ -162,6 +195,10 @@ def make_table(
             }
         )
     first = next(iter(results.values()))
+    parts = []
+    for table in tables or [Table("", list(systems))]:
+        titles = {name: table.row_titles.get(name, systems[name].title) for name in table.systems if name in systems}
+        parts.append({"title": table.title, "systems": titles})
     return {
         "metrics": names,
         "picked_by": first["metric"],
@@ -169,27 +206,59 @@ def make_table(
         "samples": first["samples"],
         "machine": first["machine"],
         "rows": rows,
+        "tables": parts,
     }
 
 
 def render_markdown(table: Mapping[str, Any]) -> str:
-    """The table as Markdown: shares in per cent, mean ± standard deviation over the seeds."""
-    rows = table["rows"]
-    extra = list(dict.fromkeys(column for row in rows for column in row["measured"]))
-    header = ["system", *table["metrics"], *extra, "parameters", "s / epoch"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in rows:
-        cells = [row["title"]]
-        cells += [_cell(metric, row["metrics"][metric]) for metric in table["metrics"]]
-        cells += [row["measured"][column]["text"] if column in row["measured"] else "–" for column in extra]
-        lines.append([*cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
+    """The tables as Markdown: shares in per cent, mean ± standard deviation over the seeds."""
+    rows = {row["system"]: row for row in table["rows"]}
+    parts = []
+    for part in table["tables"]:
+        if titles := part["systems"]:
+            parts += [f"### {part['title']}"] * bool(part["title"]) + [_render_systems(titles, rows, table["metrics"])]
+            if any(_conditions(rows[name]) for name in titles):
+                parts.append(_render_conditions(titles, rows, table["metrics"]))
     count = len(table["seeds"])
     spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
     note = (
         f"Test split, {table['samples']['test']:,} samples, {spread}; the epoch is picked by the validation split's "
         f"{table['picked_by']}. An epoch includes its validation. {table['machine']['device']}."
     )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def _render_systems(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A row for each system; differences are told where the system that is compared with stands there, too."""
+    extra = dict.fromkeys(column for name in titles for column, x in rows[name]["measured"].items() if "text" in x)
+    lines = [["system", *metrics, *extra, "parameters", "s / epoch"]]
+    for name, title in titles.items():
+        row = rows[name]
+        cells = [_cell(metric, row["metrics"][metric], row["against"] in titles) for metric in metrics]
+        cells += [row["measured"].get(column, {}).get("text", "–") for column in extra]
+        lines.append([title, *cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
+    return _render_lines(lines, texts=1)
+
+
+def _render_conditions(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A row for each system and condition; differences are to the same system without a condition."""
+    lines = [["system", "condition", *metrics]]
+    for name, title in titles.items():
+        row = rows[name]
+        lines.append([title, "none", *(_cell(metric, row["metrics"][metric], False) for metric in metrics)])
+        for condition, x in _conditions(row).items():
+            lines.append([title, condition, *(_cell(metric, x["metrics"][metric], True) for metric in metrics)])
+    return _render_lines(lines, texts=2)
+
+
+def _conditions(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in row["measured"].items() if "metrics" in x}
+
+
+def _render_lines(lines: Sequence[Sequence[str]], texts: int) -> str:
+    """The first columns hold texts, the others numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(lines[0]) - texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:
@@ -206,13 +275,9 @@ def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[st
     return {name: known[name] for name in names}
 
 
-def _difference(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
-
-
-def _cell(metric: str, entry: Mapping[str, Any]) -> str:
+def _cell(metric: str, entry: Mapping[str, Any], with_difference: bool) -> str:
     text = format_metric(metric, entry)
-    if entry["difference"] is None:
+    if entry["difference"] is None or not with_difference:
         return text
     is_share = metric not in METRICS_BY_PROBLEM["regression"]
     return f"{text} ({100 * entry['difference']:+.1f})" if is_share else f"{text} ({entry['difference']:+.3f})"

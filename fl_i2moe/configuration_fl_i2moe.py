@@ -270,6 +270,12 @@ class FLI2MoEConfig(PreTrainedConfig):
     def _validate_combinations(self):
         if self.layer_arithmetic == "published" and self.fusion != "transformer":
             raise ValueError(f'`layer_arithmetic="published"` needs `fusion="transformer"`, got {self.fusion!r}.')
+        widest = max(modality["feature_size"] for modality in self.modalities.values())
+        if self.level == "pooled" and self.num_patches > widest:
+            raise ValueError(
+                f"`num_patches` must be at most {widest}, the numbers of the widest pooled vector, got "
+                f"{self.num_patches}: further pieces would be empty."
+            )
         if not self.is_specialised:
             return
         # what the specialised objective takes for granted

@@ -5,6 +5,7 @@ What differs between data sets comes in as a `RawDataset` and the encoders' name
 """
 
 import json
+import os
 import platform
 import shutil
 import time
@@ -27,8 +28,10 @@ from transformers.utils import logging as transformers_logging
 from .arguments import (
     CacheArguments,
     EncodingArguments,
+    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
+    TextEncoderArguments,
     TrainingArguments,
     check_metric,
 )
@@ -41,7 +44,7 @@ from .data.raw import RawDataset
 from .encoders import FrozenEncoder, load_encoder
 from .encoding import Encoder
 from .figures import save_statistics_figures
-from .machine import cpu_model, keep_freed_memory, usable_cores
+from .machine import cpu_model, end_with_launcher, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from .sample_encoders import resolve_encoder, user_cache_dir
@@ -63,6 +66,28 @@ class EncoderChoice:
     revision: str | None = None
     hidden_layer: int | None = None
     """0: embeddings; the last if None. An earlier layer keeps more of a feature in its own place."""
+
+
+def choose_encoders(
+    options: ImageEncoderArguments | TextEncoderArguments, defaults: Mapping[str, str], modalities: Mapping[str, str]
+) -> dict[str, EncoderChoice]:
+    """
+    Modality → encoder.
+
+    Args:
+        options: of the kinds that there are.
+        defaults: kind → encoder where the options name none.
+        modalities: modality → its kind, `"image"` or `"text"`.
+    """
+    choices = {
+        kind: EncoderChoice(
+            getattr(options, f"{kind}_encoder") or default,
+            getattr(options, f"{kind}_revision"),
+            getattr(options, f"{kind}_hidden_layer"),
+        )
+        for kind, default in defaults.items()
+    }
+    return {name: choices[kind] for name, kind in modalities.items()}
 
 
 @dataclass
@@ -87,12 +112,15 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     """
     Sets up this process: Accelerate, CPU threads, and transformers' own progress bars (off, ours say what goes on).
 
-    The long timeout is for processes that wait while another one writes data.
+    The long timeout is for processes that wait while another one writes data. One of several processes ends when their
+    launcher was killed.
 
     Raises:
         ValueError: the tracker is unknown or not installed, or fp16 is asked for without a GPU.
     """
     transformers_logging.disable_progress_bar()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
@@ -141,7 +169,7 @@ def run_experiment(
     data = cache if raw is None else raw
     # whatever can be refused is refused before an hour of encoding
     check_metric(job.training.metric, data.problem_type)
-    _config(job.model, {name: {"feature_size": 1, "max_features": 1} for name in data.modalities}, data)
+    _config(job.model, job.model.unread_modalities(data.modalities), data)
     if accelerator.is_main_process:
         check_run_folder(output_dir, **flags)
     accelerator.wait_for_everyone()

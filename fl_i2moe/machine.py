@@ -1,9 +1,12 @@
-"""The machine: what a figure was measured on, and how a training process uses its memory."""
+"""The machine: what a figure was measured on, and how a training process gets on with it and with other processes."""
 
 import ctypes
 import os
 import platform
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 
 
@@ -31,3 +34,32 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def end_with_launcher(seconds: float = 1.0) -> None:
+    """
+    Ends this process, by SIGTERM, when the one that started it is gone, within so many seconds.
+
+    A launcher that is killed cannot end its workers: they would train on, unseen, and hold the cache they build.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-launcher", daemon=True).start()
+
+
+def lock_holder(path: str | Path) -> int | None:
+    """The process that holds a `flock` on a file, where the system tells (Linux)."""
+    locks = Path("/proc/locks")
+    if not locks.exists():
+        return None
+    inode = str(Path(path).stat().st_ino)
+    for line in locks.read_text().splitlines():
+        fields = line.split()  # number, kind, …, process, device:inode, …
+        if "->" not in fields and fields[1] == "FLOCK" and fields[5].split(":")[-1] == inode:
+            return int(fields[4])
+    return None

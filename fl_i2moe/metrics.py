@@ -90,6 +90,11 @@ def defined(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
+def difference(value: float | None, other: float | None) -> float | None:
+    """`value - other`; None where a metric is undefined or there is nothing to compare with."""
+    return None if value is None or other is None else value - other
+
+
 def predict(logits: FloatArray, problem_type: str, threshold: float = 0.5) -> NDArray[Any]:
     """Decisions from logits (…, C): class indices (…), 0 or 1 per label (…, C), or in regression the values themselves.
 

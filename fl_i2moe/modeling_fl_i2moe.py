@@ -19,10 +19,13 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import init_grouped_weights
 from .fusions import create_fusion
+from .input_checks import as_bool, check_inputs, check_mask_shape, check_names
 from .missing import FILLS, complete_inputs
 from .objective import interaction_losses, task_loss
 from .pinned_encoders import PinnedEncoders, Repository
 from .specialised import specialised_losses
+from .stem import ModalityStem
+from .views import View, join_masks
 
 
 @dataclass
@@ -53,60 +56,6 @@ class FLI2MoEOutput(ModelOutput):
     logits: torch.Tensor | None = None
     expert_logits: torch.Tensor | None = None
     expert_weights: torch.Tensor | None = None
-
-
-class ModalityStem(nn.Module):
-    """One modality's way into the hidden space, and its learned positions."""
-
-    def __init__(self, config: FLI2MoEConfig, name: str):
-        super().__init__()
-        modality = config.modalities[name]
-        self.pooled = config.level == "pooled"
-        self.pooling = modality.get("pooling", "mean")
-        self.num_features = config.num_patches if self.pooled else modality["max_features"]
-        feature_size = modality["feature_size"]
-        self.patch_size = -(-feature_size // config.num_patches) if self.pooled else feature_size
-        self.projection = nn.Linear(self.patch_size, config.hidden_size)
-        own = (config.num_experts,) if config.position_embeddings == "per_expert" else ()
-        self.positions = nn.Parameter(torch.zeros(*own, self.num_features, config.hidden_size))
-        if config.keeps_means:
-            self.register_buffer("feature_mean", torch.full((feature_size,), torch.nan))
-
-    def forward(self, features: torch.Tensor, feature_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, D), or pooled (B, D), → (B, T, H), or (B, P, H)."""
-        if self.pooled:
-            features = self._patches(self._pool(features, feature_mask))
-        return self.projection(features)
-
-    def position_embeddings(self, length: int, experts: list[int] | None) -> torch.Tensor:
-        """(T, H), or (E, 1, T, H) where each expert has its own."""
-        if self.positions.dim() == 2:
-            return self.positions[:length]
-        own = self.positions if experts is None else self.positions[experts]
-        return own[:, None, :length]
-
-    def project_mean(self) -> torch.Tensor:
-        """The training set's mean feature in the hidden space, (1, H) or (P, H)."""
-        if not hasattr(self, "feature_mean"):
-            raise ValueError("This model keeps no mean features: train it with `keep_feature_means=True`.")
-        if self.feature_mean.isnan().any():
-            raise ValueError("Mean features are asked for, which are not there: call `set_feature_means` first.")
-        mean = self.feature_mean.unsqueeze(0)
-        return self.projection(self._patches(mean)[0] if self.pooled else mean)
-
-    def _pool(self, features: torch.Tensor, feature_mask: torch.Tensor | None) -> torch.Tensor:
-        if features.dim() == 2:
-            return features
-        if self.pooling == "cls":
-            return features[:, 0]
-        if feature_mask is None:
-            return features.mean(dim=1)
-        weights = feature_mask.to(features.dtype) / feature_mask.sum(dim=1, keepdim=True)
-        return torch.bmm(weights.unsqueeze(1), features).squeeze(1)
-
-    def _patches(self, pooled: torch.Tensor) -> torch.Tensor:
-        padding = self.num_features * self.patch_size - pooled.shape[-1]
-        return F.pad(pooled, (0, padding)).unflatten(-1, (self.num_features, self.patch_size))
 
 
 class Reweighting(nn.Module):
@@ -197,7 +146,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             ValueError: an encoder cannot be found or read, or is not the one that the features of the training come
                 from.
         """
-        self._check_names(folders or {}, "folders")
+        check_names(folders or {}, "folders", self.config)
         for name in self.config.modality_order:
             self.raw_inputs.load(name, (folders or {}).get(name), trust_remote_code)
 
@@ -240,7 +189,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             features, feature_masks, missing = complete_inputs(
                 features, feature_masks, fill_missing, missing_lengths, self.config
             )
-        masks = self._check_inputs(features, feature_masks)
+        masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
         if with_interaction_losses is None:
             # specialised experts have no other losses to learn from
             needed = self.config.interaction_loss_weight > 0 or self.config.is_specialised
@@ -302,7 +251,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         Raises:
             ValueError: as [`forward`].
         """
-        return self._embed(features, self._check_inputs(features, feature_masks))
+        masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
+        return self._embed(features, masks)
 
     def replace_modality(
         self, projected: dict[str, torch.Tensor], name: str, by: str = "random"
@@ -317,7 +267,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         Raises:
             ValueError: for an unknown modality or replacement, or means that the model does not keep.
         """
-        self._check_names({name: None}, "name")
+        check_names([name], "name", self.config)
         if by not in FILLS:
             raise ValueError(f"`by` must be one of {', '.join(map(repr, FILLS))}, got {by!r}.")
         return {**projected, name: self._replacement(name, projected[name], by)}
@@ -410,7 +360,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """
         if not self.config.keeps_means:
             raise ValueError("This model keeps no mean features; configure it with `keep_feature_means=True`.")
-        self._check_names(means, "means", complete=True)
+        check_names(means, "means", self.config, complete=True)
         for name, stem in zip(self.config.modality_order, self.stems, strict=True):
             stem.feature_mean.copy_(means[name])
 
@@ -420,7 +370,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if not raw:
             order = self.config.modality_order
             raise ValueError(f"Give `features`, or raw inputs of {order} by name; got {sorted(given) or 'neither'}.")
-        self._check_names(raw, "inputs", complete=True)
+        check_names(raw, "inputs", self.config, complete=True)
         encoded = {name: self.raw_inputs.encode(name, x, self.device, self.dtype) for name, x in raw.items()}
         return {name: x for name, (x, _) in encoded.items()}, {name: mask for name, (_, mask) in encoded.items()}
 
@@ -443,16 +393,16 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
         """Zeroes what is not kept, after checks; also a boolean mask, or `None`, for every modality."""
         feature_masks, keep = feature_masks or {}, keep or {}
-        self._check_names(projected, "projected", complete=True)
-        self._check_names(feature_masks, "feature_masks")
-        self._check_names(keep, "keep")
+        check_names(projected, "projected", self.config, complete=True)
+        check_names(feature_masks, "feature_masks", self.config)
+        check_names(keep, "keep", self.config)
         if feature_masks and self.config.level == "pooled":
             raise ValueError("A pooled model's pseudo-patches are all real: give no `feature_masks` here.")
         for argument, given in (("feature_masks", feature_masks), ("keep", keep)):
             for name, mask in given.items():
-                _check_mask_shape(f"{argument}[{name!r}]", mask, projected[name])
+                check_mask_shape(f"{argument}[{name!r}]", mask, projected[name])
         zeroed = {name: projected[name] * mask.unsqueeze(-1).to(projected[name].dtype) for name, mask in keep.items()}
-        masks = {name: _as_bool(feature_masks.get(name)) for name in self.config.modality_order}
+        masks = {name: as_bool(feature_masks.get(name)) for name in self.config.modality_order}
         return {**projected, **zeroed}, masks
 
     def _mix(
@@ -504,7 +454,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         projected: dict[str, torch.Tensor],
         masks: dict[str, torch.Tensor | None],
         perturbation: str,
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+    ) -> View:
         """The view in which modality `index` is replaced. One draw serves all experts."""
         name = self.config.modality_order[index]
         x, mask = projected[name], masks[name]
@@ -527,9 +477,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 return torch.randn_like(x)
 
     def _join(
-        self,
-        views: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]],
-        experts: list[int] | None = None,
+        self, views: list[View], experts: list[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """
         Views → joint sequences (V·B, T, H), their mask (V·B, T) or `None`, and the readout (V·B, M, T).
@@ -537,97 +485,20 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         An expert axis in front stays in front; positions of each expert's own put one there, for `experts`.
         """
         order = self.config.modality_order
-        lengths = [views[0][0][name].shape[-2] for name in order]
         sequences = [
-            x[name] + stem.position_embeddings(x[name].shape[-2], experts).to(x[name].dtype)
+            [
+                x[name] + stem.position_embeddings(x[name].shape[-2], experts).to(x[name].dtype)
+                for name, stem in zip(order, self.stems, strict=True)
+            ]
             for x, _ in views
-            for name, stem in zip(order, self.stems, strict=True)
         ]
-        num_views, num_samples = len(views), sequences[0].shape[-3]
-        rows = [torch.cat(sequences[i : i + len(order)], dim=-2) for i in range(0, len(sequences), len(order))]
-        x = dropout(torch.cat(rows, dim=-3), self.config.embedding_dropout, self.training)
-
-        padded = any(mask is not None for _, masks in views for mask in masks.values())
-        feature_mask = x.new_ones(x.shape[-3:-1], dtype=torch.bool)
-        if padded:
-            for view, (_, masks) in enumerate(views):
-                parts = feature_mask[view * num_samples : (view + 1) * num_samples].split(lengths, dim=1)
-                for part, name in zip(parts, order, strict=True):
-                    if masks[name] is not None:
-                        part.copy_(masks[name])
-        readout = x.new_zeros(num_views * num_samples, len(order), sum(lengths))
-        start = 0
-        for modality, length in enumerate(lengths):
-            part = feature_mask[:, start : start + length].to(x.dtype)
-            readout[:, modality, start : start + length] = part / part.sum(dim=1, keepdim=True)
-            start += length
-        return x, feature_mask if padded else None, readout
+        x = torch.cat([torch.cat(parts, dim=-2) for parts in sequences], dim=-3)
+        x = dropout(x, self.config.embedding_dropout, self.training)
+        return x, *join_masks(views, order, x)
 
     def _means(self, projected: dict[str, torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
         """Mean projected feature of each modality, (B, M, H)."""
         return torch.bmm(readout, torch.cat([projected[name] for name in self.config.modality_order], dim=1))
-
-    def _check_names(self, given: dict, argument: str, complete: bool = False) -> None:
-        order = self.config.modality_order
-        if unknown := set(given) - set(order):
-            raise ValueError(f"`{argument}` has unknown modalities {sorted(unknown)}; this model has {order}.")
-        if complete and (missing := [name for name in order if name not in given]):
-            raise ValueError(f"`{argument}` lacks {missing}; this model needs {order}.")
-
-    def _check_inputs(
-        self, features: dict[str, torch.Tensor], feature_masks: dict[str, torch.Tensor] | None
-    ) -> dict[str, torch.Tensor | None]:
-        """Returns a boolean mask, or `None`, for every modality."""
-        feature_masks = feature_masks or {}
-        self._check_names(features, "features", complete=True)
-        self._check_names(feature_masks, "feature_masks")
-        num_samples = features[self.config.modality_order[0]].shape[0]
-        masks = {}
-        for name in self.config.modality_order:
-            masks[name] = _as_bool(feature_masks.get(name))
-            self._check_shapes(name, features[name], masks[name], num_samples)
-            if not self.training:
-                _check_values(name, features[name], masks[name])
-        return masks
-
-    def _check_shapes(self, name: str, x: torch.Tensor, mask: torch.Tensor | None, num_samples: int) -> None:
-        modality = self.config.modalities[name]
-        size, longest = modality["feature_size"], modality["max_features"]
-        dims = (2, 3) if self.config.level == "pooled" else (3,)
-        if x.dim() not in dims or x.shape[-1] != size:
-            raise ValueError(f"`features[{name!r}]` must have shape (B, T, {size}), got {tuple(x.shape)}.")
-        if x.shape[0] != num_samples:
-            raise ValueError(f"`features[{name!r}]` has {x.shape[0]} samples, the other modalities {num_samples}.")
-        if x.dim() == 3 and not 0 < x.shape[1] <= longest:
-            raise ValueError(f"`features[{name!r}]` has {x.shape[1]} features a sample; 1 to {longest} are possible.")
-        if mask is not None and x.dim() == 2:
-            raise ValueError(f"`features[{name!r}]` is pooled already, (B, D): give no mask for it.")
-        if mask is not None:
-            _check_mask_shape(f"feature_masks[{name!r}]", mask, x)
-
-
-def _as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:
-    return None if mask is None else mask.bool()
-
-
-def _check_mask_shape(argument: str, mask: torch.Tensor, x: torch.Tensor) -> None:
-    if mask.shape != x.shape[-3:-1]:
-        raise ValueError(f"`{argument}` must have shape {tuple(x.shape[-3:-1])}, got {tuple(mask.shape)}.")
-
-
-def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Content checks, which wait for the device: outside training only."""
-    if mask is not None and not (rows := mask.any(dim=1)).all():
-        raise ValueError(
-            f"`feature_masks[{name!r}]` has no real feature in rows {(~rows).nonzero().flatten().tolist()}; "
-            "`fill_missing` says what stands for a missing modality."
-        )
-    finite = x.isfinite()
-    if mask is not None:
-        finite = finite | ~mask.unsqueeze(-1)
-    if not finite.all():
-        rows = (~finite.flatten(1).all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"`features[{name!r}]` has NaN or infinite values in rows {rows}.")
 
 
 __all__ = ["FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPreTrainedModel"]

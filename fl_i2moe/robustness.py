@@ -17,8 +17,8 @@ from torch import nn
 
 from .batching import create_data_loader
 from .cache import FeatureCache
-from .experiment import Job, format_metric, keep_json, summarise_runs
-from .metrics import compute_metrics, defined
+from .experiment import Job, keep_json, summarise_runs
+from .metrics import compute_metrics, defined, difference
 from .missing import FILLS
 from .modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
 from .training import predict
@@ -75,23 +75,32 @@ def measure_robustness(
     folder: Path, job: Job, cache: FeatureCache, accelerator: Accelerator
 ) -> dict[str, dict[str, Any]]:
     """
-    The picking metric of the test split under every condition, for the best model of each seed in `folder`.
+    The metrics of the test split under every condition, for the best model of each seed in `folder`.
 
-    Writes all metrics by condition and seed into `robustness.json`; a second call reads them there.
+    Writes them by condition and seed into `robustness.json`; a second call reads them there.
 
     Returns:
-        Condition → `mean` and `std` over the seeds, and `text`.
+        Condition → `metrics`: metric → `mean` and `std` over the seeds, `values` by seed, and the `difference` of the
+        mean to that without a condition.
 
     Raises:
         ValueError: a model keeps no mean features.
     """
-    metric = json.loads((folder / "results.json").read_text())["metric"]
+    whole = json.loads((folder / "results.json").read_text())["test"]
     found = keep_json(folder / FILE, lambda: _evaluate(folder, job, cache, accelerator), accelerator)
-    columns = {}
-    for title, seeds in found.items():
-        entry = summarise_runs(list(seeds.values()))[metric]
-        columns[f"{metric}, {title}"] = {**entry, "text": format_metric(metric, entry)}
-    return columns
+    return {
+        condition: {
+            "metrics": {
+                metric: {
+                    **entry,
+                    "values": {seed: metrics[metric] for seed, metrics in seeds.items()},
+                    "difference": difference(entry["mean"], whole[metric]["mean"]),
+                }
+                for metric, entry in summarise_runs(list(seeds.values())).items()
+            }
+        }
+        for condition, seeds in found.items()
+    }
 
 
 def _evaluate(folder: Path, job: Job, cache: FeatureCache, accelerator: Accelerator) -> dict[str, dict[str, Any]]:

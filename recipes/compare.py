@@ -1,13 +1,16 @@
 """
-Train the systems of the I²MoE paper's tables on the same features and print the table.
+Train the systems of the I²MoE paper's tables on the same features and print the tables.
 
-    accelerate launch recipes/compare.py --preset table1 --data <folder> --output_dir runs/table1
+    accelerate launch recipes/compare.py --preset tables --data <folder or file> --output_dir runs/tables
 
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
-names it; `--features <folder or data set on the Hub>` stands for the latter. All systems have the same options, seeds
-and features; those of the model that make a system what it is are its own. A stopped comparison goes on with --resume,
-which may also name further --systems.
+names it; `--features <folder or data set on the Hub>` stands for the latter. A file is one of arrays, read as
+recipes/train_arrays.py reads it. All systems have the same options, seeds and features; those of the model that make a
+system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set. A
+stopped comparison goes on with --resume, which may also name another preset or further --systems: what an output folder
+holds is not trained again.
 
+    tables        tables 1, 2, 4 and 5, each system trained once
     table1        vanilla fusions and I²MoE-MulT
     table2        every fusion without and with the mixture
     table4        ablations
@@ -16,26 +19,43 @@ which may also name further --systems.
     overhead      training and inference time, parameters (table 6)
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from fl_i2moe.arguments import (
+    ArrayArguments,
     EncodingArguments,
+    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
+    TextEncoderArguments,
     TrainingArguments,
+    given_options,
     option,
     parse_arguments,
     starts_from_features,
 )
+from fl_i2moe.array_encoder import array_encoders
 from fl_i2moe.cache import is_cache, open_cache
-from fl_i2moe.comparison import System, check_systems, choose_systems, compare_systems, render_markdown
-from fl_i2moe.data.layouts import load_layout
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, encode
+from fl_i2moe.comparison import (
+    System,
+    Table,
+    check_systems,
+    choose_systems,
+    compare_systems,
+    render_markdown,
+    with_options,
+)
+from fl_i2moe.data.array_files import is_array_file
+from fl_i2moe.data.arrays import load_arrays
+from fl_i2moe.data.layouts import find_layout, load_layout
+from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, encode
 from fl_i2moe.overhead import measure_overhead
+from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 from fl_i2moe.robustness import measure_robustness
 from fl_i2moe.shared_features import open_features
 
@@ -62,45 +82,78 @@ ABLATIONS = {
     "less-forward": System("(4) Less-Forward", {"num_perturbed_views": 2}, FULL, min_modalities=3),
     "synergy-redundancy": System("(5) Synergy-Redundancy", {"interaction_experts": "synergy_redundancy"}, FULL),
 }
-# I²MoE, table 5
+# I²MoE, table 5, beside the random vector that I²MoE-MulT uses
 PERTURBATIONS = {
-    f"{name}-vector": System(f"{name} vector", {"perturbation": name}, None if name == "random" else "random-vector")
-    for name in ("random", "mean", "zero", "shuffle")
+    f"{name}-vector": System(f"{name} vector", {"perturbation": name}, FULL) for name in ("mean", "zero", "shuffle")
 }
 SYSTEMS = {**DENSE, **MIXTURES, **ABLATIONS, **PERTURBATIONS}
 PAIRS = [name for pair in zip(DENSE, MIXTURES, strict=True) for name in pair]
-SEEDS = {"seeds": [0, 1, 2]}
+TABLES = {
+    "table1": Table("Table 1: vanilla fusions and I²MoE-MulT", [*DENSE, FULL]),
+    "table2": Table("Table 2: every fusion without and with the mixture", PAIRS),
+    "table4": Table("Table 4: ablations", [FULL, *ABLATIONS]),
+    "table5": Table(
+        "Table 5: what replaces a modality in its view", [FULL, *PERTURBATIONS], row_titles={FULL: "random vector"}
+    ),
+}
+# mean features stand in for a missing modality: robustness can be measured on what any table trained
+COMMON = {"seeds": [0, 1, 2], "keep_feature_means": True}
 PRESETS = {
-    "table1": {"systems": [*DENSE, FULL], **SEEDS},
-    "table2": {"systems": PAIRS, **SEEDS},
-    "table4": {"systems": [FULL, *ABLATIONS], **SEEDS},
-    "table5": {"systems": list(PERTURBATIONS), **SEEDS},
-    "robustness": {"systems": ["mult", FULL], "measure": "robustness", "keep_feature_means": True, **SEEDS},
+    "tables": {"tables": list(TABLES), **COMMON},
+    **{name: {"tables": [name], **COMMON} for name in TABLES},
+    "robustness": {"systems": ["mult", FULL], "measure": "robustness", **COMMON},
     "overhead": {"systems": PAIRS, "measure": "overhead", "num_epochs": 1},
 }
 MEASUREMENTS = {"nothing": None, "robustness": measure_robustness, "overhead": measure_overhead}
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ArrayArguments, ImageEncoderArguments, TextEncoderArguments):
     """On which features."""
 
-    data: str | None = option(None, "Folder of raw data (MM-IMDb, ENRICO, MMHS150K) or of a feature cache.")
-    image_encoder: str = option("openai/clip-vit-base-patch16", "Raw data: vision model of all pictures.")
-    text_encoder: str = option("FacebookAI/roberta-base", "Raw data: text model of all texts.")
+    data: str | None = option(
+        None, "Folder of raw data (MM-IMDb, ENRICO, MMHS150K) or of a feature cache; or file of arrays."
+    )
     min_label_count: int | None = option(None, "Raw MM-IMDb: predict all genres with so many training films.")
+
+    def check(self) -> None:
+        """Refuses options that `data` has no use for."""
+        arrays = [x.name for x in fields(ArrayArguments)]
+        others = [x.name for x in fields(self) if x.name not in ("data", *arrays)]
+        if is_array_file(self.data):
+            kind, foreign = "a file of arrays", others
+        elif is_cache(self.data):
+            kind, foreign = "a feature cache", [*arrays, *others]
+        else:
+            kind, foreign = "a folder of raw data", arrays
+        if given := given_options(self, foreign):
+            raise ValueError(f"`{given[0]}` says nothing about {kind}, which {self.data} is.")
 
 
 @dataclass
 class CompareArguments:
     """Which systems, and what is told of them."""
 
-    systems: list[str] = option([], f"Rows of the table, among {', '.join(SYSTEMS)}; the preset's if not given.")
+    tables: list[str] = option([], f"Tables to print, among {', '.join(TABLES)}; the preset's if not given.")
+    systems: list[str] = option(
+        [],
+        f"Rows of one table, in place of --tables, among {', '.join(SYSTEMS)}; the preset's if not given.",
+    )
     measure: Literal["nothing", "robustness", "overhead"] = option(
         "nothing", "What else is told of each system; robustness needs --keep_feature_means."
     )
 
+    hyperparameters: DataSet | None = option(
+        None, "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10), not those given here."
+    )
+
     def __post_init__(self):
+        if unknown := [name for name in self.tables if name not in TABLES]:
+            raise ValueError(f"Unknown tables {unknown}; there are {', '.join(TABLES)}.")
+        if self.systems:
+            self.tables = []
+        else:
+            self.systems = list(dict.fromkeys(name for table in self.tables for name in TABLES[table].systems))
         choose_systems(SYSTEMS, self.systems)
 
 
@@ -114,9 +167,16 @@ def main():
     if compare.measure == "robustness" and not model.keep_feature_means:
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
     from_features = starts_from_features(encoding, data, needs="data")
+    if not from_features:
+        data.check()
     accelerator = create_accelerator(training, output.output_dir)
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     systems = choose_systems(SYSTEMS, compare.systems)
+    if compare.hyperparameters:
+        systems = {
+            name: with_options(x, published_settings(compare.hyperparameters, x.model.get("fusion", "transformer")))
+            for name, x in systems.items()
+        }
     job = Job(encoding, model, training, output)
     if accelerator.is_main_process:
         check_systems(systems, job)
@@ -126,15 +186,21 @@ def main():
             cache = open_features(encoding.features)
     elif is_cache(data.data):
         cache = open_cache(data.data)
+    elif is_array_file(data.data):
+        raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
+        cache = encode(raw, array_encoders(raw, data.standardize), encoding, accelerator, console)
     else:
         raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
-        names = {"image": data.image_encoder, "text": data.text_encoder}
-        encoders = {name: EncoderChoice(names[kind]) for name, kind in raw.modalities.items()}
+        layout = find_layout(data.data)
+        if not data.text_encoder:
+            encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS.get(layout, sys.maxsize))
+        encoders = choose_encoders(data, ENCODERS[layout], raw.modalities)
         cache = encode(raw, encoders, encoding, accelerator, console)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]
     if left_out:
         console.print(f"With {len(cache.modalities)} modalities this is no other system: {', '.join(left_out)}.")
-    table = compare_systems(systems, cache, job, accelerator, console, MEASUREMENTS[compare.measure])
+    tables = [TABLES[name] for name in compare.tables]
+    table = compare_systems(systems, cache, job, accelerator, console, MEASUREMENTS[compare.measure], tables)
     console.print(render_markdown(table), soft_wrap=True)
     console.print(f"{Path(output.output_dir) / 'table.md'} and table.json beside it", soft_wrap=True)
 

@@ -18,9 +18,9 @@ for four, three and two modalities, each pooled to one vector; --level feature k
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from fl_i2moe.arguments import (
+    ArrayArguments,
     CacheArguments,
     ModelArguments,
     OutputArguments,
@@ -32,6 +32,7 @@ from fl_i2moe.array_encoder import array_encoders, save_standardization
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.numeric import NumericSettings, write_numeric
 from fl_i2moe.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.published import published_presets
 from fl_i2moe.sample_encoders import user_cache_dir
 
 # I²MoE, table 7, the columns in which data sets agree, and its published dropout
@@ -48,34 +49,18 @@ ARRAYS = {
     "reweighting_hidden_size": 256,
     "num_reweighting_layers": 2,
 }
-# I²MoE, table 7: image, genetic, clinical and biospecimen data; three classes
-ADNI = {**ARRAYS, "level": "pooled", "num_patches": 16, "reweighting_temperature": 1.0}
-# I²MoE, table 7: laboratory values, notes and codes; two classes
-MIMIC = {
-    **ARRAYS,
-    "level": "pooled",
-    "num_patches": 8,
-    "num_epochs": 30,
-    "hidden_size": 128,
-    "num_attention_heads": 1,
-    "interaction_loss_weight": 0.01,
-    "reweighting_hidden_size": 128,
+# I²MoE, tables 7 to 10, as "adni", "adni-switch", "adni-interpretcc", "adni-moe++" and so on
+PAPER = {
+    # image, genetic, clinical and biospecimen data; three classes
+    **published_presets("adni", "adni", level="pooled"),
+    # laboratory values, notes and codes; two classes
+    **published_presets("mimic", "mimic", level="pooled"),
+    # text, vision and audio; regression, whose sign_accuracy is the tables' accuracy. MultiBench, which published the
+    # file, replaces infinite numbers
+    **published_presets("mosi", "mosi", level="pooled", replace_non_finite=True),
+    # text and image of films, as recipes/convert_mmimdb_hdf5.py writes them; 23 labels
+    **published_presets("mmimdb", "mmimdb", level="pooled"),
 }
-# I²MoE, table 7: text, vision and audio; regression, whose sign_accuracy is the tables' accuracy. MultiBench, which
-# published the file, replaces infinite numbers
-MOSI = {
-    **ARRAYS,
-    "level": "pooled",
-    "num_patches": 4,
-    "num_epochs": 30,
-    "num_attention_heads": 1,
-    "num_fusion_layers": 1,
-    "interaction_loss_weight": 0.005,
-    "num_reweighting_layers": 3,
-    "replace_non_finite": True,
-}
-# I²MoE, table 7: text and image of films, as recipes/convert_mmimdb_hdf5.py writes them; 23 labels
-MMIMDB = {**ARRAYS, "level": "pooled", "num_patches": 4, "num_epochs": 40, "num_reweighting_layers": 3}
 # Small and quick, enough to learn all interactions of the sample
 SAMPLE = {
     "num_epochs": 12,
@@ -91,29 +76,13 @@ SAMPLE = {
     "reweighting_hidden_size": 32,
     "num_reweighting_layers": 2,
 }
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ArrayArguments):
     """Which arrays, and how they are read."""
 
     data_file: str | None = option(None, "File of arrays: .npz, .parquet, .pkl; a built-in sample if not given.")
-    modalities: list[str] | None = option(None, "Fields that are modalities, in the experts' order; all if not given.")
-    label_field: str = option("labels", "Field of the labels.")
-    label_names: list[str] | None = option(None, "Names of the classes; the file's, or the labels' values.")
-    problem_type: Problem | None = option(None, "What is predicted; what the labels look like if not given.")
-    label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
-    split_field: str = option("split", "Field of the splits.")
-    id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
-    validation_share: float = option(0.1, "Share of the training samples to validate on, where the file has none.")
-    test_share: float = option(0.2, "Share of the training samples to test on, where the file has none.")
-    split_seed: int = option(0, "Seed of that draw.")
-    standardize: bool = option(
-        True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
-    )
-    replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
-    mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
     num_modalities: int = option(2, "Modalities of the built-in sample, 2 or 3.")
     num_samples: int = option(3000, "Samples of the built-in sample.")
     num_tokens: int = option(20, "Features of each sequence of the built-in sample.")
@@ -127,11 +96,7 @@ class DataArguments:
     sample_seed: int = option(0, "Seed of the built-in sample.")
 
     def __post_init__(self):
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        if self.split_seed < 0:
-            raise ValueError(f"`split_seed` must not be negative, got {self.split_seed}.")
+        super().__post_init__()
         if self.labels_per_kind is None:
             self.labels_per_kind = 2 if self.num_modalities == 2 else 1
         NumericSettings.from_options(vars(self))
@@ -140,7 +105,7 @@ class DataArguments:
 def main():
     data, cache, model, training, output = parse_arguments(
         (DataArguments, CacheArguments, ModelArguments, TrainingArguments, OutputArguments),
-        presets={"arrays": ARRAYS, "adni": ADNI, "mimic": MIMIC, "mosi": MOSI, "mmimdb": MMIMDB, "sample": SAMPLE},
+        presets={"arrays": ARRAYS, **PAPER, "sample": SAMPLE},
         default_preset=lambda given: "arrays" if given.data_file else "sample",
         description=__doc__,
     )
@@ -153,22 +118,7 @@ def main():
         accelerator.print(f"Arrays: a built-in sample with known interactions, {folder}. Give yours with --data_file.")
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
-    raw = load_arrays(
-        file,
-        modalities=data.modalities,
-        label_field=data.label_field,
-        label_names=data.label_names,
-        problem_type=data.problem_type,
-        label_threshold=data.label_threshold,
-        split_field=data.split_field,
-        id_field=data.id_field,
-        validation_share=data.validation_share,
-        test_share=data.test_share,
-        split_seed=data.split_seed,
-        replace_non_finite=data.replace_non_finite,
-        mask_zero_vectors=data.mask_zero_vectors,
-        on_bad_sample=cache.on_bad_sample,
-    )
+    raw = load_arrays(file, **data.reading, on_bad_sample=cache.on_bad_sample)
     encoders = array_encoders(raw, data.standardize)
     if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
         accelerator.print(

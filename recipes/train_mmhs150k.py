@@ -12,52 +12,35 @@ from dataclasses import asdict, dataclass
 
 from fl_i2moe.arguments import (
     EncodingArguments,
+    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
+    TextEncoderArguments,
     TrainingArguments,
     option,
     parse_arguments,
     starts_from_features,
 )
 from fl_i2moe.data.mmhs150k import load_mmhs150k
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
 
-# FL-I²MoE, section 4.1: "a comparable configuration", so that of MM-IMDb (I²MoE, table 7). CLIP reads 77 tokens
-PAPER = {
-    "num_epochs": 40,
-    "batch_size": 32,
-    "learning_rate": 1e-4,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "num_fusion_layers": 2,
-    "dropout": 0.5,
-    "interaction_loss_weight": 0.5,
-    "reweighting_temperature": 2.0,
-    "reweighting_hidden_size": 256,
-    "num_reweighting_layers": 3,
-    "text_max_length": 77,
-}
-CLIP = "openai/clip-vit-base-patch32"
+# FL-I²MoE, section 4.1: "a comparable configuration", so that of MM-IMDb (I²MoE, tables 7 to 10)
+PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmhs150k"])
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ImageEncoderArguments, TextEncoderArguments):
     """Which tweets, and which encoders."""
 
     data_dir: str | None = option(None, "Folder in the raw MMHS150K layout.")
     append_image_text: bool = option(False, "Put the text that was read in the picture behind the tweet's.")
-    image_encoder: str = option(CLIP, "Hub id or folder of a vision model.")
-    image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
-    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
-    text_encoder: str = option(CLIP, "Hub id or folder of a text model.")
-    text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
-    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
 
 
 def main():
     data, encoding, model, training, output = parse_arguments(
         (DataArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
-        presets={"paper": PAPER},
+        presets=PAPER,
         default_preset=lambda given: "paper",
         description=__doc__,
     )
@@ -67,10 +50,7 @@ def main():
     if not from_features:
         append, on_bad_sample = data.append_image_text, encoding.on_bad_sample
         raw = load_mmhs150k(data.data_dir, append_image_text=append, on_bad_sample=on_bad_sample)
-        encoders = {
-            "image": EncoderChoice(data.image_encoder, data.image_revision, data.image_hidden_layer),
-            "text": EncoderChoice(data.text_encoder, data.text_revision, data.text_hidden_layer),
-        }
+        encoders = choose_encoders(data, ENCODERS["mmhs150k"], raw.modalities)
     job = Job(encoding, model, training, output)
     run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 

@@ -15,33 +15,23 @@ from pathlib import Path
 
 from fl_i2moe.arguments import (
     EncodingArguments,
+    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
+    TextEncoderArguments,
     TrainingArguments,
     option,
     parse_arguments,
     starts_from_features,
 )
 from fl_i2moe.data.mmimdb import load_mmimdb
-from fl_i2moe.data.planted import FORMAT_VERSION, PLANTED_GENRES, write_planted
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
+from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
+from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
 from fl_i2moe.sample_encoders import user_cache_dir
 
-# I²MoE, table 7 (MM-IMDb), and FL-I²MoE, section 4.1
-PAPER = {
-    "num_epochs": 40,
-    "batch_size": 32,
-    "learning_rate": 1e-4,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "num_fusion_layers": 2,
-    "dropout": 0.5,
-    "interaction_loss_weight": 0.5,
-    "reweighting_temperature": 2.0,
-    "reweighting_hidden_size": 256,
-    "num_reweighting_layers": 3,
-    "text_max_length": 512,
-}
+# "paper": I²MoE, table 7 (MM-IMDb), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
+PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmimdb"])
 # Small and quick, enough to learn all four interactions of the sample
 SAMPLE = {
     "num_epochs": 12,
@@ -58,23 +48,16 @@ SAMPLE = {
     "num_reweighting_layers": 2,
     "text_max_length": 128,
 }
-ENCODERS = {"image": "openai/clip-vit-base-patch16", "text": "FacebookAI/roberta-base"}
 SAMPLE_ENCODERS = {"image": "sample:efficientnet-lite0", "text": "sample:minilm"}
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ImageEncoderArguments, TextEncoderArguments):
     """Which films, and which encoders."""
 
     data_dir: str | None = option(None, "Folder in the raw MM-IMDb layout; the built-in sample if not given.")
     labels: list[str] | None = option(None, "Genres to predict; the 23 of MM-IMDb if not given.")
     min_label_count: int | None = option(None, "Predict all genres with at least so many training films.")
-    image_encoder: str | None = option(None, "Hub id or folder of a vision model; CLIP ViT-B/16, or the sample's.")
-    image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
-    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
-    text_encoder: str | None = option(None, "Hub id or folder of a text model; RoBERTa-base, or the sample's.")
-    text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
-    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
     num_films: int = option(2000, "Films of the built-in sample.")
     sample_seed: int = option(0, "Seed of the built-in sample.")
 
@@ -88,7 +71,7 @@ class DataArguments:
 def main():
     data, encoding, model, training, output = parse_arguments(
         (DataArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
-        presets={"paper": PAPER, "sample": SAMPLE},
+        presets={**PAPER, "sample": SAMPLE},
         default_preset=lambda given: "paper" if given.data_dir or given.features else "sample",
         description=__doc__,
     )
@@ -98,19 +81,16 @@ def main():
     if from_features:
         run_experiment(None, {}, job, accelerator, job.settings(**asdict(data)))
         return
-    defaults = ENCODERS if data.data_dir else SAMPLE_ENCODERS
-    encoders = {
-        "image": EncoderChoice(data.image_encoder or defaults["image"], data.image_revision, data.image_hidden_layer),
-        "text": EncoderChoice(data.text_encoder or defaults["text"], data.text_revision, data.text_hidden_layer),
-    }
     if data.data_dir:
         data_dir = Path(data.data_dir)
         accelerator.print(f"Films: {data_dir}")
     else:
-        data_dir = user_cache_dir() / "planted" / f"v{FORMAT_VERSION}-{data.num_films}-films-seed-{data.sample_seed}"
+        data_dir = user_cache_dir() / "planted" / planted_folder_name(data.num_films, data.sample_seed)
         accelerator.print(f"Films: a built-in sample with known interactions, {data_dir}. Give yours with --data_dir.")
         with accelerator.main_process_first():
             write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)
+    defaults = ENCODERS["mmimdb"] if data.data_dir else SAMPLE_ENCODERS
+    encoders = choose_encoders(data, defaults, {"image": "image", "text": "text"})
     for modality, choice in encoders.items():
         accelerator.print(f"Encoder of {modality}: {choice.name}. Give another with --{modality}_encoder.")
 

@@ -3,19 +3,21 @@
 import json
 import runpy
 import statistics
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from fake_encoders import fake_encoders, write_raw
 from rich.console import Console
 
-from fl_i2moe import FLI2MoEModel
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment
 from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache
 from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.experiment import Job, create_accelerator
+from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.robustness import add_noise, measure_robustness
@@ -118,6 +120,7 @@ def test_robustness_is_measured_on_the_test_split(compare, cache, tmp_path):
     )
     measured = table["rows"][0]["measured"]
     assert len(measured) == 2 * 5
+    whole = table["rows"][0]["metrics"]["micro_f1"]["mean"]
     stored = json.loads((tmp_path / "table" / "mult" / "robustness.json").read_text())
     model = FLI2MoEModel.from_pretrained(tmp_path / "table" / "mult" / "seed-3" / "model").eval()
     (batch,) = create_data_loader(cache.splits["test"], ["image", "text"], batch_size=20, shuffle=False)
@@ -131,8 +134,18 @@ def test_robustness_is_measured_on_the_test_split(compare, cache, tmp_path):
                 logits = model.run_mixture(projected, batch["feature_masks"]).logits
             expected = compute_metrics(logits, batch["labels"], "multi_label_classification")["micro_f1"]
             assert stored[f"without {name} ({by})"]["3"]["micro_f1"] == pytest.approx(expected)
-            assert measured[f"micro_f1, without {name} ({by})"]["mean"] == pytest.approx(expected)
-    assert "noise 0.5 on text" in render_markdown(table).splitlines()[0]
+            told = measured[f"without {name} ({by})"]["metrics"]["micro_f1"]
+            assert told["mean"] == told["values"]["3"] == pytest.approx(expected)
+            assert told["difference"] == pytest.approx(expected - whole)
+    systems, conditions, _ = render_markdown(table).split("\n\n")
+    assert len(systems.splitlines()) == 2 + 1
+    rows = [line.strip("| ").split(" | ") for line in conditions.splitlines()]
+    assert rows[0] == ["system", "condition", *METRICS_BY_PROBLEM["multi_label_classification"]]
+    assert [row[:2] for row in rows[2:]] == [["MulT", name] for name in ("none", *measured)]
+    assert rows[2][2] == f"{100 * whole:.1f}"
+    noise = measured["noise 0.5 on text"]["metrics"]["micro_f1"]
+    told = f"{100 * noise['mean']:.1f} ({100 * noise['difference']:+.1f})"
+    assert next(row for row in rows if row[1] == "noise 0.5 on text")[2] == told
 
 
 def test_noise_has_the_size_of_the_sample():
@@ -175,17 +188,69 @@ def test_recipe(cache, tmp_path, launch, run_here):
     assert "| (2) Latent-Contrastive |" in output
 
 
+def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
+    """Arrays of three modalities: the four tables of the paper, each system trained once, in whatever way they are
+    asked for."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    views = {name: rng.normal(size=(40, 6)) + labels[:, None] for name in ("mrna", "methylation", "mirna")}
+    split = np.repeat(["tr", "te"], 20)
+    arrays = {
+        f"{name}_{end}": x[split == end] for name, x in {**views, "labels": labels}.items() for end in ("tr", "te")
+    }
+    np.savez(tmp_path / "views.npz", **arrays)
+    trained = []
+    fit = experiment.train
+    monkeypatch.setattr(experiment, "train", lambda *args, **others: trained.append(args[3]) or fit(*args, **others))
+    monkeypatch.setattr(experiment, "save_statistics_figures", lambda *others: None)
+    out = tmp_path / "out"
+    command = ["recipes/compare.py", f"--data={tmp_path / 'views.npz'}", f"--output_dir={out}", "--num_threads=1"]
+    command += ["--modalities", "mirna", "mrna", "methylation", "--validation_share=0.2", "--level=pooled"]
+    command += ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--seeds=0", "--encoding_workers=0"]
+
+    run_here(*command, "--preset=table5")
+    assert [path.parent.name for path in trained] == ["i2moe-mult", "mean-vector", "zero-vector", "shuffle-vector"]
+    output = run_here(*command, "--preset=tables", "--resume")
+    names = [path.parent.name for path in trained]
+    assert len(set(names)) == len(names) == 7 + 7 + 5 + 3
+    for path in trained:
+        config = FLI2MoEConfig.from_pretrained(path.parent)
+        assert (config.level, config.modality_order) == ("pooled", ["mirna", "mrna", "methylation"])
+    tables = output.split("### ")[1:]
+    assert [table.split(":")[0] for table in tables] == ["Table 1", "Table 2", "Table 4", "Table 5"]
+    rows = [[line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:] for table in tables]
+    assert [len(table) for table in rows] == [8, 14, 6, 4]
+    full = [next(row for row in table if row[0] in ("| I²MoE-MulT", "| random vector")) for table in rows]
+    plain = [[cell.split(" (")[0] for cell in row[1:]] for row in full]
+    assert plain == plain[:1] * 4  # one system in four tables
+    assert ["(" in row[1] for row in full] == [True, True, False, False]  # it is compared with MulT where MulT stands
+    assert all("(" in row[1] for row in [*rows[2][1:], *rows[3][1:]])
+
+    table = json.loads((out / "table.json").read_text())
+    assert (len(table["rows"]), table["samples"]) == (22, {"train": 16, "validation": 4, "test": 20})
+    before = len(trained)
+    for preset in ("table1", "table2", "table4", "robustness"):
+        output = run_here(*command, f"--preset={preset}", "--resume")
+        assert "| I²MoE-MulT |" in output
+    assert len(trained) == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
+        (["--tables", "table3"], "Unknown tables ['table3']"),
+        (["--min_label_count=3"], "`min_label_count` says nothing about a feature cache"),
+        (["--data=nowhere", "--label_field=y"], "`label_field` says nothing about a folder of raw data"),
+        (["--data=nowhere.npz", "--image_encoder=x"], "`image_encoder` says nothing about a file of arrays"),
+        (["--data=nowhere.npz", "--split_seed=-1"], "`split_seed` must be at least 0"),
         (["--data=nowhere"], "nowhere is no folder, or is not there"),
         (
             ["--objective=specialised", "--systems", "i2moe-ef"],
             'The system i2moe-ef does not go with the options: `objective="specialised"` needs `fusion=',
         ),
         (["--metric=accuracy"], "`metric` must be one of micro_f1"),
-        (["--measure=robustness"], "needs `keep_feature_means`"),
+        (["--measure=robustness", "--keep_feature_means=false"], "needs `keep_feature_means`"),
         (["--features=someone/features"], "`features` and `data` exclude each other"),
     ],
 )
@@ -209,9 +274,46 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(tmp_path, monkeyp
         runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
+def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accelerate):
+    """The encoders of MMHS150K, and hyper-parameters for each fusion."""
+    (tmp_path / "MMHS150K_GT.json").write_text("{}")
+    modalities = {"image": "image", "text": "text"}
+    given = {}
+
+    def encode(raw, encoders, options, *others):
+        given.update(encoders=encoders, length=options.text_max_length)
+        return SimpleNamespace(modalities=modalities)
+
+    def stop(systems, *others):
+        given.update(systems)
+        raise SystemExit
+
+    monkeypatch.setattr("fl_i2moe.data.layouts.load_layout", lambda *_, **__: SimpleNamespace(modalities=modalities))
+    monkeypatch.setattr(experiment, "encode", encode)
+    monkeypatch.setattr("fl_i2moe.comparison.compare_systems", stop)
+    command = ["recipes/compare.py", f"--data={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--image_hidden_layer=3"]
+    systems = ["--systems", "switchgate", "i2moe-switchgate", "i2moe-lf", "zero-vector"]
+    monkeypatch.setattr("sys.argv", [*command, "--hyperparameters=enrico", *systems])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    clip = "openai/clip-vit-base-patch32"
+    assert given["encoders"] == {"image": EncoderChoice(clip, None, 3), "text": EncoderChoice(clip)}
+    assert given["length"] == 77
+    told = ("architecture", "fusion", "hidden_size", "num_attention_heads", "perturbation")
+    assert {name: [given[name].model.get(x) for x in told] for name in systems[1:]} == {
+        "switchgate": ["dense", "switch", 128, 2, None],
+        "i2moe-switchgate": ["moe", "switch", 128, 2, None],
+        "i2moe-lf": ["moe", "late", 256, 4, None],
+        "zero-vector": [None, "transformer", 256, 4, "zero"],
+    }
+    assert [given[name].training["batch_size"] for name in systems[1:]] == [8, 8, 32, 32]
+
+
 def test_every_preset_names_systems_that_fit_a_model():
     recipe = runpy.run_path(str(ROOT / "recipes" / "compare.py"))
     for preset in recipe["PRESETS"].values():
-        for system in choose_systems(recipe["SYSTEMS"], preset["systems"]).values():
+        tables = [recipe["TABLES"][name].systems for name in preset.get("tables", [])]
+        names = preset.get("systems") or list(dict.fromkeys(name for systems in tables for name in systems))
+        for system in choose_systems(recipe["SYSTEMS"], names).values():
             ModelArguments(**{"hidden_size": 8, **system.model})
             assert system.against is None or system.against in recipe["SYSTEMS"]

@@ -29,6 +29,7 @@ def test_typo_is_refused_with_a_proposal():
         ({"modalities": {**MODALITIES, "image": {"feature_size": 0, "max_features": 1}}}, "positive integer"),
         ({"modalities": {**MODALITIES, "": MODALITIES["text"]}}, "non-empty"),
         ({"modalities": {**MODALITIES, "../../etc": MODALITIES["text"]}}, "must not start with a dot or hold slashes"),
+        ({"level": "pooled", "num_patches": 6}, "`num_patches` must be at most 5, .* got 6"),
         ({"level": "pool"}, "'feature', 'pooled'"),
         ({"hidden_size": 10}, "divisible.*10 and 4"),
         ({"hidden_size": 0}, "at least 1"),

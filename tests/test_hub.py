@@ -14,12 +14,15 @@ CODE = {
     "encoder_inputs.py",
     "encoders.py",
     "fusion.py",
+    "input_checks.py",
     "modeling_fl_i2moe.py",
     "objective.py",
     "pinned_encoders.py",
     "pipeline_fl_i2moe.py",
     "processing_fl_i2moe.py",
     "specialised.py",
+    "stem.py",
+    "views.py",
 }
 
 

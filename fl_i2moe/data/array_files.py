@@ -26,6 +26,8 @@ SPLIT_NAMES = {
 ALL = "all"
 """Stands for the split of a file that is not cut into splits."""
 
+FILE_ENDS = (".npz", ".parquet", ".pkl", ".pickle")
+
 _SPLIT_OF = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
 
 
@@ -54,6 +56,11 @@ def split_of(name: Any) -> str | None:
     return _SPLIT_OF.get(name.strip().lower()) if isinstance(name, str) else None
 
 
+def is_array_file(path: str | Path) -> bool:
+    """Whether a path is called as files of arrays are; it need not be there."""
+    return Path(path).suffix.lower() in FILE_ENDS
+
+
 def read_array_file(path: str | Path, label_field: str) -> dict[str, Part]:
     """
     Reads a file of fields.
@@ -79,7 +86,7 @@ def read_array_file(path: str | Path, label_field: str) -> dict[str, Part]:
         case ".pkl" | ".pickle":
             return _parts(read_array_pickle(path), path)
         case other:
-            raise ValueError(f"{path} ends with {other!r}; files of arrays are .npz, .parquet, .pkl and .pickle.")
+            raise ValueError(f"{path} ends with {other!r}; files of arrays are {', '.join(FILE_ENDS)}.")
 
 
 def _read_npz(path: Path) -> Part:

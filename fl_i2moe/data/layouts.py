@@ -1,6 +1,7 @@
 """Which published layout a folder has."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from .enrico import TOPICS_FILE, load_enrico
@@ -8,12 +9,42 @@ from .mmhs150k import TRUTH_FILE, load_mmhs150k
 from .mmimdb import load_mmimdb
 from .raw import OnBadSample, RawDataset
 
-LOADERS: dict[str, tuple[str, Callable[..., RawDataset]]] = {
-    "split.json": ("MM-IMDb", load_mmimdb),
-    TOPICS_FILE: ("ENRICO", load_enrico),
-    TRUTH_FILE: ("MMHS150K", load_mmhs150k),
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set is published."""
+
+    title: str
+    file: str
+    """That only this layout has."""
+
+    load: Callable[..., RawDataset]
+
+
+LAYOUTS = {
+    "mmimdb": Layout("MM-IMDb", "split.json", load_mmimdb),
+    "enrico": Layout("ENRICO", TOPICS_FILE, load_enrico),
+    "mmhs150k": Layout("MMHS150K", TRUTH_FILE, load_mmhs150k),
 }
-"""File that only one layout has → its name and reader."""
+
+
+def find_layout(data_dir: str | Path) -> str:
+    """
+    The name among `LAYOUTS` of the layout that a folder has.
+
+    Raises:
+        ValueError: there is no such folder; no layout, or several, fit it.
+    """
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, or is not there")
+    found = [name for name, layout in LAYOUTS.items() if (folder / layout.file).is_file()]
+    if len(found) != 1:
+        known = ", ".join(f"{layout.title} ({layout.file})" for layout in LAYOUTS.values())
+        titles = ", ".join(LAYOUTS[name].title for name in found)
+        several = f"has several layouts: {titles}" if found else "has no known layout"
+        raise ValueError(f"{folder} {several}; known are, each by a file: {known}")
+    return found[0]
 
 
 def load_layout(
@@ -26,19 +57,10 @@ def load_layout(
         min_label_count: of MM-IMDb alone: predict the genres with at least so many training films.
 
     Raises:
-        ValueError: there is no such folder; no layout, or several, fit it; `min_label_count` is given for another one;
-            and as the readers.
+        ValueError: as [`find_layout`] and the readers; `min_label_count` is given for another layout.
     """
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder, or is not there")
-    found = [entry for file, entry in LOADERS.items() if (folder / file).is_file()]
-    if len(found) != 1:
-        known = ", ".join(f"{name} ({file})" for file, (name, _) in LOADERS.items())
-        several = f"has several layouts: {', '.join(name for name, _ in found)}" if found else "has no known layout"
-        raise ValueError(f"{folder} {several}; known are, each by a file: {known}")
-    [(name, load)] = found
+    folder, name = Path(data_dir).expanduser(), find_layout(data_dir)
     options = {} if min_label_count is None else {"min_label_count": min_label_count}
-    if options and load is not load_mmimdb:
-        raise ValueError(f"`min_label_count` is for genres of films, {folder} has the {name} layout.")
-    return load(folder, on_bad_sample=on_bad_sample, **options)
+    if options and name != "mmimdb":
+        raise ValueError(f"`min_label_count` is for genres of films, {folder} has the {LAYOUTS[name].title} layout.")
+    return LAYOUTS[name].load(folder, on_bad_sample=on_bad_sample, **options)

@@ -29,7 +29,6 @@ that do not exist. Evidence lies in other places in every sample, unless `fixed_
 import hashlib
 import itertools
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,8 +37,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .truth_files import TruthFile
+
 FORMAT_VERSION = 1  # of what is written: raise it with every change to arrays or truth
-ARRAYS_FILE, TRUTH_FILE = "arrays.npz", "truth.json"
+ARRAYS_FILE = "arrays.npz"
+TRUTH = TruthFile("truth.json", FORMAT_VERSION, kind="numeric sample", writer="write_numeric")
 MODALITIES = ("alpha", "beta", "gamma")
 SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 MIN_SAMPLES = 20
@@ -187,15 +189,9 @@ def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
         ValueError: the folder holds something else.
     """
     output_dir = Path(output_dir).expanduser().absolute()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        _check_same(output_dir, settings)
-        return output_dir / ARRAYS_FILE
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-        folder = Path(unfinished) / output_dir.name
-        folder.mkdir()
-        _write(folder, settings)
-        folder.rename(output_dir)
+    TRUTH.write_sample(
+        output_dir, asdict(settings), lambda truth: truth["settings"], lambda folder: _write(folder, settings)
+    )
     return output_dir / ARRAYS_FILE
 
 
@@ -211,31 +207,7 @@ def load_numeric_truth(data_dir: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds no such sample, or one of another version.
     """
-    path = Path(data_dir).expanduser() / TRUTH_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: {data_dir} is no numeric sample; write one with write_numeric")
-    try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete the folder and write the sample again") from error
-    version = truth.get("format_version") if isinstance(truth, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format_version {version}, this version reads {FORMAT_VERSION}; delete the folder and write "
-            "the sample again"
-        )
-    return truth
-
-
-def _check_same(output_dir: Path, settings: NumericSettings) -> None:
-    if not (output_dir / TRUTH_FILE).is_file():
-        raise ValueError(f"{output_dir} already holds something that is no numeric sample; choose another folder")
-    written = load_numeric_truth(output_dir)["settings"]
-    expected = json.loads(json.dumps(asdict(settings)))
-    if different := [
-        f"{name} {written.get(name)} instead of {x}" for name, x in expected.items() if written.get(name) != x
-    ]:
-        raise ValueError(f"{output_dir} holds another numeric sample ({', '.join(different)}); choose another folder")
+    return TRUTH.load(data_dir)
 
 
 def _write(folder: Path, settings: NumericSettings) -> None:
@@ -270,7 +242,7 @@ def _write(folder: Path, settings: NumericSettings) -> None:
     )
     told = {name: {**asdict(label), "carrier": label.carrier} for name, label in settings.labels.items()}
     truth = {"format_version": FORMAT_VERSION, "settings": asdict(settings), "labels": told, "samples": samples}
-    (folder / TRUTH_FILE).write_text(json.dumps(truth), encoding="utf-8")
+    (folder / TRUTH.name).write_text(json.dumps(truth), encoding="utf-8")
 
 
 def draw_bits(

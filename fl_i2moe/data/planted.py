@@ -16,7 +16,6 @@ a model learns 1,400 films by heart before it finds the rule. `planted.json`, be
 import itertools
 import json
 import random
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +25,10 @@ from datasets.utils import tqdm
 from .planted_objects import OBJECTS
 from .planted_plots import WORDS, compose_plot, compose_title
 from .planted_posters import render_poster
+from .truth_files import TruthFile
 
 FORMAT_VERSION = 2  # of what is written: raise it with every change to films or truth
-TRUTH_FILE = "planted.json"
+TRUTH = TruthFile("planted.json", FORMAT_VERSION, kind="planted sample", writer="write_planted")
 SPLIT_SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
 MIN_FILMS = 20
 
@@ -71,6 +71,11 @@ PLANTED_GENRES = {
 EVIDENCE = [("vehicle", "animal"), ("clothing", "place"), ("building", "instrument")]  # families that belong together
 
 
+def planted_folder_name(num_films: int, seed: int) -> str:
+    """Names the sample, where samples lie side by side."""
+    return f"v{FORMAT_VERSION}-{num_films}-films-seed-{seed}"
+
+
 def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 0) -> Path:
     """Writes the sample, or reuses it where the same one has been written before.
 
@@ -91,15 +96,7 @@ def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 
     if num_films < MIN_FILMS:
         raise ValueError(f"num_films must be at least {MIN_FILMS}, got {num_films}")
     parameters = {"format_version": FORMAT_VERSION, "seed": seed, "num_films": num_films}
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        _check_same(output_dir, parameters)
-        return output_dir
-
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-        folder = Path(unfinished) / output_dir.name
-        _write_films(folder, parameters)
-        folder.rename(output_dir)
+    TRUTH.write_sample(output_dir, parameters, lambda truth: truth, lambda folder: _write_films(folder, parameters))
     return output_dir
 
 
@@ -120,35 +117,12 @@ def load_planted_truth(data_dir: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds no planted sample, or one of another version.
     """
-    path = Path(data_dir).expanduser() / TRUTH_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: {data_dir} is no planted sample; write one with write_planted")
-    try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete the folder and write the sample again") from error
-    if truth.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format_version {truth.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "delete the folder and write the sample again"
-        )
-    return truth
-
-
-def _check_same(output_dir: Path, parameters: dict[str, int]) -> None:
-    if not (output_dir / TRUTH_FILE).is_file():
-        raise ValueError(f"{output_dir} already holds something that is no planted sample; choose another folder")
-    truth = load_planted_truth(output_dir)
-    different = [
-        f"{name} {truth.get(name)} instead of {value}" for name, value in parameters.items() if truth.get(name) != value
-    ]
-    if different:
-        raise ValueError(f"{output_dir} holds another planted sample ({', '.join(different)}); choose another folder")
+    return TRUTH.load(data_dir)
 
 
 def _write_films(folder: Path, parameters: dict[str, int]) -> None:
     num_films, seed = parameters["num_films"], parameters["seed"]
-    (folder / "dataset").mkdir(parents=True)
+    (folder / "dataset").mkdir()
     num_train, num_dev = (round(SPLIT_SHARES[name] * num_films) for name in ("train", "dev"))
     sizes = {"train": num_train, "dev": num_dev, "test": num_films - num_train - num_dev}
     split: dict[str, list[str]] = {name: [] for name in sizes}
@@ -163,7 +137,7 @@ def _write_films(folder: Path, parameters: dict[str, int]) -> None:
                 progress.update()
     genres = {genre: asdict(spec) for genre, spec in PLANTED_GENRES.items()}
     _write_json(folder / "split.json", split)
-    _write_json(folder / TRUTH_FILE, {**parameters, "genres": genres, "films": films})
+    _write_json(folder / TRUTH.name, {**parameters, "genres": genres, "films": films})
 
 
 def _draw_evidence(rng: random.Random, num_films: int) -> list[tuple[Chosen, Chosen]]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from fl_i2moe.data import layouts
@@ -5,21 +7,21 @@ from fl_i2moe.data import layouts
 
 def test_a_file_tells_the_layout(tmp_path, monkeypatch):
     calls = []
-    loaders = {
-        file: (name, lambda folder, name=name, **options: calls.append((name, folder, options)))
-        for file, (name, _) in layouts.LOADERS.items()
+    fakes = {
+        name: replace(layout, load=lambda folder, name=name, **options: calls.append((name, folder, options)))
+        for name, layout in layouts.LAYOUTS.items()
     }
-    for file, (name, load) in loaders.items():
-        folder = tmp_path / name
+    monkeypatch.setattr(layouts, "LAYOUTS", fakes)
+    for name, layout in fakes.items():
+        folder = tmp_path / layout.title
         folder.mkdir()
-        (folder / file).touch()
-        monkeypatch.setattr(layouts, "LOADERS", loaders)
-        if name == "MM-IMDb":
-            monkeypatch.setattr(layouts, "load_mmimdb", load)
+        (folder / layout.file).touch()
+        assert layouts.find_layout(folder) == name
+        if name == "mmimdb":
             layouts.load_layout(folder, min_label_count=3)
             assert calls.pop() == (name, folder, {"on_bad_sample": "stop", "min_label_count": 3})
         else:
-            with pytest.raises(ValueError, match="for genres of films"):
+            with pytest.raises(ValueError, match=f"for genres of films, .* has the {layout.title} layout"):
                 layouts.load_layout(folder, min_label_count=3)
         layouts.load_layout(folder, on_bad_sample="skip")
         assert calls.pop() == (name, folder, {"on_bad_sample": "skip"})

@@ -1,0 +1,42 @@
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from fl_i2moe.machine import lock_holder
+
+# the file alone: the package takes its time to import
+WORKER = f"""
+import importlib.util, time
+spec = importlib.util.spec_from_file_location("machine", {str(ROOT / "fl_i2moe" / "machine.py")!r})
+machine = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(machine)
+machine.end_with_launcher(0.05)
+print("working", flush=True)
+time.sleep(60)
+"""
+LAUNCHER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORKER!r}])"
+
+
+def test_a_worker_ends_when_its_launcher_was_killed():
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == "working\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        launcher.wait(timeout=0.5)
+    launcher.send_signal(signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=30)  # until the worker, too, has closed it
+    assert output == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the system does not tell who holds a lock")
+def test_who_holds_a_lock(tmp_path):
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        assert lock_holder(path) is None
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert lock_holder(path) == os.getpid()
+    assert lock_holder(path) is None
