@@ -89,16 +89,16 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
         - `questionnaire`, `num_raters`
         - `raters`: code → {`file`, `num_answered`, `missing` (numbers of the items without an answer)}
         - `conditions`: `model` (samples with their own weights) and, if there are any, `control` (with those of
-          another sample), each {`num_items`, `num_ratings`, `num_missing`; `options`: for each rating {`rating`, `text`,
-          `count`, and as below}; `positive`, `negative`: the share of the two best and the two lowest; `mean_rating`;
-          `alpha`, see [`krippendorff_alpha`]}
+          another sample), each {`num_items`, `num_ratings`, `num_missing`; `options`: for each rating {`rating`,
+          `text`, `count`, and its share}; `positive`, `negative`: shares of the two best and the two lowest;
+          `mean_rating`; `alpha`, see [`krippendorff_alpha`]}
         - `difference` (with controls, else None): mean rating of a sample with its own weights minus that with another
           sample's, over pairs of answers of one rater; `num_samples`, `num_pairs`, and `moved_weight`, the mean share
           of the weight that lies with other experts in the control
         - `items`: `number`, `item_id`, `sample_id`, `weights_of`, `counts` (of ratings 5 to 1), `ratings` (by rater)
 
-        Shares and means are {`value`: over all answers, `std`: of what single raters' own answers give, `interval`: 95 %
-        by a bootstrap over raters and samples}.
+        Shares and means are {`value`: over all answers, `std`: of what single raters' own answers give, `interval`:
+        95 %, by a bootstrap over raters and samples}.
     """
     ratings_RI = np.array([one.ratings for one in answers])
     columns = {

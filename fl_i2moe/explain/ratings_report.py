@@ -1,6 +1,6 @@
 """Ratings of expert weights as Markdown, in the form of I²MoE's Table 11."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -58,12 +58,12 @@ def _note(several: bool) -> str:
 def _difference(difference: Mapping[str, Any]) -> str:
     if difference["value"] is None:
         return "No rater rated a sample both with its own and with another sample’s weights.\n"
-    low, high = (signed(end, 2) for end in difference["interval"])
+    value, interval = signed(difference["value"], 2), _interval(difference, lambda end: signed(end, 2))
     pairs, samples = _count(difference["num_pairs"], "pair"), _count(difference["num_samples"], "sample")
     return (
-        f"A sample’s own weights are rated {signed(difference['value'], 2)} [{low}, {high}] against another sample’s, by "
-        f"the same rater ({pairs} of answers to {samples}). Where this is 0, ratings say that weights look sensible, "
-        "not that they belong to the sample. Another sample’s weights put "
+        f"A sample’s own weights are rated {value}{interval} against another sample’s, by the same rater ({pairs} of "
+        f"answers to {samples}). Where this is 0, ratings say that weights look sensible, not that they belong to the "
+        "sample. Another sample’s weights put "
         f"{100 * difference['moved_weight']:.0f} % of the weight on other experts, on average.\n"
     )
 
@@ -96,7 +96,7 @@ def _share(value: Mapping[str, Any], with_interval: bool = False) -> str:
     if value["value"] is None:
         return "–"
     spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
-    interval = _interval(value, "{:.1f}", 100) if with_interval else ""
+    interval = _interval(value, lambda end: f"{100 * end:.1f}") if with_interval else ""
     return f"{100 * value['value']:.1f} %{spread}{interval}"
 
 
@@ -104,12 +104,11 @@ def _mean(value: Mapping[str, Any]) -> str:
     if value["value"] is None:
         return "–"
     spread = "" if value["std"] is None else f" ± {value['std']:.2f}"
-    return f"{value['value']:.2f}{spread}{_interval(value, '{:.2f}')}"
+    return f"{value['value']:.2f}{spread}{_interval(value, '{:.2f}'.format)}"
 
 
-def _interval(value: Mapping[str, Any], form: str, scale: float = 1) -> str:
-    low, high = (form.format(scale * end) for end in value["interval"])
-    return f" [{low}, {high}]"
+def _interval(value: Mapping[str, Any], form: Callable[[float], str]) -> str:
+    return f" [{', '.join(map(form, value['interval']))}]" if value["interval"] else ""
 
 
 def _asked(condition: Mapping[str, Any]) -> int:
