@@ -338,9 +338,7 @@ def test_all_wrong_files_are_told_at_once(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    model, _, cache = make_published(folder)
-    with torch.no_grad():  # weights that differ by more than a per cent
-        model.reweighting.layers[-1].weight.mul_(20)
+    model, _, cache = make_published(folder, reweighting_temperature=0.2)  # weights that differ by some per cent
     model.save_pretrained(folder / "model")
     return model, cache, {"model": str(folder / "model"), "cache_dir": str(cache.path), "num_samples": 4}
 
@@ -528,7 +526,7 @@ def test_a_reader_in_a_browser(trained, tmp_path):
         tab.on("request", lambda x: requests.append(x.url))
         tab.on("pageerror", lambda x: errors.append(str(x)))
         tab.goto(address)
-        count = tab.get_by_role("status").first
+        count = tab.locator("#count")
         assert count.inner_text() == "0 of 4 answered"
         for number in range(1, 5):
             group = tab.get_by_role("group", name=f"Sample {number}: how much sense do these expert weights make?")
