@@ -97,14 +97,14 @@ def _share(value: Mapping[str, Any], with_interval: bool = False) -> str:
         return "–"
     spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
     interval = _interval(value, lambda end: f"{100 * end:.1f}") if with_interval else ""
-    return f"{100 * value['value']:.1f} %{spread}{interval}"
+    return Markup(f"{100 * value['value']:.1f} %{spread}{interval}")  # brackets of numbers are no link
 
 
 def _mean(value: Mapping[str, Any]) -> str:
     if value["value"] is None:
         return "–"
     spread = "" if value["std"] is None else f" ± {value['std']:.2f}"
-    return f"{value['value']:.2f}{spread}{_interval(value, '{:.2f}'.format)}"
+    return Markup(f"{value['value']:.2f}{spread}{_interval(value, '{:.2f}'.format)}")
 
 
 def _interval(value: Mapping[str, Any], form: Callable[[float], str]) -> str:
