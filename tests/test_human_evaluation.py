@@ -268,7 +268,7 @@ def test_missing_answers_are_named(summary):
     assert "n = 12, 3 raters" in text
     rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if line.startswith("|"))
     assert rows["Mostly makes sense"].startswith("42.9 % ± ")
-    assert re.match(r"3\.86 ± 1\.04 \[\d\.\d\d, \d\.\d\d\] \| ", rows["mean rating, 5 is best"])
+    assert re.match(r"3\.86 ± 1\.11 \[\d\.\d\d, \d\.\d\d\] \| ", rows["mean rating, 5 is best"])
     assert rows["responses, of those asked for"] == "7 of 9 | 5 of 6"
     assert rows["x"] == "4.50 (2) | 2.50 (2)"
     assert rows["z"] == "3.00 (2) | –"
