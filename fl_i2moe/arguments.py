@@ -7,6 +7,7 @@ replaces defaults and what the user writes replaces the preset.
 
 import math
 import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
@@ -325,13 +326,43 @@ def parse_arguments(
     first = parser.parse_args(arguments)
     parser.set_defaults(**presets[first.preset or default_preset(first)])
     namespace = parser.parse_args(arguments)
+    return tuple(_instances(parser, types, namespace))
+
+
+def parse_command(
+    commands: Mapping[str, type], description: str, arguments: Sequence[str] | None = None
+) -> tuple[str, Any]:
+    """
+    Reads a command line whose first word says what to do.
+
+    Args:
+        commands: word → dataclass whose fields become its options and whose docstring its help.
+        description: what the job does, for `--help`.
+        arguments: the command line; `sys.argv` if not given.
+
+    Returns:
+        The word and the instance. Wrong values end the program with a message, as argparse does.
+    """
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
+    parsers = {
+        word: words.add_parser(word, dataclass_types=kind, description=kind.__doc__, help=kind.__doc__)
+        for word, kind in commands.items()
+    }
+    namespace = parser.parse_args(arguments)
+    word = namespace.command
+    [instance] = _instances(parsers[word], [commands[word]], namespace)
+    return word, instance
+
+
+def _instances(parser: ArgumentParser, types: Sequence[type], namespace: Namespace) -> list[Any]:
     for name, value in vars(namespace).items():
         if isinstance(value, float) and not math.isfinite(value):
             parser.error(f"`{name}` must be a finite number, got {value}.")
     try:
-        return tuple(
+        return [
             kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in types
-        )
+        ]
     except ValueError as error:
         parser.error(str(error))
 

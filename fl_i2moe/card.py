@@ -8,7 +8,7 @@ samples) is escaped.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
@@ -23,6 +23,7 @@ from markupsafe import Markup
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .explain import Explanation
 from .figures import expert_title, metric_title
+from .markdown import escape, table
 from .metrics import METRICS_BY_PROBLEM
 from .pinned_encoders import RAW_KINDS, takes_raw_inputs
 from .pipeline_fl_i2moe import TASK
@@ -283,13 +284,6 @@ def evaluation_results(run: Run, options: CardOptions) -> str | None:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> Markup:
-    """A Markdown table; cells are escaped, behind the first columns there are numbers."""
-    lines = [header, ["---"] * text_columns + ["---:"] * (len(header) - text_columns), *rows]
-    cells = [[cell if index == 1 else escape(cell) for cell in line] for index, line in enumerate(lines)]
-    return Markup("".join("| " + " | ".join(map(str, line)) + " |\n" for line in cells))
-
-
 def results_table(runs: Sequence[Run]) -> Markup:
     """Metrics of the test split, mean ± standard deviation over seeds; the best seed's validation metric last."""
     first = runs[0].results
@@ -479,17 +473,6 @@ def shown(metric: str, value: float | None) -> str:
         return "–"
     scale, digits = (1, 3) if metric in METRICS_BY_PROBLEM["regression"] and metric != "sign_accuracy" else (100, 1)
     return f"{scale * value:.{digits}f}".replace("-", "−")
-
-
-def escape(value: Any) -> Any:
-    """Text as Markdown that shows it letter by letter, in one line; what is Markdown already (`Markup`) as it is."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    text = "".join(x if x.isprintable() else " " for x in value)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*_{}\[\]#!|~$@]|:(?=//)|^[-+=])", r"\\\1", text)  # emphasis, links, lists, tables, formulas
-    text = re.sub(r"^(\s*\d+)([.)])(?=\s|$)", r"\1\\\2", text)  # a numbered list
-    return Markup(re.sub(r"(?i)(www)\.", r"\1&#46;", text))
 
 
 def _check_comparable(run: Run, other: Run) -> None:

@@ -12,6 +12,7 @@ from fl_i2moe.arguments import (
     check_metric,
     option,
     parse_arguments,
+    parse_command,
     starts_from_features,
 )
 from fl_i2moe.run_folder import begin_run_folder, check_run_folder
@@ -127,3 +128,41 @@ def test_features_stand_alone():
     ):
         with pytest.raises(ValueError, match=f"`features` and `{name}` exclude each other"):
             starts_from_features(encoding, data)
+
+
+@dataclass
+class Read:
+    """Read a book."""
+
+    pages: int = option(3, "How many.")
+    aloud: bool = option(False, "So that others hear it.")
+
+    def __post_init__(self):
+        if self.pages < 1:
+            raise ValueError(f"`pages` must be at least 1, got {self.pages}.")
+
+
+@dataclass
+class Write:
+    """Write one."""
+
+    share: float = option(0.5, "Of the day.")
+
+
+def test_the_first_word_says_what_to_do(capsys):
+    commands = {"read": Read, "write": Write}
+    assert parse_command(commands, "a job", ["read", "--pages=5", "--aloud"]) == ("read", Read(5, True))
+    assert parse_command(commands, "a job", ["write"]) == ("write", Write(0.5))
+    for arguments, message in (
+        ([], "required: command"),
+        (["sell"], "invalid choice: 'sell'"),
+        (["read", "--pages=0"], "`pages` must be at least 1, got 0."),
+        (["read", "--share=1"], "unrecognized arguments: --share=1"),
+        (["write", "--share=nan"], "`share` must be a finite number"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_command(commands, "a job", arguments)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_command(commands, "a job", ["read", "--help"])
+    assert "How many. (default: 3)" in capsys.readouterr().out

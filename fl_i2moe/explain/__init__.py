@@ -13,6 +13,8 @@ One explanation: `geometry` (where features lie), `explanation_data`, shown by `
 A run over many samples: `run_arguments`, `run_inputs`, `run_sample`, `run_figures`, `run_page`, `run_results`, `run`.
 
 Against a known truth: `ground_truth`, `evaluation`, `ground_truth_report`, `evaluation_run`.
+
+Before people: `questionnaire`, `questionnaire_page`, `ratings`, `ratings_report`, `human_evaluation`.
 """
 
 from .explain_sample import explain

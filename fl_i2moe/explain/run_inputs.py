@@ -26,14 +26,25 @@ def load_model(folder: str | Path) -> FLI2MoEModel:
     Raises:
         ValueError: there is no model of this package in the folder, or it cannot be explained.
     """
+    model = load_any_model(folder)
+    if model.config.level != "feature":
+        raise ValueError(f"The model in {folder} is pooled: it sees no patches and tokens that could be explained.")
+    return model
+
+
+def load_any_model(folder: str | Path) -> FLI2MoEModel:
+    """
+    [`load_model`], also of pooled features.
+
+    Raises:
+        ValueError: there is no model of this package in the folder.
+    """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json.")
     model = AutoModel.from_pretrained(folder)
     if not isinstance(model, FLI2MoEModel):
         raise ValueError(f"{folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
-    if model.config.level != "feature":
-        raise ValueError(f"The model in {folder} is pooled: it sees no patches and tokens that could be explained.")
     return model.eval()
 
 
