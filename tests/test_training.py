@@ -106,7 +106,18 @@ def test_a_seed_decides_everything(cache, tmp_path):
 
 @pytest.mark.parametrize(
     ("feature_dropout", "options"),
-    [(0.0, {}), (0.4, {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "warmup_ratio": 0.2})],
+    [
+        (0.0, {}),
+        (
+            0.4,
+            {
+                "feature_dropout_start": 0.5,
+                "gradient_accumulation_steps": 2,
+                "lr_scheduler": "cosine",
+                "warmup_ratio": 0.2,
+            },
+        ),
+    ],
 )
 def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch, feature_dropout, options):
     """Stops right after each checkpoint, in the middle of epochs too, by an exception that nothing catches."""
