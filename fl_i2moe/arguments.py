@@ -243,6 +243,9 @@ class TrainingArguments:
     weight_decay: float = option(0.0, "Weight decay (AdamW).")
     lr_scheduler: Literal["constant", "linear", "cosine"] = option("constant", "Course of the learning rate.")
     warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises to its peak.")
+    feature_dropout_start: float = option(
+        0.3, "Share of the epochs before --feature_dropout sets in; the best epoch is one of those behind."
+    )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.")
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
@@ -273,6 +276,8 @@ class TrainingArguments:
         for name in ("early_stopping_patience", "num_threads"):
             if getattr(self, name) is not None:
                 _at_least(self, 1, name)
+        if not 0 <= self.feature_dropout_start < 1:
+            raise ValueError(f"`feature_dropout_start` must lie in [0, 1), got {self.feature_dropout_start}.")
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.weight_decay and self.optimizer == "adam":

@@ -75,7 +75,8 @@ class FLI2MoEConfig(PreTrainedConfig):
         embedding_dropout (`float`): on projected features, behind the position embeddings.
         feature_dropout (`float`):
             Probability that a modality of a training sample is thinned: a share of its features, drawn from U(0, 1),
-            is zeroed at random, as explanations by masking zero them.
+            is zeroed at random, as explanations by masking zero them. The training loop sets in with it late, see
+            `TrainingArguments.feature_dropout_start`.
         reweighting_dropout (`float`): in the reweighting MLP.
         num_patches (`int`):
             Pseudo-patches that a pooled vector is cut into.

@@ -124,6 +124,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self.experts = create_fusion(config)
         self.reweighting = Reweighting(config) if config.architecture == "moe" else None
         self.raw_inputs = PinnedEncoders(config.encoders)  # no module: frozen encoders are not the model's weights
+        self.feature_dropout = config.feature_dropout  # the training loop sets in with it late
         self.post_init()
 
     @classmethod
@@ -198,7 +199,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
         projected = self._embed(features, masks)
         is_whole = None
-        if self.training and self.config.feature_dropout > 0:
+        if self.training and self.feature_dropout > 0:
             projected, is_whole = self._thin(projected)
         for name, rows in missing.items():
             filled = self._replacement(name, projected[name], fill_missing)
@@ -429,7 +430,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         thinned, is_whole = {}, []
         for name in self.config.modality_order:
             x = projected[name]
-            whole = torch.rand(x.shape[0], device=x.device) >= self.config.feature_dropout
+            whole = torch.rand(x.shape[0], device=x.device) >= self.feature_dropout
             share = torch.rand(x.shape[0], 1, device=x.device)
             keep = (torch.rand(x.shape[:2], device=x.device) >= share) | whole.unsqueeze(1)
             thinned[name] = x * keep.unsqueeze(-1).to(x.dtype)

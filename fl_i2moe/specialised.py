@@ -3,13 +3,11 @@ The specialised objective: experts that are what their names say, by what they c
 
 A uniqueness expert reads its own modality alone. The redundancy expert reads each modality alone and learns from each
 what the *others* tell of the label. The synergy expert reads everything together. Redundancy comes first; uniqueness
-and synergy share what it leaves unexplained, and two penalties keep an expert from saying what is another's to say:
-uniqueness experts may not agree, and what synergy says must average out over the other modalities.
+and synergy share what it leaves unexplained, and two penalties keep an expert from saying what is another's to say: a
+uniqueness expert pays for what the other modalities tell as well, and synergy for what does not average out over them.
 
 Shapes: B samples · E experts · M modalities · C classes.
 """
-
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +40,7 @@ def specialised_losses(
 
     The interaction losses are
 
-    - uniqueness: the size of what two \\(c_i\\) agree on, which is redundancy's to say, mean over the pairs;
+    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\) agree on, which is redundancy's to say;
     - synergy: the sum over m of \\(\max(0, \mathrm{mean}_B(c_s \cdot c_s^{(m)}))\\), where all modalities but m of
       \\(c_s^{(m)}\\) come from other samples: an estimate of the square of what \\(c_s\\) says on average, given
       modality m alone, which is uniqueness's to say. An exclusive-or has none. (A functional analysis of variance
@@ -77,8 +75,7 @@ def specialised_losses(
     )
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
-    pairs = combinations(unique.unbind(1), 2)
-    shared = torch.stack([agreement(torch.stack(pair, dim=1)).abs().mean() for pair in pairs]).mean()
+    shared = agreement(torch.stack([unique, by_others.detach()], dim=1)).abs().mean()
     main_effects = (synergy * exchanged / config.num_experts).mean(dim=1)  # (M, C)
     not_pure = main_effects.clamp(min=0).mean(dim=1).sum()
     return task, torch.stack([*[shared] * num_modalities, not_pure, torch.zeros_like(shared)])

@@ -140,6 +140,8 @@ class _Run:
         schedule = "constant_with_warmup" if arguments.lr_scheduler == "constant" else arguments.lr_scheduler
         scheduler = get_scheduler(schedule, optimizer, round(arguments.warmup_ratio * total_steps), total_steps)
         self.scheduler = accelerator.prepare(scheduler)
+        start = arguments.feature_dropout_start if config.feature_dropout else 0
+        self.first_thinned_epoch = int(start * arguments.num_epochs)
         # noise and dropout differ between processes, weights and data order do not
         set_seed(seed, device_specific=True)
 
@@ -155,6 +157,9 @@ class _Run:
 
     def _train_epoch(self, state: TrainerState) -> None:
         self.model.train()
+        # none at first: an interaction is hard to find where part of its evidence is often missing
+        model = self.accelerator.unwrap_model(self.model)
+        model.feature_dropout = model.config.feature_dropout if state.epoch >= self.first_thinned_epoch else 0.0
         self.train_loader.set_epoch(state.epoch)
         loader = self.train_loader
         if state.step_in_epoch:
@@ -219,7 +224,8 @@ class _Run:
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
         self._log({f"validation/{name}": x for name, x in metrics.items() if x is not None}, state)
-        if self._is_better(value, state.best_value):
+        # thinning sets in: what was best before does not count
+        if state.epoch == self.first_thinned_epoch or self._is_better(value, state.best_value):
             state.best_value, state.best_epoch = value, state.epoch
             self._save_model()
         if self.accelerator.is_local_main_process:
@@ -228,7 +234,7 @@ class _Run:
                 f"{_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
             )
         patience = self.arguments.early_stopping_patience
-        without_gain = state.epoch - state.best_epoch
+        without_gain = state.epoch - max(state.best_epoch, self.first_thinned_epoch)
         state.epoch, state.step_in_epoch, state.loss_sums = state.epoch + 1, 0, {}
         state.finished = state.epoch == self.arguments.num_epochs or (patience is not None and without_gain >= patience)
 

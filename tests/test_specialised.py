@@ -131,18 +131,21 @@ def test_losses_against_a_plain_computation(thinned):
     expected = [unique / 2, unique / 2, unique + together, told + read]
     torch.testing.assert_close(task, torch.stack(expected))
 
+    said, told_by_others = torch.stack([image, text], dim=1), alone.flip(1)
     shared = sum(
-        min(abs(a), abs(b)) for a, b in zip(image.flatten().tolist(), text.flatten().tolist(), strict=True) if a * b > 0
+        min(abs(a), abs(b))
+        for a, b in zip(said.flatten().tolist(), told_by_others.flatten().tolist(), strict=True)
+        if a * b > 0
     )
     impure = sum(
         max(0.0, sum(float(synergy[b, c] * exchanged[m, b, c] / 4) for b in range(5)) / 5) / 3
         for m in range(2)
         for c in range(3)
     )
-    torch.testing.assert_close(interaction, torch.tensor([shared / 15, shared / 15, impure, 0.0]))
+    torch.testing.assert_close(interaction, torch.tensor([shared / 30, shared / 30, impure, 0.0]))
 
 
-def test_three_modalities_learn_from_all_others_and_agree_in_pairs():
+def test_three_modalities_learn_from_all_others_and_leave_them_their_own():
     config = specialised(3)
     expert_logits, readings, exchanged = draw(3)
     labels = torch.randint(0, 2, (5, 3)).float()
@@ -158,9 +161,9 @@ def test_three_modalities_learn_from_all_others_and_agree_in_pairs():
         read += bce(readings.redundancy[rows, learns] / 5, teacher[rows].sigmoid()) / 3
     torch.testing.assert_close(task[4], told + read)
 
-    unique = expert_logits[:, :3] / 5
-    pairs = [agreement(unique[:, [i, j]]).abs().mean() for i, j in ((0, 1), (0, 2), (1, 2))]
-    torch.testing.assert_close(interaction[0], sum(pairs) / 3)
+    said = expert_logits[:, :3].unbind(1)
+    both = [torch.stack([x / 5, others], dim=1) for x, others in zip(said, (b + c, a + c, a + b), strict=True)]
+    torch.testing.assert_close(interaction[0], sum(agreement(x).abs().mean() for x in both) / 3)
 
 
 def test_distances_of_single_labels_and_numbers():
@@ -256,7 +259,12 @@ def test_what_is_fitted_to_what():
     given = [logits, readings.redundancy, readings.alone, readings.together]
     for x in given:
         x.requires_grad_()
-    task, _ = specialised_losses(logits, readings, exchanged, torch.randint(0, 2, (5, 3)).float(), config)
+    task, penalties = specialised_losses(logits, readings, exchanged, torch.randint(0, 2, (5, 3)).float(), config)
+    logits_of_all, _, alone, _ = given
+    of_penalty = torch.autograd.grad(penalties[0], [logits_of_all, alone], retain_graph=True, allow_unused=True)
+    assert (of_penalty[0][:, :2] != 0).any()
+    assert (of_penalty[0][:, 2:] == 0).all()
+    assert of_penalty[1] is None  # what others tell is not unlearnt
     for loss, experts, told in ((task[0], [0, 1], []), (task[2], [2], [3]), (task[3], [], [1, 2])):
         of_logits, *of_readings = torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True)
         assert [e for e in range(4) if of_logits is not None and (of_logits[:, e] != 0).any()] == experts

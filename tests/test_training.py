@@ -105,10 +105,23 @@ def test_a_seed_decides_everything(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "warmup_ratio": 0.2}]
+    ("feature_dropout", "options"),
+    [
+        (0.0, {}),
+        (
+            0.4,
+            {
+                "feature_dropout_start": 0.5,
+                "gradient_accumulation_steps": 2,
+                "lr_scheduler": "cosine",
+                "warmup_ratio": 0.2,
+            },
+        ),
+    ],
 )
-def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch, options):
+def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch, feature_dropout, options):
     """Stops right after each checkpoint, in the middle of epochs too, by an exception that nothing catches."""
+    options = {"config": make_config(cache, feature_dropout=feature_dropout), **options}
     expected = fit(cache, tmp_path / "whole", num_epochs=3, **options)
 
     save = Checkpoints.save
@@ -203,6 +216,24 @@ def test_early_stopping_and_rotation(cache, tmp_path):
     assert folders[-1] == f"step-{fitted.state.optimizer_step:08d}-epoch-{fitted.state.epoch:04d}"
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert_same(weights, tensors(fitted))
+
+
+def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, monkeypatch):
+    shares, values = [], iter([0.9, 0.8, 0.3, 0.5, 0.4, 0.2])
+    original = FLI2MoEModel.forward
+
+    def forward(self, *args, **kwargs):
+        if self.training:
+            shares.append(self.feature_dropout)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FLI2MoEModel, "forward", forward)
+    monkeypatch.setattr(training, "compute_metrics", lambda *args: {"micro_f1": next(values)})
+    config = make_config(cache, feature_dropout=0.4)
+    fitted = fit(cache, tmp_path, config=config, num_epochs=6, feature_dropout_start=0.4, early_stopping_patience=2)
+    steps = 96 // 16
+    assert shares == [0.0] * 2 * steps + [0.4] * 4 * steps
+    assert (fitted.state.best_epoch, fitted.state.best_value) == (3, 0.5)
 
 
 def test_lower_is_better_for_errors(cache, tmp_path):
