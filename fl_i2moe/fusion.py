@@ -75,7 +75,7 @@ class GroupedLinear(nn.Module):
             x: (E, ..., in), or (1, ..., in) when all groups share their input.
             groups: the groups to compute; all if `None`. They replace E in `x` and in the result.
             norm: scale and shift that belong between `x` and this layer. They are folded into the weight, so that
-                `x` needs no copy per group.
+                `x` needs no copy per group; unless each group has its own `x`, which is smaller than the weight.
 
         Returns:
             (E, ..., out)
@@ -83,9 +83,13 @@ class GroupedLinear(nn.Module):
         weight, bias = _select(self.weight, groups), _select(self.bias, groups)
         if norm is not None:
             scale, shift = _select(norm.weight, groups), _select(norm.bias, groups)
-            shift = torch.bmm(weight, shift.unsqueeze(-1)).squeeze(-1)
-            bias = shift if bias is None else bias + shift
-            weight = weight * scale.unsqueeze(1)
+            if len(x) == len(weight) and x.numel() <= 2 * weight.numel():
+                shape = (len(x), *(1,) * (x.dim() - 2), -1)
+                x = torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
+            else:
+                shift = torch.bmm(weight, shift.unsqueeze(-1)).squeeze(-1)
+                bias = shift if bias is None else bias + shift
+                weight = weight * scale.unsqueeze(1)
         num_groups, out_features, in_features = weight.shape
         if x.shape[0] == 1 and num_groups > 1:
             wide = F.linear(x[0], weight.reshape(-1, in_features), None if bias is None else bias.reshape(-1))
