@@ -75,7 +75,8 @@ class GroupedLinear(nn.Module):
             x: (E, ..., in), or (1, ..., in) when all groups share their input.
             groups: the groups to compute; all if `None`. They replace E in `x` and in the result.
             norm: scale and shift that belong between `x` and this layer. They are folded into the weight, so that
-                `x` needs no copy per group; unless each group has its own `x`, which is smaller than the weight.
+                `x` needs no copy per group; or applied to `x` where every group has its own and that is the cheaper one
+                (a weight is float32, and its gradient has to be taken apart again).
 
         Returns:
             (E, ..., out)
@@ -155,6 +156,7 @@ class _InViews(torch.autograd.Function):
         return views.flatten(1, 2)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_views):
         first, *views = grad_views.unflatten(1, (1 + len(ctx.replaced), -1)).unbind(1)
         # laid out as the wide product of the experts' common input gave it
