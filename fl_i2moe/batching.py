@@ -4,11 +4,10 @@ The cache is read as NumPy views of its mapped Arrow buffers and copied once, in
 `with_format("torch")`, in float16 as stored, and without memory that grows with the features.
 
 Shape letters: B samples, T features of a sequence (padded to the longest of the batch), D encoder width, C classes, M
-modalities, N features of a chunk of the file.
+modalities, N features of a record batch of the file.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,60 +25,53 @@ BUCKET_BATCHES = 50
 """Length buckets sort by length within this many batches: enough to pad little, few enough to stay random."""
 
 
-@dataclass(frozen=True)
 class _Sequences:
-    """Views of one modality's sequences in one record batch of n rows."""
+    """
+    One modality's sequences in all rows of a table: views of the features, and a few bytes a row that say where.
 
-    features_ND: NDArray[np.float16]
-    offsets: NDArray[np.int32]
-    """(n + 1,): row i is `features_ND[offsets[i] : offsets[i + 1]]`."""
+    What is small is gathered here once, so that a batch costs one look-up for all of its rows and one copy for each.
+    """
 
-    special_bits: NDArray[np.uint8]
-    """Arrow's booleans, eight to a byte."""
+    def __init__(self, batches: Sequence[pa.RecordBatch], modality: str) -> None:
+        columns = [batch.column(f"{modality}_features") for batch in batches]
+        offsets = [column.storage.offsets.to_numpy(zero_copy_only=True) for column in columns]
+        self.features_ND = [_vectors(column) for column in columns]
+        """Of each record batch."""
+        self.starts = np.concatenate([x[:-1] for x in offsets])
+        """(rows,): where the row's first feature stands in its record batch."""
+        self.lengths = np.concatenate([np.diff(x) for x in offsets])
+        """(rows,)"""
+        self.longest = int(self.lengths.max())
+        masks = [batch.column(f"{modality}_special_mask") for batch in batches]
+        self.special_bits = np.concatenate([_aligned_bits(mask, self.longest) for mask in masks])
+        """(rows, longest / 8): true where a feature is special, eight to a byte."""
 
-    special_offsets: NDArray[np.int32]
+    def copy_features(self, batches: list[int], rows: NDArray[np.int64], target_BTD: NDArray[np.float16]) -> None:
+        """Copies rows, which lie in these record batches, to where there is room for them; zeroes what is left."""
+        starts, lengths = self.starts[rows].tolist(), self.lengths[rows].tolist()
+        for target, batch, start, length in zip(target_BTD, batches, starts, lengths, strict=True):
+            target[:length] = self.features_ND[batch][start : start + length]
+            if length < len(target):
+                target[length:] = 0
 
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, modality: str) -> "_Sequences":
-        column = batch.column(f"{modality}_features")
-        mask = batch.column(f"{modality}_special_mask")
-        vectors = column.storage.values
-        values = vectors.flatten().to_numpy(zero_copy_only=True)
-        return cls(
-            features_ND=values.reshape(len(vectors), column.type.shape[1]),
-            offsets=column.storage.offsets.to_numpy(zero_copy_only=True),
-            special_bits=np.frombuffer(mask.values.buffers()[1], np.uint8),
-            special_offsets=mask.offsets.to_numpy(zero_copy_only=True) + mask.values.offset,
-        )
-
-    def features(self, row: int) -> NDArray[np.float16]:
-        return self.features_ND[self.offsets[row] : self.offsets[row + 1]]
-
-    def special_mask(self, row: int) -> NDArray[np.uint8]:
-        start, end = int(self.special_offsets[row]), int(self.special_offsets[row + 1])
-        first_byte, skipped_bits = divmod(start, 8)
-        bits = np.unpackbits(self.special_bits[first_byte : (end + 7) // 8], bitorder="little")
-        return bits[skipped_bits : skipped_bits + end - start]
+    def masks(self, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which features are real, and which are special, both (B, `length`)."""
+        is_special = np.unpackbits(self.special_bits[rows], axis=1, count=length, bitorder="little")
+        return np.arange(length) < self.lengths[rows, None], is_special.view(np.bool_)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Views of one record batch."""
+def _vectors(column: pa.Array) -> NDArray[np.float16]:
+    """A view of all features of a record batch, (N, D)."""
+    vectors = column.storage.values
+    return vectors.flatten().to_numpy(zero_copy_only=True).reshape(len(vectors), column.type.shape[1])
 
-    ids: pa.StringArray
-    labels: NDArray[Any]
-    sequences: dict[str, _Sequences]
 
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, modality_order: Sequence[str]) -> "_Chunk":
-        labels = batch.column("labels")
-        is_list = hasattr(labels, "flatten")
-        numbers = (labels.flatten() if is_list else labels).to_numpy(zero_copy_only=True)
-        return cls(
-            ids=batch.column("id"),
-            labels=numbers.reshape(batch.num_rows, -1) if is_list else numbers,
-            sequences={name: _Sequences.of(batch, name) for name in modality_order},
-        )
+def _aligned_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
+    """Arrow's list of booleans, whose rows begin anywhere in a byte, as rows of whole bytes."""
+    lengths = np.diff(masks.offsets.to_numpy(zero_copy_only=True))
+    padded = np.zeros((len(lengths), longest), np.bool_)
+    padded[np.arange(longest) < lengths[:, None]] = masks.flatten().to_numpy(zero_copy_only=False)
+    return np.packbits(padded, axis=1, bitorder="little")
 
 
 class FeatureRows(torch.utils.data.Dataset):
@@ -101,7 +93,7 @@ class FeatureRows(torch.utils.data.Dataset):
 
     Raises:
         ValueError: the split lacks a modality's columns.
-        SampleError: on reading, a sample's features are NaN or infinite.
+        SampleError: when a sample is first read, its features are NaN or infinite.
     """
 
     def __init__(self, split: Dataset, modality_order: Sequence[str], pad_to_multiple_of: int = 1) -> None:
@@ -113,11 +105,13 @@ class FeatureRows(torch.utils.data.Dataset):
         self.pad_to_multiple_of = pad_to_multiple_of
         columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
-        self._chunks = [_Chunk.of(batch, modality_order) for batch in batches]
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self._batch_of_row = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
+        self._sequences = {name: _Sequences(batches, name) for name in modality_order}
+        self._labels = np.concatenate([_labels(batch) for batch in batches])
+        self._ids = pa.concat_arrays([batch.column("id") for batch in batches])
+        self._is_checked = np.zeros(len(self._labels), np.bool_)
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
-        self._longest = dict(zip(self.modality_order, self.lengths().max(axis=0).tolist(), strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # views do not survive pickling, a mapped table does
@@ -128,53 +122,44 @@ class FeatureRows(torch.utils.data.Dataset):
 
     def lengths(self) -> NDArray[np.int64]:
         """How many features each row has per modality: (rows, M)."""
-        lengths = [
-            np.stack([np.diff(chunk.sequences[name].offsets) for name in self.modality_order], axis=1)
-            for chunk in self._chunks
-        ]
-        return np.concatenate(lengths)[slice(None) if self._indices is None else self._indices]
+        lengths = np.stack([x.lengths for x in self._sequences.values()], axis=1).astype(np.int64)
+        return lengths if self._indices is None else lengths[self._indices]
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Any]:
         table_rows = np.asarray(rows) if self._indices is None else self._indices[rows].astype(np.int64)
-        chunk_numbers = np.searchsorted(self._starts, table_rows, side="right") - 1
-        rows_in_chunk = (table_rows - self._starts[chunk_numbers]).tolist()
-        places = [(self._chunks[c], row) for c, row in zip(chunk_numbers.tolist(), rows_in_chunk, strict=True)]
-
-        batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}}
-        batch["ids"] = [chunk.ids[row].as_py() for chunk, row in places]
-        batch["labels"] = torch.from_numpy(np.stack([chunk.labels[row] for chunk, row in places]))
-        for name in self.modality_order:
-            sequences = [(chunk.sequences[name], row) for chunk, row in places]
-            features, feature_mask = self._pad(name, [sequence.features(row) for sequence, row in sequences])
-            if has_non_finite(features.numpy()):
-                self._raise_non_finite(name, features, batch["ids"])
-            special_mask = np.zeros(feature_mask.shape, np.bool_)
-            for row_mask, (sequence, row) in zip(special_mask, sequences, strict=True):
-                special = sequence.special_mask(row)
-                row_mask[: len(special)] = special
+        batches = self._batch_of_row[table_rows].tolist()
+        ids = self._ids.take(pa.array(table_rows)).to_pylist()
+        batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}, "ids": ids}
+        batch["labels"] = torch.from_numpy(self._labels[table_rows])
+        is_checked = self._is_checked[table_rows].all()
+        for name, sequences in self._sequences.items():
+            length = sequences.lengths[table_rows].max()
+            length = min(-(-int(length) // self.pad_to_multiple_of) * self.pad_to_multiple_of, sequences.longest)
+            features = torch.empty(len(batches), length, sequences.features_ND[0].shape[1], dtype=torch.float16)
+            sequences.copy_features(batches, table_rows, features.numpy())
+            if not is_checked and has_non_finite(features.numpy()):
+                self._raise_non_finite(name, features, ids)
+            is_real, is_special = sequences.masks(table_rows, length)
             batch["features"][name] = features
-            batch["feature_masks"][name] = feature_mask
-            batch["special_masks"][name] = torch.from_numpy(special_mask)
+            batch["feature_masks"][name] = torch.from_numpy(is_real)
+            batch["special_masks"][name] = torch.from_numpy(is_special)
+        self._is_checked[table_rows] = True
         return batch
 
     __getitems__ = __getitem__
-
-    def _pad(self, modality: str, sequences: list[NDArray[np.float16]]) -> tuple[Tensor, Tensor]:
-        """Sequences (T_i, D) to one (B, T, D) and its mask (B, T)."""
-        lengths = [len(sequence) for sequence in sequences]
-        rounded = -(-max(lengths) // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padded_length = min(rounded, self._longest[modality])
-        features = torch.empty(len(sequences), padded_length, sequences[0].shape[1], dtype=torch.float16)
-        for row, sequence, length in zip(features.numpy(), sequences, lengths, strict=True):
-            row[:length] = sequence
-            row[length:] = 0
-        return features, torch.arange(padded_length) < torch.tensor(lengths)[:, None]
 
     def _raise_non_finite(self, modality: str, features: Tensor, ids: list[str]) -> None:
         row = int((~features.isfinite()).any(dim=2).any(dim=1).nonzero()[0])
         file = self.split.cache_files[0]["filename"] if self.split.cache_files else "-"
         reason = "its cached features are NaN or infinite; delete the cache and build it again"
         raise SampleError(str(self.split.split), ids[row], modality, file, reason)
+
+
+def _labels(batch: pa.RecordBatch) -> NDArray[Any]:
+    labels = batch.column("labels")
+    is_list = hasattr(labels, "flatten")
+    numbers = (labels.flatten() if is_list else labels).to_numpy(zero_copy_only=True)
+    return numbers.reshape(batch.num_rows, -1) if is_list else numbers
 
 
 class BatchSampler(Sampler[list[int]]):

@@ -75,11 +75,17 @@ class GroupedLinear(nn.Module):
             x: (E, ..., in), or (1, ..., in) when all groups share their input.
             groups: the groups to compute; all if `None`. They replace E in `x` and in the result.
             norm: scale and shift that belong between `x` and this layer. They are folded into the weight, so that
-                `x` needs no copy per group.
+                `x` needs no copy per group; or applied to `x` where every group has its own and that is the cheaper one
+                (a weight is float32, and its gradient has to be taken apart again).
 
         Returns:
             (E, ..., out)
         """
+        if norm is not None and len(x) > 1 and x.numel() <= 2 * self.weight.numel():
+            scale, shift = _select(norm.weight, groups), _select(norm.bias, groups)
+            shape = (len(x), *(1,) * (x.dim() - 2), -1)
+            x = torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
+            norm = None
         weight, bias = self.folded(groups, norm)
         num_groups, out_features, in_features = weight.shape
         if x.shape[0] == 1 and num_groups > 1:
@@ -128,6 +134,58 @@ def eager_attention_forward(
     return output.transpose(1, 2), weights
 
 
+def distinct_features(x: torch.Tensor, replaced: list[slice]) -> torch.Tensor:
+    """
+    Every feature of the views once: those of the first view, then those that stand in the others instead.
+
+    Args:
+        x: (E, V·B, T, H), views first.
+        replaced: what differs from the first view in each of the others.
+
+    Returns:
+        (E, K, H)
+    """
+    full, *others = x.unflatten(1, (1 + len(replaced), -1)).unbind(1)
+    parts = [full, *(view[:, :, part] for view, part in zip(others, replaced, strict=True))]
+    return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+
+
+class _InViews(torch.autograd.Function):
+    """What was computed of [`distinct_features`], (E, K, H'), in the place of each: (E, V·B, T, H')."""
+
+    @staticmethod
+    def forward(ctx, x, length, replaced):
+        full, *others = _InViews.parts(x, length, replaced)
+        views = x.new_empty(len(x), 1 + len(replaced), *full.shape[1:])
+        views.copy_(full.unsqueeze(1))
+        for view, part, other in zip(views.unbind(1)[1:], replaced, others, strict=True):
+            view[:, :, part] = other
+        ctx.length, ctx.replaced, ctx.num_distinct = length, replaced, x.shape[1]
+        return views.flatten(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_views):
+        first, *views = grad_views.unflatten(1, (1 + len(ctx.replaced), -1)).unbind(1)
+        # laid out as the wide product of the experts' common input gave it
+        grad = first.new_empty(ctx.num_distinct, len(first), first.shape[-1]).transpose(0, 1)
+        full, *others = _InViews.parts(grad, ctx.length, ctx.replaced)
+        full.copy_(first)
+        for view, part, other in zip(views, ctx.replaced, others, strict=True):
+            full[:, :, : part.start] += view[:, :, : part.start]
+            full[:, :, part.stop :] += view[:, :, part.stop :]
+            other.copy_(view[:, :, part])
+        return grad, None, None
+
+    @staticmethod
+    def parts(x: torch.Tensor, length: int, replaced: list[slice]) -> list[torch.Tensor]:
+        """Views of (E, K, H'): the first view, then what replaces a part of it, each (E, B, T or less, H')."""
+        lengths = [length, *(part.stop - part.start for part in replaced)]
+        num_samples = x.shape[1] // sum(lengths)
+        parts = x.split([num_samples * length for length in lengths], dim=1)
+        return [part.unflatten(1, (num_samples, -1)) for part in parts]
+
+
 class GroupedSelfAttention(nn.Module):
     """Multi-head self-attention of E experts; q, k and v have no bias."""
 
@@ -146,9 +204,14 @@ class GroupedSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         norm: GroupedLayerNorm,
         experts: list[int] | None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(E, N, T, H) → (E, N, T, H) and, under eager attention, the probabilities (E·N, A, T, T), experts first."""
-        qkv = self.qkv(x, experts, norm)
+        if replaced:
+            distinct = distinct_features(x, replaced)
+            qkv = _InViews.apply(self.qkv(distinct, experts, norm), x.shape[-2], replaced)
+        else:
+            qkv = self.qkv(x, experts, norm)
         num_experts, num_rows = qkv.shape[:2]
         p = self.config.attention_dropout if self.training else 0.0
         if attention_mask is not None:
@@ -196,10 +259,14 @@ class GroupedTransformerLayer(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
 
     def forward(
-        self, x: torch.Tensor, attention_mask: torch.Tensor | None, experts: list[int] | None
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        experts: list[int] | None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         p = self.config.residual_dropout
-        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts)
+        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
         x = x + dropout(update, p, self.training)
         update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
         return x + dropout(update, p, self.training), weights
@@ -241,6 +308,7 @@ class GroupedTransformer(Fusion):
         readout: torch.Tensor,
         experts: list[int] | None = None,
         attentions: list[torch.Tensor | None] | None = None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, FusionExtra]:
         """
         Args:
@@ -249,6 +317,8 @@ class GroupedTransformer(Fusion):
             readout: (N, M, T), the weight of each feature in the mean of its modality.
             experts: indexes of the experts to run; all if `None`.
             attentions: takes each layer's attention probabilities, as [`GroupedSelfAttention`] gives them.
+            replaced: where the rows of `x` are V views of the same B samples, views first: the features that differ
+                from the first view in each of the others. What they have in common is then computed once.
 
         Returns:
             Logits (N, E, C), and what else there is.
@@ -256,7 +326,8 @@ class GroupedTransformer(Fusion):
         attention_mask = self.attention_mask(feature_mask, readout, experts)
         x = x if x.dim() == 4 else x.unsqueeze(0)
         for layer in self.layers:
-            x, weights = layer(x, attention_mask, experts)
+            x, weights = layer(x, attention_mask, experts, replaced)
+            replaced = None  # attention mixes what is replaced into everything
             if attentions is not None:
                 attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)

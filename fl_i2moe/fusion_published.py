@@ -13,10 +13,14 @@ class PublishedTransformerLayer(GroupedTransformerLayer):
     """
 
     def forward(
-        self, x: torch.Tensor, attention_mask: torch.Tensor | None, experts: list[int] | None
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        experts: list[int] | None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         p = self.config.residual_dropout
-        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts)
+        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
         update = dropout(update, p, self.training)
         x = update + dropout(update, p, self.training)
         update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)

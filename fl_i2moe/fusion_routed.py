@@ -194,10 +194,11 @@ class RoutedTransformerLayer(nn.Module):
         is_of: torch.Tensor,
         experts: list[int] | None,
         pathway: torch.Tensor | None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
         """(E, N, T, H) → the same, attention probabilities, balance loss (E,), and the router's scores."""
         p = self.config.residual_dropout
-        update, weights = self.attention(self._normalize(x), attention_mask, self.attention_norm, experts)
+        update, weights = self.attention(self._normalize(x), attention_mask, self.attention_norm, experts, replaced)
         x = x + dropout(update, p, self.training)
         scale, shift = (_select(part, experts)[:, None, None] for part in self.feed_forward_norm.parameters())
         update, balance, pathway = self.feed_forward(self._normalize(x) * scale + shift, is_of, experts, pathway)
@@ -225,6 +226,7 @@ class RoutedTransformer(Fusion):
         readout: torch.Tensor,
         experts: list[int] | None = None,
         attentions: list[torch.Tensor | None] | None = None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, FusionExtra]:
         """As [`GroupedTransformer.forward`]; the auxiliary loss is the sum of the layers' balance losses."""
         attention_mask = None if feature_mask is None else feature_mask[None, :, None, :]
@@ -232,7 +234,8 @@ class RoutedTransformer(Fusion):
         x = x if x.dim() == 4 else x.unsqueeze(0)
         balances, pathway = [], None
         for layer in self.layers:
-            x, weights, balance, pathway = layer(x, attention_mask, is_of, experts, pathway)
+            x, weights, balance, pathway = layer(x, attention_mask, is_of, experts, pathway, replaced)
+            replaced = None
             balances.append(balance)
             if attentions is not None:
                 attentions.append(weights)

@@ -38,8 +38,9 @@ class VectorFusion(Fusion, ABC):
         readout: torch.Tensor,
         experts: list[int] | None = None,
         attentions: list[torch.Tensor | None] | None = None,
+        replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, FusionExtra]:
-        """As [`GroupedTransformer.forward`]; there is no attention."""
+        """As [`GroupedTransformer.forward`]; there is no attention, and nothing to compute once for all views."""
         x = x if x.dim() == 4 else x.unsqueeze(0)
         if self.config.level == "pooled":
             vectors = x.unflatten(-2, (self.config.num_modalities, -1)).flatten(-2)

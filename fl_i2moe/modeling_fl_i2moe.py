@@ -214,7 +214,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         ]
         x, feature_mask, readout = self._join(views)
         num_samples = len(readout) // len(views)
-        logits, extra = self.experts(x, feature_mask, readout)
+        logits, extra = self.experts(x, feature_mask, readout, replaced=self._replaced(projected, perturbed))
         view_logits = logits.float().unflatten(0, (len(views), num_samples))
         # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
         full_logits = view_logits[0].detach() if specialised else view_logits[0]
@@ -424,6 +424,13 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if self.config.num_perturbed_views in (None, num_modalities):
             return list(range(num_modalities))
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
+
+    def _replaced(self, projected: dict[str, torch.Tensor], perturbed: list[int]) -> list[slice] | None:
+        """Where in the joint sequence each perturbed view differs from the full one; `None` if it does everywhere."""
+        if self.training and self.config.embedding_dropout > 0:
+            return None
+        lengths = [projected[name].shape[-2] for name in self.config.modality_order]
+        return [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in perturbed]
 
     def _thin(self, projected: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Zeroes features at random, see `config.feature_dropout`; also what was left whole, (B, M)."""

@@ -12,6 +12,7 @@ from fake_encoders import fake_encoders, write_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_i2moe import batching
 from fl_i2moe.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.cache import build_cache
 from fl_i2moe.data.raw import SampleError
@@ -115,6 +116,18 @@ def test_non_finite_features_are_found_when_read(split, value):
     with pytest.raises(SampleError, match="delete the cache") as caught:
         rows[[1, 2, 7]]
     assert (caught.value.split, caught.value.sample_id, caught.value.field) == ("train", "train-7", "text")
+
+
+def test_features_are_checked_when_first_read_alone(split, monkeypatch):
+    checked = []
+    monkeypatch.setattr(batching, "has_non_finite", lambda features: checked.append(len(features)))
+    rows = FeatureRows(split, MODALITIES)
+    rows[[1, 2, 7]]
+    assert checked == [3, 3]
+    rows[[7, 1]]
+    assert checked == [3, 3]
+    rows[[1, 8]]
+    assert checked == [3, 3, 2, 2]
 
 
 def test_has_non_finite_knows_every_float16():

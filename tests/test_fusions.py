@@ -372,6 +372,54 @@ def test_games(fusion):
         assert value == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"level": "pooled"},
+        {"num_perturbed_views": 2},
+        {"perturbation": "shuffle"},
+        {"layer_arithmetic": "published", "position_embeddings": "per_expert"},
+        {"fusion": "late"},
+        {"fusion": "moe++"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "default",
+)
+def test_what_views_have_in_common_is_computed_once(changes, monkeypatch):
+    config = make_config(3, **changes)
+    model = make_model(config).train()
+    batch = make_batch(config)
+    widths = []
+    model.experts.layers[0].attention.qkv.register_forward_hook(
+        lambda _, given, __: widths.append(given[0].shape[1:-1])
+    )
+
+    def run():
+        torch.manual_seed(5)
+        output = model(**{name: batch[name] for name in ("features", "feature_masks", "labels")})
+        return output, torch.autograd.grad(output.loss, list(model.parameters()))
+
+    output, gradients = run()
+    monkeypatch.setattr(FLI2MoEModel, "_replaced", lambda *_: None)
+    expected, expected_gradients = run()
+    assert widths[0].numel() < widths[1].numel()
+    torch.testing.assert_close(output.interaction_losses, expected.interaction_losses, rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_views_with_dropout_of_their_own_have_nothing_in_common():
+    config = make_config(embedding_dropout=0.5)
+    model = make_model(config).train()
+    batch = make_batch(config)
+    given = []
+    model.experts.layers[0].register_forward_pre_hook(lambda _, arguments: given.append(arguments[-1]))
+    model(features=batch["features"], labels=batch["labels"])
+    model.eval()(features=batch["features"], with_interaction_losses=True)
+    assert given[0] is None
+    assert given[1]
+
+
 def test_late_fusion_explains_a_modality_by_itself_alone():
     """What a modality adds to the logits does not depend on the others."""
     model = make_model(make_config(fusion="late"))

@@ -17,7 +17,7 @@ from fl_i2moe.batching import create_data_loader, feature_means
 from fl_i2moe.cache import build_cache
 from fl_i2moe.checkpoints import Checkpoints
 from fl_i2moe.run_folder import replace_files
-from fl_i2moe.training import predict, train
+from fl_i2moe.training import create_optimizer, predict, train
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 
@@ -350,3 +350,23 @@ def test_accumulated_gradients_are_clipped_once_a_step(cache, tmp_path, monkeypa
     assert len(free) == len(clipped) == 6
     assert min(free) > 0.1
     assert clipped == pytest.approx([0.1] * 6, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_optimizer_takes_the_textbook_step(name):
+    arguments = TrainingArguments(optimizer=name, learning_rate=0.01, weight_decay=0.1 if name == "adamw" else 0.0)
+    layer = torch.nn.Linear(3, 2)
+    optimizer = create_optimizer(layer, arguments)
+    expected = {key: x.detach().clone() for key, x in layer.named_parameters()}
+    first, second = (dict.fromkeys(expected, 0.0) for _ in range(2))
+    for step in (1, 2, 3):
+        for key, x in layer.named_parameters():
+            x.grad = torch.randn_like(x)
+            first[key] = 0.9 * first[key] + 0.1 * x.grad
+            second[key] = 0.999 * second[key] + 0.001 * x.grad**2
+            mean, square = first[key] / (1 - 0.9**step), second[key] / (1 - 0.999**step)
+            decay = 0.1 if name == "adamw" and key == "weight" else 0.0
+            expected[key] = expected[key] * (1 - 0.01 * decay) - 0.01 * mean / (square.sqrt() + 1e-8)
+        optimizer.step()
+    for key, x in layer.named_parameters():
+        torch.testing.assert_close(x.detach(), expected[key])

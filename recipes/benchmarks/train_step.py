@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.arguments import TrainingArguments
 from fl_i2moe.machine import keep_freed_memory
+from fl_i2moe.training import create_optimizer
 
 from .measuring import ratios, spread, take_turns
 
@@ -123,12 +125,13 @@ def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def _step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[], None]:
     features = _features(args)
     labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
-    return _training_step(model, lambda: model(features=features, labels=labels).loss, args.device, dtype)
+    optimizer = create_optimizer(model, TrainingArguments())
+    return _training_step(optimizer, lambda: model(features=features, labels=labels).loss, args.device, dtype)
 
 
-def _training_step(model: nn.Module, loss: Callable[[], torch.Tensor], device: str, dtype: str) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-
+def _training_step(
+    optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], device: str, dtype: str
+) -> Callable[[], None]:
     def step() -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bf16"):
             value = loss()
@@ -212,7 +215,8 @@ def _published_step(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
         *_, logits, losses = mixture(inputs)
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels) + 0.5 * sum(losses) / len(losses)
 
-    return _training_step(model, loss, args.device, dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)  # as it is published
+    return _training_step(optimizer, loss, args.device, dtype)
 
 
 class _Absent(types.ModuleType):
