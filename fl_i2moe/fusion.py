@@ -81,13 +81,14 @@ class GroupedLinear(nn.Module):
         Returns:
             (E, ..., out)
         """
-        if norm is not None and len(x) > 1 and x.numel() <= 2 * self.weight.numel():
+        num_groups = len(self.weight if groups is None else groups)
+        if norm is not None and len(x) == num_groups and x.numel() <= 2 * num_groups * self.weight[0].numel():
             scale, shift = _select(norm.weight, groups), _select(norm.bias, groups)
             shape = (len(x), *(1,) * (x.dim() - 2), -1)
             x = torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
             norm = None
         weight, bias = self.folded(groups, norm)
-        num_groups, out_features, in_features = weight.shape
+        _, out_features, in_features = weight.shape
         if x.shape[0] == 1 and num_groups > 1:
             wide = F.linear(x[0], weight.reshape(-1, in_features), None if bias is None else bias.reshape(-1))
             return wide.unflatten(-1, (num_groups, out_features)).movedim(-2, 0)
