@@ -29,6 +29,7 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
+    refuse_raw_options,
     starts_from_features,
 )
 from fl_i2moe.cache import is_cache, open_cache
@@ -113,7 +114,11 @@ def main():
     )
     if compare.measure == "robustness" and not model.keep_feature_means:
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
+    if encoding.stream_features:
+        raise ValueError("`stream_features` is for one run: a comparison reads the features for every system and seed.")
     from_features = starts_from_features(encoding, data, needs="data")
+    if data.data and is_cache(data.data):
+        refuse_raw_options(encoding, data, "data")
     accelerator = create_accelerator(training, output.output_dir)
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     systems = choose_systems(SYSTEMS, compare.systems)

@@ -14,6 +14,7 @@ from fl_i2moe.arguments import (
     parse_arguments,
     starts_from_features,
 )
+from fl_i2moe.experiment import Job
 from fl_i2moe.run_folder import begin_run_folder, check_run_folder
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
@@ -119,6 +120,12 @@ def test_features_stand_alone():
     assert not starts_from_features(EncodingArguments(cache_dir="x"), Films("films", ["Drama"]), needs="data_dir")
     with pytest.raises(ValueError, match=r"`data_dir` is needed.* or `features`"):
         starts_from_features(EncodingArguments(), Films(), needs="data_dir")
+    for written in ("--text_max_length=512", "--text_max_length=128", "--encoding_dtype=float32", "--cache_dir=x"):
+        [encoding] = parse_arguments(
+            (EncodingArguments,), {"paper": {"text_max_length": 512}}, lambda _: "paper", "", ["--features=x", written]
+        )
+        with pytest.raises(ValueError, match=f"`features` and `{written[2:].split('=')[0]}` exclude each other"):
+            starts_from_features(encoding, Films())
     for encoding, data, name in (
         (features, Films("films"), "data_dir"),
         (features, Films(labels=["Drama"]), "labels"),
@@ -127,3 +134,20 @@ def test_features_stand_alone():
     ):
         with pytest.raises(ValueError, match=f"`features` and `{name}` exclude each other"):
             starts_from_features(encoding, data)
+
+
+def test_streaming_options_go_together():
+    assert starts_from_features(
+        EncodingArguments(features="someone/x", stream_features=True, shuffle_buffer_size=64), Films()
+    )
+    with pytest.raises(ValueError, match="`stream_features` needs `features`"):
+        EncodingArguments(stream_features=True)
+    with pytest.raises(ValueError, match="`shuffle_buffer_size` needs `stream_features`"):
+        EncodingArguments(features="someone/x", shuffle_buffer_size=64)
+    streamed = EncodingArguments(features="someone/x", stream_features=True, shuffle_buffer_size=64)
+    for training, message in (
+        (TrainingArguments(num_workers=2), "`num_workers` can be 0 or 1"),
+        (TrainingArguments(batch_size=65), "at least `batch_size`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Job(streamed, ModelArguments(), training, OutputArguments())
