@@ -9,13 +9,14 @@ import pytest
 from datasets import Dataset, load_dataset
 from fake_hub import FakeHub
 from huggingface_hub import DatasetCard
-from published import make_published, make_raw, put_into_hub_cache, save_encoder
+from published import COMMIT, make_published, make_raw, put_into_hub_cache, save_encoder
 
 from fl_i2moe.cache import CorruptCacheError, build_cache
 from fl_i2moe.encoders import load_encoder
 from fl_i2moe.feature_publishing import write_features
 from fl_i2moe.publishing import push
 from fl_i2moe.shared_features import open_features
+from fl_i2moe.streaming import StreamedSplit
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "features_card.md.jinja"
@@ -104,6 +105,23 @@ def test_damage_and_absence_are_noticed(features, tmp_path, monkeypatch):
         open_features("nobody/nothing")
 
 
+def test_what_was_not_fetched(features, tmp_path, monkeypatch):
+    """A split that was not asked for is known, and streamed; one that is not all there is refused."""
+    cache, folder = features
+    put_into_hub_cache(folder, tmp_path, "someone/films", repo_type="dataset")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    next(tmp_path.glob("hub/*/snapshots/*/train/*.arrow")).unlink()
+    found = open_features("someone/films", fetch=["validation", "test"])
+    assert isinstance(found.splits["train"], StreamedSplit)
+    assert len(found.splits["train"]) == 5
+    assert found.splits["train"].files == f"hf://datasets/someone/films@{COMMIT}/train/data-*.arrow"
+    assert list(found.splits["test"]["id"]) == list(cache.splits["test"]["id"])
+    assert found.key == cache.key
+    with pytest.raises(CorruptCacheError, match=r"fetched of someone/films is damaged or not all there: delete .*films"):
+        open_features("someone/films")
+
+
 def test_a_run_and_its_explanations_start_from_published_features(features, tmp_path):
     """From the Hub's cache, as if it had been fetched; without raw data, encoders and the cache they made."""
     _, folder = features
@@ -126,6 +144,9 @@ def test_a_run_and_its_explanations_start_from_published_features(features, tmp_
     assert "9 × 16 features from sample:tiny" in said
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == {"train": 5, "validation": 5, "test": 5}
+    for split in ("train", "validation"):  # explaining fetches its split alone
+        for shard in tmp_path.glob(f"home/hub/*/snapshots/*/{split}/*.arrow"):
+            shard.unlink()
     start(
         "recipes/explain.py", "--model", str(run), "--features", "someone/films", "--num_samples=1", "--num_pages=0",
         "--interactions=none", "--measurements", "none",
