@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from .cache import FeatureCache
 from .cache_shards import Shard, plan_shards, write_json, write_shard
-from .card import render_template, table
+from .markdown import render_template, table
 from .publishing import without_paths
 
 

@@ -18,7 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.hf_api import RepoFile
 from transformers import AutoModel
 
-from .card import CardOptions, Run, build_card, evaluation_results
+from .card import CardOptions, build_card, evaluation_results
+from .finished_run import Run
 from .modeling_fl_i2moe import FLI2MoEModel
 from .pinned_encoders import (
     ENCODERS_FOLDER,

@@ -15,7 +15,8 @@ from huggingface_hub.constants import ENDPOINT
 from transformers.utils import logging
 
 from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.card import CardOptions, Run
+from fl_i2moe.card import CardOptions
+from fl_i2moe.finished_run import Run
 from fl_i2moe.publishing import push, write_repository
 
 TEMPLATE = Path(__file__).parent / "model_card.md.jinja"

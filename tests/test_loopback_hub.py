@@ -13,8 +13,9 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from loopback_hub import running_hub
 from published import bare_environment, make_published, run_bare, write_run
 
-from fl_i2moe.card import CardOptions, Run
+from fl_i2moe.card import CardOptions
 from fl_i2moe.feature_publishing import write_features
+from fl_i2moe.finished_run import Run
 from fl_i2moe.publishing import push, write_repository
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,8 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from published import LABELS, make_published, write_run
 from transformers import AutoModel, AutoProcessor
 
-from fl_i2moe.card import CardOptions, Run
+from fl_i2moe.card import CardOptions
+from fl_i2moe.finished_run import Run
 from fl_i2moe.publishing import push, without_paths, write_repository
 
 ROOT = Path(__file__).parent.parent

@@ -118,7 +118,7 @@ def test_what_was_not_fetched(features, tmp_path, monkeypatch):
     assert found.splits["train"].files == f"hf://datasets/someone/films@{COMMIT}/train/data-*.arrow"
     assert list(found.splits["test"]["id"]) == list(cache.splits["test"]["id"])
     assert found.key == cache.key
-    with pytest.raises(CorruptCacheError, match=r"fetched of someone/films is damaged or not all there: delete .*films"):
+    with pytest.raises(CorruptCacheError, match=r"fetched of someone/films is damaged or not all there: delete "):
         open_features("someone/films")
 
 
