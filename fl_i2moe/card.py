@@ -79,7 +79,9 @@ class CardOptions:
     """What a card says that no file of the run knows."""
 
     repo_id: str
-    license: str = "apache-2.0"
+    license: str
+    """Of the weights, by the Hub's identifier."""
+
     dataset_name: str | None = None
     """What people call the data."""
 

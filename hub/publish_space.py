@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import fl_i2moe
 from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.publishing import push
+from fl_i2moe.publishing import push, write_file_list
 
 SPACE = Path(__file__).parent / "space"
 
@@ -56,7 +56,7 @@ def write_space(folder: str | Path, model_id: str) -> None:
         "sdk_version": next(line.partition("==")[2] for line in requirements if line.startswith("gradio==")),
         "app_file": "app.py",
         "pinned": False,
-        "license": "apache-2.0",
+        "license": "apache-2.0",  # of the code; the model has its own
         "models": [model_id],
     }
     model = f"[{model_id}](https://huggingface.co/{model_id})"
@@ -64,6 +64,7 @@ def write_space(folder: str | Path, model_id: str) -> None:
     (folder / "README.md").write_text(
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}", encoding="utf-8"
     )
+    write_file_list(folder)
 
 
 def main():

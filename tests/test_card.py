@@ -25,7 +25,7 @@ NASTY = [
 
 def card_of(folder, model, figures=False, **options):
     results = write_run(folder, model, figures=figures)
-    options = CardOptions("someone/fl-i2moe-films", **options)
+    options = CardOptions("someone/fl-i2moe-films", "apache-2.0", **options)
     return str(build_card(Run.open(folder), options, TEMPLATE)), results
 
 
@@ -72,11 +72,11 @@ def test_evaluation_results(films):
     _, results, _, folder = films
     run = Run.open(folder)
     entries = parse_eval_result_entries(
-        yaml.safe_load(evaluation_results(run, CardOptions("someone/model", dataset_id="someone/films")))
+        yaml.safe_load(evaluation_results(run, CardOptions("someone/model", "mit", dataset_id="someone/films")))
     )
     assert {entry.task_id: entry.value for entry in entries} == pytest.approx(results["seeds"]["1"]["test"])
     assert {entry.dataset_id for entry in entries} == {"someone/films"}
-    assert evaluation_results(run, CardOptions("someone/model", dataset_name="Films")) is None
+    assert evaluation_results(run, CardOptions("someone/model", "mit", dataset_name="Films")) is None
 
 
 def test_results_and_weights_are_those_of_the_files(films):
@@ -159,7 +159,7 @@ def test_compared_runs(films, tmp_path):
     _, _, model, folder = films
     same = {"id2label": model.config.id2label, "label2id": model.config.label2id}
     write_run(tmp_path / "dense", make_model(make_config(architecture="dense", **same)), seeds=(4,))
-    options = CardOptions("someone/model", compare=[str(tmp_path / "dense")])
+    options = CardOptions("someone/model", "mit", compare=[str(tmp_path / "dense")])
     _, own, dense = rows(str(build_card(Run.open(folder), options, TEMPLATE)), "## Results")
     assert own[0] == "**FL-I²MoE, published objective** (this model)"
     assert dense[:3] == ["dense Transformer", "1", "22.0"]
@@ -173,7 +173,7 @@ def test_runs_that_cannot_be_compared(films, tmp_path):
     results["samples"]["test"] += 1
     (tmp_path / "samples" / "results.json").write_text(json.dumps(results))
     for name in ("classes", "samples"):
-        options = CardOptions("someone/model", compare=[str(tmp_path / name)])
+        options = CardOptions("someone/model", "mit", compare=[str(tmp_path / name)])
         with pytest.raises(ValueError, match=f"cannot stand beside .*: it has other .*{name}"):
             build_card(Run.open(folder), options, TEMPLATE)
 
@@ -224,4 +224,4 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no finished training run: it has no config\.json"):
         Run.open(tmp_path)
     with pytest.raises(HFValidationError):
-        CardOptions("not a repository")
+        CardOptions("not a repository", "mit")

@@ -41,7 +41,8 @@ def publish(hub, folder, home, token, *more, repo_id=MODEL):
     environment = {**os.environ, **hub.environment, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment.pop("HF_TOKEN", None)
     environment |= {"HF_TOKEN": token} if token else {}
-    command = [sys.executable, "hub/publish.py", "--model", str(folder / "run"), "--repo_id", repo_id, *more]
+    command = [sys.executable, "hub/publish.py", "--model", str(folder / "run"), "--repo_id", repo_id]
+    command += ["--license=mit", *more]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -60,7 +61,7 @@ print(json.dumps({"logits": out.logits.tolist(), "result": result}))
 
 def test_a_push_by_the_real_client(hub, films, tmp_path, monkeypatch):
     folder, _, _, _ = films
-    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL, "mit"), TEMPLATE)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
@@ -127,7 +128,7 @@ def test_private_repositories_and_unknown_revisions(hub, films, tmp_path, monkey
     folder, _, _, _ = films
     private, cache = "someone/secret", tmp_path / "fresh"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(private), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(private, "mit"), TEMPLATE)
     api = HfApi(endpoint=hub.address, token="hf_someone")
     push(tmp_path / "repository", private, private=True, api=api)
     assert hub.repositories[f"model/{private}"].private
@@ -151,7 +152,8 @@ print(json.dumps([[row["id"] for row in rows], rows[0]["text_features"][1], firs
 
 def test_features_are_streamed_and_downloaded(hub, films, tmp_path, monkeypatch):
     _, _, _, cache = films
-    write_features(cache, tmp_path / "features", "someone/features", ROOT / "hub" / "features_card.md.jinja")
+    template = ROOT / "hub" / "features_card.md.jinja"
+    write_features(cache, tmp_path / "features", "someone/features", template, license="other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     api = HfApi(endpoint=hub.address, token="hf_someone")
     assert push(tmp_path / "features", "someone/features", repo_type="dataset", api=api)

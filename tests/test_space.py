@@ -7,11 +7,14 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from fake_hub import FakeHub
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 from published import make_published
 from tiny_models import make_config, make_model
+
+from fl_i2moe.publishing import push, write_file_list
 
 ROOT = Path(__file__).parent.parent
 
@@ -144,5 +147,17 @@ def test_a_published_space_is_whole(tmp_path):
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in requirements)
     assert f"sdk_version: {requirements[0].removeprefix('gradio==')}" in card
     assert "models:\n- someone/fl-i2moe-films" in card
+    hub = FakeHub()
+    hub.create_repo("someone/demo", repo_type="space", private=False, exist_ok=True)
+    hub.repositories["someone/demo"] |= {"notes.py": b"mine", "fl_i2moe/mine.py": b"mine"}
+    gone = tmp_path / "space" / "fl_i2moe" / "explain" / "former.py"
+    gone.write_text("of an earlier version")
+    write_file_list(tmp_path / "space")
+    push(tmp_path / "space", "someone/demo", repo_type="space", api=hub)
+    gone.unlink()
+    write_file_list(tmp_path / "space")
+    push(tmp_path / "space", "someone/demo", repo_type="space", api=hub)
+    assert sorted(hub.commits[-1][1]) == ["fl_i2moe/explain/former.py", "published_files.json"]
+    assert {"notes.py", "fl_i2moe/mine.py"} <= set(hub.repositories["someone/demo"])
     with pytest.raises(ValueError, match="is not empty"):
         publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")
