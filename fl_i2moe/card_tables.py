@@ -158,7 +158,7 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
     for expert, x in measured.items():
         part = x["metrics"][metric]
         beyond, interval = part["ranked_minus_random"]["value"], part["ranked_minus_random"]["interval"]
-        around = f" [{shown(metric, interval[0])}, {shown(metric, interval[1])}]" if interval else ""
+        around = f" [{shown(metric, interval[0])},\u00a0{shown(metric, interval[1])}]" if interval else ""
         rows.append(
             [
                 expert_title(expert),
@@ -181,15 +181,15 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
         for expert in explanation.pair_tables:
             for pair in explanation.pairs(expert, top=1):
                 ends = f"{_end(pair.first)} × {_end(pair.second)}"
-                score = f"{pair.score:.3f} ± {pair.standard_error:.3f}"
+                score = f"{pair.score:.3f}\u00a0±\u00a0{pair.standard_error:.3f}"
                 row = [explanation.sample_id, explanation.target_name, ends, score]
                 found.setdefault(expert, []).append((pair.score, row))
     if not found:
         return None
-    scores = {"redundancy": "redundancy gap, published"}
+    scores = {"redundancy": "redundancy gap as published"}
     return {
-        expert_title(expert): table(
-            ["sample", "class", "pair", f"{scores.get(expert, 'Shapley interaction index')} ± standard error"],
+        f"{expert_title(expert)} ({scores.get(expert, 'Shapley interaction index')} ± standard error)": table(
+            ["sample", "class", "pair", "score"],
             [row for _, row in sorted(rows, key=lambda x: -x[0])[:NUM_PAIRS]],
             text_columns=3,
         )

@@ -32,10 +32,10 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], text_columns: in
 
 
 def spread(metric: str, value: Mapping[str, float | None] | None) -> str:
-    """Mean ± standard deviation."""
+    """Mean ± standard deviation, which no line breaks apart."""
     if value is None or value["mean"] is None:
         return "–"
-    around = "" if value.get("std") is None else f" ± {shown(metric, value['std'])}"
+    around = "" if value.get("std") is None else f"\u00a0±\u00a0{shown(metric, value['std'])}"
     return shown(metric, value["mean"]) + around
 
 

@@ -83,7 +83,8 @@ def test_results_and_weights_are_those_of_the_files(films):
     card, results, _, folder = films
     header, row = rows(card, "## Results")
     micro = results["test"]["micro_f1"]
-    assert row[header.index("micro-F1")] == f"{100 * micro['mean']:.1f} ± {100 * micro['std']:.1f}" == "11.5 ± 2.1"
+    found = row[header.index("micro-F1")].replace("\u00a0", " ")
+    assert found == f"{100 * micro['mean']:.1f} ± {100 * micro['std']:.1f}" == "11.5 ± 2.1"
     statistics = json.loads((folder / "interaction_statistics.json").read_text())
     _, *experts = rows(card, "### How much each expert counts")
     assert [x[0] for x in experts] == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
@@ -107,7 +108,8 @@ def test_warnings_use_and_training(films):
     text = " ".join(card.replace("\n> ", "\n").split())
     assert "need not be what its name says" in text.replace("**", "")
     assert "not how much evidence the expert holds" in text
-    assert 'pipeline("image-text-classification", model="someone/fl-i2moe-films", trust_remote_code=True)' in card
+    assert 'name = "someone/fl-i2moe-films"\nclassify = pipeline("image-text-classification", model=name,' in card
+    assert "\n\n## How to use" in card
     assert 'processor(text="A pianist …", image="image.jpg", return_tensors="pt")' in card
     assert "text: sample:minilm, which has no Hub id, from `encoders/`" in card
     assert "image: openai/clip-vit-base-patch16 at commit 0123456789abcdef0123456789abcdef01234567." in card

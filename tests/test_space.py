@@ -88,10 +88,10 @@ def test_a_model_without_raw_inputs_is_refused(app, tmp_path):
 
 
 def test_in_a_browser(app, explorer):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright (pip install -e '.[test]')")
     chromium = Path("/usr/bin/chromium")
     if not chromium.exists():
-        pytest.skip("there is no Chromium at /usr/bin/chromium")
+        pytest.skip("the Space is driven in /usr/bin/chromium, which is not there (apt install chromium)")
     explorer, picture = explorer
     page = app.build_page(explorer, "tiny")
     page.queue()
