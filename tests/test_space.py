@@ -122,7 +122,7 @@ def test_in_a_browser(app, explorer):
                 tab.locator("textarea").fill("the quick brown fox")
                 tab.locator("input[type=file]").first.set_input_files(picture)
                 tab.get_by_role("button", name="Predict").click()
-                tab.get_by_text("Redundancy").first.wait_for()
+                tab.get_by_text("Uniqueness: text").first.wait_for()  # "redundancy" stands on the page from the start
                 tab.get_by_role("button", name="Explain").click()
                 frame = tab.frame_locator("iframe")
                 frame.get_by_role("heading", name="Why").wait_for()
