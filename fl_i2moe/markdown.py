@@ -51,7 +51,7 @@ def escape(value: Any) -> Any:
     """Text as Markdown that shows it letter by letter, in one line; what is Markdown already (`Markup`) as it is."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    text = "".join(x if x.isprintable() else " " for x in value)
+    text = "".join(x if x.isprintable() or x == "\u00a0" else " " for x in value)  # a space that breaks no line
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]#!|~$@]|:(?=//)|^[-+=])", r"\\\1", text)  # emphasis, links, lists, tables, formulas
     text = re.sub(r"^(\s*\d+)([.)])(?=\s|$)", r"\1\\\2", text)  # a numbered list

@@ -1,6 +1,6 @@
 """Options: presets, their order of precedence, and checks at the start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 
@@ -68,8 +68,8 @@ def test_every_option_has_help(capsys):
         parse("--help")
     shown = capsys.readouterr().out
     for kind in TYPES:
-        for name, item in kind.__dataclass_fields__.items():
-            assert f"--{name}" in shown
+        for item in fields(kind):
+            assert f"--{item.name}" in shown
             assert item.metadata["help"]
 
 

@@ -83,8 +83,8 @@ def test_results_and_weights_are_those_of_the_files(films):
     card, results, _, folder = films
     header, row = rows(card, "## Results")
     micro = results["test"]["micro_f1"]
-    found = row[header.index("micro-F1")].replace("\u00a0", " ")
-    assert found == f"{100 * micro['mean']:.1f} ± {100 * micro['std']:.1f}" == "11.5 ± 2.1"
+    unbroken = f"{100 * micro['mean']:.1f}\u00a0±\u00a0{100 * micro['std']:.1f}"
+    assert row[header.index("micro-F1")] == unbroken == "11.5\u00a0±\u00a02.1"
     statistics = json.loads((folder / "interaction_statistics.json").read_text())
     _, *experts = rows(card, "### How much each expert counts")
     assert [x[0] for x in experts] == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
