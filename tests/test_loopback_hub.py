@@ -64,6 +64,8 @@ def test_a_push_by_the_real_client(hub, films, tmp_path, monkeypatch):
     write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL, "mit"), TEMPLATE)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
