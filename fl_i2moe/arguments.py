@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
@@ -49,8 +49,19 @@ class CacheArguments:
 class EncodingArguments(CacheArguments):
     """How raw samples become feature sequences, and where these are kept."""
 
+    given: ClassVar[frozenset[str]] = frozenset()
+    """The options, of all parts, that stand on the command line; not those that a preset sets."""
+
     features: str | None = option(
         None, "Start from these features instead of raw samples: the folder of a cache, or a data set on the Hub."
+    )
+    stream_features: bool = option(
+        False,
+        "Read the training split of --features from the Hub in every epoch instead of fetching it; the other splits "
+        "are fetched.",
+    )
+    shuffle_buffer_size: int = option(
+        1024, "Samples in memory that are shuffled, and sorted by --bucket_by_length, where features are streamed."
     )
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
@@ -60,7 +71,11 @@ class EncodingArguments(CacheArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, 1, "text_max_length")
+        _at_least(self, 1, "text_max_length", "shuffle_buffer_size")
+        if self.stream_features and not self.features:
+            raise ValueError("`stream_features` needs `features`, a data set on the Hub.")
+        if not self.stream_features and self.shuffle_buffer_size != type(self).shuffle_buffer_size:
+            raise ValueError("`shuffle_buffer_size` needs `stream_features`: other data are shuffled as a whole.")
 
 
 @dataclass
@@ -132,17 +147,35 @@ def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | No
         needs: that option without which there are none.
 
     Raises:
-        ValueError: beside features an option is given that raw samples alone have; or neither features nor samples are.
+        ValueError: neither features nor samples are given; or both, see [`refuse_raw_options`].
     """
     if not encoding.features:
         if needs is not None and getattr(data, needs) is None:
             raise ValueError(f"`{needs}` is needed, the folder of the raw data; or `features`.")
         return False
-    # presets set `text_max_length`, so that it need not be the user's
-    others = [x for x in given_options(encoding) if x not in ("features", "text_max_length")]
-    if others := [*given_options(data), *others]:
-        raise ValueError(f"`features` and `{others[0]}` exclude each other: features are not encoded again.")
+    refuse_raw_options(encoding, data, "features")
     return True
+
+
+def refuse_raw_options(encoding: EncodingArguments, data: Any, instead: str) -> None:
+    """
+    Args:
+        data: options of the raw samples, a dataclass.
+        instead: the option that says where the features are.
+
+    Raises:
+        ValueError: an option is given that raw samples alone have, so that it would change nothing.
+    """
+    of_features = ("features", "stream_features", "shuffle_buffer_size", instead)
+    options = [(part, x) for part in (data, encoding) for x in fields(part) if x.name not in of_features]
+    for part, x in options:
+        default = x.default if x.default_factory is MISSING else x.default_factory()
+        # presets set `text_max_length`
+        is_set = x.name != "text_max_length" and getattr(part, x.name) != default
+        if is_set or x.name in encoding.given:
+            raise ValueError(
+                f"`{instead}` and `{x.name}` exclude each other: features are taken as they are, and not encoded again."
+            )
 
 
 @dataclass
@@ -331,7 +364,14 @@ def parse_arguments(
     first = parser.parse_args(arguments)
     parser.set_defaults(**presets[first.preset or default_preset(first)])
     namespace = parser.parse_args(arguments)
-    return tuple(_instances(parser, types, namespace))
+    # argparse leaves alone what a namespace has already, unless the command line says otherwise
+    unset = Namespace(**dict.fromkeys(vars(namespace)))
+    given = frozenset(name for name, value in vars(parser.parse_args(arguments, unset)).items() if value is not None)
+    parts = _instances(parser, types, namespace)
+    for part in parts:
+        if isinstance(part, EncodingArguments):
+            part.given = given
+    return tuple(parts)
 
 
 def parse_command(

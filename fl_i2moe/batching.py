@@ -7,7 +7,7 @@ Shape letters: B samples, T features of a sequence (padded to the longest of the
 modalities, N features of a record batch of the file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,13 +90,20 @@ class FeatureRows(torch.utils.data.Dataset):
         modality_order: the modalities to read.
         pad_to_multiple_of: T is rounded up to it, but not above the longest sequence of the split. Few different
             lengths keep the memory that kernels and allocators hold per shape small.
+        longest: modality → what stands for the longest sequence, where this is only a part of the split.
 
     Raises:
         ValueError: the split lacks a modality's columns.
         SampleError: when a sample is first read, its features are NaN or infinite.
     """
 
-    def __init__(self, split: Dataset, modality_order: Sequence[str], pad_to_multiple_of: int = 1) -> None:
+    def __init__(
+        self,
+        split: Dataset,
+        modality_order: Sequence[str],
+        pad_to_multiple_of: int = 1,
+        longest: Mapping[str, int] | None = None,
+    ) -> None:
         missing = [name for name in modality_order if f"{name}_features" not in split.column_names]
         if missing:
             raise ValueError(f"the cache has no features of {missing}; its columns are {split.column_names}")
@@ -112,10 +119,12 @@ class FeatureRows(torch.utils.data.Dataset):
         self._is_checked = np.zeros(len(self._labels), np.bool_)
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
+        found = dict(zip(self.modality_order, self.lengths().max(axis=0).tolist(), strict=True))
+        self._longest = found if longest is None else longest
 
     def __reduce__(self) -> tuple[Any, ...]:
         # views do not survive pickling, a mapped table does
-        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of)
+        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of, self._longest)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -134,7 +143,7 @@ class FeatureRows(torch.utils.data.Dataset):
         is_checked = self._is_checked[table_rows].all()
         for name, sequences in self._sequences.items():
             length = sequences.lengths[table_rows].max()
-            length = min(-(-int(length) // self.pad_to_multiple_of) * self.pad_to_multiple_of, sequences.longest)
+            length = min(-(-int(length) // self.pad_to_multiple_of) * self.pad_to_multiple_of, self._longest[name])
             features = torch.empty(len(batches), length, sequences.features_ND[0].shape[1], dtype=torch.float16)
             sequences.copy_features(batches, table_rows, features.numpy())
             if not is_checked and has_non_finite(features.numpy()):
@@ -219,11 +228,29 @@ class BatchSampler(Sampler[list[int]]):
             rng.shuffle(rows)
         if self.bucket:
             size = BUCKET_BATCHES * self.batch_size
-            buckets = np.split(rows, range(size, len(rows), size))
-            rows = np.concatenate([bucket[np.argsort(self.lengths[bucket], kind="stable")] for bucket in buckets])
-            rng.shuffle(starts[: len(rows) // self.batch_size])  # a short batch stays last, as Accelerate expects
+            rows = put_in_buckets(rows, starts, self.lengths, self.batch_size, size, rng)
         for start in starts:
             yield rows[start : start + self.batch_size].tolist()
+
+
+def put_in_buckets(
+    rows: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    bucket_size: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """
+    The rows, each `bucket_size` of them sorted by their length.
+
+    Args:
+        starts: where batches begin; shuffled here. A short batch stays last, as Accelerate expects.
+        lengths: of all rows, by their number.
+    """
+    buckets = np.split(rows, range(bucket_size, len(rows), bucket_size))
+    rng.shuffle(starts[: len(rows) // batch_size])
+    return np.concatenate([bucket[np.argsort(lengths[bucket], kind="stable")] for bucket in buckets])
 
 
 def create_data_loader(
@@ -249,7 +276,7 @@ def create_data_loader(
     return DataLoader(
         rows,
         batch_sampler=sampler,
-        collate_fn=_as_is,
+        collate_fn=as_is,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -257,17 +284,24 @@ def create_data_loader(
     )
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
+    """Collates what is a batch already."""
     return batch
 
 
 def feature_means(split: Dataset, modality_order: Sequence[str], batch_size: int = 256) -> dict[str, Tensor]:
     """The mean over all features of a split, modality → (D,) float64."""
     rows = FeatureRows(split, modality_order)
+    starts = range(0, len(rows), batch_size)
+    return mean_of_batches((rows[range(x, min(x + batch_size, len(rows)))] for x in starts), modality_order)
+
+
+def mean_of_batches(batches: Iterable[Mapping[str, Any]], modality_order: Sequence[str]) -> dict[str, Tensor]:
+    """The same of a split that comes in batches."""
     sums = dict.fromkeys(modality_order, torch.zeros((), dtype=torch.float64))
-    for start in range(0, len(rows), batch_size):
-        batch = rows[range(start, min(start + batch_size, len(rows)))]
+    counts = dict.fromkeys(modality_order, 0)
+    for batch in batches:
         for name in modality_order:
             sums[name] = sums[name] + batch["features"][name].sum(dim=(0, 1), dtype=torch.float64)
-    counts = rows.lengths().sum(axis=0)
-    return {name: sums[name] / int(count) for name, count in zip(modality_order, counts, strict=True)}
+            counts[name] += int(batch["feature_masks"][name].sum())
+    return {name: total / counts[name] for name, total in sums.items()}

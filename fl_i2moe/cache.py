@@ -14,7 +14,7 @@ path of an image is the one it was encoded from: it goes stale when the raw fold
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,6 +42,7 @@ from .data.raw import OnBadSample, RawDataset, SampleError
 from .disk import explaining_full_disk
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 from .machine import lock_holder
+from .streaming import StreamedSplit
 
 __all__ = ["CacheMismatchError", "CorruptCacheError", "FeatureCache", "build_cache", "cache_key", "open_cache"]
 
@@ -63,7 +64,9 @@ class FeatureCache:
     modalities: dict[str, dict[str, Any]]
     """Modality → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (identity)."""
 
-    splits: dict[str, Dataset]
+    splits: dict[str, Dataset | StreamedSplit]
+    """Streamed are those that [`open_features`] was told not to fetch."""
+
     skipped: list[dict[str, str]]
     """`id`, `split`, `field`, `file` and `reason` of each sample that was left out."""
 
@@ -100,13 +103,20 @@ def is_cache(folder: str | Path) -> bool:
 
 
 def open_cache(
-    cache_dir: str | Path, *, expected_key: dict[str, Any] | None = None, verify: bool = True
+    cache_dir: str | Path,
+    *,
+    expected_key: dict[str, Any] | None = None,
+    verify: bool = True,
+    here: Collection[str] | None = None,
+    elsewhere: str = "",
 ) -> FeatureCache:
     """Opens a complete feature cache.
 
     Args:
         expected_key: what the features must depend on, from `cache_key`.
         verify: compare every shard with its checksum; reads all bytes once, at about 1 GB/s and more per thread.
+        here: splits whose shards lie in the folder; all if not given.
+        elsewhere: address of a folder that has the shards of the others.
 
     Raises:
         ValueError: the folder is no feature cache or an unfinished one.
@@ -122,14 +132,23 @@ def open_cache(
     if not (cache_dir / "info.json").exists():
         raise ValueError(f"the feature cache {cache_dir} is not finished: run what builds it again, it will go on")
     shards = _plan(cache_dir, key, shard_size)
-    for shard in shards:
+    names = list(key["data"]["splits"])
+    here = names if here is None else here
+    own = [shard for shard in shards if shard.split in here]
+    for shard in own:
         if not shard.is_complete():
             raise CorruptCacheError(f"{shard.path} or its record is missing: build the cache again, only it is encoded")
     if verify:
-        verify_shards(shards)
+        verify_shards(own)
     info = json.loads((cache_dir / "info.json").read_text())
     skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
-    splits = {split: Dataset.load_from_disk(cache_dir / split) for split in key["data"]["splits"]}
+    splits: dict[str, Dataset | StreamedSplit] = {}
+    for name in names:
+        if name in here:
+            splits[name] = Dataset.load_from_disk(cache_dir / name)
+        else:
+            rows = tuple(shard.record()["rows"] for shard in shards if shard.split == name)
+            splits[name] = StreamedSplit(name, f"{elsewhere}/{name}/data-*.arrow", rows, info["modalities"])
     return FeatureCache(path=cache_dir, key=key, splits=splits, skipped=skipped, **info)
 
 

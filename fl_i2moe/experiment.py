@@ -10,7 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -50,11 +50,14 @@ from .run_folder import begin_run_folder, check_run_folder, replace_files, write
 from .sample_encoders import resolve_encoder, user_cache_dir
 from .shared_features import open_features
 from .statistics import compute_statistics
+from .streaming import StreamedSplit
 from .training import FittedModel, Predictions, predict, train
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
 UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
+EVALUATION_SPLITS = ("validation", "test")
+"""Fetched even where features are streamed: they are read whole after every epoch, in their order."""
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -100,6 +103,14 @@ class Job:
     model: ModelArguments
     training: TrainingArguments
     output: OutputArguments
+
+    def __post_init__(self):
+        if not getattr(self.encoding, "stream_features", False):
+            return
+        if self.training.num_workers > 1:
+            raise ValueError("`stream_features` reads in one process: `num_workers` can be 0 or 1.")
+        if self.encoding.shuffle_buffer_size < self.training.batch_size:
+            raise ValueError("`shuffle_buffer_size` must be at least `batch_size`.")
 
     def settings(self, **others: Any) -> dict[str, Any]:
         """What decides the result of a run, as plain JSON."""
@@ -165,7 +176,7 @@ def run_experiment(
     output_dir, flags = Path(job.output.output_dir), {"resume": job.output.resume, "overwrite": job.output.overwrite}
     if raw is None:
         with accelerator.main_process_first():
-            cache = open_features(job.encoding.features)
+            cache = fetch_features(job.encoding, accelerator.num_processes)
     data = cache if raw is None else raw
     # whatever can be refused is refused before an hour of encoding
     check_metric(job.training.metric, data.problem_type)
@@ -288,10 +299,31 @@ def encode(
     return cache
 
 
+def fetch_features(encoding: EncodingArguments, num_processes: int) -> FeatureCache:
+    """
+    The features that a run starts from, of which the training split may stay on the Hub.
+
+    Raises:
+        ValueError: they cannot be had, or cannot be streamed.
+    """
+    if not encoding.stream_features:
+        return open_features(encoding.features)
+    if Path(encoding.features).expanduser().is_dir():
+        raise ValueError(f"`stream_features` is for a data set on the Hub; {encoding.features} lies on this disk.")
+    cache = open_features(encoding.features, fetch=EVALUATION_SPLITS)
+    streamed = replace(cache.splits["train"], buffer_size=encoding.shuffle_buffer_size)
+    streamed.check(num_processes)
+    cache.splits["train"] = streamed
+    return cache
+
+
 def _describe(cache: FeatureCache, console: Console) -> None:
     for name, x in cache.modalities.items():
         console.print(f"{name}: {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
     console.print(f"Feature cache: {cache.path}")
+    for name, rows in cache.splits.items():
+        if isinstance(rows, StreamedSplit):
+            console.print(f"{name}: {len(rows):,} samples are read in every epoch from {rows.files}")
     for note in cache.notes:
         console.print(note)
 
@@ -332,7 +364,7 @@ def _run_seed(
         config, cache, job.training, run_dir, accelerator, seed=seed, metric=metric, resume=job.output.resume
     )
     seconds = time.perf_counter() - started
-    predictions = {split: _predict(fitted, cache, split, job, accelerator) for split in ("validation", "test")}
+    predictions = {split: _predict(fitted, cache, split, job, accelerator) for split in EVALUATION_SPLITS}
     run: dict[str, Any] = {
         split: defined(compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold))
         for split, x in predictions.items()

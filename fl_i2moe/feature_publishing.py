@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from .cache import FeatureCache
 from .cache_shards import Shard, plan_shards, write_json, write_shard
-from .card import render_template, table
-from .publishing import without_paths
+from .markdown import render_template, table
+from .publishing import without_paths, write_file_list
 
 
 def write_features(
@@ -22,7 +22,7 @@ def write_features(
     repo_id: str,
     template: str | Path,
     *,
-    license: str = "other",
+    license: str,
     dataset_name: str | None = None,
 ) -> None:
     """
@@ -61,6 +61,7 @@ def write_features(
     (folder / "README.md").write_text(
         str(features_card(cache, repo_id, template, license=license, dataset_name=dataset_name)), encoding="utf-8"
     )
+    write_file_list(folder)
 
 
 def features_card(

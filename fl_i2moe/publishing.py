@@ -2,23 +2,26 @@
 From a training run to a repository on the Hub: its files in a folder, and one commit that brings them there.
 
 What the folder holds is all that is published, so a dry run shows it whole. Nothing is pushed twice: files are compared
-with those of the repository by their checksums, and where all are equal no commit is made.
+with those of the repository by their checksums, and where all are equal no commit is made. A repository keeps a list of
+the files that were published into it: a later version takes away those of the list that it no longer has, and nothing
+else.
 """
 
 import hashlib
 import json
 import re
 import shutil
-from fnmatch import fnmatch
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from transformers import AutoModel
 
-from .card import CardOptions, Run, build_card, evaluation_results
+from .card import CardOptions, build_card, evaluation_results
+from .finished_run import Run
 from .modeling_fl_i2moe import FLI2MoEModel
 from .pinned_encoders import (
     ENCODERS_FOLDER,
@@ -33,8 +36,32 @@ from .processing_fl_i2moe import FLI2MoEProcessor
 
 WEIGHTS_FILE = "model.safetensors"
 ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-OWN_FILES = ("figures/*", "explanations/*", "encoders/*", ".eval_results/*", "*/data-*.arrow", "*/data-*.json")
-"""Beside its code, the files of a repository that publishing takes away again where they are no more."""
+FILE_LIST = "published_files.json"
+COMMON_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other")
+
+
+def choose_license(license: str | None, folder: str | Path, what: str) -> str:
+    """
+    The license given, or else the one in the head of the folder's own card.
+
+    Args:
+        license: by the Hub's identifier.
+        folder: of what is to be published.
+        what: it is a license of.
+
+    Raises:
+        ValueError: there is none, or it is no identifier.
+    """
+    card = Path(folder) / "README.md"
+    if license is None and card.is_file():
+        license = ModelCard.load(card).data.license
+    if isinstance(license, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        return license
+    problem = "is needed" if license is None else f"must be an identifier of the Hub, got {license!r}"
+    raise ValueError(
+        f"`license` {problem}: what others may do with {what} is yours to say, and depends on what they come from. "
+        f"Common ones: {', '.join(COMMON_LICENSES)}; all: https://huggingface.co/docs/hub/repositories-licenses"
+    )
 
 
 def write_repository(run: Run, folder: str | Path, options: CardOptions, template: str | Path) -> None:
@@ -83,6 +110,18 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions, templat
     _write(folder / "README.md", str(build_card(run, options, template)))
     if (evaluations := evaluation_results(run, options)) is not None:
         _write(folder / ".eval_results" / f"{options.dataset_id.replace('/', '--')}.yaml", evaluations)
+    write_file_list(folder)
+
+
+def write_file_list(folder: Path) -> None:
+    """Lists what the folder holds, so that a later version knows which files of the repository are its to remove."""
+    (folder / FILE_LIST).unlink(missing_ok=True)
+    _write(folder / FILE_LIST, json.dumps(sorted(_files(folder)), indent=2, ensure_ascii=False) + "\n")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Name in the repository → file."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def push(
@@ -118,13 +157,15 @@ def push(
             for entry in api.list_repo_tree(repo_id, repo_type=repo_type, revision=head, recursive=True)
             if isinstance(entry, RepoFile)
         }
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = _files(folder)
         operations = [
             CommitOperationAdd(name, path)
             for name, path in files.items()
             if name not in there or not same_content(path, there[name])
         ]
-        operations += [CommitOperationDelete(name) for name in there if name not in files and _is_own(name)]
+        if FILE_LIST in there:
+            earlier = _earlier_files(api, repo_id, repo_type, head)
+            operations += [CommitOperationDelete(name) for name in there if name in earlier and name not in files]
         if not operations:
             return None
         commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=head)
@@ -185,10 +226,12 @@ def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: 
     return {**identity, "name": without_paths(identity["name"])}
 
 
-def _is_own(name: str) -> bool:
-    if name.endswith(".py"):  # code lies at the top only; `*` would match slashes, too
-        return "/" not in name
-    return any(fnmatch(name, pattern) for pattern in OWN_FILES)
+def _earlier_files(api: HfApi, repo_id: str, repo_type: str, revision: str) -> set[str]:
+    """What was published last."""
+    with tempfile.TemporaryDirectory() as cache:
+        path = api.hf_hub_download(repo_id, FILE_LIST, repo_type=repo_type, revision=revision, cache_dir=cache)
+        names = json.loads(Path(path).read_text(encoding="utf-8"))
+    return set(map(str, names))
 
 
 def _explain(error: HfHubHTTPError, repo_id: str) -> str:

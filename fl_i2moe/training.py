@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .arguments import TrainingArguments
-from .batching import create_data_loader, feature_means
+from .batching import create_data_loader, feature_means, mean_of_batches
 from .cache import FeatureCache
 from .checkpoints import Checkpoints, TrainerState
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
 from .modeling_fl_i2moe import FLI2MoEModel
 from .run_folder import replace_files
+from .streaming import FeatureStream, StreamedSplit, create_stream_loader
 
 
 @dataclass
@@ -87,7 +88,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        OSError: the disk is full.
+        OSError: the disk is full, or a streamed training split cannot be read on.
     """
     run = _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric)
     return run.fit(resume)
@@ -117,24 +118,18 @@ class _Run:
         set_seed(seed)
         model = FLI2MoEModel(config)
         if config.keep_feature_means or (config.perturbation == "mean" and config.architecture == "moe"):
-            model.set_feature_means(feature_means(cache.splits["train"], config.modality_order))
-
-        def loader(split: str, shuffle: bool) -> DataLoader:
-            return create_data_loader(
-                cache.splits[split],
-                config.modality_order,
-                batch_size=arguments.batch_size,
-                shuffle=shuffle,
-                seed=seed,
-                bucket=shuffle and arguments.bucket_by_length,
-                num_workers=arguments.num_workers,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-
+            model.set_feature_means(_train_means(cache, config.modality_order, arguments.batch_size))
         optimizer = create_optimizer(model, arguments)
-        self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
-            model, optimizer, loader("train", True), loader("validation", False)
+        validation_loader = create_data_loader(
+            cache.splits["validation"],
+            config.modality_order,
+            batch_size=arguments.batch_size,
+            shuffle=False,
+            num_workers=arguments.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
         )
+        self.model, self.optimizer, self.validation_loader = accelerator.prepare(model, optimizer, validation_loader)
+        self.train_loader = _train_loader(cache, config.modality_order, arguments, accelerator, seed)
         self.steps_per_epoch = math.ceil(len(self.train_loader) / arguments.gradient_accumulation_steps)
         total_steps = self.steps_per_epoch * arguments.num_epochs
         schedule = "constant_with_warmup" if arguments.lr_scheduler == "constant" else arguments.lr_scheduler
@@ -255,6 +250,32 @@ class _Run:
         if self.accelerator.is_main_process:
             replace_files(self.run_dir / "model", self.accelerator.unwrap_model(self.model).save_pretrained)
         self.accelerator.wait_for_everyone()
+
+
+def _train_loader(
+    cache: FeatureCache, modality_order: list[str], arguments: TrainingArguments, accelerator: Accelerator, seed: int
+) -> DataLoader:
+    """Prepared; of this process's share."""
+    rows = cache.splits["train"]
+    options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "seed": seed}
+    if isinstance(rows, StreamedSplit):
+        return create_stream_loader(rows, modality_order, accelerator, bucket=arguments.bucket_by_length, **options)
+    loader = create_data_loader(
+        rows,
+        modality_order,
+        shuffle=True,
+        bucket=arguments.bucket_by_length,
+        pin_memory=accelerator.device.type == "cuda",
+        **options,
+    )
+    return accelerator.prepare(loader)
+
+
+def _train_means(cache: FeatureCache, modality_order: list[str], batch_size: int) -> dict[str, torch.Tensor]:
+    rows = cache.splits["train"]
+    if isinstance(rows, StreamedSplit):  # one more pass over the network
+        return mean_of_batches(FeatureStream(rows, modality_order, batch_size=batch_size), modality_order)
+    return feature_means(rows, modality_order)
 
 
 def _shown(value: float | None) -> str:

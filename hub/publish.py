@@ -1,7 +1,7 @@
 """
 Publish a trained model: weights, code, processor, card, figures, statistics and results, in one commit.
 
-    python hub/publish.py --model runs/mmimdb --repo_id someone/fl-i2moe-mmimdb
+    python hub/publish.py --model runs/mmimdb --repo_id someone/fl-i2moe-mmimdb --license cc-by-4.0
 
 Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>` writes the very same files into a
 folder and contacts nobody. A second start with the same model changes nothing.
@@ -15,8 +15,9 @@ from huggingface_hub.constants import ENDPOINT
 from transformers.utils import logging
 
 from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.card import CardOptions, Run
-from fl_i2moe.publishing import push, write_repository
+from fl_i2moe.card import CardOptions
+from fl_i2moe.finished_run import Run
+from fl_i2moe.publishing import choose_license, push, write_repository
 
 TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 
@@ -29,7 +30,9 @@ class PublishArguments:
     repo_id: str = field(metadata={"help": "Repository on the Hub, <name>/<model>; made if it does not exist."})
     private: bool = option(False, "Make a new repository private.")
     dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")
-    license: str = option("apache-2.0", "License of the weights, by the Hub's identifier.")
+    license: str | None = option(
+        None, "License of the weights, by the Hub's identifier; needed unless a README.md in the model's folder has it."
+    )
     dataset_name: str | None = option(None, "What the training data are called.")
     dataset_id: str | None = option(None, "Id of the training data on the Hub, where they are there.")
     language: list[str] = option([], "Languages of the texts, such as en.")
@@ -37,6 +40,7 @@ class PublishArguments:
     compare: list[str] = option([], "Folders of runs whose results the card shows beside, such as a dense model's.")
 
     def __post_init__(self):
+        self.license = choose_license(self.license, self.model, "the weights")
         self.card = CardOptions(**{name: getattr(self, name) for name in CardOptions.__dataclass_fields__})
 
 

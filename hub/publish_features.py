@@ -1,7 +1,7 @@
 """
 Publish a feature cache as a data set: shards with their checksums, key and card, in one commit.
 
-    python hub/publish_features.py --features <feature cache> --repo_id someone/mmimdb-features
+    python hub/publish_features.py --features <feature cache> --repo_id someone/mmimdb-features --license other
 
 A training run prints the folder of its cache. Texts are part of the cache and are published with it; pictures are not.
 Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>` writes the very same files into a
@@ -16,7 +16,7 @@ from huggingface_hub.constants import ENDPOINT
 
 from fl_i2moe.arguments import option, parse_arguments
 from fl_i2moe.feature_publishing import write_features
-from fl_i2moe.publishing import push
+from fl_i2moe.publishing import choose_license, push
 from fl_i2moe.shared_features import open_features
 
 TEMPLATE = Path(__file__).parent / "features_card.md.jinja"
@@ -30,8 +30,13 @@ class PublishFeaturesArguments:
     repo_id: str = field(metadata={"help": "Data set on the Hub, <name>/<data set>; made if it does not exist."})
     private: bool = option(False, "Make a new data set private.")
     dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")
-    license: str = option("other", "License of the data, by the Hub's identifier.")
+    license: str | None = option(
+        None, "License of the data, by the Hub's identifier; needed unless a README.md in the cache's folder has it."
+    )
     dataset_name: str | None = option(None, "What the data are called.")
+
+    def __post_init__(self):
+        self.license = choose_license(self.license, self.features, "the features")
 
 
 def main():

@@ -3,10 +3,13 @@ Publish the Space of a model: a page that predicts and explains what its visitor
 
     python hub/publish_space.py --model_id someone/fl-i2moe-mmimdb --repo_id someone/fl-i2moe-demo
 
-The Space carries this package, and fetches the model. `--dry_run <folder>` writes the very same files into a folder.
+The Space carries this package, and fetches the model. Its examples are the built-in sample's, shown for a model of its
+classes alone; `--examples <folder>` has yours: `examples.json`, {"samples": [{"image": "a.jpg", "text": "…"}]} with the
+modalities' names, and the pictures beside it. `--dry_run <folder>` writes the very same files into a folder.
 To try it on this machine: `pip install gradio`, then `python hub/space/app.py --model <run or model id>`.
 """
 
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import fl_i2moe
 from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.publishing import push
+from fl_i2moe.publishing import push, write_file_list
 
 SPACE = Path(__file__).parent / "space"
 
@@ -32,13 +35,39 @@ class PublishSpaceArguments:
     private: bool = option(False, "Make a new Space private.")
     dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")
 
+    examples: str | None = option(None, "Folder with examples.json and its pictures; the built-in sample's.")
+
     def __post_init__(self):
         validate_repo_id(self.model_id)
         validate_repo_id(self.repo_id)
+        if self.examples is not None:
+            check_examples(Path(self.examples))
 
 
-def write_space(folder: str | Path, model_id: str) -> None:
+def check_examples(folder: Path) -> None:
     """
+    Raises:
+        ValueError: there is no examples.json that says what the examples are.
+    """
+    file = folder / "examples.json"
+    if not file.is_file():
+        raise ValueError(f"`examples` {folder} has no examples.json.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    samples = content.get("samples") if isinstance(content, dict) else None
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+        raise ValueError(
+            f'{file} must be {{"samples": [{{"image": "a.jpg", "text": "…"}}]}}, by the modalities\' names.'
+        )
+
+
+def write_space(folder: str | Path, model_id: str, examples: str | None = None) -> None:
+    """
+    Args:
+        examples: folder of the examples; the built-in sample's if not given.
+
     Raises:
         ValueError: the folder is not empty.
     """
@@ -48,6 +77,9 @@ def write_space(folder: str | Path, model_id: str) -> None:
     leave_out = shutil.ignore_patterns("__pycache__", "model_id")
     shutil.copytree(SPACE, folder, ignore=leave_out, dirs_exist_ok=True)
     shutil.copytree(Path(fl_i2moe.__file__).parent, folder / "fl_i2moe", ignore=leave_out)
+    if examples is not None:
+        shutil.rmtree(folder / "examples")
+        shutil.copytree(examples, folder / "examples", ignore=leave_out)
     (folder / "model_id").write_text(model_id + "\n", encoding="utf-8")
     requirements = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
     head = {
@@ -56,7 +88,7 @@ def write_space(folder: str | Path, model_id: str) -> None:
         "sdk_version": next(line.partition("==")[2] for line in requirements if line.startswith("gradio==")),
         "app_file": "app.py",
         "pinned": False,
-        "license": "apache-2.0",
+        "license": "apache-2.0",  # of the code; the model has its own
         "models": [model_id],
     }
     model = f"[{model_id}](https://huggingface.co/{model_id})"
@@ -64,6 +96,7 @@ def write_space(folder: str | Path, model_id: str) -> None:
     (folder / "README.md").write_text(
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}", encoding="utf-8"
     )
+    write_file_list(folder)
 
 
 def main():
@@ -71,11 +104,11 @@ def main():
         (PublishSpaceArguments,), presets={"default": {}}, default_preset=lambda given: "default", description=__doc__
     )
     if arguments.dry_run:
-        write_space(arguments.dry_run, arguments.model_id)
+        write_space(arguments.dry_run, arguments.model_id, arguments.examples)
         print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}.")
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_space(folder, arguments.model_id)
+        write_space(folder, arguments.model_id, arguments.examples)
         commit = push(folder, arguments.repo_id, repo_type="space", private=arguments.private, message="Publish Space")
     print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
     print(f"{ENDPOINT}/spaces/{arguments.repo_id}")

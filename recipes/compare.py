@@ -37,6 +37,7 @@ from fl_i2moe.arguments import (
     given_options,
     option,
     parse_arguments,
+    refuse_raw_options,
     starts_from_features,
 )
 from fl_i2moe.array_encoder import array_encoders
@@ -122,8 +123,6 @@ class DataArguments(ArrayArguments, ImageEncoderArguments, TextEncoderArguments)
         others = [x.name for x in fields(self) if x.name not in ("data", *arrays)]
         if is_array_file(self.data):
             kind, foreign = "a file of arrays", others
-        elif is_cache(self.data):
-            kind, foreign = "a feature cache", [*arrays, *others]
         else:
             kind, foreign = "a folder of raw data", arrays
         if given := given_options(self, foreign):
@@ -166,8 +165,12 @@ def main():
     )
     if compare.measure == "robustness" and not model.keep_feature_means:
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
+    if encoding.stream_features:
+        raise ValueError("`stream_features` is for one run: a comparison reads the features for every system and seed.")
     from_features = starts_from_features(encoding, data, needs="data")
-    if not from_features:
+    if data.data and is_cache(data.data):
+        refuse_raw_options(encoding, data, "data")
+    elif not from_features:
         data.check()
     accelerator = create_accelerator(training, output.output_dir)
     console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)

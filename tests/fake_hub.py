@@ -22,7 +22,7 @@ class FakeHub:
         self.commits: list[tuple[str, list[str]]] = []
         self.fail = fail
 
-    def create_repo(self, repo_id, *, repo_type, private, exist_ok):
+    def create_repo(self, repo_id, *, repo_type, private, exist_ok, **options):
         assert exist_ok
         if repo_id not in self.repositories:
             self.repositories[repo_id] = {".gitattributes": b"*.safetensors lfs\n"}
@@ -58,3 +58,9 @@ class FakeHub:
         self.repositories[repo_id] = files
         self.commits.append((commit_message, [operation.path_in_repo for operation in operations]))
         return SimpleNamespace(oid=f"commit-{len(self.commits)}")
+
+    def hf_hub_download(self, repo_id, filename, *, repo_type, revision, cache_dir):
+        assert revision == f"commit-{len(self.commits)}"
+        path = Path(cache_dir) / filename
+        path.write_bytes(self.repositories[repo_id][filename])
+        return str(path)

@@ -46,6 +46,9 @@ class LoopbackHub(ThreadingHTTPServer):
         self.cut_uploads = 0
         """How many uploads of large files are still to break off."""
 
+        self.downloads_left: int | None = None
+        """How many shards of training data are still to be sent before every further one breaks off."""
+
         self.requests: list[str] = []
 
     @property
@@ -253,6 +256,12 @@ class _Handler(BaseHTTPRequestHandler):
         oid, files = commit
         if path not in files:
             return self._fail(404, "EntryNotFound", f"{path} is not in this repository")
+        if self.command == "GET" and "train/" in path and path.endswith(".arrow"):
+            if self.server.downloads_left == 0:
+                self.close_connection = True
+                return self.connection.close()
+            if self.server.downloads_left is not None:
+                self.server.downloads_left -= 1
         content, status, more = files[path], 200, {}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, end = int(wanted[1]), int(wanted[2] or len(content) - 1)

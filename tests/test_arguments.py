@@ -1,6 +1,6 @@
 """Options: presets, their order of precedence, and checks at the start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 
@@ -15,6 +15,7 @@ from fl_i2moe.arguments import (
     parse_command,
     starts_from_features,
 )
+from fl_i2moe.experiment import Job
 from fl_i2moe.run_folder import begin_run_folder, check_run_folder
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
@@ -68,8 +69,8 @@ def test_every_option_has_help(capsys):
         parse("--help")
     shown = capsys.readouterr().out
     for kind in TYPES:
-        for name, item in kind.__dataclass_fields__.items():
-            assert f"--{name}" in shown
+        for item in fields(kind):
+            assert f"--{item.name}" in shown
             assert item.metadata["help"]
 
 
@@ -120,6 +121,12 @@ def test_features_stand_alone():
     assert not starts_from_features(EncodingArguments(cache_dir="x"), Films("films", ["Drama"]), needs="data_dir")
     with pytest.raises(ValueError, match=r"`data_dir` is needed.* or `features`"):
         starts_from_features(EncodingArguments(), Films(), needs="data_dir")
+    for written in ("--text_max_length=512", "--text_max_length=128", "--encoding_dtype=float32", "--cache_dir=x"):
+        [encoding] = parse_arguments(
+            (EncodingArguments,), {"paper": {"text_max_length": 512}}, lambda _: "paper", "", ["--features=x", written]
+        )
+        with pytest.raises(ValueError, match=f"`features` and `{written[2:].split('=')[0]}` exclude each other"):
+            starts_from_features(encoding, Films())
     for encoding, data, name in (
         (features, Films("films"), "data_dir"),
         (features, Films(labels=["Drama"]), "labels"),
@@ -166,3 +173,20 @@ def test_the_first_word_says_what_to_do(capsys):
     with pytest.raises(SystemExit):
         parse_command(commands, "a job", ["read", "--help"])
     assert "How many. (default: 3)" in capsys.readouterr().out
+
+
+def test_streaming_options_go_together():
+    assert starts_from_features(
+        EncodingArguments(features="someone/x", stream_features=True, shuffle_buffer_size=64), Films()
+    )
+    with pytest.raises(ValueError, match="`stream_features` needs `features`"):
+        EncodingArguments(stream_features=True)
+    with pytest.raises(ValueError, match="`shuffle_buffer_size` needs `stream_features`"):
+        EncodingArguments(features="someone/x", shuffle_buffer_size=64)
+    streamed = EncodingArguments(features="someone/x", stream_features=True, shuffle_buffer_size=64)
+    for training, message in (
+        (TrainingArguments(num_workers=2), "`num_workers` can be 0 or 1"),
+        (TrainingArguments(batch_size=65), "at least `batch_size`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Job(streamed, ModelArguments(), training, OutputArguments())

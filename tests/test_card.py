@@ -11,7 +11,9 @@ from markdown_it import MarkdownIt
 from published import make_published, write_run
 from tiny_models import make_config, make_model
 
-from fl_i2moe.card import CardOptions, Run, build_card, escape, evaluation_results
+from fl_i2moe.card import CardOptions, build_card, evaluation_results
+from fl_i2moe.finished_run import Run
+from fl_i2moe.markdown import escape
 
 TEMPLATE = Path(__file__).parent.parent / "hub" / "model_card.md.jinja"
 NASTY = [
@@ -23,7 +25,7 @@ NASTY = [
 
 def card_of(folder, model, figures=False, **options):
     results = write_run(folder, model, figures=figures)
-    options = CardOptions("someone/fl-i2moe-films", **options)
+    options = CardOptions("someone/fl-i2moe-films", "apache-2.0", **options)
     return str(build_card(Run.open(folder), options, TEMPLATE)), results
 
 
@@ -70,18 +72,19 @@ def test_evaluation_results(films):
     _, results, _, folder = films
     run = Run.open(folder)
     entries = parse_eval_result_entries(
-        yaml.safe_load(evaluation_results(run, CardOptions("someone/model", dataset_id="someone/films")))
+        yaml.safe_load(evaluation_results(run, CardOptions("someone/model", "mit", dataset_id="someone/films")))
     )
     assert {entry.task_id: entry.value for entry in entries} == pytest.approx(results["seeds"]["1"]["test"])
     assert {entry.dataset_id for entry in entries} == {"someone/films"}
-    assert evaluation_results(run, CardOptions("someone/model", dataset_name="Films")) is None
+    assert evaluation_results(run, CardOptions("someone/model", "mit", dataset_name="Films")) is None
 
 
 def test_results_and_weights_are_those_of_the_files(films):
     card, results, _, folder = films
     header, row = rows(card, "## Results")
     micro = results["test"]["micro_f1"]
-    assert row[header.index("micro-F1")] == f"{100 * micro['mean']:.1f} ± {100 * micro['std']:.1f}" == "11.5 ± 2.1"
+    unbroken = f"{100 * micro['mean']:.1f}\u00a0±\u00a0{100 * micro['std']:.1f}"
+    assert row[header.index("micro-F1")] == unbroken == "11.5\u00a0±\u00a02.1"
     statistics = json.loads((folder / "interaction_statistics.json").read_text())
     _, *experts = rows(card, "### How much each expert counts")
     assert [x[0] for x in experts] == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
@@ -105,7 +108,8 @@ def test_warnings_use_and_training(films):
     text = " ".join(card.replace("\n> ", "\n").split())
     assert "need not be what its name says" in text.replace("**", "")
     assert "not how much evidence the expert holds" in text
-    assert 'pipeline("image-text-classification", model="someone/fl-i2moe-films", trust_remote_code=True)' in card
+    assert 'name = "someone/fl-i2moe-films"\nclassify = pipeline("image-text-classification", model=name,' in card
+    assert "\n\n## How to use" in card
     assert 'processor(text="A pianist …", image="image.jpg", return_tensors="pt")' in card
     assert "text: sample:minilm, which has no Hub id, from `encoders/`" in card
     assert "image: openai/clip-vit-base-patch16 at commit 0123456789abcdef0123456789abcdef01234567." in card
@@ -157,7 +161,7 @@ def test_compared_runs(films, tmp_path):
     _, _, model, folder = films
     same = {"id2label": model.config.id2label, "label2id": model.config.label2id}
     write_run(tmp_path / "dense", make_model(make_config(architecture="dense", **same)), seeds=(4,))
-    options = CardOptions("someone/model", compare=[str(tmp_path / "dense")])
+    options = CardOptions("someone/model", "mit", compare=[str(tmp_path / "dense")])
     _, own, dense = rows(str(build_card(Run.open(folder), options, TEMPLATE)), "## Results")
     assert own[0] == "**FL-I²MoE, published objective** (this model)"
     assert dense[:3] == ["dense Transformer", "1", "22.0"]
@@ -171,7 +175,7 @@ def test_runs_that_cannot_be_compared(films, tmp_path):
     results["samples"]["test"] += 1
     (tmp_path / "samples" / "results.json").write_text(json.dumps(results))
     for name in ("classes", "samples"):
-        options = CardOptions("someone/model", compare=[str(tmp_path / name)])
+        options = CardOptions("someone/model", "mit", compare=[str(tmp_path / name)])
         with pytest.raises(ValueError, match=f"cannot stand beside .*: it has other .*{name}"):
             build_card(Run.open(folder), options, TEMPLATE)
 
@@ -222,4 +226,4 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no finished training run: it has no config\.json"):
         Run.open(tmp_path)
     with pytest.raises(HFValidationError):
-        CardOptions("not a repository")
+        CardOptions("not a repository", "mit")

@@ -13,8 +13,9 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from loopback_hub import running_hub
 from published import bare_environment, make_published, run_bare, write_run
 
-from fl_i2moe.card import CardOptions, Run
+from fl_i2moe.card import CardOptions
 from fl_i2moe.feature_publishing import write_features
+from fl_i2moe.finished_run import Run
 from fl_i2moe.publishing import push, write_repository
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,8 @@ def publish(hub, folder, home, token, *more, repo_id=MODEL):
     environment = {**os.environ, **hub.environment, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment.pop("HF_TOKEN", None)
     environment |= {"HF_TOKEN": token} if token else {}
-    command = [sys.executable, "hub/publish.py", "--model", str(folder / "run"), "--repo_id", repo_id, *more]
+    command = [sys.executable, "hub/publish.py", "--model", str(folder / "run"), "--repo_id", repo_id]
+    command += ["--license=mit", *more]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -59,9 +61,11 @@ print(json.dumps({"logits": out.logits.tolist(), "result": result}))
 
 def test_a_push_by_the_real_client(hub, films, tmp_path, monkeypatch):
     folder, _, _, _ = films
-    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL, "mit"), TEMPLATE)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
@@ -126,7 +130,7 @@ def test_private_repositories_and_unknown_revisions(hub, films, tmp_path, monkey
     folder, _, _, _ = films
     private, cache = "someone/secret", tmp_path / "fresh"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(private), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(private, "mit"), TEMPLATE)
     api = HfApi(endpoint=hub.address, token="hf_someone")
     push(tmp_path / "repository", private, private=True, api=api)
     assert hub.repositories[f"model/{private}"].private
@@ -150,7 +154,8 @@ print(json.dumps([[row["id"] for row in rows], rows[0]["text_features"][1], firs
 
 def test_features_are_streamed_and_downloaded(hub, films, tmp_path, monkeypatch):
     _, _, _, cache = films
-    write_features(cache, tmp_path / "features", "someone/features", ROOT / "hub" / "features_card.md.jinja")
+    template = ROOT / "hub" / "features_card.md.jinja"
+    write_features(cache, tmp_path / "features", "someone/features", template, license="other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     api = HfApi(endpoint=hub.address, token="hf_someone")
     assert push(tmp_path / "features", "someone/features", repo_type="dataset", api=api)

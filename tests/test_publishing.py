@@ -2,6 +2,7 @@ import copy
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from published import LABELS, make_published, write_run
 from transformers import AutoModel, AutoProcessor
 
-from fl_i2moe.card import CardOptions, Run
-from fl_i2moe.publishing import push, without_paths, write_repository
+from fl_i2moe.card import CardOptions
+from fl_i2moe.finished_run import Run
+from fl_i2moe.publishing import choose_license, push, without_paths, write_file_list, write_repository
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
@@ -31,7 +33,7 @@ def films(tmp_path_factory):
     (folder / "run" / "explanations" / "run.json").write_text("{}")
     (folder / "run" / "explanations" / "alignment.png").write_bytes(b"a figure")
     (folder / "run" / "explanations" / "samples" / "private.html").write_text("a sample")
-    write_repository(Run.open(folder / "run"), folder / "repository", CardOptions(REPOSITORY), TEMPLATE)
+    write_repository(Run.open(folder / "run"), folder / "repository", CardOptions(REPOSITORY, "mit"), TEMPLATE)
     return folder, model, raw
 
 
@@ -87,24 +89,56 @@ def test_one_commit_and_then_none(films):
 
 def test_the_same_run_makes_the_same_files(films, tmp_path):
     folder, _, _ = films
-    write_repository(Run.open(folder / "run"), tmp_path / "again", CardOptions(REPOSITORY), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "again", CardOptions(REPOSITORY, "mit"), TEMPLATE)
     assert files_of(tmp_path / "again") == files_of(folder / "repository")
 
 
-def test_only_what_changed_is_pushed(films, tmp_path):
+def test_only_what_changed_is_pushed(films):
     folder, _, _ = films
     hub = FakeHub()
     push(folder / "repository", REPOSITORY, api=hub)
     own = hub.repositories[REPOSITORY]
-    own |= {"LICENSE": b"mine", "figures/old.png": b"old", "old_code.py": b"old", "notes/mine.py": b"mine"}
     own["README.md"] += b"x"
     weights = bytearray(own["model.safetensors"])
     weights[-1] ^= 1  # of the same size
     own["model.safetensors"] = bytes(weights)
     push(folder / "repository", REPOSITORY, api=hub)
-    assert sorted(hub.commits[-1][1]) == ["README.md", "figures/old.png", "model.safetensors", "old_code.py"]
-    assert {"LICENSE", "notes/mine.py"} <= set(hub.repositories[REPOSITORY])
-    assert "figures/old.png" not in hub.repositories[REPOSITORY]
+    assert sorted(hub.commits[-1][1]) == ["README.md", "model.safetensors"]
+
+
+def test_a_new_version_takes_its_old_files_away_and_no_others(films, tmp_path):
+    """Whoever owns the repository may keep code and figures of their own in it, also where ours lie."""
+    folder, _, _ = films
+    earlier = tmp_path / "earlier"
+    shutil.copytree(folder / "repository", earlier)
+    for name in ("old_code.py", "figures/old.png", "encoders/sound/config.json"):
+        (earlier / name).parent.mkdir(exist_ok=True)
+        (earlier / name).write_text("old")
+    write_file_list(earlier)
+    hub = FakeHub()
+    push(earlier, REPOSITORY, api=hub)
+    theirs = {"LICENSE": b"mine", "demo.py": b"mine", "figures/mine.png": b"mine", "notes/mine.py": b"mine"}
+    hub.repositories[REPOSITORY] |= theirs
+    push(folder / "repository", REPOSITORY, api=hub)
+    changed = ["encoders/sound/config.json", "figures/old.png", "old_code.py", "published_files.json"]
+    assert sorted(hub.commits[-1][1]) == changed
+    expected = {**files_of(folder / "repository"), **theirs, ".gitattributes": b"*.safetensors lfs\n"}
+    assert hub.repositories[REPOSITORY] == expected
+    assert push(folder / "repository", REPOSITORY, api=hub) is None
+
+
+def test_the_license_is_somebodys_decision(tmp_path):
+    with pytest.raises(ValueError, match=r"`license` is needed: what others may do with the weights .*mit, cc-by-4\.0"):
+        choose_license(None, tmp_path, "the weights")
+    with pytest.raises(ValueError, match="must be an identifier of the Hub, got 'MIT License'"):
+        choose_license("MIT License", tmp_path, "the weights")
+    assert choose_license("mit", tmp_path, "the weights") == "mit"
+    (tmp_path / "README.md").write_text("# Without a head\n")
+    with pytest.raises(ValueError, match="is needed"):
+        choose_license(None, tmp_path, "the weights")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
+    assert choose_license(None, tmp_path, "the weights") == "cc-by-nc-4.0"
+    assert choose_license("mit", tmp_path, "the weights") == "mit"
 
 
 @pytest.mark.parametrize(
@@ -135,13 +169,13 @@ def test_what_is_refused(films, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(ValueError, match="is not empty"):
-        write_repository(run, tmp_path / "full", CardOptions(REPOSITORY), TEMPLATE)
+        write_repository(run, tmp_path / "full", CardOptions(REPOSITORY, "mit"), TEMPLATE)
 
     write_run(tmp_path / "pickled", model)
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no model\.safetensors; weights in other formats are not published"):
-        write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+        write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
     with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModel.from_pretrained(tmp_path / "pickled")
 
@@ -150,7 +184,7 @@ def test_what_is_refused(films, tmp_path):
     write_run(tmp_path / "other", model)
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is not the one that this model was trained on"):
-        write_repository(Run.open(tmp_path / "other"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+        write_repository(Run.open(tmp_path / "other"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
 
 
 def test_modalities_that_are_arrays(films, tmp_path):
@@ -160,7 +194,7 @@ def test_modalities_that_are_arrays(films, tmp_path):
     array = {"name": "numeric arrays", "kind": "array", "feature_size": 16, "standardised_by": None}
     other.config.encoders = dict.fromkeys(other.config.encoders, array)
     write_run(tmp_path / "run", other)
-    write_repository(Run.open(tmp_path / "run"), tmp_path / "out", CardOptions(REPOSITORY), TEMPLATE)
+    write_repository(Run.open(tmp_path / "run"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
     names = set(files_of(tmp_path / "out"))
     assert "processor_config.json" not in names
     assert not any(name.startswith("encoders/") for name in names)
@@ -180,7 +214,7 @@ def test_paths_of_this_machine():
 
 def test_the_command(films, tmp_path, monkeypatch):
     folder, _, _ = films
-    command = ["hub/publish.py", "--model", str(folder / "run"), "--repo_id", REPOSITORY]
+    command = ["hub/publish.py", "--model", str(folder / "run"), "--repo_id", REPOSITORY, "--license=mit"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     dry_run = [sys.executable, *command, "--dry_run", str(tmp_path / "out")]
     result = subprocess.run(dry_run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

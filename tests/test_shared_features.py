@@ -9,13 +9,14 @@ import pytest
 from datasets import Dataset, load_dataset
 from fake_hub import FakeHub
 from huggingface_hub import DatasetCard
-from published import make_published, make_raw, put_into_hub_cache, save_encoder
+from published import COMMIT, make_published, make_raw, put_into_hub_cache, save_encoder
 
 from fl_i2moe.cache import CorruptCacheError, build_cache
 from fl_i2moe.encoders import load_encoder
 from fl_i2moe.feature_publishing import write_features
 from fl_i2moe.publishing import push
 from fl_i2moe.shared_features import open_features
+from fl_i2moe.streaming import StreamedSplit
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "features_card.md.jinja"
@@ -25,7 +26,7 @@ TEMPLATE = ROOT / "hub" / "features_card.md.jinja"
 def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     _, _, cache = make_published(folder, names={"image": "openai/clip", "text": "sample:tiny"}, splits=True)
-    write_features(cache, folder / "repository", "someone/films", TEMPLATE, dataset_name="Films <b>")
+    write_features(cache, folder / "repository", "someone/films", TEMPLATE, license="other", dataset_name="Films <b>")
     return cache, folder / "repository"
 
 
@@ -73,7 +74,7 @@ def test_pictures_and_what_was_left_out(tmp_path):
     cache = build_cache(raw, encoders, tmp_path / "cache", progress=False, num_workers=0, on_bad_sample="skip")
     assert cache.splits["train"][0]["image"]["bytes"] == content
     assert str(tmp_path) in cache.skipped[0]["reason"] + cache.skipped[0]["file"]
-    write_features(cache, tmp_path / "out", "someone/films", TEMPLATE)
+    write_features(cache, tmp_path / "out", "someone/films", TEMPLATE, license="mit")
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or not {x for x in (str(tmp_path).encode(), content) if x in path.read_bytes()}, path
     again = open_features(tmp_path / "out")
@@ -92,7 +93,7 @@ def test_pushed_once(features):
 
 def test_damage_and_absence_are_noticed(features, tmp_path, monkeypatch):
     cache, _ = features
-    write_features(cache, tmp_path / "damaged", "someone/films", TEMPLATE)
+    write_features(cache, tmp_path / "damaged", "someone/films", TEMPLATE, license="mit")
     shard = next((tmp_path / "damaged" / "train").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptCacheError, match="does not match its checksum"):
@@ -102,6 +103,23 @@ def test_damage_and_absence_are_noticed(features, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="nobody/nothing are no folder and could not be fetched"):
         open_features("nobody/nothing")
+
+
+def test_what_was_not_fetched(features, tmp_path, monkeypatch):
+    """A split that was not asked for is known, and streamed; one that is not all there is refused."""
+    cache, folder = features
+    put_into_hub_cache(folder, tmp_path, "someone/films", repo_type="dataset")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    next(tmp_path.glob("hub/*/snapshots/*/train/*.arrow")).unlink()
+    found = open_features("someone/films", fetch=["validation", "test"])
+    assert isinstance(found.splits["train"], StreamedSplit)
+    assert len(found.splits["train"]) == 5
+    assert found.splits["train"].files == f"hf://datasets/someone/films@{COMMIT}/train/data-*.arrow"
+    assert list(found.splits["test"]["id"]) == list(cache.splits["test"]["id"])
+    assert found.key == cache.key
+    with pytest.raises(CorruptCacheError, match=r"fetched of someone/films is damaged or not all there: delete "):
+        open_features("someone/films")
 
 
 def test_a_run_and_its_explanations_start_from_published_features(features, tmp_path):
@@ -126,6 +144,9 @@ def test_a_run_and_its_explanations_start_from_published_features(features, tmp_
     assert "9 × 16 features from sample:tiny" in said
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == {"train": 5, "validation": 5, "test": 5}
+    for split in ("train", "validation"):  # explaining fetches its split alone
+        for shard in tmp_path.glob(f"home/hub/*/snapshots/*/{split}/*.arrow"):
+            shard.unlink()
     start(
         "recipes/explain.py", "--model", str(run), "--features", "someone/films", "--num_samples=1", "--num_pages=0",
         "--interactions=none", "--measurements", "none",

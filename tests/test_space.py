@@ -7,11 +7,15 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from fake_hub import FakeHub
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 from published import make_published
 from tiny_models import make_config, make_model
+
+from fl_i2moe.data.planted import PLANTED_GENRES
+from fl_i2moe.publishing import push, write_file_list
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,11 +88,25 @@ def test_a_model_without_raw_inputs_is_refused(app, tmp_path):
         app.Explorer(str(tmp_path))
 
 
+def test_examples_are_of_the_models_classes(app, tmp_path, monkeypatch):
+    kinds = {"text": "text", "image": "image"}
+    shown = app._examples(kinds, list(PLANTED_GENRES))
+    assert len(shown) == 3
+    assert all(Path(image).is_file() for _, image in shown)
+    assert app._examples(kinds, ["Drama", "Western"]) == []
+    assert app._examples({**kinds, "sound": "array"}, list(PLANTED_GENRES)) == []
+    (tmp_path / "examples.json").write_text('{"samples": [{"image": "a.jpg", "text": "mine"}]}')
+    monkeypatch.setattr(app, "EXAMPLES", tmp_path)
+    assert app._examples(kinds, ["Drama", "Western"]) == [["mine", str(tmp_path / "a.jpg")]]
+
+
 def test_in_a_browser(app, explorer):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="driving a browser needs playwright (pip install -e '.[test]')"
+    )
     chromium = Path("/usr/bin/chromium")
     if not chromium.exists():
-        pytest.skip("there is no Chromium at /usr/bin/chromium")
+        pytest.skip("the Space is driven in /usr/bin/chromium, which is not there (apt install chromium)")
     explorer, picture = explorer
     page = app.build_page(explorer, "tiny")
     page.queue()
@@ -104,7 +122,7 @@ def test_in_a_browser(app, explorer):
                 tab.locator("textarea").fill("the quick brown fox")
                 tab.locator("input[type=file]").first.set_input_files(picture)
                 tab.get_by_role("button", name="Predict").click()
-                tab.get_by_text("Redundancy").first.wait_for()
+                tab.get_by_text("Uniqueness: text").first.wait_for()  # "redundancy" stands on the page from the start
                 tab.get_by_role("button", name="Explain").click()
                 frame = tab.frame_locator("iframe")
                 frame.get_by_role("heading", name="Why").wait_for()
@@ -144,5 +162,28 @@ def test_a_published_space_is_whole(tmp_path):
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in requirements)
     assert f"sdk_version: {requirements[0].removeprefix('gradio==')}" in card
     assert "models:\n- someone/fl-i2moe-films" in card
+    hub = FakeHub()
+    hub.create_repo("someone/demo", repo_type="space", private=False, exist_ok=True)
+    hub.repositories["someone/demo"] |= {"notes.py": b"mine", "fl_i2moe/mine.py": b"mine"}
+    gone = tmp_path / "space" / "fl_i2moe" / "explain" / "former.py"
+    gone.write_text("of an earlier version")
+    write_file_list(tmp_path / "space")
+    push(tmp_path / "space", "someone/demo", repo_type="space", api=hub)
+    gone.unlink()
+    write_file_list(tmp_path / "space")
+    push(tmp_path / "space", "someone/demo", repo_type="space", api=hub)
+    assert sorted(hub.commits[-1][1]) == ["fl_i2moe/explain/former.py", "published_files.json"]
+    assert {"notes.py", "fl_i2moe/mine.py"} <= set(hub.repositories["someone/demo"])
+    own = tmp_path / "own"
+    own.mkdir()
+    for content, message in ((None, r"has no examples\.json"), ("x", "is no JSON"), ("[]", "must be")):
+        if content is not None:
+            (own / "examples.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            publish.PublishSpaceArguments("a/b", "a/c", examples=str(own))
+    (own / "examples.json").write_text('{"samples": []}')
+    assert publish.PublishSpaceArguments("a/b", "a/c", examples=str(own)).examples == str(own)
+    publish.write_space(tmp_path / "other", "someone/fl-i2moe-films", str(own))
+    assert [x.name for x in (tmp_path / "other" / "examples").iterdir()] == ["examples.json"]
     with pytest.raises(ValueError, match="is not empty"):
         publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")

@@ -45,7 +45,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
         check_run_folder(folder, **flags)
     model = load_model(arguments.model)
     check_methods(model, [arguments.method], "method")
-    cache = find_cache(arguments.model, arguments.features or arguments.cache_dir)
+    cache = find_cache(arguments.model, arguments.features or arguments.cache_dir, arguments.split)
     check_cache(model, cache)
     models = {"dense Transformer" if model.config.architecture == "dense" else "FL-I²MoE": model}
     if arguments.dense_model:

@@ -27,7 +27,10 @@ class ExplainArguments:
     output_dir: str | None = option(None, "Folder of the explanations; `explanations` in the model's if not given.")
     overwrite: bool = option(False, "Replace the explanations in --output_dir.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training run if not given.")
-    features: str | None = option(None, "Explain on these features: the folder of a cache, or a data set on the Hub.")
+    features: str | None = option(
+        None,
+        "Explain on these features: the folder of a cache, or a data set on the Hub; of that, --split is fetched.",
+    )
     dense_model: str | None = option(None, "Folder of a dense model whose faithfulness is shown beside.")
     method: Literal["grad_attnroll", "attnroll", "ig", "random"] = option(
         "grad_attnroll",

@@ -48,19 +48,20 @@ def load_any_model(folder: str | Path) -> FLI2MoEModel:
     return model.eval()
 
 
-def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None) -> FeatureCache:
+def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split: str | None = None) -> FeatureCache:
     """
     Opens the feature cache that a model was trained on.
 
     Args:
         model_dir: of the model; its run's settings lie there, or (of one seed's model) above.
         cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
+        split: fetch this split alone from the Hub.
 
     Raises:
         ValueError: there is none.
     """
     if cache_dir is not None:
-        return open_features(cache_dir)
+        return open_features(cache_dir, fetch=None if split is None else [split])
     model_dir = Path(model_dir).resolve()
     folder, settings = find_settings(model_dir)
     if (digest := settings.get("features")) is None:

@@ -127,15 +127,21 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
             with gr.Column():
                 inputs = [_input(modality, kind) for modality, kind in explorer.kinds.items()]
                 predict = gr.Button("Predict", variant="primary")
-            with gr.Column():
+            with gr.Column(elem_id="results"):
                 scores = gr.Label(label="Classes", num_top_classes=5, show_heading=False)
                 weights = gr.Label(label="Expert weights", show_heading=False)
                 target = gr.Dropdown(explorer.labels, label="Class to explain", value=None)
                 explain_it = gr.Button("Explain")
         shown = gr.HTML(label="Explanation", min_height=140)  # as high as what it shows while it computes
-        if examples := _examples(explorer.kinds):
+        if examples := _examples(explorer.kinds, explorer.labels):
             gr.Examples(examples, inputs, label="Examples")
-        predict.click(explorer.predict, inputs, [scores, weights, target], api_name="predict")
+        predict.click(
+            explorer.predict,
+            inputs,
+            [scores, weights, target],
+            api_name="predict",
+            show_progress_on=scores,  # or an error would stand on each of the three
+        ).success(None, js=_scroll_to("#results"))  # which lie below on a phone
         explain_it.click(
             explorer.explain,
             [target, *inputs],
@@ -143,7 +149,7 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
             api_name="explain",
             concurrency_limit=1,
             show_progress="full",
-        ).success(None, js="() => document.querySelector('iframe')?.scrollIntoView({behavior: 'smooth'})")
+        ).success(None, js=_scroll_to("iframe"))
     return page
 
 
@@ -155,13 +161,23 @@ def _input(modality: str, kind: str):
     return gr.Textbox(label=label, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
 
 
-def _examples(kinds: dict[str, str]) -> list[list[str]]:
-    """Of `examples/examples.json`, those that have every modality of the model."""
+def _scroll_to(selector: str) -> str:
+    """Brings what is out of sight to the top; what is in sight stays where it is."""
+    return (
+        f"() => {{ const x = document.querySelector('{selector}'); "
+        "if (x && x.getBoundingClientRect().bottom > innerHeight) x.scrollIntoView({behavior: 'smooth'}) }"
+    )
+
+
+def _examples(kinds: dict[str, str], labels: list[str]) -> list[list[str]]:
+    """Of `examples/examples.json`, those that have every modality of the model; none if they are of other classes."""
     file = EXAMPLES / "examples.json"
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"samples": []}
+    if set(content.get("classes", labels)) != set(labels):
+        return []
     return [
         [str(EXAMPLES / row[name]) if kind == "image" else row[name] for name, kind in kinds.items()]
-        for row in rows
+        for row in content["samples"]
         if set(kinds) <= set(row)
     ]
 
