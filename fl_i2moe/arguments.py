@@ -277,7 +277,7 @@ class TrainingArguments:
     lr_scheduler: Literal["constant", "linear", "cosine"] = option("constant", "Course of the learning rate.")
     warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises to its peak.")
     feature_dropout_start: float = option(
-        0.3, "Share of the epochs before --feature_dropout sets in; the best epoch is one of those behind."
+        0.35, "Share of the epochs before --feature_dropout sets in; the best epoch is one of those behind."
     )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.")
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.")
