@@ -105,7 +105,7 @@ class Job:
     output: OutputArguments
 
     def __post_init__(self):
-        if not getattr(self.encoding, "stream_features", False):
+        if not isinstance(self.encoding, EncodingArguments) or not self.encoding.stream_features:
             return
         if self.training.num_workers > 1:
             raise ValueError("`stream_features` reads in one process: `num_workers` can be 0 or 1.")
