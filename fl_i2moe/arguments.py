@@ -128,14 +128,10 @@ class ArrayArguments:
         return {item.name: getattr(self, item.name) for item in fields(ArrayArguments) if item.name != "standardize"}
 
 
-def given_options(arguments: Any, names: Iterable[str] | None = None) -> list[str]:
-    """Options of a dataclass, or those of these names, that are not at their defaults."""
-    given = []
-    for x in fields(arguments):
-        default = x.default if x.default_factory is MISSING else x.default_factory()
-        if (names is None or x.name in names) and getattr(arguments, x.name) != default:
-            given.append(x.name)
-    return given
+def given_options(arguments: Any, names: Iterable[str]) -> list[str]:
+    """Those of these options of a dataclass that are not at their defaults."""
+    defaults = {x.name: x.default if x.default_factory is MISSING else x.default_factory() for x in fields(arguments)}
+    return [name for name in names if getattr(arguments, name) != defaults[name]]
 
 
 def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | None = None) -> bool:
@@ -167,15 +163,15 @@ def refuse_raw_options(encoding: EncodingArguments, data: Any, instead: str) -> 
         ValueError: an option is given that raw samples alone have, so that it would change nothing.
     """
     of_features = ("features", "stream_features", "shuffle_buffer_size", instead)
-    options = [(part, x) for part in (data, encoding) for x in fields(part) if x.name not in of_features]
-    for part, x in options:
-        default = x.default if x.default_factory is MISSING else x.default_factory()
-        # presets set `text_max_length`
-        is_set = x.name != "text_max_length" and getattr(part, x.name) != default
-        if is_set or x.name in encoding.given:
-            raise ValueError(
-                f"`{instead}` and `{x.name}` exclude each other: features are taken as they are, and not encoded again."
-            )
+    for part in (data, encoding):
+        names = [x.name for x in fields(part) if x.name not in of_features]
+        changed = {*given_options(part, names)} - {"text_max_length"}  # which presets set
+        for name in names:
+            if name in changed or name in encoding.given:
+                raise ValueError(
+                    f"`{instead}` and `{name}` exclude each other: features are taken as they are, and not encoded "
+                    "again."
+                )
 
 
 @dataclass

@@ -41,10 +41,9 @@ class _Sequences:
         """(rows,): where the row's first feature stands in its record batch."""
         self.lengths = np.concatenate([np.diff(x) for x in offsets])
         """(rows,)"""
-        self.longest = int(self.lengths.max())
-        masks = [batch.column(f"{modality}_special_mask") for batch in batches]
-        self.special_bits = np.concatenate([_aligned_bits(mask, self.longest) for mask in masks])
-        """(rows, longest / 8): true where a feature is special, eight to a byte."""
+        masks, longest = [batch.column(f"{modality}_special_mask") for batch in batches], int(self.lengths.max())
+        self.special_bits = np.concatenate([_aligned_bits(mask, longest) for mask in masks])
+        """(rows, longest / 8, rounded up): true where a feature is special, eight to a byte."""
 
     def copy_features(self, batches: list[int], rows: NDArray[np.int64], target_BTD: NDArray[np.float16]) -> None:
         """Copies rows, which lie in these record batches, to where there is room for them; zeroes what is left."""

@@ -20,7 +20,7 @@ from .arguments import ModelArguments, OutputArguments, check_metric
 from .cache import FeatureCache
 from .cache_key import key_digest
 from .experiment import Job, format_metric, model_config, run_on_cache
-from .metrics import METRICS_BY_PROBLEM, difference
+from .metrics import METRICS_BY_PROBLEM, difference, is_share
 from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
@@ -279,5 +279,5 @@ def _cell(metric: str, entry: Mapping[str, Any], with_difference: bool) -> str:
     text = format_metric(metric, entry)
     if entry["difference"] is None or not with_difference:
         return text
-    is_share = metric not in METRICS_BY_PROBLEM["regression"]
-    return f"{text} ({100 * entry['difference']:+.1f})" if is_share else f"{text} ({entry['difference']:+.3f})"
+    change = f"{100 * entry['difference']:+.1f}" if is_share(metric) else f"{entry['difference']:+.3f}"
+    return f"{text} ({change})"

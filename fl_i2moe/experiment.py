@@ -45,7 +45,7 @@ from .encoders import FrozenEncoder, load_encoder
 from .encoding import Encoder
 from .figures import save_statistics_figures
 from .machine import cpu_model, end_with_launcher, keep_freed_memory, usable_cores
-from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined
+from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
 from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
 from .sample_encoders import resolve_encoder, user_cache_dir
 from .shared_features import open_features
@@ -105,7 +105,7 @@ class Job:
     output: OutputArguments
 
     def __post_init__(self):
-        if not getattr(self.encoding, "stream_features", False):
+        if not isinstance(self.encoding, EncodingArguments) or not self.encoding.stream_features:
             return
         if self.training.num_workers > 1:
             raise ValueError("`stream_features` reads in one process: `num_workers` can be 0 or 1.")
@@ -485,9 +485,9 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
 
 
 def format_metric(metric: str, value: Mapping[str, float | None]) -> str:
-    """Shares in per cent, the metrics of regression as they are."""
+    """Shares in per cent, other metrics as they are."""
     if value["mean"] is None:
         return "undefined"
-    scale, digits = (1, 3) if metric in METRICS_BY_PROBLEM["regression"] else (100, 1)
+    scale, digits = (100, 1) if is_share(metric) else (1, 3)
     spread = "" if value["std"] is None else f" ± {scale * value['std']:.{digits}f}"
     return f"{scale * value['mean']:.{digits}f}{spread}"

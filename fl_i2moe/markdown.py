@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from .metrics import METRICS_BY_PROBLEM
+from .metrics import is_share
 
 
 def render_template(template: str | Path, **values: Any) -> str:
@@ -40,10 +40,10 @@ def spread(metric: str, value: Mapping[str, float | None] | None) -> str:
 
 
 def shown(metric: str, value: float | None) -> str:
-    """Shares in per cent, the metrics of a regression as they are."""
+    """Shares in per cent, other metrics as they are."""
     if value is None:
         return "–"
-    scale, digits = (1, 3) if metric in METRICS_BY_PROBLEM["regression"] and metric != "sign_accuracy" else (100, 1)
+    scale, digits = (100, 1) if is_share(metric) else (1, 3)
     return f"{scale * value:.{digits}f}".replace("-", "−")
 
 

@@ -90,6 +90,11 @@ def defined(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
+def is_share(metric: str) -> bool:
+    """Whether it is told in per cent: all but those that have the unit of a regression's values, and correlations."""
+    return metric == "sign_accuracy" or metric not in METRICS_BY_PROBLEM["regression"]
+
+
 def difference(value: float | None, other: float | None) -> float | None:
     """`value - other`; None where a metric is undefined or there is nothing to compare with."""
     return None if value is None or other is None else value - other

@@ -7,8 +7,8 @@ The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a featur
 names it; `--features <folder or data set on the Hub>` stands for the latter. A file is one of arrays, read as
 recipes/train_arrays.py reads it. All systems have the same options, seeds and features; those of the model that make a
 system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set. A
-stopped comparison goes on with --resume, which may also name another preset or further --systems: what an output folder
-holds is not trained again.
+stopped comparison goes on with --resume, which may also name another preset (but overhead) or further --systems: what
+an output folder holds is not trained again.
 
     tables        tables 1, 2, 4 and 5, each system trained once
     table1        vanilla fusions and I²MoE-MulT
@@ -19,7 +19,6 @@ holds is not trained again.
     overhead      training and inference time, parameters (table 6)
 """
 
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -89,7 +88,7 @@ PERTURBATIONS = {
 }
 SYSTEMS = {**DENSE, **MIXTURES, **ABLATIONS, **PERTURBATIONS}
 PAIRS = [name for pair in zip(DENSE, MIXTURES, strict=True) for name in pair]
-TABLES = {
+RESULTS = {
     "table1": Table("Table 1: vanilla fusions and I²MoE-MulT", [*DENSE, FULL]),
     "table2": Table("Table 2: every fusion without and with the mixture", PAIRS),
     "table4": Table("Table 4: ablations", [FULL, *ABLATIONS]),
@@ -97,13 +96,18 @@ TABLES = {
         "Table 5: what replaces a modality in its view", [FULL, *PERTURBATIONS], row_titles={FULL: "random vector"}
     ),
 }
+TABLES = {
+    **RESULTS,
+    "robustness": Table("Robustness: MulT without and with the mixture", ["mult", FULL]),
+    "overhead": Table("Table 6: overhead of the mixture", PAIRS),
+}
 # mean features stand in for a missing modality: robustness can be measured on what any table trained
 COMMON = {"seeds": [0, 1, 2], "keep_feature_means": True}
 PRESETS = {
-    "tables": {"tables": list(TABLES), **COMMON},
-    **{name: {"tables": [name], **COMMON} for name in TABLES},
-    "robustness": {"systems": ["mult", FULL], "measure": "robustness", **COMMON},
-    "overhead": {"systems": PAIRS, "measure": "overhead", "num_epochs": 1},
+    "tables": {"tables": list(RESULTS), **COMMON},
+    **{name: {"tables": [name], **COMMON} for name in RESULTS},
+    "robustness": {"tables": ["robustness"], "measure": "robustness", **COMMON},
+    "overhead": {"tables": ["overhead"], "measure": "overhead", "num_epochs": 1},
 }
 MEASUREMENTS = {"nothing": None, "robustness": measure_robustness, "overhead": measure_overhead}
 
@@ -135,13 +139,11 @@ class CompareArguments:
 
     tables: list[str] = option([], f"Tables to print, among {', '.join(TABLES)}; the preset's if not given.")
     systems: list[str] = option(
-        [],
-        f"Rows of one table, in place of --tables, among {', '.join(SYSTEMS)}; the preset's if not given.",
+        [], f"Rows of one table, in place of --tables, among {', '.join(SYSTEMS)}; those of --tables if not given."
     )
     measure: Literal["nothing", "robustness", "overhead"] = option(
         "nothing", "What else is told of each system; robustness needs --keep_feature_means."
     )
-
     hyperparameters: DataSet | None = option(
         None, "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10), not those given here."
     )
@@ -195,8 +197,8 @@ def main():
     else:
         raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
         layout = find_layout(data.data)
-        if not data.text_encoder:
-            encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS.get(layout, sys.maxsize))
+        if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:
+            encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS[layout])
         encoders = choose_encoders(data, ENCODERS[layout], raw.modalities)
         cache = encode(raw, encoders, encoding, accelerator, console)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]

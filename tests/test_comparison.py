@@ -18,6 +18,7 @@ from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache
 from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
 from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator
+from fl_i2moe.markdown import spread
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.robustness import add_noise, measure_robustness
@@ -167,6 +168,17 @@ def test_overhead_is_measured_once(compare, tmp_path):
     assert again["rows"][0]["measured"] == measured
 
 
+def test_a_regression_has_one_share():
+    told = {"mean": 0.8123, "std": 0.01, "difference": -0.02}
+    cells = {"sign_accuracy": "81.2 ± 1.0 (-2.0)", "mae": "0.812 ± 0.010 (-0.020)", "pearson": "0.812 ± 0.010 (-0.020)"}
+    row = {"title": "MulT", "against": "mult", "metrics": dict.fromkeys(cells, told), "measured": {}}
+    row |= {"system": "mult", "parameters": 10, "seconds_per_epoch": 1.0}
+    table = {"metrics": [*cells], "rows": [row], "tables": [{"title": "", "systems": {"mult": "MulT"}}], "seeds": [0]}
+    table |= {"samples": {"test": 3}, "picked_by": "mae", "machine": {"device": "a CPU"}}
+    assert render_markdown(table).splitlines()[2] == f"| MulT | {' | '.join(cells.values())} | 10 | 1.00 |"
+    assert [spread(name, told).replace("\u00a0", " ") for name in cells] == [x.split(" (")[0] for x in cells.values()]
+
+
 def test_names_are_checked():
     assert list(choose_systems(SYSTEMS, ["views", "mult"])) == ["views", "mult"]
     for names, message in ((["mul"], "Unknown systems"), ([], "at least one"), (["mult", "mult"], "different")):
@@ -240,7 +252,7 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
     [
         (["--systems", "nosuch"], "Unknown systems ['nosuch']"),
         (["--tables", "table3"], "Unknown tables ['table3']"),
-        (["--min_label_count=3"], "`min_label_count` says nothing about a feature cache"),
+        (["--min_label_count=3"], "`data` and `min_label_count` exclude each other"),
         (["--data=nowhere", "--label_field=y"], "`label_field` says nothing about a folder of raw data"),
         (["--data=nowhere.npz", "--image_encoder=x"], "`image_encoder` says nothing about a file of arrays"),
         (["--data=nowhere.npz", "--split_seed=-1"], "`split_seed` must be at least 0"),
@@ -312,8 +324,8 @@ def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accele
 def test_every_preset_names_systems_that_fit_a_model():
     recipe = runpy.run_path(str(ROOT / "recipes" / "compare.py"))
     for preset in recipe["PRESETS"].values():
-        tables = [recipe["TABLES"][name].systems for name in preset.get("tables", [])]
-        names = preset.get("systems") or list(dict.fromkeys(name for systems in tables for name in systems))
-        for system in choose_systems(recipe["SYSTEMS"], names).values():
+        assert "systems" not in preset  # which would take the place of the tables that a user names
+        names = dict.fromkeys(name for table in preset["tables"] for name in recipe["TABLES"][table].systems)
+        for system in choose_systems(recipe["SYSTEMS"], list(names)).values():
             ModelArguments(**{"hidden_size": 8, **system.model})
             assert system.against is None or system.against in recipe["SYSTEMS"]

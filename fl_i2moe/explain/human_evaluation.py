@@ -64,7 +64,9 @@ class DrawArguments:
     show_true: bool = option(False, "Show what is true beside what the model says.")
     title: str = option("Do these expert weights make sense?", "Title of the page.")
     cache_dir: str | None = option(
-        None, "Folder of the feature cache, or a data set on the Hub; the one of the training run if not given."
+        None,
+        "Folder of the feature cache, or a data set on the Hub, of which --split is fetched; the one of the training "
+        "run if not given.",
     )
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be shown or read: stop, or draw another one."
@@ -125,7 +127,7 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
     """
     _check_folder(arguments.folder, arguments.overwrite, (PAGE_FILE, KEY_FILE))
     model = load_any_model(arguments.model)
-    cache = find_cache(arguments.model, arguments.cache_dir)
+    cache = find_cache(arguments.model, arguments.cache_dir, arguments.split)
     _check_model(model, cache, arguments)
     rng = np.random.default_rng(arguments.seed)
     rows, subjects, batch = _draw(model, cache, arguments, rng, console)
