@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 
+from fl_i2moe.data import numeric
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.numeric import NumericSettings, draw_bits, load_numeric_truth, write_numeric
 
@@ -177,6 +178,25 @@ def test_the_same_settings_give_the_same_bytes_and_a_folder_is_kept(tmp_path):
     (tmp_path / "a" / "truth.json").write_text(json.dumps(truth | {"format_version": 0}))
     with pytest.raises(ValueError, match="format_version 0"):
         load_numeric_truth(tmp_path / "a")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_another_run_writes_it_meanwhile(tmp_path, monkeypatch, same):
+    write = numeric._write
+    folder = tmp_path / "sample"
+
+    def write_slowly(target, settings):
+        monkeypatch.setattr(numeric, "_write", write)
+        write_numeric(folder, settings if same else replace(settings, sample_seed=1))
+        write(target, settings)
+
+    monkeypatch.setattr(numeric, "_write", write_slowly)
+    if same:
+        assert load_arrays(write_numeric(folder, SMALL)).splits["train"].num_rows == 28
+    else:
+        with pytest.raises(ValueError, match="sample_seed 1 instead of 0"):
+            write_numeric(folder, SMALL)
+    assert [x.name for x in tmp_path.iterdir()] == ["sample"]
 
 
 @pytest.mark.parametrize(

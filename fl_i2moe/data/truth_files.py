@@ -69,7 +69,12 @@ class TruthFile:
             folder = Path(unfinished) / output_dir.name
             folder.mkdir()
             write(folder)
-            folder.rename(output_dir)
+            try:
+                folder.rename(output_dir)
+            except OSError:  # another run made it meanwhile
+                if not output_dir.is_dir():
+                    raise
+                self._check_same(output_dir, expected, made_from)
 
     def _check_same(
         self,
