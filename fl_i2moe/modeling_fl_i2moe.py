@@ -25,7 +25,7 @@ from .objective import interaction_losses, task_loss
 from .pinned_encoders import PinnedEncoders, Repository
 from .specialised import specialised_losses
 from .stem import ModalityStem
-from .views import View, join_masks
+from .views import View, join_masks, replaced_slices, thin
 
 
 @dataclass
@@ -200,7 +200,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         projected = self._embed(features, masks)
         is_whole = None
         if self.training and self.feature_dropout > 0:
-            projected, is_whole = self._thin(projected)
+            projected, is_whole = thin(projected, self.config.modality_order, self.feature_dropout)
         for name, rows in missing.items():
             filled = self._replacement(name, projected[name], fill_missing)
             projected[name] = torch.where(rows[:, None, None], filled, projected[name])
@@ -214,7 +214,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         ]
         x, feature_mask, readout = self._join(views)
         num_samples = len(readout) // len(views)
-        logits, extra = self.experts(x, feature_mask, readout, replaced=self._replaced(projected, perturbed))
+        # dropout on embeddings makes all views differ everywhere
+        differs_everywhere = self.training and self.config.embedding_dropout > 0
+        replaced = None if differs_everywhere else replaced_slices(projected, self.config.modality_order, perturbed)
+        logits, extra = self.experts(x, feature_mask, readout, replaced=replaced)
         view_logits = logits.float().unflatten(0, (len(views), num_samples))
         # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
         full_logits = view_logits[0].detach() if specialised else view_logits[0]
@@ -424,25 +427,6 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if self.config.num_perturbed_views in (None, num_modalities):
             return list(range(num_modalities))
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
-
-    def _replaced(self, projected: dict[str, torch.Tensor], perturbed: list[int]) -> list[slice] | None:
-        """Where in the joint sequence each perturbed view differs from the full one; `None` if it does everywhere."""
-        if self.training and self.config.embedding_dropout > 0:
-            return None
-        lengths = [projected[name].shape[-2] for name in self.config.modality_order]
-        return [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in perturbed]
-
-    def _thin(self, projected: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Zeroes features at random, see `config.feature_dropout`; also what was left whole, (B, M)."""
-        thinned, is_whole = {}, []
-        for name in self.config.modality_order:
-            x = projected[name]
-            whole = torch.rand(x.shape[0], device=x.device) >= self.feature_dropout
-            share = torch.rand(x.shape[0], 1, device=x.device)
-            keep = (torch.rand(x.shape[:2], device=x.device) >= share) | whole.unsqueeze(1)
-            thinned[name] = x * keep.unsqueeze(-1).to(x.dtype)
-            is_whole.append(whole)
-        return thinned, torch.stack(is_whole, dim=1)
 
     def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
         """The synergy expert's logits when all modalities but one come from another sample of the batch, (M, B, C)."""

@@ -38,3 +38,32 @@ def join_masks(
         readout[:, modality, start : start + length] = part / part.sum(dim=1, keepdim=True)
         start += length
     return feature_mask if padded else None, readout
+
+
+def replaced_slices(projected: dict[str, torch.Tensor], modality_order: list[str], replaced: list[int]) -> list[slice]:
+    """Where in the joint sequence the view without each of these modalities differs from the full one."""
+    lengths = [projected[name].shape[-2] for name in modality_order]
+    return [slice(sum(lengths[:index]), sum(lengths[: index + 1])) for index in replaced]
+
+
+def thin(
+    projected: dict[str, torch.Tensor], modality_order: list[str], probability: float
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """
+    Zeroes features at random: with this probability a share of a modality's, which is drawn from U(0, 1).
+
+    Args:
+        projected: modality → (B, T_m, H).
+
+    Returns:
+        The same, thinned; and what was left whole, (B, M).
+    """
+    thinned, is_whole = {}, []
+    for name in modality_order:
+        x = projected[name]
+        whole = torch.rand(x.shape[0], device=x.device) >= probability
+        share = torch.rand(x.shape[0], 1, device=x.device)
+        keep = (torch.rand(x.shape[:2], device=x.device) >= share) | whole.unsqueeze(1)
+        thinned[name] = x * keep.unsqueeze(-1).to(x.dtype)
+        is_whole.append(whole)
+    return thinned, torch.stack(is_whole, dim=1)

@@ -400,7 +400,7 @@ def test_what_views_have_in_common_is_computed_once(changes, monkeypatch):
         return output, torch.autograd.grad(output.loss, list(model.parameters()))
 
     output, gradients = run()
-    monkeypatch.setattr(FLI2MoEModel, "_replaced", lambda *_: None)
+    monkeypatch.setattr(modeling_fl_i2moe, "replaced_slices", lambda *_: None)
     expected, expected_gradients = run()
     assert widths[0].numel() < widths[1].numel()
     torch.testing.assert_close(output.interaction_losses, expected.interaction_losses, rtol=1e-5, atol=1e-6)
