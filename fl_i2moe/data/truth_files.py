@@ -72,7 +72,7 @@ class TruthFile:
             try:
                 folder.rename(output_dir)
             except OSError:  # another run made it meanwhile
-                if not output_dir.is_dir():
+                if not (output_dir / self.name).is_file():
                     raise
                 self._check_same(output_dir, expected, made_from)
 
