@@ -24,7 +24,6 @@ from ..batching import FeatureRows
 from ..cache import FeatureCache
 from ..cache_key import key_digest
 from ..configuration_fl_i2moe import FLI2MoEConfig
-from ..data.raw import SampleError
 from ..metrics import predict
 from ..modeling_fl_i2moe import FLI2MoEModel
 from ..run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder, write_json, write_text
@@ -36,7 +35,7 @@ from .questionnaire import Item, Key, exchange_weights, item_ids, order_of_quest
 from .questionnaire_page import Subject, describe_questions, questionnaire_id, render_questionnaire
 from .ratings import read_answers, summarise_ratings
 from .ratings_report import to_markdown
-from .run_inputs import find_cache, fingerprint, load_any_model
+from .run_inputs import find_cache, fingerprint, load_any_model, say_what_is_bad
 
 PAGE_FILE, KEY_FILE = "questionnaire.html", "key.json"
 TABLE_FILES = ("ratings.json", "ratings.md")
@@ -247,10 +246,8 @@ def _draw(
         try:
             features[[row]]
             subject = _subject(split[row], model, cache, arguments.show_true)
-        except SampleError as error:
-            bad = f"Sample {error.sample_id} has {error.field} features that are NaN or infinite."
         except ValueError as error:
-            bad = str(error)
+            bad = say_what_is_bad(error)
         else:
             rows.append(row)
             subjects.append(subject)

@@ -114,6 +114,13 @@ def choose_rows(
     return usable_rows(split, modality_order, rows, arguments.on_bad_sample, console)
 
 
+def say_what_is_bad(error: ValueError) -> str:
+    """An error about one sample, without the advice that only helps while features are made."""
+    if isinstance(error, SampleError):
+        return f"Sample {error.sample_id} has {error.field} features that are NaN or infinite."
+    return str(error)
+
+
 def usable_rows(
     split: Dataset, modality_order: Sequence[str], rows: Sequence[int], on_bad_sample: str, console: Console
 ) -> list[int]:
@@ -127,10 +134,8 @@ def usable_rows(
     for row in rows:
         try:
             check_batch(reader[[row]], modality_order)
-        except SampleError as error:
-            bad = f"Sample {error.sample_id} has {error.field} features that are NaN or infinite."
         except ValueError as error:
-            bad = str(error)
+            bad = say_what_is_bad(error)
         else:
             usable.append(row)
             continue
