@@ -245,6 +245,11 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
         output = run_here(*command, f"--preset={preset}", "--resume")
         assert "| I²MoE-MulT |" in output
     assert len(trained) == before
+    output = run_here(*command, "--preset=objectives", "--resume")
+    assert [path.parent.name for path in trained[before:]] == ["specialised"]
+    assert FLI2MoEConfig.from_pretrained(out / "specialised").objective == "specialised"
+    titles = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")][2:]
+    assert titles == ["| MulT", "| I²MoE-MulT, published", "| I²MoE-MulT, specialised"]
 
 
 @pytest.mark.parametrize(
