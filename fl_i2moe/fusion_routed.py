@@ -26,6 +26,9 @@ from .fusion import (
     _select,
 )
 
+ROWS = 64
+"""A network's tokens are padded to a multiple of this."""
+
 
 class RoutedNetworks(nn.Module):
     """K feed-forward networks for each of E experts; a token passes through the one that it is sent to."""
@@ -43,19 +46,22 @@ class RoutedNetworks(nn.Module):
     def forward(self, x: torch.Tensor, choice: torch.Tensor, experts: list[int] | None) -> torch.Tensor:
         """(E, N, T, H) and the network of each token, (E, N, T), 0 … K − 1 → (E, N, T, H); zeros for another choice."""
         shape, count = x.shape, self.num_networks
-        x, choice = x.flatten(1, 2), choice.flatten(1)
-        sent = choice.unsqueeze(-1) == torch.arange(count, device=choice.device)  # (E, N·T, K)
-        expert, token, network = sent.nonzero(as_tuple=True)
-        slot = sent.cumsum(dim=1)[expert, token, network] - 1
-        # each network's tokens side by side, as many as the busiest one has
-        longest = int(slot.max()) + 1 if slot.numel() else 0
-        rows = x.new_zeros(len(x), count, longest, x.shape[-1])
-        rows = rows.index_put((expert, network, slot), x[expert, token]).flatten(0, 1)
+        x, choice = x.flatten(1, 2), choice.flatten(1).clamp(max=count)
+        sent = F.one_hot(choice, count + 1)
+        slot = sent.cumsum(dim=1).gather(-1, choice.unsqueeze(-1)).squeeze(-1) - 1  # (E, N·T)
+        # each network's tokens side by side, in rows for as many as the busiest one has: rounded up, since a process
+        # keeps memory for every size that it has seen
+        busiest = int(sent[:, :, :count].sum(dim=1).max())
+        length = min(-(-busiest // ROWS) * ROWS, x.shape[1])
+        num_rows = len(x) * count * length
+        network = choice + count * torch.arange(len(x), device=x.device).unsqueeze(1)
+        place = torch.where(choice < count, network * length + slot, num_rows).flatten()  # behind the rows: nowhere
+        rows = x.new_zeros(num_rows + 1, x.shape[-1]).index_copy(0, place, x.flatten(0, 1))
         groups = None if experts is None else [e * count + k for e in experts for k in range(count)]
-        hidden = self.activation(self.up(rows, groups))
-        rows = self.down(dropout(hidden, self.config.activation_dropout, self.training), groups)
-        rows = rows.unflatten(0, (-1, count))[expert, network, slot]
-        return torch.zeros_like(x, dtype=rows.dtype).index_put((expert, token), rows).view(shape)
+        hidden = self.activation(self.up(rows[:-1].view(len(x) * count, length, x.shape[-1]), groups))
+        rows = self.down(dropout(hidden, self.config.activation_dropout, self.training), groups).flatten(0, 1)
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[-1])])
+        return rows.index_select(0, place).view(shape)
 
 
 class SwitchFeedForward(nn.Module):

@@ -539,6 +539,23 @@ def test_networks_that_no_token_reaches_have_a_gradient():
         assert not gradient.any()
 
 
+def test_routing_needs_few_lengths_and_gives_what_each_network_says():
+    """Of every length that a step has needed a process keeps memory. Against every network on every token."""
+    networks = make_model(make_config(fusion="moe++", architecture="dense")).experts.layers[0].feed_forward.networks
+    count, lengths = networks.num_networks, set()
+    networks.up.register_forward_pre_hook(lambda _, inputs: lengths.add(inputs[0].shape[1]))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x, choice = torch.randn(1, 20, 11, 8), torch.randint(0, count + 2, (1, 20, 11))
+        expected = torch.zeros_like(x)
+        for k in range(count):
+            hidden = F.gelu(F.linear(x[0], networks.up.weight[k], networks.up.bias[k]))
+            said = F.linear(hidden, networks.down.weight[k], networks.down.bias[k])
+            expected[0][choice[0] == k] = said[choice[0] == k]
+        torch.testing.assert_close(networks(x, choice, None), expected, **CLOSE)
+    assert len(lengths) <= 2
+
+
 # --- InterpretCC ------------------------------------------------------------------------------------------------------
 
 
