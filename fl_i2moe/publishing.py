@@ -179,8 +179,8 @@ def push(
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, (HTTPError, OSError)):
             raise
         raise ConnectionError(
-            f"The Hub could not be reached, or the connection broke ({error}). {repo_id} is as it was before: nothing "
-            "is published by halves. Run the same command again."
+            f"The Hub could not be reached, or the connection broke ({error}). Nothing is published by halves: either "
+            f"{repo_id} is as it was before, or only the answer was lost and all is there. Run the same command again."
         ) from error
 
 
