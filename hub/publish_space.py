@@ -18,9 +18,11 @@ from pathlib import Path
 import yaml
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import validate_repo_id
+from PIL.Image import registered_extensions
 
 import fl_i2moe
 from fl_i2moe.arguments import option, parse_arguments
+from fl_i2moe.encoder_inputs import open_image
 from fl_i2moe.publishing import push, write_file_list
 
 SPACE = Path(__file__).parent / "space"
@@ -47,7 +49,8 @@ class PublishSpaceArguments:
 def check_examples(folder: Path) -> None:
     """
     Raises:
-        ValueError: there is no examples.json that says what the examples are.
+        ValueError: there is no examples.json that says what the examples are; or a picture that it names is not in the
+            folder, or cannot be read.
     """
     file = folder / "examples.json"
     if not file.is_file():
@@ -61,6 +64,26 @@ def check_examples(folder: Path) -> None:
         raise ValueError(
             f'{file} must be {{"samples": [{{"image": "a.jpg", "text": "…"}}]}}, by the modalities\' names.'
         )
+    pictures = registered_extensions()
+    for number, sample in enumerate(samples, 1):
+        for modality, value in sample.items():
+            if not isinstance(value, str):
+                raise ValueError(f"{file}, sample {number}: {modality!r} must be a text or the name of a picture.")
+            if Path(value).suffix.lower() in pictures:
+                check_picture(folder, value, f"{file}, sample {number}, {modality!r}")
+
+
+def check_picture(folder: Path, name: str, where: str) -> None:
+    """
+    Raises:
+        ValueError: the picture is not in the folder, or cannot be read.
+    """
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{where}: {name} lies outside {folder}; copy the picture into it.")
+    try:
+        open_image(folder / name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def write_space(folder: str | Path, model_id: str, examples: str | None = None) -> None:
