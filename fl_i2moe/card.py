@@ -31,7 +31,7 @@ from .card_tables import (
     weights_table,
 )
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .figures import expert_title, metric_title
+from .figures import metric_title
 from .finished_run import FUSIONS, Run
 from .markdown import render_template
 from .pinned_encoders import RAW_KINDS, takes_raw_inputs
@@ -113,7 +113,6 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         _check_comparable(run, row)
     text = render_template(
         template,
-        run=run,
         config=config,
         results=results,
         statistics=statistics,
@@ -124,7 +123,6 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         does=_does(config),
         fusion=FUSIONS[config.fusion],
         labels=[config.id2label[index] for index in range(config.num_labels)],
-        experts={name: expert_title(name) for name in config.expert_names},
         raw=takes_raw_inputs(config),
         encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in RAW_KINDS},
         encoders_table=encoders_table(config),

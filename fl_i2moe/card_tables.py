@@ -43,18 +43,12 @@ def results_table(runs: Sequence[Run]) -> Markup:
 
 
 def weights_table(statistics: Mapping[str, Any]) -> Markup:
-    rows = [
-        [
-            expert_title(name),
-            f"{x['mean']:.3f}",
-            f"{x['std']:.3f}",
-            f"{x['quantiles']['0.05']:.3f}",
-            f"{x['quantiles']['0.5']:.3f}",
-            f"{x['quantiles']['0.95']:.3f}",
-        ]
-        for name, x in statistics["expert_weights"]["overall"].items()
-    ]
-    return table(["expert", "mean weight", "standard deviation", "5 %", "median", "95 %"], _in_order(rows, statistics))
+    rows = []
+    for name in statistics["expert_names"]:
+        x = statistics["expert_weights"]["overall"][name]
+        values = [x["mean"], x["std"], *(x["quantiles"][share] for share in ("0.05", "0.5", "0.95"))]
+        rows.append([expert_title(name), *(f"{value:.3f}" for value in values)])
+    return table(["expert", "mean weight", "standard deviation", "5 %", "median", "95 %"], rows)
 
 
 def class_table(statistics: Mapping[str, Any]) -> Markup | None:
@@ -195,12 +189,6 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
         )
         for expert, rows in found.items()
     }
-
-
-def _in_order(rows: list[list[Any]], statistics: Mapping[str, Any]) -> list[list[Any]]:
-    """In the order of the experts: `config.json` and its kin are written with sorted keys."""
-    titles = [expert_title(name) for name in statistics["expert_names"]]
-    return sorted(rows, key=lambda row: titles.index(row[0]))
 
 
 def _end(feature: Any) -> str:

@@ -129,8 +129,15 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        kwargs.setdefault("use_safetensors", True)  # no pickles
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("`use_safetensors` must be True: pickles can run code and are not read.")
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            reason = "weights in other formats are not read, because pickles can run code"
+            raise OSError(f"{pretrained_model_name_or_path} has no model.safetensors; {reason}.") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)
         return loaded

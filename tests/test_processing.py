@@ -1,7 +1,11 @@
+import shutil
 import struct
 import time
 import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -159,6 +163,22 @@ def test_pipeline_takes_lists_data_sets_and_generators(published, classify):
     same(classify((row for row in rows), batch_size=3))
     same(classify(published[1].splits["test"], batch_size=2))  # with ids and labels, which do not matter
     same(classify(Dataset.from_list(rows), batch_size=5))
+
+
+def test_pictures_by_their_address(published, classify, tmp_path):
+    row = rows_of(published[1])[1]
+    shutil.copy(row["image"], tmp_path / "poster.png")
+    _write_png_of_size(tmp_path / "enormous.png", 50_000, 50_000)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert classify({**row, "image": f"{address}/poster.png"}) == classify(row)
+        with pytest.raises(ValueError, match=rf"{address}/enormous\.png: cannot be read as a picture: .*2500000000"):
+            classify({**row, "image": f"{address}/enormous.png"})
+        with pytest.raises(ValueError, match=rf"{address}/none\.png: could not be fetched: .*404"):
+            classify({**row, "image": f"{address}/none.png"})
+        server.shutdown()
 
 
 def test_two_pictures(tmp_path):
