@@ -49,8 +49,7 @@ HUB_METRICS = {  # ours → the Hub's identifier
     "pearson": "pearsonr",
     "sign_accuracy": "accuracy",
 }
-SETTINGS = (
-    "fusion",
+MIXTURE_SETTINGS = (
     "objective",
     "interaction_experts",
     "interaction_loss_weight",
@@ -58,10 +57,16 @@ SETTINGS = (
     "perturbation",
     "reweighting",
     "reweighting_temperature",
+)
+SETTINGS = (
+    "fusion",
+    *MIXTURE_SETTINGS,
+    "num_patches",
     "hidden_size",
     "num_attention_heads",
     "num_fusion_layers",
     "dropout",
+    "feature_dropout",
     "optimizer",
     "learning_rate",
     "lr_scheduler",
@@ -236,9 +241,16 @@ def _does(config: FLI2MoEConfig) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Of the training, where the run or its configuration tells them."""
-    settings = {name: run.results["settings"].get(name, getattr(run.config, name, None)) for name in SETTINGS}
-    return {name: value for name, value in settings.items() if value is not None}
+    """Of the training, where the run or its configuration tells them, and where they played a part."""
+    config, idle = run.config, set()
+    if config.architecture == "dense":
+        idle.update(MIXTURE_SETTINGS)
+    elif config.is_specialised:
+        idle.update(("interaction_loss_on", "perturbation"))
+    if config.level != "pooled":
+        idle.add("num_patches")
+    settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
+    return {name: value for name, value in settings.items() if name not in idle and value is not None}
 
 
 def _minutes(seconds: Sequence[float]) -> str:

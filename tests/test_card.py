@@ -111,7 +111,7 @@ def test_warnings_use_and_training(films):
     assert 'name = "someone/fl-i2moe-films"\nclassify = pipeline("image-text-classification", model=name,' in card
     assert "\n\n## How to use" in card
     assert 'processor(text="A pianist …", image="image.jpg", return_tensors="pt")' in card
-    assert "text: sample:minilm, which has no Hub id, from `encoders/`" in card
+    assert "text: sample:minilm, which has no Hub id, from `encoders/` of this repository; its license is" in card
     assert "image: openai/clip-vit-base-patch16 at commit 0123456789abcdef0123456789abcdef01234567." in card
     assert "12,345 trained parameters, 2 minutes a seed" in text
     assert "/home/somebody" not in card
@@ -124,7 +124,9 @@ def test_specialised_experts_get_another_warning(tmp_path):
     text = " ".join(card.replace("\n>", "\n").split())
     assert "specialised objective, which is this package's and not the papers'" in text
     assert "share what it leaves, under penalties on uniqueness experts that agree" in text
-    assert "Made-up films whose interactions are known, with two modalities, in three runs" in text
+    assert "Made-up data whose interactions are known, in three runs each. Films, two modalities: every genre" in text
+    assert "| objective | specialised |" in card
+    assert "perturbation" not in card  # which has no part in this objective
     assert "must bear the names out here, too" in text
     assert "need not be what its name says" not in text.replace("**", "")
     card, _ = card_of(
@@ -183,6 +185,9 @@ def test_runs_that_cannot_be_compared(films, tmp_path):
 def test_dense_and_regression(tmp_path):
     card, _ = card_of(tmp_path / "dense", make_model(make_config(architecture="dense")))
     assert "## Interaction statistics" not in card
+    assert "| fusion | transformer |" in card
+    assert "| objective |" not in card
+    assert "reweighting" not in card
     config = make_config(problem_type="regression")
     card, _ = card_of(tmp_path / "regression", make_model(config))
     assert "predicts 3 numbers from text + image" in card
