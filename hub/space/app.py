@@ -158,7 +158,8 @@ def _input(modality: str, kind: str):
     if kind == "image":
         # image_mode=None: Gradio does not decode the picture, whose size is to be checked first
         return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
-    return gr.Textbox(label=label, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
+    hint = f"At most {MAX_CHARACTERS:,} characters"
+    return gr.Textbox(label=label, placeholder=hint, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
 
 
 def _scroll_to(selector: str) -> str:
