@@ -127,14 +127,14 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
             with gr.Column():
                 inputs = [_input(modality, kind) for modality, kind in explorer.kinds.items()]
                 predict = gr.Button("Predict", variant="primary")
+                if examples := _examples(explorer.kinds, explorer.labels):
+                    gr.Examples(examples, inputs, label="Examples")
             with gr.Column(elem_id="results"):
                 scores = gr.Label(label="Classes", num_top_classes=5, show_heading=False)
                 weights = gr.Label(label="Expert weights", show_heading=False)
                 target = gr.Dropdown(explorer.labels, label="Class to explain", value=None)
                 explain_it = gr.Button("Explain")
         shown = gr.HTML(label="Explanation", min_height=140)  # as high as what it shows while it computes
-        if examples := _examples(explorer.kinds, explorer.labels):
-            gr.Examples(examples, inputs, label="Examples")
         predict.click(
             explorer.predict,
             inputs,
