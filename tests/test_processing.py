@@ -89,6 +89,21 @@ def test_what_the_processor_refuses(published):
         FLI2MoEProcessor.from_config(type(published[0].config)())
 
 
+def test_a_local_copy_of_a_tokenizer(tmp_path, monkeypatch):
+    model, raw, _ = make_published(tmp_path, names={"text": "nobody/no-such-model"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    processor = FLI2MoEProcessor.from_config(model.config)
+    expected = (
+        r"(?s)tokenizer of 'text' \(nobody/no-such-model\).*processor\.load_preprocessors\(\{'text': '<folder>'\}\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        processor(**rows_of(raw)[0])
+    with pytest.raises(ValueError, match=r"Unknown inputs \['txt'\].*Did you mean 'text'"):
+        processor.load_preprocessors({"txt": tmp_path / "encoder-text"})
+    processor.load_preprocessors({"text": tmp_path / "encoder-text"})
+    assert processor(**rows_of(raw)[0])["text"]["input_ids"].shape[0] == 1
+
+
 def test_enormous_inputs(published, tmp_path):
     processor = AutoProcessor.from_pretrained(published[3])
     _write_png_of_size(tmp_path / "enormous.png", 50_000, 50_000)
