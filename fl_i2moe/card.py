@@ -76,7 +76,6 @@ SETTINGS = (
     "mixed_precision",
     "threshold",
 )
-FAITHFULNESS_FIGURES = ("faithfulness.png", "alignment.png", "pair_curves.png")
 
 
 @dataclass
@@ -145,9 +144,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         faithfulness=faithfulness_table(run),
         pair_masking=pair_masking_table(run),
         pairs=strongest_pairs(run),
-        explained_figures=[
-            Markup(name) for name in FAITHFULNESS_FIGURES if (run.folder / "explanations" / name).is_file()
-        ],
+        explained_figures={path.stem for path in run.folder.glob("explanations/*.png")},
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
         example=Markup(_example(config)),
         example_value=Markup(_example_values(config)),

@@ -167,21 +167,23 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
 
 
 def strongest_pairs(run: Run) -> dict[str, Any] | None:
-    """The strongest pair of each explained sample, the strongest of these first, for synergy and redundancy."""
+    """The strongest pair of each sample with a page, the strongest of these first, for synergy and redundancy."""
     files = sorted((run.folder / "explanations" / "samples").glob("*.json"))
     found: dict[str, list[tuple[float, list[Any]]]] = {}
+    sample_ids = set()
     for file in files:
         explanation = Explanation.load(file)
         for expert in explanation.pair_tables:
             for pair in explanation.pairs(expert, top=1):
                 ends = f"{_end(pair.first)} × {_end(pair.second)}"
                 score = f"{pair.score:.3f}\u00a0±\u00a0{pair.standard_error:.3f}"
+                sample_ids.add(explanation.sample_id)
                 row = [explanation.sample_id, explanation.target_name, ends, score]
                 found.setdefault(expert, []).append((pair.score, row))
     if not found:
         return None
     scores = {"redundancy": "redundancy gap as published"}
-    return {
+    tables = {
         f"{expert_title(expert)} ({scores.get(expert, 'Shapley interaction index')} ± standard error)": table(
             ["sample", "class", "pair", "score"],
             [row for _, row in sorted(rows, key=lambda x: -x[0])[:NUM_PAIRS]],
@@ -189,6 +191,7 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
         )
         for expert, rows in found.items()
     }
+    return {"tables": tables, "num_samples": len(sample_ids)}
 
 
 def _end(feature: Any) -> str:

@@ -181,8 +181,8 @@ def load_preprocessor(
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ValueError(
-            f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error} To use a local "
-            f"copy of this encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}), and model.load_encoders likewise."
+            f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error} To use a local copy of "
+            f"this encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}); the model has load_encoders."
         ) from error
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     sha256 = hash_tokenizer(tokenizer)
