@@ -5,6 +5,7 @@ Shapes: B samples · M modalities · T features of a sequence (T_m of modality m
 E experts · V views · P pseudo-patches · C classes.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -134,10 +135,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except OSError as error:
-            if "safetensors" not in str(error):
+            if not re.search("(no|have a) file named model", str(error)):
                 raise
-            reason = "weights in other formats are not read, because pickles can run code"
-            raise OSError(f"{pretrained_model_name_or_path} has no model.safetensors; {reason}.") from error
+            name = pretrained_model_name_or_path
+            raise OSError(f"{name} has no model.safetensors; pickles can run code and are not read.") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)
         return loaded

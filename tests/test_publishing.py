@@ -176,7 +176,7 @@ def test_what_is_refused(films, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no model\.safetensors; weights in other formats are not published"):
         write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
-    with pytest.raises(OSError, match=r"has no model\.safetensors; weights in other formats are not read"):
+    with pytest.raises(OSError, match=r"has no model\.safetensors; pickles can run code and are not read"):
         AutoModel.from_pretrained(tmp_path / "pickled")
     with pytest.raises(ValueError, match="pickles can run code and are not read"):
         AutoModel.from_pretrained(tmp_path / "pickled", use_safetensors=False)
