@@ -31,7 +31,7 @@ from .card_tables import (
     weights_table,
 )
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .figures import expert_title, metric_title
+from .figures import metric_title
 from .finished_run import FUSIONS, Run
 from .markdown import render_template
 from .pinned_encoders import RAW_KINDS, takes_raw_inputs
@@ -49,8 +49,7 @@ HUB_METRICS = {  # ours → the Hub's identifier
     "pearson": "pearsonr",
     "sign_accuracy": "accuracy",
 }
-SETTINGS = (
-    "fusion",
+MIXTURE_SETTINGS = (
     "objective",
     "interaction_experts",
     "interaction_loss_weight",
@@ -58,10 +57,16 @@ SETTINGS = (
     "perturbation",
     "reweighting",
     "reweighting_temperature",
+)
+SETTINGS = (
+    "fusion",
+    *MIXTURE_SETTINGS,
+    "num_patches",
     "hidden_size",
     "num_attention_heads",
     "num_fusion_layers",
     "dropout",
+    "feature_dropout",
     "optimizer",
     "learning_rate",
     "lr_scheduler",
@@ -71,7 +76,6 @@ SETTINGS = (
     "mixed_precision",
     "threshold",
 )
-FAITHFULNESS_FIGURES = ("faithfulness.png", "alignment.png", "pair_curves.png")
 
 
 @dataclass
@@ -113,7 +117,6 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         _check_comparable(run, row)
     text = render_template(
         template,
-        run=run,
         config=config,
         results=results,
         statistics=statistics,
@@ -124,7 +127,6 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         does=_does(config),
         fusion=FUSIONS[config.fusion],
         labels=[config.id2label[index] for index in range(config.num_labels)],
-        experts={name: expert_title(name) for name in config.expert_names},
         raw=takes_raw_inputs(config),
         encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in RAW_KINDS},
         encoders_table=encoders_table(config),
@@ -142,9 +144,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         faithfulness=faithfulness_table(run),
         pair_masking=pair_masking_table(run),
         pairs=strongest_pairs(run),
-        explained_figures=[
-            Markup(name) for name in FAITHFULNESS_FIGURES if (run.folder / "explanations" / name).is_file()
-        ],
+        explained_figures={path.stem for path in run.folder.glob("explanations/*.png")},
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
         example=Markup(_example(config)),
         example_value=Markup(_example_values(config)),
@@ -238,9 +238,16 @@ def _does(config: FLI2MoEConfig) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Of the training, where the run or its configuration tells them."""
-    settings = {name: run.results["settings"].get(name, getattr(run.config, name, None)) for name in SETTINGS}
-    return {name: value for name, value in settings.items() if value is not None}
+    """Of the training, where the run or its configuration tells them, and where they played a part."""
+    config, idle = run.config, set()
+    if config.architecture == "dense":
+        idle.update(MIXTURE_SETTINGS)
+    elif config.is_specialised:
+        idle.update(("interaction_loss_on", "perturbation"))
+    if config.level != "pooled":
+        idle.add("num_patches")
+    settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
+    return {name: value for name, value in settings.items() if name not in idle and value is not None}
 
 
 def _minutes(seconds: Sequence[float]) -> str:

@@ -43,18 +43,12 @@ def results_table(runs: Sequence[Run]) -> Markup:
 
 
 def weights_table(statistics: Mapping[str, Any]) -> Markup:
-    rows = [
-        [
-            expert_title(name),
-            f"{x['mean']:.3f}",
-            f"{x['std']:.3f}",
-            f"{x['quantiles']['0.05']:.3f}",
-            f"{x['quantiles']['0.5']:.3f}",
-            f"{x['quantiles']['0.95']:.3f}",
-        ]
-        for name, x in statistics["expert_weights"]["overall"].items()
-    ]
-    return table(["expert", "mean weight", "standard deviation", "5 %", "median", "95 %"], _in_order(rows, statistics))
+    rows = []
+    for name in statistics["expert_names"]:
+        x = statistics["expert_weights"]["overall"][name]
+        values = [x["mean"], x["std"], *(x["quantiles"][share] for share in ("0.05", "0.5", "0.95"))]
+        rows.append([expert_title(name), *(f"{value:.3f}" for value in values)])
+    return table(["expert", "mean weight", "standard deviation", "5 %", "median", "95 %"], rows)
 
 
 def class_table(statistics: Mapping[str, Any]) -> Markup | None:
@@ -173,21 +167,23 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
 
 
 def strongest_pairs(run: Run) -> dict[str, Any] | None:
-    """The strongest pair of each explained sample, the strongest of these first, for synergy and redundancy."""
+    """The strongest pair of each sample with a page, the strongest of these first, for synergy and redundancy."""
     files = sorted((run.folder / "explanations" / "samples").glob("*.json"))
     found: dict[str, list[tuple[float, list[Any]]]] = {}
+    sample_ids = set()
     for file in files:
         explanation = Explanation.load(file)
         for expert in explanation.pair_tables:
             for pair in explanation.pairs(expert, top=1):
                 ends = f"{_end(pair.first)} × {_end(pair.second)}"
                 score = f"{pair.score:.3f}\u00a0±\u00a0{pair.standard_error:.3f}"
+                sample_ids.add(explanation.sample_id)
                 row = [explanation.sample_id, explanation.target_name, ends, score]
                 found.setdefault(expert, []).append((pair.score, row))
     if not found:
         return None
     scores = {"redundancy": "redundancy gap as published"}
-    return {
+    tables = {
         f"{expert_title(expert)} ({scores.get(expert, 'Shapley interaction index')} ± standard error)": table(
             ["sample", "class", "pair", "score"],
             [row for _, row in sorted(rows, key=lambda x: -x[0])[:NUM_PAIRS]],
@@ -195,12 +191,7 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
         )
         for expert, rows in found.items()
     }
-
-
-def _in_order(rows: list[list[Any]], statistics: Mapping[str, Any]) -> list[list[Any]]:
-    """In the order of the experts: `config.json` and its kin are written with sorted keys."""
-    titles = [expert_title(name) for name in statistics["expert_names"]]
-    return sorted(rows, key=lambda row: titles.index(row[0]))
+    return {"tables": tables, "num_samples": len(sample_ids)}
 
 
 def _end(feature: Any) -> str:

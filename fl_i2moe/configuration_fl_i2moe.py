@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 # Keywords that transformers itself puts into a config beside the declared fields.
@@ -210,15 +211,25 @@ class FLI2MoEConfig(PreTrainedConfig):
         for key in kwargs:
             if key not in TRANSFORMERS_KEYS:
                 close = get_close_matches(key, known, n=1)
+                own = sorted(known - set(PreTrainedConfig.__dataclass_fields__))
                 raise ValueError(
                     f"Unknown keyword `{key}` for {type(self).__name__}."
-                    + (f" Did you mean `{close[0]}`?" if close else f" It knows {', '.join(sorted(known))}.")
+                    + (f" Did you mean `{close[0]}`?" if close else f" It knows {', '.join(own)}.")
                 )
         # transformers builds a default instance to find out what differs from it
         self.modalities = self.modalities if self.modalities is not None else _default_modalities()
         if self.modality_order is None:
             self.modality_order = list(self.modalities)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(
+                f"{error} If a newer version of fl_i2moe saved this configuration, update fl_i2moe to load it."
+            ) from error
 
     @property
     def num_modalities(self) -> int:

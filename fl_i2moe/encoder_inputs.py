@@ -94,7 +94,7 @@ def open_image(value: Any) -> Image.Image:
     except _PICTURE_ERRORS as error:
         reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         raise ValueError(
-            f"{name}: cannot be read as a picture: {reason}. Replace or leave out this picture."
+            f"{name}: cannot be read as a picture: {reason.rstrip('.')}. Replace or leave out this picture."
         ) from error
 
 

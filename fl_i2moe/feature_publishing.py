@@ -13,7 +13,7 @@ from markupsafe import Markup
 from .cache import FeatureCache
 from .cache_shards import Shard, plan_shards, write_json, write_shard
 from .markdown import render_template, table
-from .publishing import without_paths, write_file_list
+from .publishing import make_empty_folder, without_paths, write_file_list
 
 
 def write_features(
@@ -37,11 +37,8 @@ def write_features(
     Raises:
         ValueError: the folder is not empty.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
     validate_repo_id(repo_id)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_empty_folder(folder)
     shard_size = json.loads((cache.path / "key.json").read_text())["shard_size"]
     sizes = {split: entry["samples"] for split, entry in cache.key["data"]["splits"].items()}
     pictures = [name for name, modality in cache.modalities.items() if modality["kind"] == "image"]

@@ -5,6 +5,7 @@ Shapes: B samples · M modalities · T features of a sequence (T_m of modality m
 E experts · V views · P pseudo-patches · C classes.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -129,8 +130,15 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        kwargs.setdefault("use_safetensors", True)  # no pickles
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("`use_safetensors` must be True: pickles can run code and are not read.")
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            if not re.search("(no|have a) file named model", str(error)):
+                raise
+            name = pretrained_model_name_or_path
+            raise OSError(f"{name} has no model.safetensors; pickles can run code and are not read.") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)
         return loaded

@@ -174,13 +174,16 @@ def load_preprocessor(
     """
     if identity["kind"] == "image":
         return image_preprocessor(identity)
-    name, revision = find_encoder(identity, modality, repository)
     try:
+        name, revision = find_encoder(identity, modality, repository)
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, **repository.client_options
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error} To use a local copy of "
+            f"this encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}); the model has load_encoders."
+        ) from error
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     sha256 = hash_tokenizer(tokenizer)
     _check_tokenizer(sha256, identity, modality)

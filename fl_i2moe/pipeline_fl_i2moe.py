@@ -1,12 +1,13 @@
 """The transformers pipeline "image-text-classification": raw samples → labels, scores and what the experts say."""
 
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from typing import Any
+from urllib.request import urlopen
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .encoder_inputs import open_image
@@ -64,10 +65,8 @@ class FLI2MoEPipeline(Pipeline):
         return {}, {}, settings
 
     def __call__(self, inputs, **kwargs):
-        is_rows = not isinstance(inputs, (Mapping, list, torch.utils.data.Dataset)) and hasattr(inputs, "__getitem__")
-        if is_rows and not isinstance(
-            inputs, str
-        ):  # a data set of the `datasets` library, which transformers' does not know
+        known = isinstance(inputs, (str, Mapping, list, torch.utils.data.Dataset))
+        if not known and hasattr(inputs, "__getitem__"):  # a data set of the `datasets` library, for example
             inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
@@ -84,7 +83,7 @@ class FLI2MoEPipeline(Pipeline):
         if kind != "image":
             return value
         if isinstance(value, str) and value.startswith(("http://", "https://")):
-            value = load_image(value)
+            value = _fetch(value)
         return open_image(value)
 
     def _forward(self, model_inputs: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
@@ -135,6 +134,15 @@ class FLI2MoEPipeline(Pipeline):
         )
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+
+def _fetch(address: str) -> dict[str, Any]:
+    """A picture, not decoded yet: how large it is must be seen first."""
+    try:
+        with urlopen(address, timeout=60) as answer:
+            return {"path": address, "bytes": answer.read()}
+    except (OSError, HTTPException) as error:
+        raise ValueError(f"{address}: could not be fetched: {error}. Give another address, or a file.") from error
 
 
 def _collate(samples: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -1,6 +1,6 @@
 """Raw pictures and texts → the inputs of an [`FLI2MoEModel`]."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,23 @@ class FLI2MoEProcessor(ProcessorMixin):
             trust_remote_code: allows tokenizers to bring their own code.
 
         Raises:
-            ValueError: a tokenizer cannot be loaded.
+            ValueError: a tokenizer cannot be loaded; `folders` has an unknown modality.
         """
+        folders = folders or {}
+        self._check_names(folders)
         for name in self.modality_order:
             repository, identity = self._repository, self.encoders[name]
-            if name in (folders or {}):
+            if name in folders:
                 identity = {**identity, "name": str(folders[name]), "revision": None}
                 repository = Repository()
-            if name not in self._preprocessors or name in (folders or {}):
+            if name not in self._preprocessors or name in folders:
                 self._preprocessors[name] = load_preprocessor(identity, name, repository, trust_remote_code)
+
+    def _check_names(self, given: Iterable[str]) -> None:
+        if unknown := [name for name in given if name not in self.modality_order]:
+            close = get_close_matches(unknown[0], self.modality_order, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"Unknown inputs {unknown}; this model takes {self.modality_order}.{hint}")
 
     def preprocess(self, **raw: Any) -> dict[str, Preprocessed]:
         """
@@ -103,10 +111,7 @@ class FLI2MoEProcessor(ProcessorMixin):
             ValueError: a modality is missing or unknown, has another number of samples than the others, or a value
                 cannot be read.
         """
-        if unknown := [name for name in raw if name not in self.modality_order]:
-            close = get_close_matches(unknown[0], self.modality_order, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Unknown inputs {unknown}; this model takes {self.modality_order}.{hint}")
+        self._check_names(raw)
         if missing := [name for name in self.modality_order if raw.get(name) is None]:
             raise ValueError(f"The inputs lack {missing}; this model takes {self.modality_order}.")
         batches = {name: as_batch(raw[name]) for name in self.modality_order}

@@ -12,10 +12,13 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from transformers import AutoModel
@@ -76,12 +79,9 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions, templat
         ValueError: the folder is not empty; the run has no safetensors; an encoder cannot be found, or is another one
             than the features of the training come from.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
     if not (run.folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{run.folder} has no {WEIGHTS_FILE}; weights in other formats are not published.")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_empty_folder(folder)
     model = AutoModel.from_pretrained(run.folder)
     if not isinstance(model, FLI2MoEModel):
         raise ValueError(f"{run.folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
@@ -106,11 +106,23 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions, templat
     shutil.copyfile(run.folder / "interaction_statistics.json", folder / "interaction_statistics.json")
     results = {**without_paths(run.results), "encoders": model.config.encoders}
     _write(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    run = Run(run.folder, model.config, results, run.statistics)
+    run = replace(run, config=model.config, results=results)
     _write(folder / "README.md", str(build_card(run, options, template)))
     if (evaluations := evaluation_results(run, options)) is not None:
         _write(folder / ".eval_results" / f"{options.dataset_id.replace('/', '--')}.yaml", evaluations)
     write_file_list(folder)
+
+
+def make_empty_folder(folder: str | Path) -> Path:
+    """
+    Raises:
+        ValueError: there is something in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write_file_list(folder: Path) -> None:
@@ -122,6 +134,38 @@ def write_file_list(folder: Path) -> None:
 def _files(folder: Path) -> dict[str, Path]:
     """Name in the repository → file."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def publish(
+    write: Callable[[str], None],
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool = False,
+    dry_run: str | None = None,
+    message: str = "Publish",
+) -> None:
+    """
+    Writes the files of a repository and pushes them, and prints what came of it.
+
+    Args:
+        write: writes the files into an empty folder.
+        dry_run: a folder to write them into instead of pushing them.
+
+    Raises:
+        ValueError, ConnectionError: as `write` and [`push`].
+    """
+    if dry_run:
+        write(dry_run)
+        print(f"Nothing is published. The files of {repo_id} are in {dry_run}:")
+        for name, path in _files(Path(dry_run)).items():
+            print(f"  {name} ({path.stat().st_size:,} bytes)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder)
+        commit = push(folder, repo_id, repo_type=repo_type, private=private, message=message)
+    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
+    print(f"{ENDPOINT}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}")
 
 
 def push(
@@ -179,8 +223,8 @@ def push(
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, (HTTPError, OSError)):
             raise
         raise ConnectionError(
-            f"The Hub could not be reached, or the connection broke ({error}). {repo_id} is as it was before: nothing "
-            "is published by halves. Run the same command again."
+            f"The Hub could not be reached, or the connection broke ({error}). Nothing is published by halves: either "
+            f"{repo_id} is as it was before, or only the answer was lost and all is there. Run the same command again."
         ) from error
 
 

@@ -7,17 +7,15 @@ Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>
 folder and contacts nobody. A second start with the same model changes nothing.
 """
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub.constants import ENDPOINT
 from transformers.utils import logging
 
 from fl_i2moe.arguments import option, parse_arguments
 from fl_i2moe.card import CardOptions
 from fl_i2moe.finished_run import Run
-from fl_i2moe.publishing import choose_license, push, write_repository
+from fl_i2moe.publishing import choose_license, publish, write_repository
 
 TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 
@@ -50,17 +48,13 @@ def main():
     )
     logging.disable_progress_bar()
     run = Run.open(arguments.model)
-    if arguments.dry_run:
-        write_repository(run, arguments.dry_run, arguments.card, TEMPLATE)
-        print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}:")
-        for path in sorted(path for path in Path(arguments.dry_run).rglob("*") if path.is_file()):
-            print(f"  {path.relative_to(arguments.dry_run)} ({path.stat().st_size:,} bytes)")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_repository(run, folder, arguments.card, TEMPLATE)
-        commit = push(folder, arguments.repo_id, private=arguments.private, message=f"Publish {run.title}")
-    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"{ENDPOINT}/{arguments.repo_id}")
+    publish(
+        lambda folder: write_repository(run, folder, arguments.card, TEMPLATE),
+        arguments.repo_id,
+        private=arguments.private,
+        dry_run=arguments.dry_run,
+        message=f"Publish {run.title}",
+    )
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>
 folder.
 """
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub.constants import ENDPOINT
-
 from fl_i2moe.arguments import option, parse_arguments
 from fl_i2moe.feature_publishing import write_features
-from fl_i2moe.publishing import choose_license, push
+from fl_i2moe.publishing import choose_license, publish
 from fl_i2moe.shared_features import open_features
 
 TEMPLATE = Path(__file__).parent / "features_card.md.jinja"
@@ -47,18 +44,21 @@ def main():
         description=__doc__,
     )
     cache = open_features(arguments.features)
-    about = {"license": arguments.license, "dataset_name": arguments.dataset_name}
-    if arguments.dry_run:
-        write_features(cache, arguments.dry_run, arguments.repo_id, TEMPLATE, **about)
-        print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}.")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_features(cache, folder, arguments.repo_id, TEMPLATE, **about)
-        commit = push(
-            folder, arguments.repo_id, repo_type="dataset", private=arguments.private, message="Publish features"
-        )
-    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"{ENDPOINT}/datasets/{arguments.repo_id}")
+    publish(
+        lambda folder: write_features(
+            cache,
+            folder,
+            arguments.repo_id,
+            TEMPLATE,
+            license=arguments.license,
+            dataset_name=arguments.dataset_name,
+        ),
+        arguments.repo_id,
+        repo_type="dataset",
+        private=arguments.private,
+        dry_run=arguments.dry_run,
+        message="Publish features",
+    )
 
 
 if __name__ == "__main__":

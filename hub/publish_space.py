@@ -11,17 +11,17 @@ To try it on this machine: `pip install gradio`, then `python hub/space/app.py -
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import validate_repo_id
+from PIL.Image import registered_extensions
 
 import fl_i2moe
 from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.publishing import push, write_file_list
+from fl_i2moe.encoder_inputs import open_image
+from fl_i2moe.publishing import make_empty_folder, publish, write_file_list
 
 SPACE = Path(__file__).parent / "space"
 
@@ -47,7 +47,8 @@ class PublishSpaceArguments:
 def check_examples(folder: Path) -> None:
     """
     Raises:
-        ValueError: there is no examples.json that says what the examples are.
+        ValueError: there is no examples.json that says what the examples are; or a picture that it names is not in the
+            folder, or cannot be read.
     """
     file = folder / "examples.json"
     if not file.is_file():
@@ -61,6 +62,26 @@ def check_examples(folder: Path) -> None:
         raise ValueError(
             f'{file} must be {{"samples": [{{"image": "a.jpg", "text": "…"}}]}}, by the modalities\' names.'
         )
+    pictures = registered_extensions()
+    for number, sample in enumerate(samples, 1):
+        for modality, value in sample.items():
+            if not isinstance(value, str):
+                raise ValueError(f"{file}, sample {number}: {modality!r} must be a text or the name of a picture.")
+            if Path(value).suffix.lower() in pictures:
+                check_picture(folder, value, f"{file}, sample {number}, {modality!r}")
+
+
+def check_picture(folder: Path, name: str, where: str) -> None:
+    """
+    Raises:
+        ValueError: the picture is not in the folder, or cannot be read.
+    """
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{where}: {name} lies outside {folder}; copy the picture into it.")
+    try:
+        open_image(folder / name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def write_space(folder: str | Path, model_id: str, examples: str | None = None) -> None:
@@ -71,9 +92,7 @@ def write_space(folder: str | Path, model_id: str, examples: str | None = None) 
     Raises:
         ValueError: the folder is not empty.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
+    folder = make_empty_folder(folder)
     leave_out = shutil.ignore_patterns("__pycache__", "model_id")
     shutil.copytree(SPACE, folder, ignore=leave_out, dirs_exist_ok=True)
     shutil.copytree(Path(fl_i2moe.__file__).parent, folder / "fl_i2moe", ignore=leave_out)
@@ -103,15 +122,14 @@ def main():
     [arguments] = parse_arguments(
         (PublishSpaceArguments,), presets={"default": {}}, default_preset=lambda given: "default", description=__doc__
     )
-    if arguments.dry_run:
-        write_space(arguments.dry_run, arguments.model_id, arguments.examples)
-        print(f"Nothing is published. The files of {arguments.repo_id} are in {arguments.dry_run}.")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_space(folder, arguments.model_id, arguments.examples)
-        commit = push(folder, arguments.repo_id, repo_type="space", private=arguments.private, message="Publish Space")
-    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"{ENDPOINT}/spaces/{arguments.repo_id}")
+    publish(
+        lambda folder: write_space(folder, arguments.model_id, arguments.examples),
+        arguments.repo_id,
+        repo_type="space",
+        private=arguments.private,
+        dry_run=arguments.dry_run,
+        message="Publish Space",
+    )
 
 
 if __name__ == "__main__":

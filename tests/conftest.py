@@ -16,12 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def launch(tmp_path):
     """Starts a recipe as a user does, with a cache folder of its own; returns the finished process."""
 
-    def start(*arguments, num_processes=1, cache=tmp_path / "user-cache", check=True, wait=True):
+    def start(*arguments, num_processes=1, cache=tmp_path / "user-cache", check=True, wait=True, variables=()):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1"]
         command += [f"--num_processes={num_processes}", "--mixed_precision=no", "--dynamo_backend=no"]
         # with --cpu, Accelerate 1.15 starts one process whatever --num_processes says
         command += ["--cpu"] if num_processes == 1 else ["--multi_gpu", "--main_process_port=0"]
         environment = {**os.environ, "FL_I2MOE_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+        environment |= dict(variables)
         process = subprocess.Popen(
             [*command, *map(str, arguments)],
             cwd=ROOT,

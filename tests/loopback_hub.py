@@ -46,6 +46,9 @@ class LoopbackHub(ThreadingHTTPServer):
         self.cut_uploads = 0
         """How many uploads of large files are still to break off."""
 
+        self.cut_commit: str | None = None
+        """Where the next commit breaks off: `"before"` it is made, or `"after"`, when only its answer is lost."""
+
         self.downloads_left: int | None = None
         """How many shards of training data are still to be sent before every further one breaks off."""
 
@@ -116,6 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, status: int, code: str, message: str) -> None:
         content = json.dumps({"error": message}).encode()
         self._send(status, content, Content_Type="application/json", X_Error_Code=code, X_Error_Message=message)
+
+    def _cut(self) -> None:
+        self.close_connection = True
+        self.connection.close()
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -222,8 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self._body()
         if self.server.cut_uploads:
             self.server.cut_uploads -= 1
-            self.close_connection = True
-            return self.connection.close()
+            return self._cut()
         assert hashlib.sha256(content).hexdigest() == oid
         self.server.large[oid] = content
         return self._send(200)
@@ -232,6 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in self._body().splitlines()]
         if not self._may_write(repo):
             return
+        cut, self.server.cut_commit = self.server.cut_commit, None
+        if cut == "before":
+            return self._cut()
         repository = self.server.repositories[f"{kind}/{repo}"]
         head, files = repository.at("main")
         files = dict(files)
@@ -247,6 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
                 case "deletedFile":
                     del files[value["path"]]
         oid = repository.add(files)
+        if cut == "after":
+            return self._cut()
         self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.server.address}/{repo}/commit/{oid}"})
 
     def resolve(self, repo, revision, path, prefix=None):
@@ -258,8 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(404, "EntryNotFound", f"{path} is not in this repository")
         if self.command == "GET" and "train/" in path and path.endswith(".arrow"):
             if self.server.downloads_left == 0:
-                self.close_connection = True
-                return self.connection.close()
+                return self._cut()
             if self.server.downloads_left is not None:
                 self.server.downloads_left -= 1
         content, status, more = files[path], 200, {}

@@ -12,6 +12,7 @@ from published import make_published, write_run
 from tiny_models import make_config, make_model
 
 from fl_i2moe.card import CardOptions, build_card, evaluation_results
+from fl_i2moe.explain import Explanation
 from fl_i2moe.finished_run import Run
 from fl_i2moe.markdown import escape
 
@@ -111,7 +112,7 @@ def test_warnings_use_and_training(films):
     assert 'name = "someone/fl-i2moe-films"\nclassify = pipeline("image-text-classification", model=name,' in card
     assert "\n\n## How to use" in card
     assert 'processor(text="A pianist …", image="image.jpg", return_tensors="pt")' in card
-    assert "text: sample:minilm, which has no Hub id, from `encoders/`" in card
+    assert "text: sample:minilm, which has no Hub id, from `encoders/` of this repository; its license is" in card
     assert "image: openai/clip-vit-base-patch16 at commit 0123456789abcdef0123456789abcdef01234567." in card
     assert "12,345 trained parameters, 2 minutes a seed" in text
     assert "/home/somebody" not in card
@@ -124,7 +125,9 @@ def test_specialised_experts_get_another_warning(tmp_path):
     text = " ".join(card.replace("\n>", "\n").split())
     assert "specialised objective, which is this package's and not the papers'" in text
     assert "share what it leaves, under penalties on uniqueness experts that agree" in text
-    assert "Made-up films whose interactions are known, with two modalities, in three runs" in text
+    assert "Made-up data whose interactions are known, in three runs each. Films, two modalities: every genre" in text
+    assert "| objective | specialised |" in card
+    assert "perturbation" not in card  # which has no part in this objective
     assert "must bear the names out here, too" in text
     assert "need not be what its name says" not in text.replace("**", "")
     card, _ = card_of(
@@ -180,9 +183,51 @@ def test_runs_that_cannot_be_compared(films, tmp_path):
             build_card(Run.open(folder), options, TEMPLATE)
 
 
+def test_what_explanations_are_worth(tmp_path, run_here):
+    """Of a model that was explained by the recipe."""
+    model, _, cache = make_published(tmp_path)
+    card, _ = card_of(tmp_path / "run", model)
+    assert "What explanations of this model are worth" not in card
+    options = ["--num_pages=2", "--classes=best", "--num_coalitions=2", "--num_draws=2", "--num_threads=1"]
+    run_here("recipes/explain.py", f"--model={tmp_path / 'run'}", f"--features={cache.path}", *options)
+    card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit"), TEMPLATE))
+    explanations = tmp_path / "run" / "explanations"
+
+    measured = json.loads((explanations / "faithfulness.json").read_text())["FL-I²MoE"]
+    _, *lines = rows(card, "## What explanations of this model are worth")
+    drops = {method: x["mixture"]["micro_f1"]["mean_drop"] for method, x in measured["deletion"].items()}
+    named = {"AttnRoll": "attnroll", "Grad×AttnRoll": "grad_attnroll", "integrated gradients": "ig", "random": "random"}
+    assert {line[0] for line in lines} == set(named)
+    for name, drop in lines:
+        assert float(drop.split("\u00a0")[0].replace("−", "-")) == pytest.approx(100 * drops[named[name]], abs=0.051)
+    assert "(5 to 30 %), 5\nsamples" in card
+
+    masked = json.loads((explanations / "pair_masking.json").read_text())
+    _, *lines = rows(card.replace("**Pair masking.**", "\n### Pairs\n"), "### Pairs")
+    assert [line[0] for line in lines] == ["Synergy", "Redundancy"]
+    for line in lines:
+        part = masked[line[0].lower()]["metrics"]["micro_f1"]
+        assert float(line[2]) == pytest.approx(100 * part["ranked"], abs=0.051)
+        beyond = float(line[4].split(" ")[0].replace("−", "-"))
+        assert beyond == pytest.approx(100 * part["ranked_minus_random"]["value"], abs=0.051)
+
+    pages = [Explanation.load(path) for path in sorted((explanations / "samples").glob("*.json"))]
+    assert "**Strongest pairs** of 2 explained samples" in card
+    _, *lines = rows(card, "Synergy (Shapley interaction index ± standard error):")
+    best = sorted((page.pairs("synergy", top=1)[0].score for page in pages), reverse=True)
+    assert [line[3].split("\u00a0")[0] for line in lines] == [f"{score:.3f}" for score in best]
+    assert {line[0] for line in lines} == {page.sample_id for page in pages}
+    for name in ("faithfulness", "alignment", "pair_curves"):
+        assert f"](explanations/{name}.png)" in card
+        assert (explanations / f"{name}.png").is_file()
+
+
 def test_dense_and_regression(tmp_path):
     card, _ = card_of(tmp_path / "dense", make_model(make_config(architecture="dense")))
     assert "## Interaction statistics" not in card
+    assert "| fusion | transformer |" in card
+    assert "| objective |" not in card
+    assert "reweighting" not in card
     config = make_config(problem_type="regression")
     card, _ = card_of(tmp_path / "regression", make_model(config))
     assert "predicts 3 numbers from text + image" in card

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from fl_i2moe import FLI2MoEConfig
 
@@ -44,6 +47,15 @@ def test_typo_is_refused_with_a_proposal():
 def test_contradictions_are_named(changes, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         FLI2MoEConfig(**{"modalities": MODALITIES, **changes})
+
+
+@pytest.mark.parametrize(("field", "value"), [("router_depth", 3), ("fusion", "mamba")])
+def test_a_configuration_from_the_future(tmp_path, field, value):
+    FLI2MoEConfig(modalities=MODALITIES).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(ValueError, match=rf"(?s)`{field}`.* newer version of fl_i2moe .*update fl_i2moe"):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 def test_one_label_is_regression():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from loopback_hub import running_hub
 from published import bare_environment, make_published, run_bare, write_run
+from test_encoders import noise
 
 from fl_i2moe.card import CardOptions
 from fl_i2moe.feature_publishing import write_features
@@ -20,7 +22,7 @@ from fl_i2moe.publishing import push, write_repository
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
-MODEL = "someone/fl-i2moe-films"
+MODEL = "someone/fl-i2moe-mmimdb"
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +48,20 @@ def publish(hub, folder, home, token, *more, repo_id=MODEL):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-THREE_BLOCKS = """
-import json, sys
-from transformers import AutoModel, AutoProcessor, pipeline
-poster, plot = sys.argv[1], sys.argv[2]
-model = AutoModel.from_pretrained("someone/fl-i2moe-films", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("someone/fl-i2moe-films", trust_remote_code=True)
-out = model.eval()(**processor(image=poster, text=plot, return_tensors="pt"))
-classify = pipeline("image-text-classification", model="someone/fl-i2moe-films", trust_remote_code=True)
-result = classify({"image": poster, "text": plot}, top_k=5)
-print(json.dumps({"logits": out.logits.tolist(), "result": result}))
+WITHOUT_THE_PACKAGE = """
+import importlib.util
+assert importlib.util.find_spec("fl_i2moe") is None
 """
+SAY = """
+import json
+print(json.dumps([output.logits.tolist(), classify({"image": "poster.jpg", "text": "A pianist …"}, top_k=2)]))
+"""
+
+
+def shown_use(markdown):
+    """The Python of README or card that loads a published model."""
+    [code] = [x for x in re.findall(r"```python\n(.*?)```", markdown, re.DOTALL) if "AutoProcessor" in x]
+    return code
 
 
 def test_a_push_by_the_real_client(hub, films, tmp_path, monkeypatch):
@@ -84,16 +89,25 @@ def test_a_push_by_the_real_client(hub, films, tmp_path, monkeypatch):
     finally:
         hub.cut_uploads = 0
     commits = hub.repositories[f"model/{MODEL}"].commits
+    hub.cut_commit = "before"
+    with pytest.raises(ConnectionError, match="Run the same command again"):
+        push_as("hf_someone")
     assert len(commits) == 1  # the one that a repository begins with
     assert push_as("hf_someone") == commits[-1][0]
     assert push_as("hf_someone") is None
     assert len(commits) == 2
     files = {x.relative_to(tmp_path / "repository").as_posix(): x.read_bytes() for x in _files(tmp_path / "repository")}
     assert files.items() <= commits[-1][1].items()
+    (tmp_path / "repository" / "results.json").write_text("{}")
+    hub.cut_commit = "after"
+    with pytest.raises(ConnectionError, match="or only the answer was lost and all is there"):
+        push_as("hf_someone")
+    assert len(commits) == 3
+    assert push_as("hf_someone") is None
     (tmp_path / "repository" / "README.md").write_text("---\nlicense: mit\n---\nnot theirs")
     with pytest.raises(ValueError, match="it is somebody else's"):
         push_as("hf_other")
-    assert len(commits) == 2
+    assert len(commits) == 3
 
 
 def _files(folder):
@@ -111,19 +125,28 @@ def test_published_and_loaded_without_the_package(hub, films, tmp_path, monkeypa
 
     for name, value in hub.environment.items():
         monkeypatch.setenv(name, value)
-    poster, plot = raw.splits["test"]["image"][2]["path"], raw.splits["test"]["text"][2]
+    environment = bare_environment(tmp_path / "environment")
+    for name in ("poster.jpg", "image.jpg"):  # as README and card call them
+        noise(30, 40, seed=1).save(tmp_path / name)
+    card = hub.repositories[f"model/{MODEL}"].at("main")[1]["README.md"].decode()
+    code = [shown_use((ROOT / "README.md").read_text()), shown_use(card)]
     for name in raw.modalities:  # the encoders that it was trained with are out of reach: it brings its own
         (folder / f"encoder-{name}").rename(folder / f"hidden-{name}")
-    environment = bare_environment(tmp_path / "environment")
-    output = run_bare(environment, tmp_path / "fresh", THREE_BLOCKS, poster, plot, offline=False)
+    said = run_bare(environment, tmp_path / "fresh", WITHOUT_THE_PACKAGE + SAY.join([*code, ""]), offline=False)
     for name in raw.modalities:
         (folder / f"hidden-{name}").rename(folder / f"encoder-{name}")
-    found = json.loads(output.splitlines()[-1])
     with torch.no_grad():
-        expected = model(image=poster, text=plot).logits
-    torch.testing.assert_close(torch.tensor(found["logits"]), expected, atol=1e-5, rtol=0)
-    assert len(found["result"]["labels"]) == 3
-    assert "GET /someone/fl-i2moe-films/resolve/" in "\n".join(hub.requests)
+        expected = model(image=tmp_path / "poster.jpg", text="A pianist …")
+    scores, labels = expected.logits[0].sigmoid().sort(descending=True)
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+    assert len(found) == 2
+    for logits, result in found:
+        torch.testing.assert_close(torch.tensor(logits), expected.logits, atol=1e-5, rtol=0)
+        assert result["labels"] == [model.config.id2label[int(label)] for label in labels[:2]]
+        assert result["scores"] == pytest.approx(scores[:2].tolist(), abs=1e-4)
+        assert sum(result["expert_weights"].values()) == pytest.approx(1)
+    assert f"GET /{MODEL}/resolve/" in "\n".join(hub.requests)
+    assert not any(b"hf_someone" in path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
 
 
 def test_private_repositories_and_unknown_revisions(hub, films, tmp_path, monkeypatch):

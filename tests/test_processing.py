@@ -1,7 +1,11 @@
+import shutil
 import struct
 import time
 import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -85,6 +89,21 @@ def test_what_the_processor_refuses(published):
         FLI2MoEProcessor.from_config(type(published[0].config)())
 
 
+def test_a_local_copy_of_a_tokenizer(tmp_path, monkeypatch):
+    model, raw, _ = make_published(tmp_path, names={"text": "nobody/no-such-model"})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    processor = FLI2MoEProcessor.from_config(model.config)
+    expected = (
+        r"(?s)tokenizer of 'text' \(nobody/no-such-model\).*processor\.load_preprocessors\(\{'text': '<folder>'\}\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        processor(**rows_of(raw)[0])
+    with pytest.raises(ValueError, match=r"Unknown inputs \['txt'\].*Did you mean 'text'"):
+        processor.load_preprocessors({"txt": tmp_path / "encoder-text"})
+    processor.load_preprocessors({"text": tmp_path / "encoder-text"})
+    assert processor(**rows_of(raw)[0])["text"]["input_ids"].shape[0] == 1
+
+
 def test_enormous_inputs(published, tmp_path):
     processor = AutoProcessor.from_pretrained(published[3])
     _write_png_of_size(tmp_path / "enormous.png", 50_000, 50_000)
@@ -159,6 +178,22 @@ def test_pipeline_takes_lists_data_sets_and_generators(published, classify):
     same(classify((row for row in rows), batch_size=3))
     same(classify(published[1].splits["test"], batch_size=2))  # with ids and labels, which do not matter
     same(classify(Dataset.from_list(rows), batch_size=5))
+
+
+def test_pictures_by_their_address(published, classify, tmp_path):
+    row = rows_of(published[1])[1]
+    shutil.copy(row["image"], tmp_path / "poster.png")
+    _write_png_of_size(tmp_path / "enormous.png", 50_000, 50_000)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert classify({**row, "image": f"{address}/poster.png"}) == classify(row)
+        with pytest.raises(ValueError, match=rf"{address}/enormous\.png: cannot be read as a picture: .*2500000000"):
+            classify({**row, "image": f"{address}/enormous.png"})
+        with pytest.raises(ValueError, match=rf"{address}/none\.png: could not be fetched: .*404"):
+            classify({**row, "image": f"{address}/none.png"})
+        server.shutdown()
 
 
 def test_two_pictures(tmp_path):

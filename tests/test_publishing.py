@@ -149,7 +149,7 @@ def test_the_license_is_somebodys_decision(tmp_path):
         (http_error(412), ValueError, "Somebody changed someone/fl-i2moe-films meanwhile"),
         (http_error(500, "out of order"), ValueError, "refused to publish .*: out of order"),
         (LocalTokenNotFoundError("no token"), ValueError, "Nobody is logged in: run `hf auth login`, or set HF_TOKEN"),
-        (HTTPError("cut"), ConnectionError, "nothing is published by halves. Run the same command again"),
+        (HTTPError("cut"), ConnectionError, r"Nothing is published by halves: .*\. Run the same command again"),
         (OSError("cut"), ConnectionError, "or the connection broke"),
     ],
 )
@@ -176,8 +176,10 @@ def test_what_is_refused(films, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no model\.safetensors; weights in other formats are not published"):
         write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
-    with pytest.raises(OSError, match=r"model\.safetensors"):
+    with pytest.raises(OSError, match=r"has no model\.safetensors; pickles can run code and are not read"):
         AutoModel.from_pretrained(tmp_path / "pickled")
+    with pytest.raises(ValueError, match="pickles can run code and are not read"):
+        AutoModel.from_pretrained(tmp_path / "pickled", use_safetensors=False)
 
     config = json.loads((folder / "run" / "config.json").read_text())
     config["encoders"]["text"]["weights_sha256"] = "0" * 64

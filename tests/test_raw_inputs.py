@@ -143,6 +143,39 @@ def test_a_local_copy_of_an_encoder(tmp_path, monkeypatch):
         model.load_encoders({"txt": tmp_path})
 
 
+CODE_OF_AN_ENCODER = """
+from pathlib import Path
+from transformers import RobertaConfig, RobertaModel
+Path(__file__).with_name("has_run").touch()
+class OwnConfig(RobertaConfig):
+    pass
+class OwnModel(RobertaModel):
+    config_class = OwnConfig
+"""
+
+
+def test_an_encoders_own_code_runs_only_where_that_was_said(tmp_path, monkeypatch):
+    """Not because the model's own code may run."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, raw, _ = make_published(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        expected = model(**values(raw)).logits
+    encoder = tmp_path / "encoder-text"
+    (encoder / "own.py").write_text(CODE_OF_AN_ENCODER)
+    config = json.loads((encoder / "config.json").read_text())
+    config |= {"model_type": "own_roberta", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (encoder / "config.json").write_text(json.dumps(config))
+    model = AutoModel.from_pretrained(tmp_path / "model", trust_remote_code=True).eval()
+    with pytest.raises(ValueError, match=r"(?s)custom code which must be executed.*trust_remote_code=True"):
+        model(**values(raw))
+    assert not list(tmp_path.rglob("has_run"))
+    model.load_encoders(trust_remote_code=True)
+    assert list(tmp_path.rglob("has_run"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**values(raw)).logits, expected, atol=1e-5, rtol=0)
+
+
 def test_what_is_missing_is_named(published):
     model, raw, _ = published
     with pytest.raises(ValueError, match=r"`inputs` lacks \['image'\]"):

@@ -174,6 +174,12 @@ def test_a_published_space_is_whole(tmp_path):
     push(tmp_path / "space", "someone/demo", repo_type="space", api=hub)
     assert sorted(hub.commits[-1][1]) == ["fl_i2moe/explain/former.py", "published_files.json"]
     assert {"notes.py", "fl_i2moe/mine.py"} <= set(hub.repositories["someone/demo"])
+    with pytest.raises(ValueError, match="is not empty"):
+        publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")
+
+
+def test_examples_of_ones_own(tmp_path):
+    publish = load(ROOT / "hub" / "publish_space.py")
     own = tmp_path / "own"
     own.mkdir()
     for content, message in ((None, r"has no examples\.json"), ("x", "is no JSON"), ("[]", "must be")):
@@ -181,9 +187,18 @@ def test_a_published_space_is_whole(tmp_path):
             (own / "examples.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             publish.PublishSpaceArguments("a/b", "a/c", examples=str(own))
+    (own / "broken.png").write_text("no picture")
+    for sample, message in (
+        ('{"image": "gone.jpg"}', r"sample 2, 'image': .*gone\.jpg: .* the file is missing"),
+        ('{"image": "broken.png"}', r"broken\.png: cannot be read as a picture"),
+        ('{"image": "../secret.png"}', "lies outside"),
+        ('{"text": 3}', "'text' must be a text or the name of a picture"),
+    ):
+        (own / "examples.json").write_text(f'{{"samples": [{{"text": "fine."}}, {sample}]}}')
+        with pytest.raises(ValueError, match=message):
+            publish.PublishSpaceArguments("a/b", "a/c", examples=str(own))
+    (own / "broken.png").unlink()
     (own / "examples.json").write_text('{"samples": []}')
     assert publish.PublishSpaceArguments("a/b", "a/c", examples=str(own)).examples == str(own)
     publish.write_space(tmp_path / "other", "someone/fl-i2moe-films", str(own))
     assert [x.name for x in (tmp_path / "other" / "examples").iterdir()] == ["examples.json"]
-    with pytest.raises(ValueError, match="is not empty"):
-        publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")

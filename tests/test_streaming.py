@@ -167,13 +167,15 @@ def test_bad_features_name_the_sample(cache, split, tmp_path):
 @pytest.fixture(scope="module")
 def hub(cache, tmp_path_factory):
     with running_hub() as hub:
-        folder = tmp_path_factory.mktemp("published") / "features"
-        write_features(cache, folder, "someone/films", ROOT / "hub" / "features_card.md.jinja", license="other")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-            api = HfApi(endpoint=hub.address, token="hf_someone")
-            push(folder, "someone/films", repo_type="dataset", api=api)
+        publish(hub, cache, tmp_path_factory.mktemp("published") / "features", "someone/films")
         yield hub
+
+
+def publish(hub, cache, folder, repo_id):
+    write_features(cache, folder, repo_id, ROOT / "hub" / "features_card.md.jinja", license="other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        push(folder, repo_id, repo_type="dataset", api=HfApi(endpoint=hub.address, token="hf_someone"))
 
 
 IMPATIENT = """
@@ -223,6 +225,31 @@ def test_a_run_on_streamed_features(hub, cache, tmp_path):
     done = train(hub, tmp_path / "home", tmp_path / "again", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == expected
+
+
+def test_two_processes_that_stream_equal_one_that_has_fetched(hub, tmp_path, launch, run_here):
+    """A whole epoch is one batch, in which no order shows, and nothing is drawn: dropout 0, zero perturbation."""
+    raw = write_raw(tmp_path / "raw", {**SIZES, "train": 40})
+    cache = build_cache(raw, fake_encoders(), tmp_path / "cache", progress=False, num_workers=0, shard_size=10)
+    publish(hub, cache, tmp_path / "published", "someone/even")
+    options = ["--hidden_size=8", "--num_attention_heads=2", "--reweighting_hidden_size=8", "--num_epochs=2"]
+    options += ["--dropout=0", "--reweighting_dropout=0", "--perturbation=zero", "--learning_rate=0.01"]
+    options += ["--num_threads=1"]
+    recipe, one, two = "recipes/train_mmimdb.py", tmp_path / "one", tmp_path / "two"
+    run_here(recipe, f"--features={cache.path}", "--batch_size=40", f"--output_dir={one}", *options)
+    hub.requests.clear()
+    streamed = ["--features=someone/even", "--stream_features", "--batch_size=20", f"--output_dir={two}"]
+    variables = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+    launch(recipe, *streamed, *options, num_processes=2, variables=variables)
+    histories = [json.loads((run / "seed-0" / "history.json").read_text()) for run in (one, two)]
+    for epoch_one, epoch_two in zip(*histories, strict=True):
+        assert epoch_two == pytest.approx(epoch_one, rel=1e-3, abs=1e-4)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    assert [x["machine"]["processes"] for x in results] == [1, 2]
+    for name, value in results[0]["test"].items():
+        assert results[1]["test"][name]["mean"] == pytest.approx(value["mean"], abs=1e-3), name
+    read = [x for x in hub.requests if x.startswith("GET") and "/train/" in x and x.endswith(".arrow")]
+    assert len(read) == 2 * 4 + 2  # each shard once an epoch; and each process looks up the columns in the first
 
 
 def test_a_folder_is_not_streamed(cache, tmp_path, capsys, run_here):

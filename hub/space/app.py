@@ -127,14 +127,14 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
             with gr.Column():
                 inputs = [_input(modality, kind) for modality, kind in explorer.kinds.items()]
                 predict = gr.Button("Predict", variant="primary")
+                if examples := _examples(explorer.kinds, explorer.labels):
+                    gr.Examples(examples, inputs, label="Examples")
             with gr.Column(elem_id="results"):
                 scores = gr.Label(label="Classes", num_top_classes=5, show_heading=False)
                 weights = gr.Label(label="Expert weights", show_heading=False)
                 target = gr.Dropdown(explorer.labels, label="Class to explain", value=None)
                 explain_it = gr.Button("Explain")
         shown = gr.HTML(label="Explanation", min_height=140)  # as high as what it shows while it computes
-        if examples := _examples(explorer.kinds, explorer.labels):
-            gr.Examples(examples, inputs, label="Examples")
         predict.click(
             explorer.predict,
             inputs,
@@ -158,7 +158,8 @@ def _input(modality: str, kind: str):
     if kind == "image":
         # image_mode=None: Gradio does not decode the picture, whose size is to be checked first
         return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
-    return gr.Textbox(label=label, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
+    hint = f"At most {MAX_CHARACTERS:,} characters"
+    return gr.Textbox(label=label, placeholder=hint, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
 
 
 def _scroll_to(selector: str) -> str:
