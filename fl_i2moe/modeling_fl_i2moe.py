@@ -7,10 +7,8 @@ E experts · V views · P pseudo-patches · C classes.
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -24,6 +22,7 @@ from .input_checks import as_bool, check_inputs, check_mask_shape, check_names
 from .missing import FILLS, complete_inputs
 from .objective import interaction_losses, task_loss
 from .pinned_encoders import PinnedEncoders, Repository
+from .reweighting import Reweighting
 from .specialised import specialised_losses
 from .stem import ModalityStem
 from .views import View, join_masks, replaced_slices, thin
@@ -57,34 +56,6 @@ class FLI2MoEOutput(ModelOutput):
     logits: torch.Tensor | None = None
     expert_logits: torch.Tensor | None = None
     expert_weights: torch.Tensor | None = None
-
-
-class Reweighting(nn.Module):
-    """Weights of the experts, per sample from the modalities' means, or one learned vector for all."""
-
-    def __init__(self, config: FLI2MoEConfig):
-        super().__init__()
-        self.config = config
-        if config.reweighting == "global":
-            self.global_scores = nn.Parameter(torch.zeros(config.num_experts))
-            return
-        sizes = [
-            config.num_modalities * config.hidden_size,
-            *[config.reweighting_hidden_size] * (config.num_reweighting_layers - 1),
-            config.num_experts,
-        ]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
-
-    def forward(self, means: torch.Tensor) -> torch.Tensor:
-        """(B, M, H) → (B, E), rows that sum to 1."""
-        if self.config.reweighting == "global":
-            scores = self.global_scores.expand(means.shape[0], -1)
-        else:
-            scores = means.flatten(1)
-            for layer in self.layers[:-1]:
-                scores = dropout(F.relu(layer(scores)), self.config.reweighting_dropout, self.training)
-            scores = self.layers[-1](scores)
-        return (scores.float() / self.config.reweighting_temperature).softmax(dim=-1)
 
 
 class FLI2MoEPreTrainedModel(PreTrainedModel):
