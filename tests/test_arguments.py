@@ -74,6 +74,24 @@ def test_every_option_has_help(capsys):
             assert item.metadata["help"]
 
 
+def test_help_as_a_newcomer_reads_it(capsys):
+    """The description line by line, headings, one spelling an option, the defaults that would hold."""
+    description = (
+        "Train.\n\n    accelerate launch train.py --data_dir films\n\n    small   a preset\n    large   another\n"
+    )
+    for options, hidden_size in ((["--help"], 256), (["--help", "--preset=large"], 512)):
+        with pytest.raises(SystemExit):
+            parse_arguments(TYPES, PRESETS, lambda given: "small", description, options)
+        shown = capsys.readouterr().out
+        assert description in shown
+        assert len(shown.split(description)[0].splitlines()) == 2  # a short usage
+        assert "What the model is:\n" in shown
+        assert f"Width of the experts. (default: {hidden_size})" in " ".join(shown.split())
+        assert "--hidden-size" not in shown
+        assert "None" not in shown
+        assert "Not --hard_gate." in shown
+
+
 def test_metric_must_fit_the_task():
     assert check_metric(None, "regression") == "mae"
     assert check_metric("mAP", "multi_label_classification") == "mAP"
