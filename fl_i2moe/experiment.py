@@ -105,6 +105,11 @@ class Job:
     output: OutputArguments
 
     def __post_init__(self):
+        start = self.training.feature_dropout_start
+        if start != TrainingArguments.feature_dropout_start and not self.model.feature_dropout:
+            raise ValueError(
+                f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
+            )
         if not isinstance(self.encoding, EncodingArguments) or not self.encoding.stream_features:
             return
         if self.training.num_workers > 1:

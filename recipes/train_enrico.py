@@ -41,13 +41,13 @@ def main():
         default_preset=lambda given: "paper",
         description=__doc__,
     )
+    job = Job(encoding, model, training, output)
     from_features = starts_from_features(encoding, data, needs="data_dir")
     accelerator = create_accelerator(training, output.output_dir)
     raw, encoders = None, {}
     if not from_features:
         raw = load_enrico(data.data_dir, on_bad_sample=encoding.on_bad_sample)
         encoders = choose_encoders(data, ENCODERS["enrico"], raw.modalities)
-    job = Job(encoding, model, training, output)
     run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 
 

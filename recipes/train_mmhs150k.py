@@ -44,6 +44,7 @@ def main():
         default_preset=lambda given: "paper",
         description=__doc__,
     )
+    job = Job(encoding, model, training, output)
     from_features = starts_from_features(encoding, data, needs="data_dir")
     accelerator = create_accelerator(training, output.output_dir)
     raw, encoders = None, {}
@@ -51,7 +52,6 @@ def main():
         append, on_bad_sample = data.append_image_text, encoding.on_bad_sample
         raw = load_mmhs150k(data.data_dir, append_image_text=append, on_bad_sample=on_bad_sample)
         encoders = choose_encoders(data, ENCODERS["mmhs150k"], raw.modalities)
-    job = Job(encoding, model, training, output)
     run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 
 

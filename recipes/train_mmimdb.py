@@ -75,9 +75,9 @@ def main():
         default_preset=lambda given: "paper" if given.data_dir or given.features else "sample",
         description=__doc__,
     )
+    job = Job(encoding, model, training, output)
     from_features = starts_from_features(encoding, data)
     accelerator = create_accelerator(training, output.output_dir)
-    job = Job(encoding, model, training, output)
     if from_features:
         run_experiment(None, {}, job, accelerator, job.settings(**asdict(data)))
         return

@@ -193,6 +193,17 @@ def test_the_first_word_says_what_to_do(capsys):
     assert "How many. (default: 3)" in capsys.readouterr().out
 
 
+def test_a_start_needs_something_that_starts():
+    def job(training, **model):
+        return Job(EncodingArguments(), ModelArguments(**model), training, OutputArguments())
+
+    for training in (TrainingArguments(feature_dropout_start=0), TrainingArguments(feature_dropout_start=0.5)):
+        with pytest.raises(ValueError, match=r"`feature_dropout_start` .* needs `feature_dropout`"):
+            job(training)
+        assert job(training, feature_dropout=0.1).training == training
+    job(TrainingArguments())
+
+
 def test_streaming_options_go_together():
     assert starts_from_features(
         EncodingArguments(features="someone/x", stream_features=True, shuffle_buffer_size=64), Films()
