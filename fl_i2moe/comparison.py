@@ -23,6 +23,7 @@ from .cache import FeatureCache
 from .cache_key import key_digest
 from .experiment import Job, format_metric, model_config, run_on_cache
 from .metrics import METRICS_BY_PROBLEM, difference, is_share
+from .run_features import check_splits
 from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
@@ -113,6 +114,7 @@ def compare_systems(
     folder = Path(job.output.output_dir)
     systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}
     jobs = _own_jobs(systems, job)
+    check_splits(cache.splits, f"The feature cache {cache.path}")
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
         model_config(own_job.model, cache)

@@ -53,10 +53,11 @@ from fl_i2moe.comparison import (
 from fl_i2moe.data.array_files import is_array_file
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.layouts import find_layout, load_layout
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, encode
+from fl_i2moe.experiment import Job, create_accelerator
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 from fl_i2moe.robustness import measure_robustness
+from fl_i2moe.run_features import choose_encoders, encode
 from fl_i2moe.shared_features import open_features
 
 FUSIONS = {

@@ -20,8 +20,9 @@ from fl_i2moe.arguments import (
     starts_from_features,
 )
 from fl_i2moe.data.enrico import load_enrico
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, create_accelerator, run_experiment
 from fl_i2moe.published import ENCODERS, published_presets
+from fl_i2moe.run_features import choose_encoders
 
 # "paper": I²MoE, table 7 (ENRICO), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
 PAPER = published_presets("enrico")

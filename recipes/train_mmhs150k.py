@@ -22,8 +22,9 @@ from fl_i2moe.arguments import (
     starts_from_features,
 )
 from fl_i2moe.data.mmhs150k import load_mmhs150k
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, create_accelerator, run_experiment
 from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
+from fl_i2moe.run_features import choose_encoders
 
 # FL-I²MoE, section 4.1: "a comparable configuration", so that of MM-IMDb (I²MoE, tables 7 to 10)
 PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmhs150k"])

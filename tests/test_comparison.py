@@ -12,16 +12,17 @@ from conftest import ROOT
 from fake_encoders import fake_encoders, write_raw
 from rich.console import Console
 
-from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment, run_features
 from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache
 from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator
+from fl_i2moe.experiment import Job, create_accelerator
 from fl_i2moe.markdown import spread
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.robustness import add_noise, measure_robustness
+from fl_i2moe.run_features import EncoderChoice
 
 SIZES = {"train": 48, "validation": 16, "test": 20}
 SYSTEMS = {
@@ -313,7 +314,7 @@ def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accele
         raise SystemExit
 
     monkeypatch.setattr("fl_i2moe.data.layouts.load_layout", lambda *_, **__: SimpleNamespace(modalities=modalities))
-    monkeypatch.setattr(experiment, "encode", encode)
+    monkeypatch.setattr(run_features, "encode", encode)
     monkeypatch.setattr("fl_i2moe.comparison.compare_systems", stop)
     command = ["recipes/compare.py", f"--data={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--image_hidden_layer=3"]
     systems = ["--systems", "switchgate", "i2moe-switchgate", "i2moe-lf", "zero-vector"]
