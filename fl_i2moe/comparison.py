@@ -24,7 +24,7 @@ from .cache_key import key_digest
 from .experiment import Job, format_metric, model_config, run_on_cache
 from .metrics import METRICS_BY_PROBLEM, difference, is_share
 from .run_features import check_splits
-from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
+from .run_folder import check_run_folder, held_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """
@@ -118,27 +118,25 @@ def compare_systems(
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
         model_config(own_job.model, cache)
-    if accelerator.is_main_process:
-        begin_run_folder(
-            folder,
-            job.settings(features=key_digest(cache.key)),
-            resume=job.output.resume,
-            overwrite=job.output.overwrite,
-        )
-    accelerator.wait_for_everyone()
+    settings = job.settings(features=key_digest(cache.key))
+    flags = {"resume": job.output.resume, "overwrite": job.output.overwrite}
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
     table: dict[str, Any] = {}
-    for name, own_job in jobs.items():
-        console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
-        results[name] = run_on_cache(cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True))
-        if measure is not None:
-            measured[name] = measure(folder / name, own_job, cache, accelerator)
-        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
-        if accelerator.is_main_process:
-            write_json(folder / "table.json", table)
-            write_text(folder / "table.md", render_markdown(table))
+    with held_run_folder(folder, settings, **flags, is_writer=accelerator.is_main_process):
         accelerator.wait_for_everyone()
+        for name, own_job in jobs.items():
+            console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
+            results[name] = run_on_cache(
+                cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True)
+            )
+            if measure is not None:
+                measured[name] = measure(folder / name, own_job, cache, accelerator)
+            table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
+            if accelerator.is_main_process:
+                write_json(folder / "table.json", table)
+                write_text(folder / "table.md", render_markdown(table))
+            accelerator.wait_for_everyone()
     return table
 
 

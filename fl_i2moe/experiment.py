@@ -44,7 +44,7 @@ from .figures import save_statistics_figures
 from .machine import cpu_model, end_with_launcher, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
 from .run_features import EVALUATION_SPLITS, EncoderChoice, check_splits, describe, encode, fetch_features
-from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
+from .run_folder import check_run_folder, held_run_folder, replace_files, write_json
 from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
 
@@ -172,34 +172,33 @@ def run_on_cache(
         "mixed_precision": accelerator.mixed_precision,
         "features": key_digest(cache.key),
     }
-    if accelerator.is_main_process:
-        begin_run_folder(output_dir, settings, **flags)
-    accelerator.wait_for_everyone()
-    if job.training.report_to:
-        accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
+    with held_run_folder(output_dir, settings, **flags, is_writer=accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        if job.training.report_to:
+            accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
 
-    runs = {
-        seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
-        for seed in job.training.seeds
-    }
-    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[cache.problem_type][metric])
-    results = {
-        "metric": metric,
-        "best_seed": best_seed,
-        "test": summarise_runs([run["test"] for run in runs.values()]),
-        "validation": summarise_runs([run["validation"] for run in runs.values()]),
-        "seeds": {str(seed): run for seed, run in runs.items()},
-        "samples": {split: len(rows) for split, rows in cache.splits.items()},
-        "settings": settings,
-        "encoders": config.encoders,
-        "machine": describe_machine(accelerator),
-    }
-    if accelerator.is_main_process:
-        _gather_best(output_dir, best_seed, results)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    _report(console, results, output_dir)
-    return results
+        runs = {
+            seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
+            for seed in job.training.seeds
+        }
+        best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[cache.problem_type][metric])
+        results = {
+            "metric": metric,
+            "best_seed": best_seed,
+            "test": summarise_runs([run["test"] for run in runs.values()]),
+            "validation": summarise_runs([run["validation"] for run in runs.values()]),
+            "seeds": {str(seed): run for seed, run in runs.items()},
+            "samples": {split: len(rows) for split, rows in cache.splits.items()},
+            "settings": settings,
+            "encoders": config.encoders,
+            "machine": describe_machine(accelerator),
+        }
+        if accelerator.is_main_process:
+            _gather_best(output_dir, best_seed, results)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        _report(console, results, output_dir)
+        return results
 
 
 def model_config(model: ModelArguments, cache: FeatureCache) -> FLI2MoEConfig:

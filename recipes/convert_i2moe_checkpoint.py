@@ -13,7 +13,7 @@ import argparse
 from fl_i2moe.arguments import HelpFormatter
 from fl_i2moe.configuration_fl_i2moe import PROBLEM_TYPES
 from fl_i2moe.conversion import convert_i2moe, load_i2moe_checkpoint
-from fl_i2moe.run_folder import check_run_folder
+from fl_i2moe.run_folder import check_run_folder, write_new_folder
 
 
 def main():
@@ -32,7 +32,7 @@ def main():
     check_run_folder(output_dir, resume=False, overwrite=False)
     state_dict = load_i2moe_checkpoint(options.pop("checkpoint"))
     model = convert_i2moe(state_dict, options.pop("modalities"), **options)
-    model.save_pretrained(output_dir)
+    write_new_folder(output_dir, model.save_pretrained)
     print(f"{len(state_dict)} tensors, experts {', '.join(model.config.expert_names)}: {output_dir}")
 
 

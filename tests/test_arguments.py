@@ -16,7 +16,6 @@ from fl_i2moe.arguments import (
     starts_from_features,
 )
 from fl_i2moe.experiment import Job
-from fl_i2moe.run_folder import begin_run_folder, check_run_folder
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
@@ -97,33 +96,6 @@ def test_metric_must_fit_the_task():
     assert check_metric("mAP", "multi_label_classification") == "mAP"
     with pytest.raises(ValueError, match="micro_f1"):
         check_metric("mae", "multi_label_classification")
-
-
-def test_run_folder_keeps_what_is_not_its_own(tmp_path):
-    settings = {"seed": 0, "layers": [1, 2]}
-    run = tmp_path / "run"
-    check_run_folder(run, resume=False, overwrite=False)
-    assert not run.exists()
-    begin_run_folder(run, settings, resume=False, overwrite=False)
-    (run / "model.safetensors").write_text("weights")
-    with pytest.raises(ValueError, match="already holds a run"):
-        begin_run_folder(run, settings, resume=False, overwrite=False)
-    with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
-        begin_run_folder(run, {**settings, "seed": 1}, resume=True, overwrite=False)
-    begin_run_folder(run, settings, resume=True, overwrite=False)
-    assert (run / "model.safetensors").exists()
-    begin_run_folder(run, {**settings, "seed": 1}, resume=False, overwrite=True)
-    assert not (run / "model.safetensors").exists()
-
-    other = tmp_path / "photos"
-    other.mkdir()
-    (other / "me.jpg").write_text("precious")
-    for flags in ({"resume": False, "overwrite": True}, {"resume": True, "overwrite": False}):
-        with pytest.raises(ValueError, match="no run"):
-            begin_run_folder(other, settings, **flags)
-    assert (other / "me.jpg").exists()
-    with pytest.raises(ValueError, match="is a file"):
-        begin_run_folder(other / "me.jpg", settings, resume=False, overwrite=False)
 
 
 @dataclass
