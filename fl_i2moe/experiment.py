@@ -43,7 +43,15 @@ from .encoding import Encoder
 from .figures import save_statistics_figures
 from .machine import cpu_model, end_with_launcher, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
-from .run_features import EVALUATION_SPLITS, EncoderChoice, check_splits, describe, encode, fetch_features
+from .run_features import (
+    EVALUATION_SPLITS,
+    EncoderChoice,
+    check_splits,
+    describe,
+    encode,
+    fetch_features,
+    load_encoders,
+)
 from .run_folder import check_run_folder, held_run_folder, replace_files, write_json
 from .statistics import compute_statistics
 from .training import FittedModel, Predictions, predict, train
@@ -51,6 +59,7 @@ from .training import FittedModel, Predictions, predict, train
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
 UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
+FEATURE_SIZES = ("feature_size", "max_features")
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -155,6 +164,9 @@ def run_experiment(
     if raw is None:
         describe(cache, console)
     else:
+        encoders = load_encoders(raw, encoders, job.encoding, accelerator)
+        sizes = {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
+        _config(job.model, sizes, raw)
         cache = encode(raw, encoders, job.encoding, accelerator, console)
     return run_on_cache(cache, job, accelerator, settings, console)
 
@@ -205,7 +217,7 @@ def model_config(model: ModelArguments, cache: FeatureCache) -> FLI2MoEConfig:
     """The configuration of a model on the features of a cache."""
     return _config(
         model,
-        {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
+        {name: {key: x[key] for key in FEATURE_SIZES} for name, x in cache.modalities.items()},
         cache,
         encoders={name: x["encoder"] for name, x in cache.modalities.items()},
     )

@@ -71,6 +71,24 @@ def check_splits(found: Collection[str], origin: str, needed: Collection[str] = 
         )
 
 
+def load_encoders(
+    raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], arguments: CacheArguments, accelerator: Accelerator
+) -> dict[str, Encoder]:
+    """Modality → its encoder; one is loaded once, and one that is there already stays."""
+    loaded: dict[str, Encoder] = {}
+    with accelerator.main_process_first():
+        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}  # modalities of one kind, one encoder
+        for name, choice in choices.items():
+            kind = raw.modalities[name]
+            if not isinstance(choice, EncoderChoice):
+                loaded[name] = choice
+                continue
+            if (choice, kind) not in shared:
+                shared[choice, kind] = _load_encoder(kind, choice, arguments, accelerator.device)
+            loaded[name] = shared[choice, kind]
+    return loaded
+
+
 def encode(
     raw: RawDataset,
     choices: Mapping[str, EncoderChoice | Encoder],
@@ -79,17 +97,7 @@ def encode(
     console: Console,
 ) -> FeatureCache:
     """Loads the encoders that are not there yet, and opens the feature cache or builds what it lacks."""
-    with accelerator.main_process_first():
-        loaded: dict[str, Encoder] = {}
-        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}  # modalities of one kind, one encoder
-        for name, choice in choices.items():
-            kind = raw.modalities[name]
-            if not isinstance(choice, EncoderChoice):
-                loaded[name] = choice
-                continue
-            if (choice, kind) not in shared:
-                shared[choice, kind] = _load_encoder(name, kind, choice, arguments, accelerator.device)
-            loaded[name] = shared[choice, kind]
+    loaded = load_encoders(raw, choices, arguments, accelerator)
     for name, encoder in loaded.items():
         origin = encoder.identity()["name"]
         console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
@@ -144,7 +152,7 @@ def describe(cache: FeatureCache, console: Console) -> None:
 
 
 def _load_encoder(
-    modality: str, kind: str, choice: EncoderChoice, arguments: EncodingArguments, device: torch.device
+    kind: str, choice: EncoderChoice, arguments: EncodingArguments, device: torch.device
 ) -> FrozenEncoder:
     return load_encoder(
         resolve_encoder(choice.name),

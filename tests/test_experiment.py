@@ -167,6 +167,7 @@ def test_trackers_get_settings_losses_and_metrics(run, tmp_path, monkeypatch):
         ({"report_to": "clearml"}, {}, "`report_to` clearml: no such tracker is installed"),
         ({"mixed_precision": "fp16"}, {}, "fp16 needs a GPU"),
         ({"metric": "mae"}, {}, "micro_f1"),
+        ({}, {"level": "pooled", "num_patches": 1000}, "^`num_patches` must be at most 3, .* got 1000"),
         ({}, {"num_perturbed_views": 3}, "^`num_perturbed_views` must lie in 2 … 2"),
     ],
 )
