@@ -14,10 +14,9 @@ from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .configuration_fl_i2moe import FLI2MoEConfig, checked_config
 from .data.raw import ProblemType
 from .metrics import METRICS_BY_PROBLEM, default_metric
 
@@ -248,10 +247,7 @@ class ModelArguments:
         if values["attention_dropout"] is None:
             values["attention_dropout"] = dropout
         values |= {"modalities": dict(modalities), "residual_dropout": dropout, "activation_dropout": dropout, **others}
-        try:
-            return FLI2MoEConfig(**values)
-        except StrictDataclassError as error:  # its last line alone is for people
-            raise ValueError(str(error).splitlines()[-1].strip().removeprefix("ValueError: ")) from error
+        return checked_config(**values)
 
     def __post_init__(self):
         # all that the configuration can check without the data

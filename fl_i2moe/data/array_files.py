@@ -101,12 +101,17 @@ def _read_npz(path: Path) -> Part:
 
 def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     try:
-        return archive[name]
+        member = archive[name]
+    except MemoryError as error:
+        raise ValueError(f"{path}: {name!r} does not fit into memory, or says it is larger than it is.") from error
     except ValueError as error:
         raise ValueError(
             f"{path}: {name!r} is no plain array ({error}). Arrays of objects are refused: save sequences of "
             f"different lengths padded, (N, T, D), with the array {name + '_mask'!r} (N, T), and texts as strings."
         ) from error
+    if not isinstance(member, np.ndarray):
+        raise ValueError(f"{path}: {name!r} is no array but another file; take it out of the archive.")
+    return member
 
 
 def _cut(fields: Part, label_field: str) -> dict[str, Part]:
@@ -167,7 +172,8 @@ def _lengths(column: Any) -> NDArray[np.int64]:
 def _parts(content: Any, path: Path) -> dict[str, Part]:
     """Of a pickle: splits with fields, as in MultiBench, or fields alone."""
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds {type(content).__name__}: it must be a dict of arrays, or of splits of them.")
+        kind = "nothing" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path} holds {kind}: it must be a dict of arrays, or of splits of them.")
     if any(isinstance(x, Mapping) for x in content.values()):
         if unknown := [name for name in content if split_of(name) is None]:
             raise ValueError(f"{path} has the unknown splits {unknown}; they are called {', '.join(SPLIT_NAMES)}.")

@@ -123,8 +123,9 @@ def load_arrays(
         report(np.flatnonzero(sequences[name].lengths == 0), name, "it has no feature that is not masked")
     values = _label_values([part[label_field] for part in parts.values()], label_field, path)
     if values.dtype.kind == "f":
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        report(np.flatnonzero(~finite), label_field, "it is NaN or infinite")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+        report(np.flatnonzero(~finite), label_field, "it is NaN or infinite (as a 32-bit number)")
     if bad and on_bad_sample == "stop":
         raise bad[min(bad)]
     good = np.setdiff1d(np.arange(len(ids)), list(bad))
@@ -236,7 +237,10 @@ def _ids(parts: dict[str, Part], ids_of: dict[str, str | None], label_field: str
             continue
         if isinstance(part[name], Sequences):
             raise ValueError(f"{path}: {name!r} holds vectors, ids are texts or whole numbers.")
-        ids += ["_".join(map(_id_text, row)) for row in part[name].reshape(len(part[name]), -1).tolist()]
+        rows = part[name].reshape(len(part[name]), -1).tolist()
+        if missing := [number for number, row in enumerate(rows) if None in row]:
+            raise ValueError(f"{path}: {name!r} has no id in the rows {', '.join(map(str, missing[:5]))}.")
+        ids += ["_".join(map(_id_text, row)) for row in rows]
     [(twice, count)] = Counter(ids).most_common(1)
     if count > 1:
         raise ValueError(f"{path}: the id {twice!r} occurs twice.")
@@ -386,8 +390,9 @@ def _label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
     if any(x.dtype.kind not in "biufUSO" for x in parts) or len({x.shape[1:] for x in parts}) > 1:
         raise ValueError(f"{path}: {name!r} holds {', '.join(_shape(x) for x in parts)}; labels are numbers or texts.")
     values = np.concatenate(parts)
-    values = values.reshape(len(values), -1) if values.ndim > 1 else values
-    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    values = values.reshape(len(values), *(size for size in values.shape[1:] if size != 1))
+    if values.ndim > 2 or 0 in values.shape:
+        raise ValueError(f"{path}: {name!r} has the shape {values.shape}; labels are (N,) or (N, C).")
     if values.dtype.kind in "SO":
         if values.dtype.kind == "O" and not all(isinstance(x, str | bytes) for x in values.reshape(-1).tolist()):
             raise ValueError(f"{path}: {name!r} has missing labels, or some that are neither numbers nor texts.")
@@ -448,8 +453,8 @@ def _labels(
 
 def _classes(values: NDArray[Any], names: Sequence[str] | None, said: str) -> tuple[NDArray[np.int64], list[str]]:
     if values.dtype.kind == "f":
-        if (values != np.round(values)).any():
-            raise ValueError(f"{said}: classes are whole numbers.")
+        if (values != np.round(values)).any() or (abs(values) >= 2**63).any():
+            raise ValueError(f"{said}: classes are whole numbers, of 64 bits at most.")
         values = values.astype(np.int64)
     found = np.unique(values).tolist()
     if values.dtype.kind == "U":
