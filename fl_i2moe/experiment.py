@@ -32,6 +32,7 @@ from .arguments import (
     OutputArguments,
     TrainingArguments,
     check_metric,
+    starts_from_features,
 )
 from .batching import create_data_loader
 from .cache import FeatureCache
@@ -47,6 +48,7 @@ from .run_features import (
     EVALUATION_SPLITS,
     EncoderChoice,
     check_splits,
+    choose_encoders,
     describe,
     encode,
     fetch_features,
@@ -169,6 +171,29 @@ def run_experiment(
         _config(job.model, sizes, raw)
         cache = encode(raw, encoders, job.encoding, accelerator, console)
     return run_on_cache(cache, job, accelerator, settings, console)
+
+
+def run_on_folder(
+    data: Any, job: Job, load: Callable[[], RawDataset], default_encoders: Mapping[str, str]
+) -> dict[str, Any]:
+    """
+    A whole run of a recipe on a folder of raw data, or on features in their place.
+
+    Args:
+        data: options of the raw data, a dataclass: `data_dir` and those of the encoders.
+        load: reads the raw data.
+        default_encoders: kind of modality → encoder where the options name none.
+
+    Returns, raises:
+        As [`run_experiment`]; a `ValueError`, too, if neither folder nor features are given, or both.
+    """
+    from_features = starts_from_features(job.encoding, data, needs="data_dir")
+    accelerator = create_accelerator(job.training, job.output.output_dir)
+    raw, encoders = None, {}
+    if not from_features:
+        raw = load()
+        encoders = choose_encoders(data, default_encoders, raw.modalities)
+    return run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 
 
 def run_on_cache(

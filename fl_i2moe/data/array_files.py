@@ -56,6 +56,16 @@ def split_of(name: Any) -> str | None:
     return _SPLIT_OF.get(name.strip().lower()) if isinstance(name, str) else None
 
 
+def describe_shape(x: Field) -> str:
+    """A field's type and shape, for people."""
+    return f"{len(x)} sequences" if isinstance(x, Sequences) else f"{x.dtype} {x.shape}"
+
+
+def as_text(value: Any) -> str:
+    """An id or a label as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def is_array_file(path: str | Path) -> bool:
     """Whether a path is called as files of arrays are; it need not be there."""
     return Path(path).suffix.lower() in FILE_ENDS
