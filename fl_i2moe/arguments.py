@@ -6,16 +6,17 @@ replaces defaults and what the user writes replaces the preset.
 """
 
 import math
+import re
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .configuration_fl_i2moe import FLI2MoEConfig, checked_config
 from .data.raw import ProblemType
 from .metrics import METRICS_BY_PROBLEM, default_metric
 
@@ -176,7 +177,7 @@ def refuse_raw_options(encoding: EncodingArguments, data: Any, instead: str) -> 
 
 @dataclass
 class ModelArguments:
-    """The fields of [`FLI2MoEConfig`] that are set from the command line."""
+    """What the model is; fields of [`FLI2MoEConfig`]."""
 
     level: Literal["feature", "pooled"] = option(
         "feature", "Experts see every patch and token, or one vector a modality."
@@ -246,10 +247,7 @@ class ModelArguments:
         if values["attention_dropout"] is None:
             values["attention_dropout"] = dropout
         values |= {"modalities": dict(modalities), "residual_dropout": dropout, "activation_dropout": dropout, **others}
-        try:
-            return FLI2MoEConfig(**values)
-        except StrictDataclassError as error:  # its last line alone is for people
-            raise ValueError(str(error).splitlines()[-1].strip().removeprefix("ValueError: ")) from error
+        return checked_config(**values)
 
     def __post_init__(self):
         # all that the configuration can check without the data
@@ -334,6 +332,24 @@ class OutputArguments:
             raise ValueError("`resume` goes on with a run and `overwrite` replaces it: give one of them.")
 
 
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """The description as it is written; one spelling of each option, and its default where it has one."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy(action)
+        shown.option_strings = [x for x in action.option_strings if "-" not in x.lstrip("-")]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.option_strings and action.option_strings[0] == f"--no_{action.dest}":
+            return f"Not --{action.dest}."
+        if action.required:
+            return f"{action.help} (required)"
+        if action.default is None or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parse_arguments(
     types: Sequence[type],
     presets: Mapping[str, Mapping[str, Any]],
@@ -354,9 +370,17 @@ def parse_arguments(
     Returns:
         The instances, in the order of `types`. Wrong values end the program with a message, as argparse does.
     """
-    parser = HfArgumentParser(types, description=description)
-    parser.add_argument("--preset", choices=list(presets), help="Set of defaults to start from.")
+    for kind in types:
+        kind._argument_group_name = re.split("[.;]", kind.__doc__)[0]  # HfArgumentParser's heading
+    usage = "%(prog)s [options]"  # argparse would list a hundred of them in front of every message
+    parser = HfArgumentParser(types, description=description, usage=usage, formatter_class=HelpFormatter)
+    choices = {"choices": list(presets), "help": "Set of defaults to start from; with --help, it is shown."}
+    parser.add_argument("--preset", **choices)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    before_help = ArgumentParser(usage=usage, add_help=False)
+    before_help.add_argument("--preset", **choices)
+    asked, _ = before_help.parse_known_args(arguments)
+    parser.set_defaults(**presets.get(asked.preset, {}))
     first = parser.parse_args(arguments)
     parser.set_defaults(**presets[first.preset or default_preset(first)])
     namespace = parser.parse_args(arguments)
@@ -384,10 +408,12 @@ def parse_command(
     Returns:
         The word and the instance. Wrong values end the program with a message, as argparse does.
     """
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
     parsers = {
-        word: words.add_parser(word, dataclass_types=kind, description=kind.__doc__, help=kind.__doc__)
+        word: words.add_parser(
+            word, dataclass_types=kind, description=kind.__doc__, help=kind.__doc__, formatter_class=HelpFormatter
+        )
         for word, kind in commands.items()
     }
     namespace = parser.parse_args(arguments)

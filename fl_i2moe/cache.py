@@ -33,6 +33,7 @@ from .cache_shards import (
     CorruptCacheError,
     Shard,
     plan_shards,
+    read_object,
     verify_shards,
     write_json,
     write_shard,
@@ -140,7 +141,7 @@ def open_cache(
             raise CorruptCacheError(f"{shard.path} or its record is missing: build the cache again, only it is encoded")
     if verify:
         verify_shards(own)
-    info = json.loads((cache_dir / "info.json").read_text())
+    info = read_object(cache_dir / "info.json", ("label_names", "problem_type", "modalities", "counts"))
     skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
     splits: dict[str, Dataset | StreamedSplit] = {}
     for name in names:
@@ -242,7 +243,7 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
 
 
 def _read_key(cache_dir: Path) -> tuple[dict[str, Any], int]:
-    content = json.loads((cache_dir / "key.json").read_text())
+    content = read_object(cache_dir / "key.json", ("key", "shard_size"))
     return content["key"], content["shard_size"]
 
 

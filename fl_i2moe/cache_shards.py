@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Shard:
         return self.record_path.exists() and self.path.exists()
 
     def record(self) -> dict[str, Any]:
-        return json.loads(self.record_path.read_text())
+        return read_object(self.record_path, ("sha256", "rows"))
 
     def verify(self) -> None:
         """Raises `CorruptCacheError` if the file's bytes are not those that were written."""
@@ -100,6 +100,19 @@ def write_shard(shard: Shard, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_object(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """A JSON object; raises `CorruptCacheError` where it cannot be read or lacks one of these names."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = {name: content[name] for name in names} | content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCacheError(
+            f"{path} is missing or damaged ({type(error).__name__}: {error}); delete the feature cache and encode "
+            "anew, or fetch it again"
+        ) from error
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -8,20 +8,23 @@ Several systems on the same features with the same options and seeds, and the ta
       table.md        the same for reading, as one table or several
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from markupsafe import Markup
 from rich.console import Console
 
+from . import markdown
 from .arguments import ModelArguments, OutputArguments, check_metric
 from .cache import FeatureCache
 from .cache_key import key_digest
 from .experiment import Job, format_metric, model_config, run_on_cache
 from .metrics import METRICS_BY_PROBLEM, difference, is_share
-from .run_folder import begin_run_folder, check_run_folder, write_json, write_text
+from .run_features import check_splits
+from .run_folder import check_run_folder, held_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """
@@ -61,8 +64,9 @@ class Table:
     """Name → what the system is called in this table, where that is not its own title."""
 
 
-def with_options(system: System, options: Mapping[str, Any]) -> System:
-    """The system with further options, of the model or its training; what makes it what it is stays."""
+def with_options(system: System, options: Mapping[str, Any], but: Collection[str] = ()) -> System:
+    """The system with further options, of the model or its training, `but` these; what makes it what it is stays."""
+    options = {name: value for name, value in options.items() if name not in but}
     of_model = {x.name for x in fields(ModelArguments)}
     model = {name: value for name, value in options.items() if name in of_model}
     training = {name: value for name, value in options.items() if name not in of_model}
@@ -110,30 +114,29 @@ def compare_systems(
     folder = Path(job.output.output_dir)
     systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}
     jobs = _own_jobs(systems, job)
+    check_splits(cache.splits, f"The feature cache {cache.path}")
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
         model_config(own_job.model, cache)
-    if accelerator.is_main_process:
-        begin_run_folder(
-            folder,
-            job.settings(features=key_digest(cache.key)),
-            resume=job.output.resume,
-            overwrite=job.output.overwrite,
-        )
-    accelerator.wait_for_everyone()
+    settings = job.settings(features=key_digest(cache.key))
+    flags = {"resume": job.output.resume, "overwrite": job.output.overwrite}
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
     table: dict[str, Any] = {}
-    for name, own_job in jobs.items():
-        console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
-        results[name] = run_on_cache(cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True))
-        if measure is not None:
-            measured[name] = measure(folder / name, own_job, cache, accelerator)
-        table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
-        if accelerator.is_main_process:
-            write_json(folder / "table.json", table)
-            write_text(folder / "table.md", render_markdown(table))
+    with held_run_folder(folder, settings, **flags, is_writer=accelerator.is_main_process):
         accelerator.wait_for_everyone()
+        for name, own_job in jobs.items():
+            console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
+            results[name] = run_on_cache(
+                cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True)
+            )
+            if measure is not None:
+                measured[name] = measure(folder / name, own_job, cache, accelerator)
+            table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
+            if accelerator.is_main_process:
+                write_json(folder / "table.json", table)
+                write_text(folder / "table.md", render_markdown(table))
+            accelerator.wait_for_everyone()
     return table
 
 
@@ -231,34 +234,36 @@ def render_markdown(table: Mapping[str, Any]) -> str:
 def _render_systems(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """A row for each system; differences are told where the system that is compared with stands there, too."""
     extra = dict.fromkeys(column for name in titles for column, x in rows[name]["measured"].items() if "text" in x)
-    lines = [["system", *metrics, *extra, "parameters", "s / epoch"]]
+    lines = []
     for name, title in titles.items():
         row = rows[name]
         cells = [_cell(metric, row["metrics"][metric], row["against"] in titles) for metric in metrics]
         cells += [row["measured"].get(column, {}).get("text", "–") for column in extra]
         lines.append([title, *cells, f"{row['parameters']:,}", f"{row['seconds_per_epoch']:.2f}"])
-    return _render_lines(lines, texts=1)
+    return _render_table(["system", *metrics, *extra, "parameters", "s / epoch"], lines, text_columns=1)
 
 
 def _render_conditions(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """A row for each system and condition; differences are to the same system without a condition."""
-    lines = [["system", "condition", *metrics]]
+    lines = []
     for name, title in titles.items():
         row = rows[name]
         lines.append([title, "none", *(_cell(metric, row["metrics"][metric], False) for metric in metrics)])
         for condition, x in _conditions(row).items():
-            lines.append([title, condition, *(_cell(metric, x["metrics"][metric], True) for metric in metrics)])
-    return _render_lines(lines, texts=2)
+            lines.append(
+                [title, markdown.escape(condition), *(_cell(metric, x["metrics"][metric], True) for metric in metrics)]
+            )
+    return _render_table(["system", "condition", *metrics], lines, text_columns=2)
 
 
 def _conditions(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in row["measured"].items() if "metrics" in x}
 
 
-def _render_lines(lines: Sequence[Sequence[str]], texts: int) -> str:
-    """The first columns hold texts, the others numbers."""
-    rule = ["---"] * texts + ["---:"] * (len(lines[0]) - texts)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int) -> str:
+    """Names of systems and metrics are ours and stay as they are, for those who read it on the console."""
+    header, *rows = ([Markup(cell) for cell in line] for line in (header, *lines))
+    return str(markdown.table(header, rows, text_columns)).rstrip()
 
 
 def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:

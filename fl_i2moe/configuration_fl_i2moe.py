@@ -1,5 +1,6 @@
 """Configuration of FL-I²MoE."""
 
+import math
 from difflib import get_close_matches
 from typing import Any
 
@@ -328,6 +329,9 @@ class FLI2MoEConfig(PreTrainedConfig):
             _check_choice(f"modalities[{name!r}]['pooling']", modality.get("pooling", "mean"), ("mean", "cls"))
 
     def _validate_numbers(self):
+        for field in self.__dataclass_fields__:
+            if isinstance(value := getattr(self, field), float) and not math.isfinite(value):
+                raise ValueError(f"`{field}` must be a finite number, got {value}.")
         for field in (
             "hidden_size",
             "num_attention_heads",
@@ -365,6 +369,19 @@ class FLI2MoEConfig(PreTrainedConfig):
         if self.num_labels == 1 and self.problem_type != "regression":
             # the cosine of two numbers is ±1: no gradient
             raise ValueError(f'`num_labels=1` needs `problem_type="regression"`, got {self.problem_type!r}.')
+
+
+def checked_config(**values: Any) -> FLI2MoEConfig:
+    """
+    A configuration.
+
+    Raises:
+        ValueError: a field, or how fields go together, is wrong; says so in one sentence.
+    """
+    try:
+        return FLI2MoEConfig(**values)
+    except StrictDataclassError as error:  # its last line alone is for people
+        raise ValueError(str(error).splitlines()[-1].strip().removeprefix("ValueError: ")) from error
 
 
 def _default_modalities() -> dict[str, dict[str, int]]:

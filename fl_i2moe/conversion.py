@@ -8,16 +8,14 @@ Shapes: E experts · M modalities · L layers · P embeddings of a modality · H
 """
 
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .configuration_fl_i2moe import FLI2MoEConfig, checked_config
 from .modeling_fl_i2moe import FLI2MoEModel
 
 WRAPPER = "ensemble_model"
@@ -45,21 +43,23 @@ def load_i2moe_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         ValueError: the file cannot be read, or holds anything but tensors.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}, or it is no file.")
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no checkpoint {path}.") from error
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a broken file leads torch.load into errors of every kind
         raise ValueError(
             f"{path} cannot be read as tensors alone. Save the model's `state_dict()` by torch.save or as safetensors "
             "where the published code runs."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get(WRAPPER), Mapping):
         content = content[WRAPPER]
-    if not isinstance(content, Mapping) or not all(isinstance(x, torch.Tensor) for x in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in content.items()
+    ):
         raise ValueError(f"{path} holds no `state_dict`: tensors by their names are expected.")
     return dict(content)
 
@@ -84,7 +84,8 @@ def convert_i2moe(
         modalities: names in the published order.
 
     Raises:
-        ValueError: tensors are missing, left over or of the wrong shape, or the number of modalities is another.
+        ValueError: tensors are missing, left over, of the wrong shape or not finite; the number of modalities is
+            another; or an option is wrong.
     """
     modalities = list(modalities)
     config = _read_config(
@@ -99,6 +100,7 @@ def convert_i2moe(
         activation_dropout=dropout,
     )
     _check_shapes(state_dict, _expected_shapes(config))
+    _check_values(state_dict)
     model = FLI2MoEModel(config)
     model.load_state_dict(_translate(state_dict, config))
     return model.eval()
@@ -124,6 +126,17 @@ def _read_config(state_dict: Mapping[str, torch.Tensor], modalities: list[str], 
             f"{EXPERT.format(0)}.network.0.norm1.weight, ….pos_embed, ….network.<layers>.fc.weight and "
             f"reweight.mlp.network.0.weight are expected, found {_listed(state_dict)}."
         )
+    for name, x, dims in (
+        ("network.0.norm1.weight", hidden, 1),
+        ("pos_embed", positions, 3),
+        ("network.0.mlp.network.0.weight", up, 2),
+        ("fc.weight", head, 2),
+        ("reweight.mlp.network.0.weight", reweighting, 2),
+    ):
+        if x.dim() != dims or 0 in x.shape:
+            raise ValueError(f"{name} has the shape {tuple(x.shape)}; {dims} sizes of at least 1 are expected.")
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"A modality is named twice: {modalities}.")
     if num_experts != len(modalities) + 2:
         raise ValueError(
             f"The checkpoint has {num_experts} experts, so {num_experts - 2} modalities; {len(modalities)} are named: "
@@ -132,7 +145,7 @@ def _read_config(state_dict: Mapping[str, torch.Tensor], modalities: list[str], 
     length, remainder = divmod(positions.shape[1], len(modalities))
     if remainder:
         raise ValueError(f"{positions.shape[1]} positions cannot be those of {len(modalities)} modalities.")
-    return FLI2MoEConfig(
+    return checked_config(
         modalities={name: {"feature_size": len(hidden), "max_features": length} for name in modalities},
         num_labels=len(head),
         hidden_size=len(hidden),
@@ -192,6 +205,17 @@ def _check_shapes(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str,
     ]
     if faults:
         raise ValueError("The checkpoint does not fit an InteractionMoE with Transformer fusion.\n" + "\n".join(faults))
+
+
+def _check_values(state_dict: Mapping[str, torch.Tensor]) -> None:
+    if wrong := [name for name, x in state_dict.items() if x.layout != torch.strided or not x.is_floating_point()]:
+        first = state_dict[wrong[0]]
+        raise ValueError(
+            f"{len(wrong)} tensors are no dense floating point numbers, such as {wrong[0]} ({first.dtype}, "
+            f"{first.layout})."
+        )
+    if wrong := [name for name, x in state_dict.items() if not x.isfinite().all()]:
+        raise ValueError(f"{len(wrong)} tensors have NaN or infinite values: {', '.join(wrong[:5])} …")
 
 
 def _translate(given: Mapping[str, torch.Tensor], config: FLI2MoEConfig) -> dict[str, torch.Tensor]:

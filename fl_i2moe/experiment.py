@@ -1,5 +1,5 @@
 """
-A whole job: raw data and encoders → feature cache → one training run per seed → results, statistics, figures.
+A whole job: features → one training run per seed → results, statistics, figures.
 
 What differs between data sets comes in as a `RawDataset` and the encoders' names; recipes choose them.
 """
@@ -10,7 +10,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -28,69 +28,41 @@ from transformers.utils import logging as transformers_logging
 from .arguments import (
     CacheArguments,
     EncodingArguments,
-    ImageEncoderArguments,
     ModelArguments,
     OutputArguments,
-    TextEncoderArguments,
     TrainingArguments,
     check_metric,
+    starts_from_features,
 )
 from .batching import create_data_loader
-from .cache import FeatureCache, build_cache, cache_key
+from .cache import FeatureCache
 from .cache_key import key_digest
 from .checkpoints import Checkpoints
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
-from .encoders import FrozenEncoder, load_encoder
 from .encoding import Encoder
 from .figures import save_statistics_figures
 from .machine import cpu_model, end_with_launcher, keep_freed_memory, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
-from .run_folder import begin_run_folder, check_run_folder, replace_files, write_json
-from .sample_encoders import resolve_encoder, user_cache_dir
-from .shared_features import open_features
+from .run_features import (
+    EVALUATION_SPLITS,
+    EncoderChoice,
+    check_splits,
+    choose_encoders,
+    describe,
+    encode,
+    fetch_features,
+    load_encoders,
+)
+from .run_folder import check_run_folder, held_run_folder, replace_files, write_json
 from .statistics import compute_statistics
-from .streaming import StreamedSplit
 from .training import FittedModel, Predictions, predict, train
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
 UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
-EVALUATION_SPLITS = ("validation", "test")
-"""Fetched even where features are streamed: they are read whole after every epoch, in their order."""
+FEATURE_SIZES = ("feature_size", "max_features")
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
-
-
-@dataclass(frozen=True)
-class EncoderChoice:
-    """Which encoder a modality's features come from: a hub id, a folder, or one of the sample's (`sample:…`)."""
-
-    name: str
-    revision: str | None = None
-    hidden_layer: int | None = None
-    """0: embeddings; the last if None. An earlier layer keeps more of a feature in its own place."""
-
-
-def choose_encoders(
-    options: ImageEncoderArguments | TextEncoderArguments, defaults: Mapping[str, str], modalities: Mapping[str, str]
-) -> dict[str, EncoderChoice]:
-    """
-    Modality → encoder.
-
-    Args:
-        options: of the kinds that there are.
-        defaults: kind → encoder where the options name none.
-        modalities: modality → its kind, `"image"` or `"text"`.
-    """
-    choices = {
-        kind: EncoderChoice(
-            getattr(options, f"{kind}_encoder") or default,
-            getattr(options, f"{kind}_revision"),
-            getattr(options, f"{kind}_hidden_layer"),
-        )
-        for kind, default in defaults.items()
-    }
-    return {name: choices[kind] for name, kind in modalities.items()}
 
 
 @dataclass
@@ -105,6 +77,11 @@ class Job:
     output: OutputArguments
 
     def __post_init__(self):
+        start = self.training.feature_dropout_start
+        if start != TrainingArguments.feature_dropout_start and not self.model.feature_dropout:
+            raise ValueError(
+                f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
+            )
         if not isinstance(self.encoding, EncodingArguments) or not self.encoding.stream_features:
             return
         if self.training.num_workers > 1:
@@ -179,6 +156,7 @@ def run_experiment(
             cache = fetch_features(job.encoding, accelerator.num_processes)
     data = cache if raw is None else raw
     # whatever can be refused is refused before an hour of encoding
+    check_splits(data.splits, "The raw data" if raw is not None else f"The feature cache {cache.path}")
     check_metric(job.training.metric, data.problem_type)
     _config(job.model, job.model.unread_modalities(data.modalities), data)
     if accelerator.is_main_process:
@@ -186,10 +164,36 @@ def run_experiment(
     accelerator.wait_for_everyone()
 
     if raw is None:
-        _describe(cache, console)
+        describe(cache, console)
     else:
+        encoders = load_encoders(raw, encoders, job.encoding, accelerator)
+        sizes = {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
+        _config(job.model, sizes, raw)
         cache = encode(raw, encoders, job.encoding, accelerator, console)
     return run_on_cache(cache, job, accelerator, settings, console)
+
+
+def run_on_folder(
+    data: Any, job: Job, load: Callable[[], RawDataset], default_encoders: Mapping[str, str]
+) -> dict[str, Any]:
+    """
+    A whole run of a recipe on a folder of raw data, or on features in their place.
+
+    Args:
+        data: options of the raw data, a dataclass: `data_dir` and those of the encoders.
+        load: reads the raw data.
+        default_encoders: kind of modality → encoder where the options name none.
+
+    Returns, raises:
+        As [`run_experiment`]; a `ValueError`, too, if neither folder nor features are given, or both.
+    """
+    from_features = starts_from_features(job.encoding, data, needs="data_dir")
+    accelerator = create_accelerator(job.training, job.output.output_dir)
+    raw, encoders = None, {}
+    if not from_features:
+        raw = load()
+        encoders = choose_encoders(data, default_encoders, raw.modalities)
+    return run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
 
 
 def run_on_cache(
@@ -205,41 +209,40 @@ def run_on_cache(
         "mixed_precision": accelerator.mixed_precision,
         "features": key_digest(cache.key),
     }
-    if accelerator.is_main_process:
-        begin_run_folder(output_dir, settings, **flags)
-    accelerator.wait_for_everyone()
-    if job.training.report_to:
-        accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
+    with held_run_folder(output_dir, settings, **flags, is_writer=accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        if job.training.report_to:
+            accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
 
-    runs = {
-        seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
-        for seed in job.training.seeds
-    }
-    best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[cache.problem_type][metric])
-    results = {
-        "metric": metric,
-        "best_seed": best_seed,
-        "test": summarise_runs([run["test"] for run in runs.values()]),
-        "validation": summarise_runs([run["validation"] for run in runs.values()]),
-        "seeds": {str(seed): run for seed, run in runs.items()},
-        "samples": {split: len(rows) for split, rows in cache.splits.items()},
-        "settings": settings,
-        "encoders": config.encoders,
-        "machine": describe_machine(accelerator),
-    }
-    if accelerator.is_main_process:
-        _gather_best(output_dir, best_seed, results)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    _report(console, results, output_dir)
-    return results
+        runs = {
+            seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
+            for seed in job.training.seeds
+        }
+        best_seed = _best_seed(runs, metric, METRICS_BY_PROBLEM[cache.problem_type][metric])
+        results = {
+            "metric": metric,
+            "best_seed": best_seed,
+            "test": summarise_runs([run["test"] for run in runs.values()]),
+            "validation": summarise_runs([run["validation"] for run in runs.values()]),
+            "seeds": {str(seed): run for seed, run in runs.items()},
+            "samples": {split: len(rows) for split, rows in cache.splits.items()},
+            "settings": settings,
+            "encoders": config.encoders,
+            "machine": describe_machine(accelerator),
+        }
+        if accelerator.is_main_process:
+            _gather_best(output_dir, best_seed, results)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        _report(console, results, output_dir)
+        return results
 
 
 def model_config(model: ModelArguments, cache: FeatureCache) -> FLI2MoEConfig:
     """The configuration of a model on the features of a cache."""
     return _config(
         model,
-        {name: {key: x[key] for key in ("feature_size", "max_features")} for name, x in cache.modalities.items()},
+        {name: {key: x[key] for key in FEATURE_SIZES} for name, x in cache.modalities.items()},
         cache,
         encoders={name: x["encoder"] for name, x in cache.modalities.items()},
     )
@@ -254,95 +257,6 @@ def _config(
         id2label=dict(enumerate(data.label_names)),
         label2id={name: index for index, name in enumerate(data.label_names)},
         **others,
-    )
-
-
-def encode(
-    raw: RawDataset,
-    choices: Mapping[str, EncoderChoice | Encoder],
-    arguments: CacheArguments,
-    accelerator: Accelerator,
-    console: Console,
-) -> FeatureCache:
-    """Loads the encoders that are not there yet, and opens the feature cache or builds what it lacks."""
-    with accelerator.main_process_first():
-        loaded: dict[str, Encoder] = {}
-        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}  # modalities of one kind, one encoder
-        for name, choice in choices.items():
-            kind = raw.modalities[name]
-            if not isinstance(choice, EncoderChoice):
-                loaded[name] = choice
-                continue
-            if (choice, kind) not in shared:
-                shared[choice, kind] = _load_encoder(name, kind, choice, arguments, accelerator.device)
-            loaded[name] = shared[choice, kind]
-    for name, encoder in loaded.items():
-        origin = encoder.identity()["name"]
-        console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
-    for note in raw.notes:
-        console.print(note)
-    key = cache_key(raw, loaded)
-    # one folder for each combination of data and encoders, so that runs share what is encoded already
-    cache_dir = arguments.cache_dir or user_cache_dir() / "features" / key_digest(key)
-    console.print(f"Feature cache: {cache_dir}")
-    cache = build_cache(
-        raw,
-        loaded,
-        cache_dir,
-        key=key,
-        batch_size=arguments.encoding_batch_size,
-        num_workers=arguments.encoding_workers,
-        on_bad_sample=arguments.on_bad_sample,
-    )
-    for note in cache.notes:
-        console.print(note)
-    return cache
-
-
-def fetch_features(encoding: EncodingArguments, num_processes: int) -> FeatureCache:
-    """
-    The features that a run starts from, of which the training split may stay on the Hub.
-
-    Raises:
-        ValueError: they cannot be had, or cannot be streamed.
-    """
-    if not encoding.stream_features:
-        return open_features(encoding.features)
-    if Path(encoding.features).expanduser().is_dir():
-        raise ValueError(f"`stream_features` is for a data set on the Hub; {encoding.features} lies on this disk.")
-    cache = open_features(encoding.features, fetch=EVALUATION_SPLITS)
-    streamed = replace(cache.splits["train"], buffer_size=encoding.shuffle_buffer_size)
-    streamed.check(num_processes)
-    cache.splits["train"] = streamed
-    return cache
-
-
-def _describe(cache: FeatureCache, console: Console) -> None:
-    for name, x in cache.modalities.items():
-        console.print(f"{name}: {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
-    console.print(f"Feature cache: {cache.path}")
-    for name, rows in cache.splits.items():
-        if isinstance(rows, StreamedSplit):
-            console.print(f"{name}: {len(rows):,} samples are read in every epoch from {rows.files}")
-    for note in cache.notes:
-        console.print(note)
-
-
-def _load_encoder(
-    modality: str, kind: str, choice: EncoderChoice, arguments: EncodingArguments, device: torch.device
-) -> FrozenEncoder:
-    return load_encoder(
-        resolve_encoder(choice.name),
-        kind,
-        name=choice.name,
-        revision=choice.revision,
-        hidden_layer=choice.hidden_layer,
-        special_features=arguments.special_features,
-        max_length=arguments.text_max_length if kind == "text" else None,
-        image_resize=arguments.image_resize,
-        device=device,
-        dtype=getattr(torch, arguments.encoding_dtype),
-        trust_remote_code=arguments.trust_remote_code,
     )
 
 

@@ -1,16 +1,24 @@
-"""The folder of a run: whose it is, and whether a new start may go on in it."""
+"""
+The folder of a run: whose it is, whether a new start may go on in it, and that one run at a time writes into it.
+"""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .disk import existing, explaining_full_disk
+from .machine import lock_holder
 
 SETTINGS_FILE = "run.json"
+LOCK_FILE = "run.lock"
+"""Stays; what counts is the lock that a process holds on it, which the system takes from a process that ends."""
 
 
 def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool) -> None:
@@ -19,9 +27,16 @@ def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool
 
     Raises:
         ValueError: `folder` is a file, cannot be made, holds other files, or holds a run and neither `resume` nor
-            `overwrite` is given.
+            `overwrite` is given; or a run is writing into it.
     """
     folder = Path(folder)
+    if (folder / LOCK_FILE).is_file():
+        with _lock(folder):
+            pass
+    _check_content(folder, resume, overwrite)
+
+
+def _check_content(folder: Path, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output folder {folder} is a file; give another --output_dir.")
     if (folder / SETTINGS_FILE).is_file():
@@ -34,7 +49,7 @@ def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool
         above = existing(folder)
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise ValueError(f"The output folder {folder} cannot be made in {above}; give another --output_dir.")
-    elif any(folder.iterdir()):
+    elif any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise ValueError(f"{folder} holds other files and no run; give another --output_dir.")
 
 
@@ -45,17 +60,77 @@ def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, res
     Raises:
         ValueError: as [`check_run_folder`]; or the run to go on with was started with other settings.
     """
-    check_run_folder(folder, resume=resume, overwrite=overwrite)
     folder = Path(folder)
+    _check_content(folder, resume, overwrite)
     settings = json.loads(json.dumps(settings))  # as they come back from the file
     file = folder / SETTINGS_FILE
     if file.is_file() and resume:
         _check_same(json.loads(file.read_text()), settings, folder)
         return
     if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+        # the settings last: whatever is left after a kill is still known as a run
+        for path in sorted(folder.iterdir(), key=lambda path: path == file):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
     write_json(file, settings)
+
+
+@contextmanager
+def held_run_folder(
+    folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool, is_writer: bool = True
+) -> Iterator[None]:
+    """
+    [`begin_run_folder`], and nobody else may begin there until the block is left.
+
+    Args:
+        is_writer: whether this process is that one of the run's processes which writes; others do nothing here.
+
+    Raises:
+        ValueError: as [`begin_run_folder`]; or another run is writing into the folder.
+    """
+    if not is_writer:
+        yield
+        return
+    folder = Path(folder)
+    _check_content(folder, resume, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        begin_run_folder(folder, settings, resume=resume, overwrite=overwrite)
+        yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = lock_holder(lock.lock_file)
+        process = f" (process {holder})" if holder else ""
+        raise ValueError(
+            f"Another run{process} is writing into {folder}: wait until it is done, or end it; or give another "
+            "--output_dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_new_folder(folder: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a folder that is not there yet, or is empty, and appears when it is complete."""
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        explaining_full_disk(folder.parent, f"{folder} cannot be written: make room and run again"),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished,
+    ):
+        made = Path(unfinished) / folder.name
+        made.mkdir()
+        write(made)
+        made.rename(folder)
 
 
 def write_json(path: Path, content: Any) -> None:

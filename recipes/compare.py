@@ -6,9 +6,9 @@ Train the systems of the I²MoE paper's tables on the same features and print th
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
 names it; `--features <folder or data set on the Hub>` stands for the latter. A file is one of arrays, read as
 recipes/train_arrays.py reads it. All systems have the same options, seeds and features; those of the model that make a
-system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set. A
-stopped comparison goes on with --resume, which may also name another preset (but overhead) or further --systems: what
-an output folder holds is not trained again.
+system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set, but
+for options that stand on the command line. A stopped comparison goes on with --resume, which may also name another
+preset (but overhead) or further --systems: what an output folder holds is not trained again.
 
     tables        tables 1, 2, 4 and 5, each system trained once
     table1        vanilla fusions and I²MoE-MulT
@@ -54,10 +54,11 @@ from fl_i2moe.comparison import (
 from fl_i2moe.data.array_files import is_array_file
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.layouts import find_layout, load_layout
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, encode
+from fl_i2moe.experiment import Job, create_accelerator
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 from fl_i2moe.robustness import measure_robustness
+from fl_i2moe.run_features import choose_encoders, encode
 from fl_i2moe.shared_features import open_features
 
 FUSIONS = {
@@ -149,7 +150,9 @@ class CompareArguments:
         "nothing", "What else is told of each system; robustness needs --keep_feature_means."
     )
     hyperparameters: DataSet | None = option(
-        None, "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10), not those given here."
+        None,
+        "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10); an option that is given on "
+        "the command line holds for all systems instead.",
     )
 
     def __post_init__(self):
@@ -169,6 +172,7 @@ def main():
         default_preset=lambda given: "table1",
         description=__doc__,
     )
+    job = Job(encoding, model, training, output)
     if compare.measure == "robustness" and not model.keep_feature_means:
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
     if encoding.stream_features:
@@ -183,10 +187,11 @@ def main():
     systems = choose_systems(SYSTEMS, compare.systems)
     if compare.hyperparameters:
         systems = {
-            name: with_options(x, published_settings(compare.hyperparameters, x.model.get("fusion", "transformer")))
+            name: with_options(
+                x, published_settings(compare.hyperparameters, x.model.get("fusion", model.fusion)), but=encoding.given
+            )
             for name, x in systems.items()
         }
-    job = Job(encoding, model, training, output)
     if accelerator.is_main_process:
         check_systems(systems, job)
     accelerator.wait_for_everyone()

@@ -10,28 +10,29 @@ embeddings that the published encoders give, one array (samples, pieces, width) 
 
 import argparse
 
+from fl_i2moe.arguments import HelpFormatter
 from fl_i2moe.configuration_fl_i2moe import PROBLEM_TYPES
 from fl_i2moe.conversion import convert_i2moe, load_i2moe_checkpoint
-from fl_i2moe.run_folder import check_run_folder
+from fl_i2moe.run_folder import check_run_folder, write_new_folder
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("checkpoint", help="a state_dict, or what the published training saved (.pth, .safetensors)")
     parser.add_argument("output_dir", help="new folder for the model")
     parser.add_argument("--modalities", nargs="+", required=True, help="names, in the published order")
     parser.add_argument("--num_attention_heads", type=int, required=True, help="attention heads (num_heads)")
-    parser.add_argument("--reweighting_temperature", type=float, default=1.0, help="temperature_rw (default: 1)")
+    parser.add_argument("--reweighting_temperature", type=float, default=1.0, help="temperature_rw")
     parser.add_argument("--problem_type", choices=PROBLEM_TYPES, default=PROBLEM_TYPES[0], help="what the labels are")
-    parser.add_argument("--interaction_loss_weight", type=float, default=0.5, help="λ, for training (default: 0.5)")
-    parser.add_argument("--dropout", type=float, default=0.5, help="dropout of the experts, for training (default 0.5)")
+    parser.add_argument("--interaction_loss_weight", type=float, default=0.5, help="λ, for training")
+    parser.add_argument("--dropout", type=float, default=0.5, help="dropout of the experts, for training")
     options = vars(parser.parse_args())
 
     output_dir = options.pop("output_dir")
     check_run_folder(output_dir, resume=False, overwrite=False)
     state_dict = load_i2moe_checkpoint(options.pop("checkpoint"))
     model = convert_i2moe(state_dict, options.pop("modalities"), **options)
-    model.save_pretrained(output_dir)
+    write_new_folder(output_dir, model.save_pretrained)
     print(f"{len(state_dict)} tensors, experts {', '.join(model.config.expert_names)}: {output_dir}")
 
 

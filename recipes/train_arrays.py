@@ -109,6 +109,7 @@ def main():
         default_preset=lambda given: "arrays" if given.data_file else "sample",
         description=__doc__,
     )
+    job = Job(cache, model, training, output)
     accelerator = create_accelerator(training, output.output_dir)
     if data.data_file:
         file = Path(data.data_file)
@@ -124,7 +125,6 @@ def main():
         accelerator.print(
             "Each modality is one vector: --level pooled cuts it into --num_patches pieces, as I²MoE does."
         )
-    job = Job(cache, model, training, output)
     run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
     if accelerator.is_main_process and data.standardize:
         save_standardization(encoders, Path(output.output_dir) / "standardization.safetensors")

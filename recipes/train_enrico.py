@@ -7,7 +7,8 @@ Both modalities go through one encoder, each picture once. The split is MultiBen
 set on the Hub>` it starts from a feature cache, without screens and encoder.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 from fl_i2moe.arguments import (
     EncodingArguments,
@@ -17,10 +18,9 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
-    starts_from_features,
 )
 from fl_i2moe.data.enrico import load_enrico
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, run_on_folder
 from fl_i2moe.published import ENCODERS, published_presets
 
 # "paper": I²MoE, table 7 (ENRICO), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
@@ -41,14 +41,8 @@ def main():
         default_preset=lambda given: "paper",
         description=__doc__,
     )
-    from_features = starts_from_features(encoding, data, needs="data_dir")
-    accelerator = create_accelerator(training, output.output_dir)
-    raw, encoders = None, {}
-    if not from_features:
-        raw = load_enrico(data.data_dir, on_bad_sample=encoding.on_bad_sample)
-        encoders = choose_encoders(data, ENCODERS["enrico"], raw.modalities)
-    job = Job(encoding, model, training, output)
-    run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
+    load = partial(load_enrico, data.data_dir, on_bad_sample=encoding.on_bad_sample)
+    run_on_folder(data, Job(encoding, model, training, output), load, ENCODERS["enrico"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ CLIP model; --append_image_text puts what was read in the picture behind the twe
 or data set on the Hub>` it starts from a feature cache, without tweets and encoders.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 from fl_i2moe.arguments import (
     EncodingArguments,
@@ -19,10 +20,9 @@ from fl_i2moe.arguments import (
     TrainingArguments,
     option,
     parse_arguments,
-    starts_from_features,
 )
 from fl_i2moe.data.mmhs150k import load_mmhs150k
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, run_on_folder
 from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
 
 # FL-I²MoE, section 4.1: "a comparable configuration", so that of MM-IMDb (I²MoE, tables 7 to 10)
@@ -44,15 +44,9 @@ def main():
         default_preset=lambda given: "paper",
         description=__doc__,
     )
-    from_features = starts_from_features(encoding, data, needs="data_dir")
-    accelerator = create_accelerator(training, output.output_dir)
-    raw, encoders = None, {}
-    if not from_features:
-        append, on_bad_sample = data.append_image_text, encoding.on_bad_sample
-        raw = load_mmhs150k(data.data_dir, append_image_text=append, on_bad_sample=on_bad_sample)
-        encoders = choose_encoders(data, ENCODERS["mmhs150k"], raw.modalities)
-    job = Job(encoding, model, training, output)
-    run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
+    options = {"append_image_text": data.append_image_text, "on_bad_sample": encoding.on_bad_sample}
+    load = partial(load_mmhs150k, data.data_dir, **options)
+    run_on_folder(data, Job(encoding, model, training, output), load, ENCODERS["mmhs150k"])
 
 
 if __name__ == "__main__":

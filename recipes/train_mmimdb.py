@@ -26,8 +26,9 @@ from fl_i2moe.arguments import (
 )
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
-from fl_i2moe.experiment import Job, choose_encoders, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, create_accelerator, run_experiment
 from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
+from fl_i2moe.run_features import choose_encoders
 from fl_i2moe.sample_encoders import user_cache_dir
 
 # "paper": I²MoE, table 7 (MM-IMDb), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
@@ -75,9 +76,9 @@ def main():
         default_preset=lambda given: "paper" if given.data_dir or given.features else "sample",
         description=__doc__,
     )
+    job = Job(encoding, model, training, output)
     from_features = starts_from_features(encoding, data)
     accelerator = create_accelerator(training, output.output_dir)
-    job = Job(encoding, model, training, output)
     if from_features:
         run_experiment(None, {}, job, accelerator, job.settings(**asdict(data)))
         return

@@ -16,7 +16,6 @@ from fl_i2moe.arguments import (
     starts_from_features,
 )
 from fl_i2moe.experiment import Job
-from fl_i2moe.run_folder import begin_run_folder, check_run_folder
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
@@ -74,38 +73,29 @@ def test_every_option_has_help(capsys):
             assert item.metadata["help"]
 
 
+def test_help_as_a_newcomer_reads_it(capsys):
+    """The description line by line, headings, one spelling an option, the defaults that would hold."""
+    description = (
+        "Train.\n\n    accelerate launch train.py --data_dir films\n\n    small   a preset\n    large   another\n"
+    )
+    for options, hidden_size in ((["--help"], 256), (["--help", "--preset=large"], 512)):
+        with pytest.raises(SystemExit):
+            parse_arguments(TYPES, PRESETS, lambda given: "small", description, options)
+        shown = capsys.readouterr().out
+        assert description in shown
+        assert len(shown.split(description)[0].splitlines()) == 2  # a short usage
+        assert "What the model is:\n" in shown
+        assert f"Width of the experts. (default: {hidden_size})" in " ".join(shown.split())
+        assert "--hidden-size" not in shown
+        assert "None" not in shown
+        assert "Not --hard_gate." in shown
+
+
 def test_metric_must_fit_the_task():
     assert check_metric(None, "regression") == "mae"
     assert check_metric("mAP", "multi_label_classification") == "mAP"
     with pytest.raises(ValueError, match="micro_f1"):
         check_metric("mae", "multi_label_classification")
-
-
-def test_run_folder_keeps_what_is_not_its_own(tmp_path):
-    settings = {"seed": 0, "layers": [1, 2]}
-    run = tmp_path / "run"
-    check_run_folder(run, resume=False, overwrite=False)
-    assert not run.exists()
-    begin_run_folder(run, settings, resume=False, overwrite=False)
-    (run / "model.safetensors").write_text("weights")
-    with pytest.raises(ValueError, match="already holds a run"):
-        begin_run_folder(run, settings, resume=False, overwrite=False)
-    with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
-        begin_run_folder(run, {**settings, "seed": 1}, resume=True, overwrite=False)
-    begin_run_folder(run, settings, resume=True, overwrite=False)
-    assert (run / "model.safetensors").exists()
-    begin_run_folder(run, {**settings, "seed": 1}, resume=False, overwrite=True)
-    assert not (run / "model.safetensors").exists()
-
-    other = tmp_path / "photos"
-    other.mkdir()
-    (other / "me.jpg").write_text("precious")
-    for flags in ({"resume": False, "overwrite": True}, {"resume": True, "overwrite": False}):
-        with pytest.raises(ValueError, match="no run"):
-            begin_run_folder(other, settings, **flags)
-    assert (other / "me.jpg").exists()
-    with pytest.raises(ValueError, match="is a file"):
-        begin_run_folder(other / "me.jpg", settings, resume=False, overwrite=False)
 
 
 @dataclass
@@ -173,6 +163,17 @@ def test_the_first_word_says_what_to_do(capsys):
     with pytest.raises(SystemExit):
         parse_command(commands, "a job", ["read", "--help"])
     assert "How many. (default: 3)" in capsys.readouterr().out
+
+
+def test_a_start_needs_something_that_starts():
+    def job(training, **model):
+        return Job(EncodingArguments(), ModelArguments(**model), training, OutputArguments())
+
+    for training in (TrainingArguments(feature_dropout_start=0), TrainingArguments(feature_dropout_start=0.5)):
+        with pytest.raises(ValueError, match=r"`feature_dropout_start` .* needs `feature_dropout`"):
+            job(training)
+        assert job(training, feature_dropout=0.1).training == training
+    job(TrainingArguments())
 
 
 def test_streaming_options_go_together():

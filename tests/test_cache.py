@@ -274,6 +274,16 @@ def test_flipped_byte_is_found_and_mended(raw, tmp_path):
     assert contents(tmp_path / "cache") == whole
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff"])
+@pytest.mark.parametrize("name", ["key.json", "info.json", "record"])
+def test_damage_of_what_describes_it_is_named(raw, tmp_path, name, content):
+    build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
+    file = shard_files(tmp_path / "cache")[2].with_suffix(".json") if name == "record" else tmp_path / "cache" / name
+    file.write_bytes(content)
+    with pytest.raises(CorruptCacheError, match=rf"^{file} is missing or damaged .*; delete the feature cache"):
+        open_cache(tmp_path / "cache")
+
+
 def test_full_disk(raw, tmp_path, monkeypatch):
     fsync, calls = os.fsync, []
 

@@ -12,16 +12,17 @@ from conftest import ROOT
 from fake_encoders import fake_encoders, write_raw
 from rich.console import Console
 
-from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment, run_features
 from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache
 from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator
+from fl_i2moe.experiment import Job, create_accelerator
 from fl_i2moe.markdown import spread
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.overhead import measure_overhead
 from fl_i2moe.robustness import add_noise, measure_robustness
+from fl_i2moe.run_features import EncoderChoice
 
 SIZES = {"train": 48, "validation": 16, "test": 20}
 SYSTEMS = {
@@ -179,6 +180,18 @@ def test_a_regression_has_one_share():
     assert [spread(name, told).replace("\u00a0", " ") for name in cells] == [x.split(" (")[0] for x in cells.values()]
 
 
+def test_a_modality_is_called_as_users_like():
+    told = {"mean": -0.5, "std": None, "difference": -0.25}
+    row = {"title": "MulT", "against": None, "metrics": {"mae": told}, "system": "mult", "parameters": 1}
+    row |= {"seconds_per_epoch": 1.0, "measured": {"without left|right_eye (zero)": {"metrics": {"mae": told}}}}
+    table = {"metrics": ["mae"], "rows": [row], "tables": [{"title": "", "systems": {"mult": "MulT"}}], "seeds": [0]}
+    table |= {"samples": {"test": 3}, "picked_by": "mae", "machine": {"device": "a CPU"}}
+    conditions = render_markdown(table).split("\n\n")[1].splitlines()
+    assert conditions[0] == "| system | condition | mae |"
+    assert conditions[1] == "| --- | --- | ---: |"
+    assert conditions[3] == r"| MulT | without left\|right\_eye (zero) | -0.500 (-0.250) |"
+
+
 def test_names_are_checked():
     assert list(choose_systems(SYSTEMS, ["views", "mult"])) == ["views", "mult"]
     for names, message in ((["mul"], "Unknown systems"), ([], "at least one"), (["mult", "mult"], "different")):
@@ -292,7 +305,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(tmp_path, monkeyp
 
 
 def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accelerate):
-    """The encoders of MMHS150K, and hyper-parameters for each fusion."""
+    """The encoders of MMHS150K, and hyper-parameters for each fusion; what stands on the command line holds for all."""
     (tmp_path / "MMHS150K_GT.json").write_text("{}")
     modalities = {"image": "image", "text": "text"}
     given = {}
@@ -302,11 +315,11 @@ def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accele
         return SimpleNamespace(modalities=modalities)
 
     def stop(systems, *others):
-        given.update(systems)
+        given.update(systems, arguments=others)
         raise SystemExit
 
     monkeypatch.setattr("fl_i2moe.data.layouts.load_layout", lambda *_, **__: SimpleNamespace(modalities=modalities))
-    monkeypatch.setattr(experiment, "encode", encode)
+    monkeypatch.setattr(run_features, "encode", encode)
     monkeypatch.setattr("fl_i2moe.comparison.compare_systems", stop)
     command = ["recipes/compare.py", f"--data={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--image_hidden_layer=3"]
     systems = ["--systems", "switchgate", "i2moe-switchgate", "i2moe-lf", "zero-vector"]
@@ -324,6 +337,17 @@ def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accele
         "zero-vector": [None, "transformer", 256, 4, "zero"],
     }
     assert [given[name].training["batch_size"] for name in systems[1:]] == [8, 8, 32, 32]
+
+    options = ["--hyperparameters=enrico", "--batch_size=7", "--num-patches", "3", *systems]
+    monkeypatch.setattr("sys.argv", [*command, *options])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    _, job, *_ = given["arguments"]
+    assert (job.training.batch_size, job.model.num_patches) == (7, 3)
+    for name in systems[1:]:
+        assert "batch_size" not in given[name].training
+        assert "num_patches" not in given[name].model
+        assert given[name].training["num_epochs"] in (30, 50)
 
 
 def test_every_preset_names_systems_that_fit_a_model():

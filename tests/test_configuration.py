@@ -38,6 +38,8 @@ def test_typo_is_refused_with_a_proposal():
         ({"hidden_size": 0}, "at least 1"),
         ({"attention_dropout": 1.0}, r"\[0, 1\)"),
         ({"reweighting_temperature": 0}, "positive"),
+        ({"reweighting_temperature": float("nan")}, "`reweighting_temperature` must be a finite number"),
+        ({"interaction_loss_weight": float("inf")}, "`interaction_loss_weight` must be a finite number"),
         ({"interaction_loss_weight": -1}, "negative"),
         ({"num_perturbed_views": 1}, "2 … 2"),
         ({"num_labels": 1}, "regression"),

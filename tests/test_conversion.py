@@ -195,6 +195,47 @@ def test_faults_are_listed():
         convert_i2moe({"encoder.weight": torch.zeros(1)}, ["a", "b"], num_attention_heads=HEADS)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("reweight.mlp.network.0.weight", lambda x: x[0, 0], r"0\.weight has the shape \(\); 2 sizes"),
+        ("interaction_experts.0.fusion_model.pos_embed", lambda x: x[0, 0], r"pos_embed has the shape \(8,\); 3 sizes"),
+        ("interaction_experts.0.fusion_model.pos_embed", lambda x: x[:, :0], r"pos_embed has the shape \(1, 0, 8\)"),
+        ("interaction_experts.0.fusion_model.network.0.norm1.weight", lambda x: x[0], r"norm1\.weight has the shape"),
+        (
+            "reweight.mlp.network.3.bias",
+            lambda x: x * torch.nan,
+            r"1 tensors have NaN .*: reweight\.mlp\.network\.3\.bias",
+        ),
+        ("reweight.mlp.network.3.bias", torch.Tensor.long, r"reweight\.mlp\.network\.3\.bias \(torch\.int64"),
+        ("reweight.mlp.network.3.bias", torch.Tensor.cfloat, r"reweight\.mlp\.network\.3\.bias \(torch\.complex64"),
+        ("reweight.mlp.network.3.bias", torch.Tensor.to_sparse, r"torch\.sparse_coo"),
+    ],
+)
+def test_tensors_that_cannot_be(name, change, message):
+    tensors = make_checkpoint()
+    tensors[name] = change(tensors[name])
+    with pytest.raises(ValueError, match=message):
+        convert_i2moe(tensors, ["text", "image"], num_attention_heads=HEADS)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "options", "message"),
+    [
+        (["text", "text"], {}, "^A modality is named twice"),
+        (["text", "a/b"], {}, "^A modality's name must not .* hold slashes"),
+        (["text", "image"], {"num_attention_heads": 3}, "^`hidden_size` must be divisible .* 8 and 3"),
+        (["text", "image"], {"reweighting_temperature": 0.0}, "^`reweighting_temperature` must be positive"),
+        (["text", "image"], {"reweighting_temperature": float("nan")}, "^`reweighting_temperature` .* finite"),
+        (["text", "image"], {"dropout": 2.0}, r"^`attention_dropout` must lie in \[0, 1\)"),
+    ],
+)
+def test_wrong_options_are_one_sentence(modalities, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        convert_i2moe(make_checkpoint(), modalities, **{"num_attention_heads": HEADS, **options})
+    assert "\n" not in str(caught.value)
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("run",)
@@ -214,10 +255,26 @@ def test_files_are_read_as_tensors_alone(tmp_path, capsys):
         load_i2moe_checkpoint(tmp_path / "harmful.pth")
     assert "run" not in capsys.readouterr().out
     (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "hello.pth").write_text("hello")  # which a pickle reads as a place in its memory
+    for name in ("bare.pth", "safe.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"half-{name}").write_bytes(content[: len(content) // 2])
+    (tmp_path / "folder.safetensors").mkdir()
     torch.save([1, 2], tmp_path / "list.pth")
-    for name, message in (("text.pth", "cannot be read"), ("list.pth", "no `state_dict`"), ("no.pth", "There is no")):
-        with pytest.raises(ValueError, match=message):
+    torch.save({1: torch.ones(2)}, tmp_path / "numbers.pth")
+    for name, message in (
+        ("text.pth", "cannot be read"),
+        ("hello.pth", "cannot be read"),
+        ("half-bare.pth", "cannot be read"),
+        ("half-safe.safetensors", "cannot be read"),
+        ("list.pth", "no `state_dict`"),
+        ("numbers.pth", "no `state_dict`"),
+        ("no.pth", "There is no"),
+        ("folder.safetensors", "it is no file"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
             load_i2moe_checkpoint(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
 
 
 def test_recipe(tmp_path):

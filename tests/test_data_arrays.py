@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from itertools import chain
 
 import numpy as np
@@ -208,6 +209,8 @@ RNG = np.random.default_rng(1)
         ({"labels": np.full((N, 2), "a")}, "'labels' has several texts"),
         ({"label_names": np.array(["a", "b"])}, "2 label names take 0 … 1\\."),
         ({"lab": np.array([{}] * N, object)}, "'lab' is no plain array"),
+        ({"labels": np.zeros((N, 2, 2))}, r"'labels' has the shape \(20, 2, 2\); labels are \(N,\) or \(N, C\)"),
+        ({"labels": np.zeros((N, 0))}, r"'labels' has the shape \(20, 0\)"),
     ],
 )
 def test_bad_fields_are_named(write, changes, message):
@@ -229,6 +232,8 @@ def test_bad_fields_are_named(write, changes, message):
         ({}, {"id_field": "patient"}, "'patient'"),
         ({}, {"problem_type": "multi_label_classification"}, "does not fit multi_label"),
         ({"labels": np.linspace(0, 1, N)}, {"problem_type": "single_label_classification"}, "whole numbers"),
+        # as 64-bit numbers they would all be the same one
+        ({"labels": np.arange(N) % 3 * 1e30}, {"problem_type": "single_label_classification"}, "64 bits at most"),
         ({"split": None}, {"test_share": 0.0}, "no test samples"),
         ({"split": None}, {"test_share": 0.99}, "no test samples"),
     ],
@@ -255,7 +260,7 @@ def test_numbers_that_are_none(write, value):
     with pytest.raises(SampleError, match="no feature that is not masked"):
         load_arrays(write(notes=notes, notes_mask=masked))
     with pytest.raises(SampleError, match="bad 'labels'"):
-        load_arrays(write(labels=np.where(np.arange(N) == 3, np.nan, np.linspace(0, 1, N))))
+        load_arrays(write(labels=np.where(np.arange(N) == 3, value, np.linspace(0, 1, N))))
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.parquet", "a.pkl"])
@@ -269,6 +274,26 @@ def test_files_that_are_none(tmp_path, name):
     (tmp_path / "a.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"'\.csv'; files of arrays are"):
         load_arrays(tmp_path / "a.csv")
+
+
+def test_archives_that_hold_something_else(write):
+    path = write()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ValueError, match=r"arrays.npz: 'readme.txt' is no array"):
+        load_arrays(path)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 5)}"  # 200 TB
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lab.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"arrays.npz: 'lab' "):
+        load_arrays(path)
+
+
+def test_missing_ids(tmp_path):
+    columns = {"lab": [[1.0]] * 6, "notes": [[1.0]] * 6, "labels": [0, 1] * 3, "id": ["a", "b", None, "d", "e", "f"]}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet: 'id' has no id in the rows 2\."):
+        load_arrays(tmp_path / "a.parquet")
 
 
 def test_ragged_vectors_in_parquet(tmp_path):

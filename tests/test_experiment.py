@@ -10,12 +10,13 @@ from datasets import Features, List, Value
 from fake_encoders import fake_encoders, write_raw
 from transformers import AutoModel
 
-from fl_i2moe import experiment
+from fl_i2moe import run_features
 from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.batching import create_data_loader
-from fl_i2moe.cache import open_cache
+from fl_i2moe.cache import build_cache, open_cache
 from fl_i2moe.data.raw import RawDataset
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.run_features import EncoderChoice
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 
@@ -36,7 +37,7 @@ def run(tmp_path, monkeypatch, fresh_accelerate):
         accelerator = create_accelerator(job.training, job.output.output_dir)
         return run_experiment(raw, choices, job, accelerator, job.settings())
 
-    monkeypatch.setattr(experiment, "load_encoder", lambda folder, kind, **options: fake_encoders()[kind])
+    monkeypatch.setattr(run_features, "load_encoder", lambda folder, kind, **options: fake_encoders()[kind])
     return start
 
 
@@ -166,6 +167,7 @@ def test_trackers_get_settings_losses_and_metrics(run, tmp_path, monkeypatch):
         ({"report_to": "clearml"}, {}, "`report_to` clearml: no such tracker is installed"),
         ({"mixed_precision": "fp16"}, {}, "fp16 needs a GPU"),
         ({"metric": "mae"}, {}, "micro_f1"),
+        ({}, {"level": "pooled", "num_patches": 1000}, "^`num_patches` must be at most 3, .* got 1000"),
         ({}, {"num_perturbed_views": 3}, "^`num_perturbed_views` must lie in 2 … 2"),
     ],
 )
@@ -173,4 +175,22 @@ def test_refused_before_anything_is_encoded(run, tmp_path, training, model, mess
     with pytest.raises(ValueError, match=message):
         run(write_raw(tmp_path / "raw", SIZES), model=model, **training)
     assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_that_is_missing_is_named(run, tmp_path):
+    """In raw data; in a feature cache below."""
+    raw = write_raw(tmp_path / "raw", SIZES)
+    del raw.splits["validation"]
+    with pytest.raises(ValueError, match="The raw data has no split validation, only train, test"):
+        run(raw)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("recipe", ["train_mmimdb", "compare"])
+def test_features_without_a_split_are_refused(recipe, tmp_path, run_here):
+    raw = write_raw(tmp_path / "raw", {"train": 20, "test": 4})
+    build_cache(raw, fake_encoders(), tmp_path / "cache", num_workers=0, progress=False)
+    with pytest.raises(SystemExit, match=rf"{tmp_path / 'cache'} has no split validation, only train, test"):
+        run_here(f"recipes/{recipe}.py", f"--features={tmp_path / 'cache'}", f"--output_dir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,8 @@ from transformers import AutoModel
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
 from fl_i2moe.encoders import load_encoder
-from fl_i2moe.experiment import EncoderChoice, Job, create_accelerator, run_experiment
+from fl_i2moe.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.run_features import EncoderChoice
 
 # found, not imported: the package imports sentence-transformers
 pytestmark = pytest.mark.skipif(
@@ -210,7 +211,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(train, tmp_path):
 
 def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
     """Not one weight of the frozen encoders changes in a whole job."""
-    from fl_i2moe import experiment
+    from fl_i2moe import run_features
     from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 
     encoders, before = [], []
@@ -221,7 +222,7 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
         before.append({name: x.clone() for name, x in encoder.state_dict().items()})
         return encoder
 
-    monkeypatch.setattr(experiment, "load_encoder", load_and_copy)
+    monkeypatch.setattr(run_features, "load_encoder", load_and_copy)
     monkeypatch.setenv("FL_I2MOE_CACHE", str(shared / "cache"))
     job = Job(
         EncodingArguments(cache_dir=str(tmp_path / "features"), text_max_length=32, encoding_workers=0),

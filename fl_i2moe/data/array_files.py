@@ -56,6 +56,16 @@ def split_of(name: Any) -> str | None:
     return _SPLIT_OF.get(name.strip().lower()) if isinstance(name, str) else None
 
 
+def describe_shape(x: Field) -> str:
+    """A field's type and shape, for people."""
+    return f"{len(x)} sequences" if isinstance(x, Sequences) else f"{x.dtype} {x.shape}"
+
+
+def as_text(value: Any) -> str:
+    """An id or a label as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def is_array_file(path: str | Path) -> bool:
     """Whether a path is called as files of arrays are; it need not be there."""
     return Path(path).suffix.lower() in FILE_ENDS
@@ -101,12 +111,17 @@ def _read_npz(path: Path) -> Part:
 
 def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     try:
-        return archive[name]
+        member = archive[name]
+    except MemoryError as error:
+        raise ValueError(f"{path}: {name!r} does not fit into memory, or says it is larger than it is.") from error
     except ValueError as error:
         raise ValueError(
             f"{path}: {name!r} is no plain array ({error}). Arrays of objects are refused: save sequences of "
             f"different lengths padded, (N, T, D), with the array {name + '_mask'!r} (N, T), and texts as strings."
         ) from error
+    if not isinstance(member, np.ndarray):
+        raise ValueError(f"{path}: {name!r} is no array but another file; take it out of the archive.")
+    return member
 
 
 def _cut(fields: Part, label_field: str) -> dict[str, Part]:
@@ -167,7 +182,8 @@ def _lengths(column: Any) -> NDArray[np.int64]:
 def _parts(content: Any, path: Path) -> dict[str, Part]:
     """Of a pickle: splits with fields, as in MultiBench, or fields alone."""
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds {type(content).__name__}: it must be a dict of arrays, or of splits of them.")
+        kind = "nothing" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path} holds {kind}: it must be a dict of arrays, or of splits of them.")
     if any(isinstance(x, Mapping) for x in content.values()):
         if unknown := [name for name in content if split_of(name) is None]:
             raise ValueError(f"{path} has the unknown splits {unknown}; they are called {', '.join(SPLIT_NAMES)}.")

@@ -33,12 +33,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value
 from numpy.typing import NDArray
 
-from .array_files import ALL, SPLIT_NAMES, Field, Part, Sequences, read_array_file, split_of
+from .array_files import ALL, SPLIT_NAMES, Field, Part, Sequences, as_text, describe_shape, read_array_file, split_of
+from .array_labels import LABEL_NAMES_FIELD, label_values, names_in_file, read_labels
 from .raw import OnBadSample, ProblemType, RawDataset, SampleError
 
 MASK_END = "_mask"
 ID_FIELDS = ("ids", "id")
-LABEL_NAMES_FIELD = "label_names"
 
 
 @dataclass
@@ -121,17 +121,18 @@ def load_arrays(
             raise ValueError(f"{path}: vectors of {name!r} have different lengths in different splits.")
         sequences[name] = _finite(sequences[name], name, replace_non_finite, notes, report)
         report(np.flatnonzero(sequences[name].lengths == 0), name, "it has no feature that is not masked")
-    values = _label_values([part[label_field] for part in parts.values()], label_field, path)
+    values = label_values([part[label_field] for part in parts.values()], label_field, path)
     if values.dtype.kind == "f":
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        report(np.flatnonzero(~finite), label_field, "it is NaN or infinite")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+        report(np.flatnonzero(~finite), label_field, "it is NaN or infinite (as a 32-bit number)")
     if bad and on_bad_sample == "stop":
         raise bad[min(bad)]
     good = np.setdiff1d(np.arange(len(ids)), list(bad))
     if not len(good):
         raise ValueError(f"{path}: no sample is left, the first is bad because: {bad[min(bad)].reason}.")
-    given = label_names if label_names is not None else _names_in_file(parts, path)
-    labels, class_names, problem = _labels(values[good], given, problem_type, label_threshold, label_field, path)
+    given = label_names if label_names is not None else names_in_file(parts, path)
+    labels, class_names, problem = read_labels(values[good], given, problem_type, label_threshold, label_field, path)
 
     place = np.full(len(ids), -1)
     place[good] = np.arange(len(good))
@@ -189,15 +190,12 @@ def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, othe
     if wrong := [name for name in names if name in others]:
         raise ValueError(f"{path}: {wrong} cannot be modalities, they are labels, splits or ids.")
     if len(names) < 2:
+        listed = ", ".join(f"{name} {describe_shape(x)}" for name, x in first.items())
         raise ValueError(
-            f"{path}: a mixture needs at least two modalities, found {names}. Its fields are "
-            f"{', '.join(f'{name} {_shape(x)}' for name, x in first.items())}; modalities are (N, D) or (N, T, D)."
+            f"{path}: a mixture needs at least two modalities, found {names}. Its fields are {listed}; modalities are "
+            "(N, D) or (N, T, D)."
         )
     return names
-
-
-def _shape(x: Field) -> str:
-    return f"{len(x)} sequences" if isinstance(x, Sequences) else f"{x.dtype} {x.shape}"
 
 
 def _check_lengths(part: Part, names: Sequence[str], label_field: str, path: Path, where: str) -> None:
@@ -236,15 +234,14 @@ def _ids(parts: dict[str, Part], ids_of: dict[str, str | None], label_field: str
             continue
         if isinstance(part[name], Sequences):
             raise ValueError(f"{path}: {name!r} holds vectors, ids are texts or whole numbers.")
-        ids += ["_".join(map(_id_text, row)) for row in part[name].reshape(len(part[name]), -1).tolist()]
+        rows = part[name].reshape(len(part[name]), -1).tolist()
+        if missing := [number for number, row in enumerate(rows) if None in row]:
+            raise ValueError(f"{path}: {name!r} has no id in the rows {', '.join(map(str, missing[:5]))}.")
+        ids += ["_".join(map(as_text, row)) for row in rows]
     [(twice, count)] = Counter(ids).most_common(1)
     if count > 1:
         raise ValueError(f"{path}: the id {twice!r} occurs twice.")
     return ids
-
-
-def _id_text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -374,101 +371,3 @@ def _as_bytes(x: Sequences) -> Any:
     """Row → the bytes of its (T, D)."""
     ends = np.cumsum(x.lengths)
     return lambda row: x.values[ends[row] - x.lengths[row] : ends[row]].tobytes()
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def _label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
-    """(N,) or (N, C)."""
-    if any(isinstance(x, Sequences) for x in parts):
-        raise ValueError(f"{path}: {name!r} must have as many numbers for every sample.")
-    if any(x.dtype.kind not in "biufUSO" for x in parts) or len({x.shape[1:] for x in parts}) > 1:
-        raise ValueError(f"{path}: {name!r} holds {', '.join(_shape(x) for x in parts)}; labels are numbers or texts.")
-    values = np.concatenate(parts)
-    values = values.reshape(len(values), -1) if values.ndim > 1 else values
-    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.dtype.kind in "SO":
-        if values.dtype.kind == "O" and not all(isinstance(x, str | bytes) for x in values.reshape(-1).tolist()):
-            raise ValueError(f"{path}: {name!r} has missing labels, or some that are neither numbers nor texts.")
-        values = np.array([_id_text(x) for x in values.reshape(-1).tolist()]).reshape(values.shape)
-    if values.dtype.kind == "U" and values.ndim == 2:
-        raise ValueError(f"{path}: {name!r} has several texts a sample; several labels are (N, C) zeros and ones.")
-    return values
-
-
-def _names_in_file(parts: dict[str, Part], path: Path) -> list[str] | None:
-    names = next(iter(parts.values())).get(LABEL_NAMES_FIELD)
-    if names is None:
-        return None
-    if isinstance(names, Sequences) or names.ndim != 1 or names.dtype.kind not in "USO":
-        raise ValueError(f"{path}: {LABEL_NAMES_FIELD!r} must be (C,) texts, is {_shape(names)}.")
-    return [_id_text(name) for name in names.tolist()]
-
-
-def _labels(
-    values: NDArray[Any],
-    names: Sequence[str] | None,
-    problem: ProblemType | None,
-    threshold: float | None,
-    field_name: str,
-    path: Path,
-) -> tuple[NDArray[Any], list[str], ProblemType]:
-    """(N,) int64 classes, or (N, C) float32; the classes' names; the task."""
-    if threshold is not None:
-        if values.ndim != 1 or values.dtype.kind not in "biuf":
-            raise ValueError(f"{path}: `label_threshold` is for one number a sample, {field_name!r} is not.")
-        values, problem = (values > threshold).astype(np.int64), problem or "single_label_classification"
-        names = names or [f"up to {threshold:g}", f"above {threshold:g}"]
-    is_binary = values.dtype.kind in "biuf" and bool(np.isin(values, (0, 1)).all())
-    if problem is None:
-        if values.ndim == 1:
-            problem = "single_label_classification" if values.dtype.kind in "biuU" else "regression"
-        else:
-            problem = "multi_label_classification" if is_binary else "regression"
-    said = f"{path}: {field_name!r} ({values.dtype} {values.shape}) does not fit {problem}"
-    if problem == "single_label_classification":
-        if values.ndim != 1:
-            raise ValueError(f"{said}: one class a sample is (N,) whole numbers or texts.")
-        return (*_classes(values, names, said), problem)
-    if values.dtype.kind == "U":
-        raise ValueError(f"{said}: it holds texts.")
-    labels = values.reshape(len(values), -1).astype(np.float32)
-    count = labels.shape[1]
-    if problem == "multi_label_classification":
-        if count < 2:
-            raise ValueError(f"{said}: one label of yes or no is single_label_classification with two classes.")
-        if not is_binary:
-            raise ValueError(f"{said}: several labels are zeros and ones.")
-    names = list(names or ([field_name] if count == 1 else [f"{field_name} {index}" for index in range(count)]))
-    if len(names) != count or len(set(names)) < count:
-        raise ValueError(f"{path}: {len(names)} label names for {count} outputs, which must all differ: {names}.")
-    return labels, names, problem
-
-
-def _classes(values: NDArray[Any], names: Sequence[str] | None, said: str) -> tuple[NDArray[np.int64], list[str]]:
-    if values.dtype.kind == "f":
-        if (values != np.round(values)).any():
-            raise ValueError(f"{said}: classes are whole numbers.")
-        values = values.astype(np.int64)
-    found = np.unique(values).tolist()
-    if values.dtype.kind == "U":
-        classes = list(names) if names else found
-        if unknown := [x for x in found if x not in classes]:
-            raise ValueError(f"{said}: there are the classes {unknown}, the label names are {classes}.")
-        labels = np.array([classes.index(x) for x in values.tolist()], np.int64)
-    elif names:
-        classes = list(names)
-        if found[0] < 0 or found[-1] >= len(classes):
-            raise ValueError(
-                f"{said}: it has {found[0]} … {found[-1]}, {len(classes)} label names take 0 … {len(classes) - 1}."
-            )
-        labels = values.astype(np.int64)
-    else:
-        classes = [str(int(x)) for x in found]
-        labels = np.searchsorted(found, values).astype(np.int64)
-    if len(set(classes)) < len(classes) or len(classes) < 2:
-        raise ValueError(f"{said}: there must be two different classes at least, there are {classes}.")
-    if len(classes) == len(values) and not names:
-        raise ValueError(f"{said}: every sample is a class of its own.")
-    return labels, classes

@@ -4,11 +4,12 @@ Leiva et al., "Enrico: A Dataset for Topic Modeling of Mobile UI Designs" (2020)
 """
 
 import csv
+import io
 import random
 from pathlib import Path
 from typing import Any
 
-from .files import check_picture, read_samples, require_folder, single_label_splits
+from .files import check_picture, read_samples, read_text, require_folder, single_label_splits
 from .raw import OnBadSample, RawDataset
 
 BROKEN_WIREFRAMES = ("50105", "50109")
@@ -53,7 +54,7 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
             check_picture(split, screen, name, path)
         return {"id": screen, **pictures, "labels": label_names.index(topics[screen])}
 
-    samples, bad_samples = read_samples(_split(list(topics)), read, on_bad_sample)
+    samples, bad_samples = read_samples(data_dir, _split(list(topics)), read, on_bad_sample)
     notes = [f"Left out for their broken wireframes: {', '.join(broken)}."] if broken else []
     return RawDataset(
         splits=single_label_splits(samples, MODALITIES),
@@ -67,19 +68,25 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
 
 def _read_topics(file: Path) -> dict[str, str]:
     """Screen → topic, in the file's order."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = {"screen_id", "topic"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{file} lacks the columns {sorted(missing)}; its first line must be screen_id,topic")
-        topics: dict[str, str] = {}
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    topics: dict[str, str] = {}
+    try:
+        names = reader.fieldnames or []
+        if missing := {"screen_id", "topic"} - set(names):
+            raise ValueError(
+                f"{file} lacks the columns {sorted(missing)}; its first line must be screen_id,topic with commas, it "
+                f"names {names}"
+            )
         for row in reader:
             screen, topic = (row[name] or "" for name in ("screen_id", "topic"))
-            if not screen or not topic:
-                raise ValueError(f"{file}, line {reader.line_num}: a screen_id and a topic are needed, got {row}")
+            if not screen or not topic or None in row:  # None: what is behind the last column
+                values = [value for value in row.values() if value is not None]
+                raise ValueError(f"{file}, line {reader.line_num}: a screen_id and a topic are needed, got {values}")
             if screen in topics:
                 raise ValueError(f"{file}, line {reader.line_num}: screen {screen!r} occurs twice, take one out")
             topics[screen] = topic
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num + 1} cannot be read as CSV: {error}") from error
     return topics
 
 

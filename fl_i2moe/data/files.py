@@ -27,6 +27,34 @@ def require_folder(folder: str | Path, parts: Iterable[str], layout: str) -> Pat
     return folder
 
 
+def check_ids(ids: Mapping[str, list[str]], files: Mapping[str, Path]) -> None:
+    """
+    Args:
+        ids: name of a split → its ids.
+        files: name of a split → the file that lists them.
+
+    Raises:
+        ValueError: an id occurs twice.
+    """
+    seen: dict[str, str] = {}
+    for name, split_ids in ids.items():
+        for sample_id in split_ids:
+            if sample_id in seen:
+                where = f"twice in {name!r}" if seen[sample_id] == name else f"in both {seen[sample_id]!r} and {name!r}"
+                raise ValueError(f"{files[name]}: id {sample_id!r} is {where}; an id may occur only once, take one out")
+            seen[sample_id] = name
+
+
+def check_text(split: str, sample_id: str, field: str, path: Path, text: str) -> None:
+    """Raises `SampleError` for a text that is empty, or that cannot be written down."""
+    if not text.strip():
+        raise SampleError(split, sample_id, field, path, "there is no text, or it is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell out half of a pair that makes one character
+        raise SampleError(split, sample_id, field, path, f"its characters are no Unicode text: {error}") from error
+
+
 def check_picture(split: str, sample_id: str, field: str, path: Path) -> None:
     """Raises `SampleError` for a picture that is missing or empty; it is not decoded here."""
     if not path.is_file():
@@ -35,19 +63,40 @@ def check_picture(split: str, sample_id: str, field: str, path: Path) -> None:
         raise SampleError(split, sample_id, field, path, "the picture has 0 bytes")
 
 
+def read_text(path: Path) -> str:
+    """Raises `ValueError` for a file that is missing or no text in UTF-8, which a byte order mark may begin."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text ({error}); download or write it again") from error
+
+
 def read_json(path: Path) -> Any:
     """Raises `ValueError` for a file that is missing or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); download or write it again") from error
 
 
+def read_sample_json(split: str, sample_id: str, field: str, path: Path) -> dict[str, Any]:
+    """Raises `SampleError` for a file that is missing, no JSON, or holds no object."""
+    if not path.exists():
+        raise SampleError(split, sample_id, field, path, "the file does not exist")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise SampleError(split, sample_id, field, path, f"it cannot be read as JSON: {error.__cause__}") from error
+    if not isinstance(content, dict):
+        raise SampleError(split, sample_id, field, path, f"it holds a {type(content).__name__}, not an object")
+    return content
+
+
 def read_samples(
-    ids: Mapping[str, list[str]], read: Callable[[str, str], Sample], on_bad_sample: OnBadSample
+    folder: Path, ids: Mapping[str, list[str]], read: Callable[[str, str], Sample], on_bad_sample: OnBadSample
 ) -> tuple[dict[str, list[Sample]], list[SampleError]]:
     """
-    Reads the samples of each split by `read(split, id)`.
+    Reads the samples of each split by `read(split, id)`; errors name the `folder`.
 
     Returns:
         Split → its samples, and with `"skip"` what was left out.
@@ -72,7 +121,11 @@ def read_samples(
                 progress.update()
     for split, found in samples.items():
         if not found:
-            raise ValueError(f"no sample of split {split!r} is left, of {len(ids[split])} listed")
+            listed, first = len(ids[split]), next((bad for bad in bad_samples if bad.split == split), None)
+            raise ValueError(
+                f"{folder}: no sample of split {split!r} is left, of {listed} listed: "
+                + (f"the first is left out because {first.reason} ({first.file})" if first else "it needs at least one")
+            )
     return samples, bad_samples
 
 

@@ -6,7 +6,17 @@ Gomez et al., "Exploring Hate Speech Detection in Multimodal Publications" (2020
 from pathlib import Path
 from typing import Any
 
-from .files import check_picture, read_json, read_samples, require_folder, single_label_splits
+from .files import (
+    check_ids,
+    check_picture,
+    check_text,
+    read_json,
+    read_sample_json,
+    read_samples,
+    read_text,
+    require_folder,
+    single_label_splits,
+)
 from .raw import OnBadSample, RawDataset, SampleError
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # in the files' names → in the DatasetDict
@@ -56,11 +66,10 @@ def load_mmhs150k(
             image_text = _read_image_text(split, tweet, data_dir / "img_txt" / f"{tweet}.json")
             with_image_text += bool(image_text)
             text = f"{text} {image_text}".strip()
-        if not text:
-            raise SampleError(split, tweet, "text", data_dir / TRUTH_FILE, "there is no text, or it is empty")
+        check_text(split, tweet, "text", data_dir / TRUTH_FILE, text)
         return {"id": tweet, "image": picture, "text": text, "labels": label}
 
-    samples, bad_samples = read_samples(_read_splits(data_dir), read, on_bad_sample)
+    samples, bad_samples = read_samples(data_dir, _read_splits(data_dir), read, on_bad_sample)
     notes = [f"{with_image_text:,} tweets have text in their pictures, which follows theirs."]
     return RawDataset(
         splits=single_label_splits(samples, MODALITIES),
@@ -74,17 +83,10 @@ def load_mmhs150k(
 
 def _read_splits(data_dir: Path) -> dict[str, list[str]]:
     """The tweet ids of each split; no id may occur twice."""
-    seen: dict[str, str] = {}
-    ids: dict[str, list[str]] = {}
-    for name, split in SPLITS.items():
-        file = data_dir / "splits" / f"{name}_ids.txt"
-        ids[split] = file.read_text(encoding="utf-8").split()
-        for tweet in ids[split]:
-            if tweet in seen:
-                where = f"twice in {name!r}" if seen[tweet] == name else f"in both {seen[tweet]!r} and {name!r}"
-                raise ValueError(f"{file}: id {tweet!r} is {where}; an id may occur only once, take one out")
-            seen[tweet] = name
-    return ids
+    files = {name: data_dir / "splits" / f"{name}_ids.txt" for name in SPLITS}
+    ids = {name: read_text(file).split() for name, file in files.items()}
+    check_ids(ids, files)
+    return {split: ids[name] for name, split in SPLITS.items()}
 
 
 def _read_tweet(truth: dict[str, Any], split: str, tweet: str, file: Path) -> tuple[str, int]:
@@ -110,11 +112,7 @@ def _read_image_text(split: str, tweet: str, file: Path) -> str:
     """The text in the picture; empty where there is no file, as published."""
     if not file.exists():
         return ""
-    try:
-        content = read_json(file)
-    except ValueError as error:
-        raise SampleError(split, tweet, "text", file, f"it cannot be read as JSON: {error.__cause__}") from error
-    text = content.get("img_text") if isinstance(content, dict) else None
+    text = read_sample_json(split, tweet, "text", file).get("img_text")
     if not isinstance(text, str):
         raise SampleError(split, tweet, "text", file, "there is no img_text")
     return text.strip()

@@ -4,16 +4,16 @@ Arevalo et al., "Gated Multimodal Units for Information Fusion" (2017).
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, get_args
+from typing import Any, NamedTuple, TypeGuard
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
-from datasets.utils import tqdm
 
+from .files import check_ids, check_picture, check_text, read_json, read_sample_json, read_samples, require_folder
 from .raw import OnBadSample, RawDataset, SampleError
 
 GENRES = [
@@ -43,6 +43,7 @@ GENRES = [
 ]
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # in split.json → in the DatasetDict
+LAYOUT = "MM-IMDb layout: split.json, dataset/<id>.json and dataset/<id>.jpeg"
 
 
 class Film(NamedTuple):
@@ -77,26 +78,12 @@ def load_mmimdb(
         SampleError: a film's JSON or poster is missing, empty or broken, its plot is empty, or its genres are missing.
         ValueError: the folder does not have the layout, an id occurs twice, a label is unknown, or nothing is left.
     """
-    if on_bad_sample not in get_args(OnBadSample):
-        raise ValueError(f"on_bad_sample must be one of {get_args(OnBadSample)}, got {on_bad_sample!r}")
     if labels is not None and min_label_count is not None:
         raise ValueError("give either labels or min_label_count, not both")
 
-    data_dir = Path(data_dir).expanduser().absolute()
-    ids = _read_splits(data_dir)
-    films: dict[str, list[Film]] = {split: [] for split in ids}
-    bad_samples = []
-    with tqdm(total=sum(map(len, ids.values())), desc="Reading films", unit="film", delay=1) as progress:
-        for split, split_ids in ids.items():
-            for film_id in split_ids:
-                try:
-                    films[split].append(_read_film(data_dir / "dataset", split, film_id))
-                except SampleError as error:
-                    if on_bad_sample == "stop":
-                        raise
-                    bad_samples.append(error)
-                progress.update()
-
+    data_dir = require_folder(data_dir, ("split.json", "dataset"), LAYOUT)
+    ids = _read_splits(data_dir / "split.json")
+    films, bad_samples = read_samples(data_dir, ids, partial(_read_film, data_dir / "dataset"), on_bad_sample)
     label_names = _choose_labels(films, labels, min_label_count)
     notes = _notes(films, label_names)
     features = Features(
@@ -133,21 +120,9 @@ def load_mmimdb(
     )
 
 
-def _read_splits(data_dir: Path) -> dict[str, list[str]]:
+def _read_splits(split_file: Path) -> dict[str, list[str]]:
     """The film ids of each split; no id may occur twice."""
-    split_file = data_dir / "split.json"
-    for path in (data_dir, data_dir / "dataset", split_file):
-        if not path.exists():
-            raise ValueError(
-                f"{path} does not exist; --data_dir must be a folder in the MM-IMDb layout: "
-                "split.json and dataset/<id>.json + dataset/<id>.jpeg"
-            )
-    try:
-        content = json.loads(split_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{split_file} is not valid JSON ({error}); download or write it again") from error
-
-    seen: dict[str, str] = {}
+    content = read_json(split_file)
     for name in SPLITS:
         split_ids = content.get(name) if isinstance(content, dict) else None
         if not isinstance(split_ids, list) or not all(isinstance(film_id, str) for film_id in split_ids):
@@ -155,37 +130,24 @@ def _read_splits(data_dir: Path) -> dict[str, list[str]]:
                 f"{split_file} must hold a list of ids (strings) under each of 'train', 'dev' and 'test'; "
                 f"{name!r} has none"
             )
-        for film_id in split_ids:
-            if film_id in seen:
-                where = f"twice in {name!r}" if seen[film_id] == name else f"in both {seen[film_id]!r} and {name!r}"
-                raise ValueError(f"{split_file}: id {film_id!r} is {where}; an id may occur only once, take one out")
-            seen[film_id] = name
+    check_ids({name: content[name] for name in SPLITS}, dict.fromkeys(SPLITS, split_file))
     return {split: content[name] for name, split in SPLITS.items()}
 
 
 def _read_film(folder: Path, split: str, film_id: str) -> Film:
     record_file, poster = folder / f"{film_id}.json", folder / f"{film_id}.jpeg"
-    try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SampleError(split, film_id, "json", record_file, "the file does not exist") from None
-    except (OSError, ValueError) as error:
-        raise SampleError(split, film_id, "json", record_file, f"it cannot be read as JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise SampleError(split, film_id, "json", record_file, f"it holds a {type(record).__name__}, not an object")
-
+    record = read_sample_json(split, film_id, "json", record_file)
     plots = record.get("plot")
     plots = [plots] if isinstance(plots, str) else plots
-    if not _is_list_of_strings(plots) or not any(plot.strip() for plot in plots):
-        raise SampleError(split, film_id, "plot", record_file, "there is no plot, or it is empty")
+    if not _is_list_of_strings(plots) or not plots:
+        raise SampleError(split, film_id, "plot", record_file, "there is no plot")
+    plot = max(plots, key=lambda plot: len(plot.strip()))
+    check_text(split, film_id, "plot", record_file, plot)
     genres = record.get("genres")
     if not _is_list_of_strings(genres):
         raise SampleError(split, film_id, "genres", record_file, "there is no list of genres")
-    if not poster.is_file():
-        raise SampleError(split, film_id, "image", poster, "the poster does not exist")
-    if poster.stat().st_size == 0:
-        raise SampleError(split, film_id, "image", poster, "the poster has 0 bytes")
-    return Film(film_id, poster, max(plots, key=lambda plot: len(plot.strip())), genres)
+    check_picture(split, film_id, "image", poster)
+    return Film(film_id, poster, plot, genres)
 
 
 def _is_list_of_strings(value: Any) -> TypeGuard[list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..disk import explaining_full_disk
+from ..disk import existing, explaining_full_disk
 from .mmimdb import GENRES
 
 FIELDS = {"text": "features", "image": "vgg_features"}
@@ -40,13 +40,15 @@ def read_mmimdb_hdf5(file: str | Path, split_ends: tuple[int, int] = SPLIT_ENDS)
         raise ImportError('reading HDF5 needs h5py: pip install "fl-i2moe[hdf5]"') from error
     file = Path(file)
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; give MultiBench's multimodal_imdb.hdf5")
+        raise ValueError(f"{file} does not exist, or is no file; give MultiBench's multimodal_imdb.hdf5")
     names = [*FIELDS.values(), LABELS, IDS]
     try:
         with h5py.File(file, "r") as content:
             missing = [name for name in names if not isinstance(content.get(name), h5py.Dataset)]
             if missing:
                 raise ValueError(f"{file} lacks the data sets {missing}; it has {sorted(content)}")
+            if single := [name for name in names if not content[name].shape]:
+                raise ValueError(f"{file}: {single} hold no rows, one for each film")
             arrays = {name: content[name][:] for name in names}
     except OSError as error:
         raise ValueError(f"{file} cannot be read as HDF5 ({error}); download it again") from error
@@ -62,6 +64,8 @@ def check_new_file(file: str | Path) -> None:
         raise ValueError(f"{file} must end with .npz, as recipes/train_arrays.py reads it")
     if Path(file).exists():
         raise ValueError(f"{file} exists already; give another name")
+    if not (above := existing(Path(file))).is_dir():
+        raise ValueError(f"{file} cannot be made in {above}, which is no folder; give another name")
 
 
 def write_arrays(fields: dict[str, np.ndarray], file: str | Path) -> None:
@@ -92,8 +96,13 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
             f"{file} has {count:,} films: splits that end at {split_ends[0]:,} and {split_ends[1]:,} leave one empty"
         )
     fields: dict[str, np.ndarray] = {}
+    if wrong := [
+        f"{name} ({arrays[name].dtype})" for name in (*FIELDS.values(), LABELS) if not _are_numbers(arrays[name])
+    ]:
+        raise ValueError(f"{file}: {', '.join(wrong)} must hold numbers")
     for modality, name in FIELDS.items():
-        values = arrays[name].astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
+            values = arrays[name].astype(np.float32)
         if values.ndim != 2:
             raise ValueError(f"{file}: {name} must have shape (N, D), got {values.shape}")
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -105,8 +114,12 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
         raise ValueError(f"{file}: {LABELS} must have shape {(count, len(GENRES))}, got {labels.shape}")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"{file}: {LABELS} must be 0 or 1")
-    ids = [x.decode() if isinstance(x, bytes) else str(x) for x in arrays[IDS].ravel().tolist()]
+    ids = [x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in arrays[IDS].ravel().tolist()]
     if len(set(ids)) != count:
         raise ValueError(f"{file}: {IDS} must name each film once")
     split = np.repeat(["train", "validation", "test"], np.diff([0, *split_ends, count]))
     return {**fields, "labels": labels, "label_names": np.array(GENRES), "split": split, "ids": np.array(ids)}
+
+
+def _are_numbers(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biuf"

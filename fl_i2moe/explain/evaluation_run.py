@@ -20,7 +20,7 @@ from rich.console import Console
 from ..arguments import option
 from ..batching import FeatureRows, create_data_loader
 from ..cache import FeatureCache
-from ..run_folder import begin_run_folder, check_run_folder, replace_files, write_json
+from ..run_folder import check_run_folder, held_run_folder, replace_files, write_json
 from ..training import predict
 from .attribution import METHODS, check_methods
 from .evaluation import (
@@ -150,46 +150,45 @@ def evaluate_runs(
     data = _Data(cache, truth, carriers, arguments)
     options = {name: x for name, x in asdict(arguments).items() if name not in ("output_dir", "overwrite")}
     encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
-    begin_run_folder(output_dir, {**options, "weights": weights, "features": encoders}, **flags)
-
-    console.print(f"{len(data.cases)} samples and labels checked for evidence, {len(data.pair_cases)} for pairs")
-    probes = fit_probes(data.rows("train"), truth, cache.label_names, arguments.num_probe_samples, arguments.seed)
-    ceiling = evidence_ceiling(data.rows(arguments.split), data.cases, probes)
-    models = {}
-    for run in runs:
-        measured = []
-        for seed, folder in run.models.items():
-            file = output_dir / "measured" / f"{run.name}-seed-{seed}.npz"
-            console.print(f"{run.name}, seed {seed}{': kept' if file.is_file() else ''}")
-            if not file.is_file():
-                data.measure(folder, accelerator).save(file)
-            measured.append(ModelMeasures.load(file))
-        models[run.name] = {"folder": str(run.folder), "seeds": list(run.models)}
-        models[run.name] |= data.tabulate(measured, experts[run.name])
-    report = {
-        "settings": {
-            "split": arguments.split,
-            "samples": len(cache.splits[arguments.split]),
-            "checked for evidence": len(data.cases),
-            "for pairs": len(data.pair_cases),
-            "coalitions a pair": arguments.num_coalitions,
-            "universe": arguments.universe_share,
-            "estimator": arguments.estimator,
-        },
-        "options": options,
-        "encoders": encoders,
-        "groups": dict(carriers),
-        "ceiling": data.summarise([ceiling], data.cases),
-        "chance": data.over_all([ceiling])["chance"],
-        "models": models,
-    }
-    write_json(output_dir / "ground_truth.json", report)
-    text = to_markdown(report)
-    replace_files(output_dir, lambda folder: (folder / "ground_truth.md").write_text(text))
-    if any(model["right_experts"] for model in models.values()):
-        replace_files(output_dir, lambda folder: draw_carriers(report).savefig(folder / "carriers.png"))
-    console.print(text)
-    console.print(f"Written to {output_dir}")
+    with held_run_folder(output_dir, {**options, "weights": weights, "features": encoders}, **flags):
+        console.print(f"{len(data.cases)} samples and labels checked for evidence, {len(data.pair_cases)} for pairs")
+        probes = fit_probes(data.rows("train"), truth, cache.label_names, arguments.num_probe_samples, arguments.seed)
+        ceiling = evidence_ceiling(data.rows(arguments.split), data.cases, probes)
+        models = {}
+        for run in runs:
+            measured = []
+            for seed, folder in run.models.items():
+                file = output_dir / "measured" / f"{run.name}-seed-{seed}.npz"
+                console.print(f"{run.name}, seed {seed}{': kept' if file.is_file() else ''}")
+                if not file.is_file():
+                    data.measure(folder, accelerator).save(file)
+                measured.append(ModelMeasures.load(file))
+            models[run.name] = {"folder": str(run.folder), "seeds": list(run.models)}
+            models[run.name] |= data.tabulate(measured, experts[run.name])
+        report = {
+            "settings": {
+                "split": arguments.split,
+                "samples": len(cache.splits[arguments.split]),
+                "checked for evidence": len(data.cases),
+                "for pairs": len(data.pair_cases),
+                "coalitions a pair": arguments.num_coalitions,
+                "universe": arguments.universe_share,
+                "estimator": arguments.estimator,
+            },
+            "options": options,
+            "encoders": encoders,
+            "groups": dict(carriers),
+            "ceiling": data.summarise([ceiling], data.cases),
+            "chance": data.over_all([ceiling])["chance"],
+            "models": models,
+        }
+        write_json(output_dir / "ground_truth.json", report)
+        text = to_markdown(report)
+        replace_files(output_dir, lambda folder: (folder / "ground_truth.md").write_text(text))
+        if any(model["right_experts"] for model in models.values()):
+            replace_files(output_dir, lambda folder: draw_carriers(report).savefig(folder / "carriers.png"))
+        console.print(text)
+        console.print(f"Written to {output_dir}")
 
 
 class _Data:

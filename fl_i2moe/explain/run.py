@@ -22,7 +22,7 @@ from ..batching import create_data_loader
 from ..cache import FeatureCache
 from ..cache_key import key_digest
 from ..modeling_fl_i2moe import FLI2MoEModel
-from ..run_folder import begin_run_folder, check_run_folder, write_json
+from ..run_folder import check_run_folder, held_run_folder, write_json
 from .attribution import check_methods, methods_of
 from .inputs import check_cache
 from .masking import faithfulness
@@ -56,25 +56,24 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
         models["dense Transformer"] = dense
     rows = choose_rows(arguments, cache, model.config.modality_order, console)
     settings = arguments.binding | {"model": fingerprint(model), "features": key_digest(cache.key)}
-    if accelerator.is_main_process:
-        begin_run_folder(folder, settings, **flags)
-    accelerator.wait_for_everyone()
-    for one in models.values():
-        one.to(accelerator.device)
+    with held_run_folder(folder, settings, **flags, is_writer=accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        for one in models.values():
+            one.to(accelerator.device)
 
-    samples = list_samples(rows, cache, arguments)
-    num_pages = len(samples) if arguments.num_pages is None else arguments.num_pages
-    own = range(accelerator.process_index, len(samples), accelerator.num_processes)
-    for number in tqdm(own, desc="Explaining", unit=" samples", disable=not accelerator.is_local_main_process):
-        explain_sample(model, samples[number], with_page=number < num_pages)
-    accelerator.wait_for_everyone()
+        samples = list_samples(rows, cache, arguments)
+        num_pages = len(samples) if arguments.num_pages is None else arguments.num_pages
+        own = range(accelerator.process_index, len(samples), accelerator.num_processes)
+        for number in tqdm(own, desc="Explaining", unit=" samples", disable=not accelerator.is_local_main_process):
+            explain_sample(model, samples[number], with_page=number < num_pages)
+        accelerator.wait_for_everyone()
 
-    if "faithfulness" in arguments.measurements:
-        _measure_faithfulness(models, cache, arguments, accelerator, console)
-    if accelerator.is_main_process:
-        page = write_results(model, samples, num_pages, arguments, cache)
-        console.print(f"{len(samples):,} samples explained: {page}")
-    accelerator.wait_for_everyone()
+        if "faithfulness" in arguments.measurements:
+            _measure_faithfulness(models, cache, arguments, accelerator, console)
+        if accelerator.is_main_process:
+            page = write_results(model, samples, num_pages, arguments, cache)
+            console.print(f"{len(samples):,} samples explained: {page}")
+        accelerator.wait_for_everyone()
 
 
 def _measure_faithfulness(

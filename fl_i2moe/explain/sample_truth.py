@@ -9,6 +9,7 @@ import numpy as np
 from ..cache import FeatureCache
 from ..data.numeric import NumericSettings, load_numeric_truth
 from ..data.planted import load_planted_truth, planted_folder_name
+from ..run_features import check_splits
 from ..sample_encoders import user_cache_dir
 from .evaluation import Truth
 from .evaluation_run import Run
@@ -38,6 +39,7 @@ def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str
     Raises:
         ValueError: the runs are of different samples or do not name theirs; or the features are of another sample.
     """
+    check_splits(runs[0].cache.splits, f"The feature cache {runs[0].cache.path}", splits)
     is_numeric = all(modality["kind"] == "array" for modality in runs[0].cache.modalities.values())
     return (_numeric_truth if is_numeric else _planted_truth)(runs, data_dir, splits)
 

@@ -64,6 +64,16 @@ def test_a_bad_picture_leaves_the_split_as_it_is(folder: Path, spoil) -> None:
         assert raw.splits[split]["id"][:] == [screen for screen in rows["id"] if screen != "50101"]
 
 
+def test_topics_from_a_spreadsheet(folder: Path) -> None:
+    """A byte order mark, line ends of Windows, quotes, a further column."""
+    before = load_enrico(folder)
+    lines = ["screen_id,note,topic", *(f'"{screen}",,"{topic}"' for screen, topic in TOPICS.items())]
+    (folder / "design_topics.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    after = load_enrico(folder)
+    for split in before.splits:
+        assert after.splits[split][:] == before.splits[split][:]
+
+
 def test_bad_folders_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere does not exist.*ENRICO layout"):
         load_enrico(folder / "nowhere")
@@ -79,6 +89,21 @@ def test_bad_folders_are_named(folder: Path) -> None:
         write_topics(folder, rows, header)
         with pytest.raises(ValueError, match=message):
             load_enrico(folder)
+    file = folder / "design_topics.csv"
+    for content, message in (
+        (b"screen_id;topic\n50101;chat\n", r"lacks .* with commas, it names \['screen_id;topic'\]"),
+        (b"", r"lacks .* it names \[\]"),
+        (b"screen_id,topic\n50101,chat\n50102,login,more\n", r"line 3: .* got \['50102', 'login', \['more'\]\]"),
+        (b"screen_id,topic\n50101,caf\xe9\n", r"design_topics\.csv cannot be read as UTF-8 text"),
+        (b"screen_id,topic\n50101,chat\n50102," + b"x" * 200_000, r"line 3 cannot be read as CSV: field larger"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_enrico(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=r"design_topics\.csv cannot be read as UTF-8 text .*Is a directory"):
+        load_enrico(folder)
     (folder / "wireframes").rename(folder / "frames")
     with pytest.raises(ValueError, match="wireframes does not exist"):
         load_enrico(folder)

@@ -101,6 +101,12 @@ def test_bad_samples_are_named(folder: Path) -> None:
         load_mmhs150k(folder)
 
 
+def test_half_a_character_is_no_text(folder: Path) -> None:
+    change(folder, "14", tweet_text="so \ud83d")
+    with pytest.raises(SampleError, match=r"'14'.*'text'.*no Unicode text.*MMHS150K_GT\.json"):
+        load_mmhs150k(folder)
+
+
 def test_bad_folders_are_named(folder: Path) -> None:
     file = folder / "splits" / "val_ids.txt"
     for ids, message in (
@@ -112,6 +118,11 @@ def test_bad_folders_are_named(folder: Path) -> None:
         file.write_text(ids)
         with pytest.raises(ValueError, match=message):
             load_mmhs150k(folder)
+    file.write_bytes(b"\xff\xfe1\x004\x00")
+    with pytest.raises(ValueError, match=r"val_ids\.txt cannot be read as UTF-8 text"):
+        load_mmhs150k(folder)
+    file.write_bytes(b"\xef\xbb\xbf14\r\n")
+    assert load_mmhs150k(folder).splits["validation"]["id"][:] == ["14"]
     file.unlink()
     with pytest.raises(ValueError, match=r"val_ids\.txt does not exist.*MMHS150K layout"):
         load_mmhs150k(folder)

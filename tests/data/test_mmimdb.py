@@ -93,6 +93,8 @@ BAD_SAMPLES = {
     "no json": ("0000002.json", None, "json", "does not exist"),
     "broken json": ("0000002.json", b'{"plot": ["A', "json", "cannot be read as JSON"),
     "json in another encoding": ("0000002.json", b'{"plot": "caf\xe9"}', "json", "cannot be read as JSON"),
+    "json without an end of its brackets": ("0000002.json", b"[" * 100_000, "json", "cannot be read as JSON"),
+    "half a character": ("0000002.json", rb'{"genres": ["Drama"], "plot": "\ud83d."}', "plot", "no Unicode text"),
     "json that is a list": ("0000002.json", b"[]", "json", "holds a list"),
     "no plot": ("0000002.json", b'{"genres": ["Drama"]}', "plot", "no plot"),
     "empty plots": ("0000002.json", b'{"genres": ["Drama"], "plot": ["", " \\n"]}', "plot", "empty"),
@@ -122,6 +124,36 @@ def test_bad_sample(folder: Path, file: str, content: bytes | None, field: str, 
     assert raw.splits["train"]["id"][:] == ["0000001", "0000003", "0000005"]
 
 
+def test_a_byte_order_mark_is_no_content(folder: Path) -> None:
+    """As Windows' editors write it."""
+    before = load_mmimdb(folder)
+    for file in ("split.json", "dataset/0000002.json"):
+        (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
+    after = load_mmimdb(folder)
+    for split in before.splits:
+        assert after.splits[split][:] == before.splits[split][:]
+
+
+def test_files_that_are_folders_are_named(folder: Path) -> None:
+    (folder / "dataset" / "0000002.json").unlink()
+    (folder / "dataset" / "0000002.json").mkdir()
+    with pytest.raises(SampleError, match=r"'0000002'.*cannot be read as JSON: .*Is a directory"):
+        load_mmimdb(folder)
+    (folder / "split.json").unlink()
+    (folder / "split.json").mkdir()
+    with pytest.raises(ValueError, match=r"split\.json cannot be read as JSON .*Is a directory"):
+        load_mmimdb(folder)
+
+
+def test_a_split_that_was_skipped_whole_says_why(folder: Path) -> None:
+    for film in FILMS["test"]:
+        (folder / "dataset" / f"{film}.jpeg").unlink()
+    with pytest.raises(
+        ValueError, match=rf"^{folder}: no sample of split 'test' is left, of 2 .*does not exist .*08\.jpeg"
+    ):
+        load_mmimdb(folder, on_bad_sample="skip")
+
+
 def test_sample_error_survives_pickling() -> None:
     error = SampleError("train", "7", "image", Path("a.jpeg"), "truncated")
     copy = pickle.loads(pickle.dumps(error))
@@ -142,7 +174,8 @@ def test_folder_without_the_layout(folder: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"train": [', "not valid JSON"),
+        ('{"train": [', "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ('{"train": ["1"], "test": ["2"]}', "'dev' has none"),
         ('{"train": ["1"], "dev": [3], "test": ["2"]}', "'dev' has none"),
         ("[]", "'train' has none"),

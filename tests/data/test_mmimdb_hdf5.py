@@ -77,9 +77,29 @@ def _flatten(arrays):
     arrays["features"] = arrays["features"][:, 0]
 
 
+def _say(arrays):
+    arrays["features"] = np.array([[b"x"]] * 10)
+
+
+def _turn(arrays):
+    arrays["vgg_features"] = arrays["vgg_features"].astype(np.complex64)
+
+
+def _lose_rows(arrays):
+    arrays["features"] = np.float32(3)
+
+
+def _empty(arrays):
+    arrays["genres"] = h5py.Empty("f4")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_say, r"m\.hdf5: features \(\|S1\) must hold numbers"),
+        (_turn, r"m\.hdf5: vgg_features \(complex64\) must hold numbers"),
+        (_lose_rows, r"m\.hdf5: \['features'\] hold no rows"),
+        (_empty, r"m\.hdf5: \['genres'\] hold no rows"),
         (_nan, r"vgg_features has NaN or infinite values in rows \[3\], 1 in all"),
         (_shorten, r"different lengths.*'features': 9"),
         (_drop, r"lacks the data sets \['genres'\]"),
@@ -103,6 +123,19 @@ def test_other_files_are_refused(tmp_path: Path, arrays) -> None:
         read_mmimdb_hdf5(tmp_path / "text.hdf5")
     with pytest.raises(ValueError, match=r"10 films: splits that end at 15,552 and 18,160"):
         read_mmimdb_hdf5(write(tmp_path / "m.hdf5", arrays))
+
+
+def test_ids_in_any_bytes(tmp_path: Path, arrays) -> None:
+    arrays["imdb_ids"] = np.array([b"\xff%d" % i for i in range(10)])
+    assert read_mmimdb_hdf5(write(tmp_path / "m.hdf5", arrays), ENDS)["ids"][3] == "\ufffd3"
+
+
+def test_a_place_that_cannot_be_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file.npz").touch()
+    for name, message in (("a.csv", "must end with"), ("file.npz", "exists already"), ("file.npz/a.npz", "no folder")):
+        with pytest.raises(ValueError, match=message):
+            check_new_file(tmp_path / name)
+    check_new_file(tmp_path / "new" / "a.npz")
 
 
 def test_recipe(tmp_path: Path, arrays) -> None:

@@ -1,0 +1,131 @@
+"""
+What numeric arrays are to predict: labels of any kind as classes, zeros and ones, or numbers.
+
+Shape letters: N samples, C classes or outputs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .array_files import Field, Part, Sequences, as_text, describe_shape
+from .raw import ProblemType
+
+LABEL_NAMES_FIELD = "label_names"
+
+
+def label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
+    """
+    (N,) or (N, C), over all parts one after another.
+
+    Raises:
+        ValueError: they are neither numbers nor texts, or of another shape.
+    """
+    if any(isinstance(x, Sequences) for x in parts):
+        raise ValueError(f"{path}: {name!r} must have as many numbers for every sample.")
+    if any(x.dtype.kind not in "biufUSO" for x in parts) or len({x.shape[1:] for x in parts}) > 1:
+        raise ValueError(
+            f"{path}: {name!r} holds {', '.join(describe_shape(x) for x in parts)}; labels are numbers or texts."
+        )
+    values = np.concatenate(parts)
+    values = values.reshape(len(values), *(size for size in values.shape[1:] if size != 1))
+    if values.ndim > 2 or 0 in values.shape:
+        raise ValueError(f"{path}: {name!r} has the shape {values.shape}; labels are (N,) or (N, C).")
+    if values.dtype.kind in "SO":
+        if values.dtype.kind == "O" and not all(isinstance(x, str | bytes) for x in values.reshape(-1).tolist()):
+            raise ValueError(f"{path}: {name!r} has missing labels, or some that are neither numbers nor texts.")
+        values = np.array([as_text(x) for x in values.reshape(-1).tolist()]).reshape(values.shape)
+    if values.dtype.kind == "U" and values.ndim == 2:
+        raise ValueError(f"{path}: {name!r} has several texts a sample; several labels are (N, C) zeros and ones.")
+    return values
+
+
+def names_in_file(parts: dict[str, Part], path: Path) -> list[str] | None:
+    """Names of the classes, where a file has them; raises `ValueError` for what is no list of texts."""
+    names = next(iter(parts.values())).get(LABEL_NAMES_FIELD)
+    if names is None:
+        return None
+    if isinstance(names, Sequences) or names.ndim != 1 or names.dtype.kind not in "USO":
+        raise ValueError(f"{path}: {LABEL_NAMES_FIELD!r} must be (C,) texts, is {describe_shape(names)}.")
+    return [as_text(name) for name in names.tolist()]
+
+
+def read_labels(
+    values: NDArray[Any],
+    names: Sequence[str] | None,
+    problem: ProblemType | None,
+    threshold: float | None,
+    field_name: str,
+    path: Path,
+) -> tuple[NDArray[Any], list[str], ProblemType]:
+    """
+    Args:
+        values: from [`label_values`].
+        names, problem, threshold: `label_names`, `problem_type` and `label_threshold` of `load_arrays`.
+
+    Returns:
+        (N,) int64 classes, or (N, C) float32; the classes' names; the task.
+
+    Raises:
+        ValueError: labels, names and task do not go together.
+    """
+    if threshold is not None:
+        if values.ndim != 1 or values.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: `label_threshold` is for one number a sample, {field_name!r} is not.")
+        values, problem = (values > threshold).astype(np.int64), problem or "single_label_classification"
+        names = names or [f"up to {threshold:g}", f"above {threshold:g}"]
+    is_binary = values.dtype.kind in "biuf" and bool(np.isin(values, (0, 1)).all())
+    if problem is None:
+        if values.ndim == 1:
+            problem = "single_label_classification" if values.dtype.kind in "biuU" else "regression"
+        else:
+            problem = "multi_label_classification" if is_binary else "regression"
+    said = f"{path}: {field_name!r} ({values.dtype} {values.shape}) does not fit {problem}"
+    if problem == "single_label_classification":
+        if values.ndim != 1:
+            raise ValueError(f"{said}: one class a sample is (N,) whole numbers or texts.")
+        return (*_classes(values, names, said), problem)
+    if values.dtype.kind == "U":
+        raise ValueError(f"{said}: it holds texts.")
+    labels = values.reshape(len(values), -1).astype(np.float32)
+    count = labels.shape[1]
+    if problem == "multi_label_classification":
+        if count < 2:
+            raise ValueError(f"{said}: one label of yes or no is single_label_classification with two classes.")
+        if not is_binary:
+            raise ValueError(f"{said}: several labels are zeros and ones.")
+    names = list(names or ([field_name] if count == 1 else [f"{field_name} {index}" for index in range(count)]))
+    if len(names) != count or len(set(names)) < count:
+        raise ValueError(f"{path}: {len(names)} label names for {count} outputs, which must all differ: {names}.")
+    return labels, names, problem
+
+
+def _classes(values: NDArray[Any], names: Sequence[str] | None, said: str) -> tuple[NDArray[np.int64], list[str]]:
+    if values.dtype.kind == "f":
+        if (values != np.round(values)).any() or (abs(values) >= 2**63).any():
+            raise ValueError(f"{said}: classes are whole numbers, of 64 bits at most.")
+        values = values.astype(np.int64)
+    found = np.unique(values).tolist()
+    if values.dtype.kind == "U":
+        classes = list(names) if names else found
+        if unknown := [x for x in found if x not in classes]:
+            raise ValueError(f"{said}: there are the classes {unknown}, the label names are {classes}.")
+        labels = np.array([classes.index(x) for x in values.tolist()], np.int64)
+    elif names:
+        classes = list(names)
+        if found[0] < 0 or found[-1] >= len(classes):
+            raise ValueError(
+                f"{said}: it has {found[0]} … {found[-1]}, {len(classes)} label names take 0 … {len(classes) - 1}."
+            )
+        labels = values.astype(np.int64)
+    else:
+        classes = [str(int(x)) for x in found]
+        labels = np.searchsorted(found, values).astype(np.int64)
+    if len(set(classes)) < len(classes) or len(classes) < 2:
+        raise ValueError(f"{said}: there must be two different classes at least, there are {classes}.")
+    if len(classes) == len(values) and not names:
+        raise ValueError(f"{said}: every sample is a class of its own.")
+    return labels, classes
