@@ -42,7 +42,7 @@ from .configuration_fl_i2moe import FLI2MoEConfig
 from .data.raw import RawDataset
 from .encoding import Encoder
 from .figures import save_statistics_figures
-from .machine import cpu_model, end_with_launcher, keep_freed_memory, usable_cores
+from .machine import cpu_model, end_with_launcher, keep_freed_memory, multiplies_bfloat16, usable_cores
 from .metrics import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
 from .run_features import (
     EVALUATION_SPLITS,
@@ -122,6 +122,8 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     if accelerator.device.type == "cpu":
         if accelerator.mixed_precision == "fp16":  # Accelerate would compute in float32 and not say so
             raise ValueError("Mixed precision fp16 needs a GPU; use bf16 or no.")
+        if accelerator.mixed_precision == "bf16" and not multiplies_bfloat16():
+            accelerator.print("This CPU has no bf16 instructions: --mixed_precision bf16 is slower here than no.")
         # `accelerate launch` allows one thread unless it is told otherwise
         torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
         keep_freed_memory()

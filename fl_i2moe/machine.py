@@ -9,12 +9,20 @@ import threading
 import time
 from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
+
 
 def cpu_model() -> str:
     """The processor's name as the system gives it."""
-    cpu_info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
+    found = re.search(r"model name\s*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def multiplies_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
+    """Whether the processor has instructions for products in bfloat16; true where the system does not tell."""
+    if not cpu_info.exists():
+        return True
+    return bool(re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", cpu_info.read_text(), re.MULTILINE))
 
 
 def usable_cores() -> int:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from fl_i2moe.machine import lock_holder
+from fl_i2moe.machine import lock_holder, multiplies_bfloat16
 
 # the file alone: the package takes its time to import
 WORKER = f"""
@@ -40,3 +40,19 @@ def test_who_holds_a_lock(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert lock_holder(path) == os.getpid()
     assert lock_holder(path) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 sha_ni", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags\t\t: fpu avx2 avx512f\nmodel name\t: bf16", False),
+        ("flags\t\t: fpu avx512_bf16x", False),
+    ],
+)
+def test_who_multiplies_bfloat16(tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nbugs\t: none\n")
+    assert multiplies_bfloat16(tmp_path / "cpuinfo") == expected
+    assert multiplies_bfloat16(tmp_path / "elsewhere")
