@@ -94,7 +94,9 @@ class FeatureRows(torch.utils.data.Dataset):
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
         # A batch pays for every look-up with a cold cache: what is small is gathered here once, in as few tables as can
         # be, and of the features there are views alone.
-        self._vectors_ND = [[_vectors(batch.column(f"{name}_features")) for batch in batches] for name in modality_order]
+        self._vectors_ND = [
+            [_vectors(batch.column(f"{name}_features")) for batch in batches] for name in modality_order
+        ]
         self._where = np.concatenate([_where(number, batch, modality_order) for number, batch in enumerate(batches)])
         self._labels = np.concatenate([_labels(batch) for batch in batches])
         self._ids = [sample_id for batch in batches for sample_id in batch.column("id").to_pylist()]

@@ -33,7 +33,7 @@ def main() -> None:
     for name, (run, add_arguments) in BENCHMARKS.items():
         command = commands.add_parser(name, description=run.__doc__, help=run.__doc__)
         command.add_argument("--repetitions", type=int, default=5)
-        if name in ("reading", "train_step"):
+        if name in ("reading", "memory", "train_step"):
             command.add_argument(
                 "--processor_time", action="store_true", help="of one thread: for a machine that other work shares"
             )
