@@ -25,52 +25,33 @@ BUCKET_BATCHES = 50
 """Length buckets sort by length within this many batches: enough to pad little, few enough to stay random."""
 
 
-class _Sequences:
-    """
-    One modality's sequences in all rows of a table: views of the features, and a few bytes a row that say where.
-
-    What is small is gathered here once, so that a batch costs one look-up for all of its rows and one copy for each.
-    """
-
-    def __init__(self, batches: Sequence[pa.RecordBatch], modality: str) -> None:
-        columns = [batch.column(f"{modality}_features") for batch in batches]
-        offsets = [column.storage.offsets.to_numpy(zero_copy_only=True) for column in columns]
-        self.features_ND = [_vectors(column) for column in columns]
-        """Of each record batch."""
-        self.starts = np.concatenate([x[:-1] for x in offsets])
-        """(rows,): where the row's first feature stands in its record batch."""
-        self.lengths = np.concatenate([np.diff(x) for x in offsets])
-        """(rows,)"""
-        masks, longest = [batch.column(f"{modality}_special_mask") for batch in batches], int(self.lengths.max())
-        self.special_bits = np.concatenate([_aligned_bits(mask, longest) for mask in masks])
-        """(rows, longest / 8, rounded up): true where a feature is special, eight to a byte."""
-
-    def copy_features(self, batches: list[int], rows: NDArray[np.int64], target_BTD: NDArray[np.float16]) -> None:
-        """Copies rows, which lie in these record batches, to where there is room for them; zeroes what is left."""
-        starts, lengths = self.starts[rows].tolist(), self.lengths[rows].tolist()
-        for target, batch, start, length in zip(target_BTD, batches, starts, lengths, strict=True):
-            target[:length] = self.features_ND[batch][start : start + length]
-            if length < len(target):
-                target[length:] = 0
-
-    def masks(self, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which features are real, and which are special, both (B, `length`)."""
-        is_special = np.unpackbits(self.special_bits[rows], axis=1, count=length, bitorder="little")
-        return np.arange(length) < self.lengths[rows, None], is_special.view(np.bool_)
-
-
 def _vectors(column: pa.Array) -> NDArray[np.float16]:
     """A view of all features of a record batch, (N, D)."""
     vectors = column.storage.values
     return vectors.flatten().to_numpy(zero_copy_only=True).reshape(len(vectors), column.type.shape[1])
 
 
-def _aligned_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
-    """Arrow's list of booleans, whose rows begin anywhere in a byte, as rows of whole bytes."""
-    lengths = np.diff(masks.offsets.to_numpy(zero_copy_only=True))
-    padded = np.zeros((len(lengths), longest), np.bool_)
-    padded[np.arange(longest) < lengths[:, None]] = masks.flatten().to_numpy(zero_copy_only=False)
-    return np.packbits(padded, axis=1, bitorder="little")
+def _where(number: int, batch: pa.RecordBatch, modality_order: Sequence[str]) -> NDArray[np.int32]:
+    """The number of the record batch, then where each modality's features begin in it and how many: (rows, 1 + 2·M)."""
+    columns = [np.full(batch.num_rows, number)]
+    for name in modality_order:
+        offsets = batch.column(f"{name}_features").storage.offsets.to_numpy(zero_copy_only=True)
+        columns += [offsets[:-1], np.diff(offsets)]
+    return np.stack(columns, axis=1, dtype=np.int32)
+
+
+def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
+    """
+    Which features of a row are real, and behind that which are special, eight to a byte: (rows, 2 · `longest` / 8).
+
+    Args:
+        masks: lists of booleans, true where a feature is special.
+        longest: a multiple of 8.
+    """
+    is_real = np.arange(longest) < np.diff(masks.offsets.to_numpy(zero_copy_only=True))[:, None]
+    is_special = np.zeros_like(is_real)
+    is_special[is_real] = masks.flatten().to_numpy(zero_copy_only=False)
+    return np.packbits(np.concatenate([is_real, is_special], axis=1), axis=1)
 
 
 class FeatureRows(torch.utils.data.Dataset):
@@ -111,15 +92,29 @@ class FeatureRows(torch.utils.data.Dataset):
         self.pad_to_multiple_of = pad_to_multiple_of
         columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
-        self._batch_of_row = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
-        self._sequences = {name: _Sequences(batches, name) for name in modality_order}
+        # A batch pays for every look-up with a cold cache: what is small is gathered here once, in as few tables as can
+        # be, and of the features there are views alone.
+        self._vectors_ND = [
+            [_vectors(batch.column(f"{name}_features")) for batch in batches] for name in modality_order
+        ]
+        self._where = np.concatenate([_where(number, batch, modality_order) for number, batch in enumerate(batches)])
         self._labels = np.concatenate([_labels(batch) for batch in batches])
-        self._ids = pa.concat_arrays([batch.column("id") for batch in batches])
+        self._ids = [sample_id for batch in batches for sample_id in batch.column("id").to_pylist()]
         self._is_checked = np.zeros(len(self._labels), np.bool_)
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
         found = dict(zip(self.modality_order, self.lengths().max(axis=0).tolist(), strict=True))
         self._longest = found if longest is None else longest
+        most = np.maximum(self._where[:, 2::2].max(axis=0), [self._longest[name] for name in modality_order])
+        self._widths = (-(-most // 8) * 8).tolist()
+        """Of each modality's two masks, in bits."""
+        self._mask_bits = np.concatenate(
+            [
+                np.concatenate([_mask_bits(batch.column(f"{name}_special_mask"), width) for batch in batches])
+                for name, width in zip(modality_order, self._widths, strict=True)
+            ],
+            axis=1,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # views do not survive pickling, a mapped table does
@@ -130,34 +125,49 @@ class FeatureRows(torch.utils.data.Dataset):
 
     def lengths(self) -> NDArray[np.int64]:
         """How many features each row has per modality: (rows, M)."""
-        lengths = np.stack([x.lengths for x in self._sequences.values()], axis=1).astype(np.int64)
+        lengths = self._where[:, 2::2].astype(np.int64)
         return lengths if self._indices is None else lengths[self._indices]
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Any]:
-        table_rows = np.asarray(rows) if self._indices is None else self._indices[rows].astype(np.int64)
-        batches = self._batch_of_row[table_rows].tolist()
-        ids = self._ids.take(pa.array(table_rows)).to_pylist()
-        batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}, "ids": ids}
+        table_rows = np.array(rows) if self._indices is None else self._indices[rows].astype(np.int64)
+        batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}}
+        batch["ids"] = [self._ids[row] for row in table_rows.tolist()]
         batch["labels"] = torch.from_numpy(self._labels[table_rows])
         is_checked = self._is_checked[table_rows].all()
-        for name, sequences in self._sequences.items():
-            length = sequences.lengths[table_rows].max()
-            length = min(-(-int(length) // self.pad_to_multiple_of) * self.pad_to_multiple_of, self._longest[name])
-            features = torch.empty(len(batches), length, sequences.features_ND[0].shape[1], dtype=torch.float16)
-            sequences.copy_features(batches, table_rows, features.numpy())
-            if not is_checked and has_non_finite(features.numpy()):
-                self._raise_non_finite(name, features, ids)
-            is_real, is_special = sequences.masks(table_rows, length)
-            batch["features"][name] = features
-            batch["feature_masks"][name] = torch.from_numpy(is_real)
-            batch["special_masks"][name] = torch.from_numpy(is_special)
-        self._is_checked[table_rows] = True
+        where = self._where[table_rows]
+        lengths = where[:, 2::2].max(axis=0).tolist()
+        where = where.tolist()
+        masks = torch.from_numpy(np.unpackbits(self._mask_bits[table_rows], axis=1).view(np.bool_))
+        start = 0
+        for index, name in enumerate(self.modality_order):
+            length = -(-lengths[index] // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            length, width = min(length, self._longest[name]), self._widths[index]
+            features = self._copy_features(index, where, length)
+            if not is_checked and has_non_finite(features):
+                self._raise_non_finite(name, features, batch["ids"])
+            batch["features"][name] = torch.from_numpy(features)
+            batch["feature_masks"][name] = masks[:, start : start + length]
+            batch["special_masks"][name] = masks[:, start + width : start + width + length]
+            start += 2 * width
+        if not is_checked:
+            self._is_checked[table_rows] = True
         return batch
+
+    def _copy_features(self, index: int, where: list[list[int]], length: int) -> NDArray[np.float16]:
+        """The features of the modality of this index, padded with zeros: (B, T, D)."""
+        vectors_ND = self._vectors_ND[index]
+        target_BTD = np.empty((len(where), length, vectors_ND[0].shape[1]), np.float16)
+        for target, row in zip(target_BTD, where, strict=True):
+            start, num_features = row[1 + 2 * index], row[2 + 2 * index]
+            target[:num_features] = vectors_ND[row[0]][start : start + num_features]
+            if num_features < length:
+                target[num_features:] = 0
+        return target_BTD
 
     __getitems__ = __getitem__
 
-    def _raise_non_finite(self, modality: str, features: Tensor, ids: list[str]) -> None:
-        row = int((~features.isfinite()).any(dim=2).any(dim=1).nonzero()[0])
+    def _raise_non_finite(self, modality: str, features: NDArray[np.float16], ids: list[str]) -> None:
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))[0])
         file = self.split.cache_files[0]["filename"] if self.split.cache_files else "-"
         reason = "its cached features are NaN or infinite; delete the cache and build it again"
         raise SampleError(str(self.split.split), ids[row], modality, file, reason)

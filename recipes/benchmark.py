@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks import features, interactions, train_step
-from benchmarks.measuring import machine
+from benchmarks.measuring import machine, use_processor_time
 from datasets import disable_progress_bars
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]]] = {
@@ -33,9 +33,15 @@ def main() -> None:
     for name, (run, add_arguments) in BENCHMARKS.items():
         command = commands.add_parser(name, description=run.__doc__, help=run.__doc__)
         command.add_argument("--repetitions", type=int, default=5)
+        if name in ("reading", "memory", "train_step"):
+            command.add_argument(
+                "--processor_time", action="store_true", help="of one thread: for a machine that other work shares"
+            )
         add_arguments(command)
     args = parser.parse_args()
     disable_progress_bars()
+    if getattr(args, "processor_time", False):
+        use_processor_time()
     print(f"machine: {machine()}")
     BENCHMARKS[args.benchmark][0](args)
 

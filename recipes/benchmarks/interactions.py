@@ -14,13 +14,15 @@ from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import ESTIMATORS, cross_modal_pairs, per_pair, score_pairs, shared_context
 
-from .features import peak_memory
+from .features import peak_memory_and_time
 from .measuring import ratios, spread
 
 EXPERT, TARGET = "synergy", 0
 ENCODER_WIDTHS = {"image": 1280, "text": 384}
 PLAYERS = {"image": 13, "text": 20}
 """260 pairs."""
+
+MMIMDB_TEST_SAMPLES = 7799
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +165,7 @@ def compare_with_plain_loop(args: argparse.Namespace) -> None:
                 for key, value in times.items():
                     seconds[key].append(value)
         print(f"  {name}: {num_calls:,} values, {len(distinct):,} distinct; {spread(seconds['game'], ' s')}")
+        print(f"    {forecast(seconds['game'])}")
         for loop in ("plain", "plain, one expert"):
             paper = 4 * len(pairs) * args.num_coalitions
             same = ratios([num_calls * value for value in seconds[loop]], seconds["game"])
@@ -171,6 +174,13 @@ def compare_with_plain_loop(args: argparse.Namespace) -> None:
             print(f"      of the {num_calls:,} values ÷ ours  {spread(same)} (goal: 10)")
             if num_calls != paper:
                 print(f"      of per_pair's {paper:,} ÷ ours  {spread(fewest)}")
+
+
+def forecast(seconds: list[float]) -> str:
+    """From the seconds that one sample takes."""
+    rate = spread([1 / value for value in seconds], " samples/s", digits=2)
+    hours = spread([MMIMDB_TEST_SAMPLES * value / 3600 for value in seconds], " h")
+    return f"one expert and one class: {rate}; MM-IMDb's {MMIMDB_TEST_SAMPLES:,} test samples: {hours}"
 
 
 def ms(seconds: list[float]) -> str:
@@ -186,12 +196,13 @@ def compare_numbers_of_samples(args: argparse.Namespace) -> None:
     peaks: dict[int, list[float]] = {small: [], large: []}
     for _ in range(args.repetitions):
         for number in (small, large):
-            start = time.perf_counter()
-            peaks[number].append(peak_memory(score_samples, args, number))
-            seconds[number].append(time.perf_counter() - start)
+            peak, needed = peak_memory_and_time(score_samples, args, number)
+            peaks[number].append(peak)
+            seconds[number].append(needed)
     print(f"\n{small} and {large} samples in a fresh process (CPU), 1 coalition a pair")
     added = [(b - a) / (large - small) for a, b in zip(seconds[small], seconds[large], strict=True)]
     print(f"  {spread(seconds[small], ' s')} and {spread(seconds[large], ' s')}: {spread(added, ' s')} a sample")
+    print(f"  {forecast(added)}")
     memory = spread(ratios(peaks[large], peaks[small]), digits=3)
     print(f"  peak {spread(peaks[small], ' MB')} and {spread(peaks[large], ' MB')}: {memory} (goal: 1.1)")
 

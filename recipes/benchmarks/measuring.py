@@ -9,6 +9,8 @@ import torch
 
 from fl_i2moe.machine import cpu_model, usable_cores
 
+clock: Callable[[], float] = time.perf_counter
+
 
 def machine() -> str:
     """CPU model, cores, GPU if any, and the versions that matter."""
@@ -18,15 +20,22 @@ def machine() -> str:
     return ", ".join([*parts, f"torch {torch.__version__} with {torch.get_num_threads()} threads"])
 
 
+def use_processor_time() -> None:
+    """One thread, and the time that the processor gave it: what other work on the machine takes does not count."""
+    global clock
+    torch.set_num_threads(1)
+    clock = time.process_time
+
+
 def take_turns(tasks: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
     """Seconds of every task and repetition, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for repetition in range(repetitions + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = clock()
             task()
             if repetition:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
