@@ -25,7 +25,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, DatasetInfo, Features
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .cache_key import CacheMismatchError, cache_key, check_key
@@ -42,7 +42,7 @@ from .cache_shards import (
 from .data.raw import OnBadSample, RawDataset, SampleError
 from .disk import explaining_full_disk
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
-from .machine import lock_holder
+from .machine import take_lock
 from .streaming import StreamedSplit
 
 __all__ = ["CacheMismatchError", "CorruptCacheError", "FeatureCache", "build_cache", "cache_key", "open_cache"]
@@ -142,15 +142,29 @@ def open_cache(
     if verify:
         verify_shards(own)
     info = read_object(cache_dir / "info.json", ("label_names", "problem_type", "modalities", "counts"))
-    skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
+    with _naming_damage(cache_dir / "skipped.jsonl"):
+        skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
     splits: dict[str, Dataset | StreamedSplit] = {}
     for name in names:
         if name in here:
-            splits[name] = Dataset.load_from_disk(cache_dir / name)
+            with _naming_damage(cache_dir / name / "state.json", cache_dir / name / "dataset_info.json"):
+                splits[name] = Dataset.load_from_disk(cache_dir / name)
         else:
             rows = tuple(shard.record()["rows"] for shard in shards if shard.split == name)
             splits[name] = StreamedSplit(name, f"{elsewhere}/{name}/data-*.arrow", rows, info["modalities"])
     return FeatureCache(path=cache_dir, key=key, splits=splits, skipped=skipped, **info)
+
+
+@contextmanager
+def _naming_damage(*files: Path) -> Iterator[None]:
+    """Of files that are written again, from the shards' records, when a build finds no `info.json`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCacheError(
+            f"{' or '.join(map(str, files))} is missing or damaged ({type(error).__name__}: {error}); delete info.json "
+            "of this feature cache and build it again, nothing is encoded anew; or fetch it again"
+        ) from error
 
 
 def build_cache(
@@ -226,19 +240,17 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
     if cache_dir.is_file():
         raise ValueError(f"the feature cache cannot be built in {cache_dir}, which is a file")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    if not (cache_dir / "key.json").exists():
+    if not is_cache(cache_dir):
+        if other := sorted({path.name for path in cache_dir.iterdir()} - {"key.json.tmp", Path(lock.lock_file).name}):
+            raise ValueError(
+                f"the feature cache cannot be built in {cache_dir}, which holds {other[0]} and no feature cache; "
+                "give a folder that is new or empty"
+            )
         write_json(cache_dir / "key.json", {"shard_size": shard_size, "key": key})
     for failure in cache_dir.glob("failed-*.txt"):
         failure.unlink()
     if not all(shard.is_complete() for shard in _plan(cache_dir, *_read_key(cache_dir))):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            holder = lock_holder(lock.lock_file)
-            process = f" (process {holder})" if holder else ""
-            raise ValueError(
-                f"another run{process} is building the feature cache {cache_dir}: wait until it is done, or end it"
-            ) from None
+        take_lock(lock, f"building the feature cache {cache_dir}")
         (cache_dir / "info.json").unlink(missing_ok=True)
 
 

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -71,3 +73,22 @@ def lock_holder(path: str | Path) -> int | None:
         if "->" not in fields and fields[1] == "FLOCK" and fields[5].split(":")[-1] == inode:
             return int(fields[4])
     return None
+
+
+def take_lock(lock: FileLock, doing: str, instead: str = "") -> None:
+    """
+    Takes a lock at once.
+
+    Args:
+        doing: what its holder is doing, for the message.
+        instead: what may be done instead of waiting, to end the message.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = lock_holder(lock.lock_file)
+        process = f" (process {holder})" if holder else ""
+        raise ValueError(f"another run{process} is {doing}: wait until it is done, or end it{instead}") from None

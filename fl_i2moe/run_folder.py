@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .disk import existing, explaining_full_disk
-from .machine import lock_holder
+from .machine import take_lock
 
 SETTINGS_FILE = "run.json"
 LOCK_FILE = "run.lock"
@@ -104,15 +104,7 @@ def held_run_folder(
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = lock_holder(lock.lock_file)
-        process = f" (process {holder})" if holder else ""
-        raise ValueError(
-            f"Another run{process} is writing into {folder}: wait until it is done, or end it; or give another "
-            "--output_dir."
-        ) from None
+    take_lock(lock, f"writing into {folder}", "; or give another --output_dir")
     try:
         yield
     finally:

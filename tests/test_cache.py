@@ -158,6 +158,13 @@ def test_two_builds_at_once_are_refused(raw, tmp_path):
         build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
 
 
+def test_other_folders_are_refused_and_left_alone(raw, tmp_path):
+    before = contents(tmp_path / "raw")
+    with pytest.raises(ValueError, match=rf"in {tmp_path / 'raw'}, which holds .* and no feature cache; give a folder"):
+        build_cache(raw, fake_encoders(), tmp_path / "raw", **OPTIONS)
+    assert contents(tmp_path / "raw") == before
+
+
 # ---- the key -------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +289,25 @@ def test_damage_of_what_describes_it_is_named(raw, tmp_path, name, content):
     file.write_bytes(content)
     with pytest.raises(CorruptCacheError, match=rf"^{file} is missing or damaged .*; delete the feature cache"):
         open_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]\n[", b"\xff"])
+@pytest.mark.parametrize("name", ["skipped.jsonl", "train/state.json", "test/dataset_info.json"])
+def test_damage_of_small_files_is_named_and_mended(raw, tmp_path, name, content):
+    cache_dir = tmp_path / "cache"
+    build_cache(raw, fake_encoders(), cache_dir, **OPTIONS)
+    whole = contents(cache_dir)
+    file = cache_dir / name
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CorruptCacheError, match=rf"{file}.* is missing or damaged .*; delete info\.json"):
+        open_cache(cache_dir)
+    (cache_dir / "info.json").unlink()
+    encoders = fake_encoders()
+    build_cache(raw, encoders, cache_dir, **OPTIONS)
+    assert encoders["image"].calls == 0
+    assert contents(cache_dir) == whole
 
 
 def test_full_disk(raw, tmp_path, monkeypatch):

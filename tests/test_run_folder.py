@@ -79,10 +79,10 @@ def test_one_process_holds_it_until_it_ends(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, run], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     for flags in (NEW, RESUME, OVERWRITE):
-        with pytest.raises(ValueError, match=rf"Another run \(process {process.pid}\) is writing into {run}: wait"):
+        with pytest.raises(ValueError, match=rf"another run \(process {process.pid}\) is writing into {run}: wait"):
             check_run_folder(run, **flags)
     with (
-        pytest.raises(ValueError, match="Another run"),
+        pytest.raises(ValueError, match="another run"),
         held_run_folder(run, {"seed": 1}, **OVERWRITE),
     ):
         pass
@@ -91,7 +91,7 @@ def test_one_process_holds_it_until_it_ends(tmp_path):
     process.wait()
     with pytest.raises(ValueError, match="already holds a run"):
         check_run_folder(run, **NEW)
-    with held_run_folder(run, {"seed": 1}, **OVERWRITE), pytest.raises(ValueError, match="Another run"):
+    with held_run_folder(run, {"seed": 1}, **OVERWRITE), pytest.raises(ValueError, match="another run"):
         check_run_folder(run, **RESUME)
     with held_run_folder(run, {"seed": 1}, **RESUME):  # it was let go
         pass
@@ -114,7 +114,7 @@ def test_a_run_outlives_its_launcher_and_is_not_disturbed(launch, tmp_path):
             refused = launch(*command, flag, check=False)
             assert refused.returncode != 0
             said = next(line for line in refused.stdout.splitlines() if line.startswith("error: "))
-            assert said.startswith(f"error: Another run (process {worker.pid}) is writing into {run}: wait until")
+            assert said.startswith(f"error: another run (process {worker.pid}) is writing into {run}: wait until")
             assert "Traceback" not in refused.stdout.split("error: ")[0]
         assert worker.is_running()
     finally:

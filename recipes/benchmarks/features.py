@@ -131,13 +131,16 @@ def compare_readers(title: str, cache: FeatureCache, args: argparse.Namespace) -
     num_bytes = int((lengths_NM * widths).sum() * 2)
     source = np.ones(num_bytes, np.uint8)
     step = num_bytes // len(loader)
-    target, targets = np.empty(step, np.uint8), np.empty((2, step), np.uint8)
+    whole, target, targets = np.ones_like(source), np.empty(step, np.uint8), np.empty((2, step), np.uint8)
 
     def read_with_torch_format() -> None:
         for batch in sampler:  # faster than as the data set of a DataLoader, which takes batches apart
             rows[batch]
 
     def copy() -> None:
+        np.copyto(whole, source)
+
+    def copy_to_one_place() -> None:
         for start in range(0, num_bytes - step + 1, step):
             np.copyto(target, source[start : start + step])
 
@@ -152,22 +155,24 @@ def compare_readers(title: str, cache: FeatureCache, args: argparse.Namespace) -
         for chunk in stored:
             np.copyto(target_of_stored[: chunk.size], chunk)
 
-    tasks = {"cache": lambda: exhaust(loader), "torch": read_with_torch_format}
-    seconds = take_turns({**tasks, "copy": copy, "in turn": copy_in_turn, "stored": copy_stored}, args.repetitions)
+    tasks = {"cache": lambda: exhaust(loader), "torch": read_with_torch_format, "copy": copy}
+    places = {"one place": copy_to_one_place, "in turn": copy_in_turn, "stored": copy_stored}
+    seconds = take_turns({**tasks, **places}, args.repetitions)
     print(f"\nreading {title}: {len(split):,} rows, {num_bytes / 1e6:,.0f} MB, shuffled batches of {args.batch_size}")
     labels = {
         "cache": "fl_i2moe loader",
         "torch": 'with_format("torch"), not padded',
         "copy": "plain memory copy",
-        "in turn": "the same to two places in turn",
-        "stored": "plain copy of the mapped file",
+        "one place": "in batches to one place",
+        "in turn": "in batches to two places in turn",
+        "stored": "the mapped file, to one place",
     }
     for name, values in seconds.items():
         rate = spread([len(split) / value for value in values], " rows/s", digits=0)
         print(f"  {labels[name]:34} {rate:40} {spread([num_bytes / value / 1e9 for value in values], ' GB/s')}")
     print(f"  loader ÷ with_format              {spread(ratios(seconds['torch'], seconds['cache']))} (goal: 5)")
-    # a batch is held while the next one is read, so that no loader can write to one place that stays in the cache
-    for kind, label in (("copy", "plain copy"), ("in turn", "in turn"), ("stored", "copy of file")):
+    # One place stays in the processor's cache. No loader has that: a batch is held while the next one is read.
+    for kind, label in (("copy", "plain copy"), *((name, name) for name in places)):
         share = spread(ratios(seconds[kind], seconds["cache"]), digits=2)
         print(f"  loader ÷ {label:24} {share}{' (goal: 0.5)' if kind == 'copy' else ''}")
     for bucket in (False, True):
