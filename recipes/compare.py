@@ -175,6 +175,8 @@ def main():
     job = Job(encoding, model, training, output)
     if compare.measure == "robustness" and not model.keep_feature_means:
         raise ValueError("`measure` robustness needs `keep_feature_means`, for the mean of a missing modality.")
+    if "objectives" in compare.tables and model.objective != "published":
+        raise ValueError("`objective` is what the table of objectives compares; leave it out.")
     if encoding.stream_features:
         raise ValueError("`stream_features` is for one run: a comparison reads the features for every system and seed.")
     from_features = starts_from_features(encoding, data, needs="data")

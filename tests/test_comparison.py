@@ -281,6 +281,7 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
         ),
         (["--metric=accuracy"], "`metric` must be one of micro_f1"),
         (["--measure=robustness", "--keep_feature_means=false"], "needs `keep_feature_means`"),
+        (["--preset=objectives", "--objective=specialised"], "`objective` is what the table of objectives compares"),
         (["--features=someone/features"], "`features` and `data` exclude each other"),
     ],
 )
