@@ -212,7 +212,9 @@ class ModelArguments:
     position_embeddings: Literal["shared", "per_expert"] = option("shared", "Who has position embeddings of its own.")
     identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
     objective: Literal["published", "specialised"] = option(
-        "published", "What makes the experts differ: the papers' losses, or what they see and what is left to them."
+        "published",
+        "What makes the experts differ: the papers' losses, or what they see and what is left to them. The latter was "
+        "tested with --feature_dropout 0.5 and twice the epochs.",
     )
     interaction_experts: Literal["all", "synergy_redundancy"] = option(
         "all", "Which experts there are; synergy_redundancy leaves out uniqueness."

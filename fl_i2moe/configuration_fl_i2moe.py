@@ -291,13 +291,17 @@ class FLI2MoEConfig(PreTrainedConfig):
             )
         if not self.is_specialised:
             return
-        # what the specialised objective takes for granted
+        # what the specialised objective takes for granted, and what plays no part in it
         needed = {
             "fusion": "transformer",
             "layer_arithmetic": "pre_norm",
             "position_embeddings": "shared",
             "interaction_experts": "all",
             "interaction_loss_on": "logits",
+            "triplet_margin": 1.0,
+            "regression_interaction_loss": "bounded",
+            "perturbation": "random",
+            "num_perturbed_views": None,
         }
         for field, value in needed.items():
             if getattr(self, field) != value:

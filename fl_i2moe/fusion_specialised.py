@@ -75,11 +75,20 @@ class SpecialisedTransformer(GroupedTransformer):
 def either(readings: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
     r"""
     What any of the readings (N, M, C) says, (N, C): a soft "or", \\(E (\log \sum_m e^{z_m / E} - \log M)\\), so that
-    one modality suffices; of real numbers their mean. Readings that agree are left as they are.
+    one modality suffices; of real numbers their mean. Readings that agree are left as they are (of single labels, but
+    for their mean over the classes).
 
     The unit is an expert's contribution to the mixture, a logit divided by E.
     """
     if config.problem_type == "regression":
         return readings.mean(dim=1)
+    readings = without_constant(readings, config)
     softened = (readings.float() / config.num_experts).logsumexp(dim=1) - math.log(readings.shape[1])
     return (config.num_experts * softened).to(readings.dtype)
+
+
+def without_constant(logits: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
+    """Logits (…, C) of single labels less their mean over the classes, which says nothing and which nothing fits."""
+    if config.problem_type != "single_label_classification":
+        return logits
+    return logits - logits.mean(dim=-1, keepdim=True)

@@ -33,24 +33,29 @@ class FLI2MoEOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, scalar, with `labels`):
-            `task_loss + interaction_loss_weight · interaction_losses.mean() + balance_loss_weight · auxiliary_loss`,
-            without the terms that are `None`.
+            `task_loss + fitted_losses.sum() + interaction_loss_weight · interaction_losses.mean() +
+            balance_loss_weight · auxiliary_loss`, without the terms that are `None`.
         task_loss (`torch.Tensor`, scalar, with `labels`):
-            Loss of the mixture's logits.
+            Loss of the mixture's logits. Specialised experts get no gradient of it, only their weights and what these
+            read.
+        fitted_losses (`torch.Tensor` of shape `(E,)`, with `labels`, in training mode or when asked for):
+            What each specialised expert is fitted by, see `specialised_losses`. `None` for other experts.
         interaction_losses (`torch.Tensor` of shape `(E,)`, in training mode or when asked for):
-            In the order of `config.expert_names`. `None` for the dense architecture.
+            In the order of `config.expert_names`. `None` for the dense architecture, and of specialised experts without
+            `labels`.
         auxiliary_loss (`torch.Tensor`, scalar):
             Mean over the experts of what their fusion adds: the balance loss of Switch and MoE++, `None` for others.
         logits (`torch.Tensor` of shape `(B, C)`):
             `Σ_e expert_weights[:, e] · expert_logits[:, e]`.
         expert_logits (`torch.Tensor` of shape `(B, E, C)`):
-            Each expert's own prediction on the full input.
+            What each expert says on the full input: its own prediction; of specialised experts a part of the mixture's.
         expert_weights (`torch.Tensor` of shape `(B, E)`):
             Weights of the experts; every row sums to 1.
     """
 
     loss: torch.Tensor | None = None
     task_loss: torch.Tensor | None = None
+    fitted_losses: torch.Tensor | None = None
     interaction_losses: torch.Tensor | None = None
     auxiliary_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -183,6 +188,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         for name, rows in missing.items():
             filled = self._replacement(name, projected[name], fill_missing)
             projected[name] = torch.where(rows[:, None, None], filled, projected[name])
+            if is_whole is None:
+                is_whole = rows.new_ones(len(rows), self.config.num_modalities)
+            is_whole[:, self.config.modality_order.index(name)] &= ~rows
         if self.config.level == "pooled":
             masks = dict.fromkeys(masks)
         specialised = self.config.is_specialised
@@ -198,9 +206,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         replaced = None if differs_everywhere else replaced_slices(projected, self.config.modality_order, perturbed)
         logits, extra = self.experts(x, feature_mask, readout, replaced=replaced)
         view_logits = logits.float().unflatten(0, (len(views), num_samples))
-        # specialised experts are fitted by their own losses alone, the mixture's only fits their weights
-        full_logits = view_logits[0].detach() if specialised else view_logits[0]
-        output = self._mix(full_logits, projected, readout[:num_samples])
+        output = self._mix(view_logits[0], projected, readout[:num_samples])
         if with_interaction_losses and not specialised:
             compared = view_logits
             if self.config.interaction_loss_on == "latents":
@@ -209,14 +215,16 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if extra.auxiliary_loss is not None:
             output.auxiliary_loss = extra.auxiliary_loss.mean()
         if labels is not None:
-            output.task_loss = output.loss = task_loss(output.logits, labels, self.config)
+            # specialised experts have losses of their own, and no part in that of their mixture
+            mixed = weigh(output.expert_weights, view_logits[0].detach()) if specialised else output.logits
+            output.task_loss = output.loss = task_loss(mixed, labels, self.config)
             if with_interaction_losses:
                 if specialised:
                     exchanged = self._exchange(projected, masks)
-                    fitted, output.interaction_losses = specialised_losses(
+                    output.fitted_losses, output.interaction_losses = specialised_losses(
                         view_logits[0], extra.readings, exchanged, labels, self.config, is_whole
                     )
-                    output.loss = output.loss + fitted.sum()
+                    output.loss = output.loss + output.fitted_losses.sum()
                 output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
             if output.auxiliary_loss is not None:
                 output.loss = output.loss + self.config.balance_loss_weight * output.auxiliary_loss
@@ -396,8 +404,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             expert_weights = torch.ones_like(expert_logits[:, :, 0])
         else:
             expert_weights = self.reweighting(self._means(projected, readout))
-        # not a matrix product, which autocast would round
-        logits = (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
+        logits = weigh(expert_weights, expert_logits)
         return FLI2MoEOutput(logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
 
     def _draw_perturbed(self) -> list[int]:
@@ -408,7 +415,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
 
     def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        """The synergy expert's logits when all modalities but one come from another sample of the batch, (M, B, C)."""
+        """
+        The synergy expert's logits when all modalities but one come from other samples of the batch, each from one of
+        its own, (M, B, C); they are noise where a batch has one sample.
+        """
         views = []
         for kept in range(self.config.num_modalities):
             view = (projected, masks)
@@ -470,6 +480,12 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def _means(self, projected: dict[str, torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
         """Mean projected feature of each modality, (B, M, H)."""
         return torch.bmm(readout, torch.cat([projected[name] for name in self.config.modality_order], dim=1))
+
+
+def weigh(expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
+    """The mixture of logits (B, E, C) under weights (B, E), (B, C)."""
+    # not a matrix product, which autocast would round
+    return (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
 
 
 __all__ = ["FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPreTrainedModel"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .fusion_specialised import Readings
+from .fusion_specialised import Readings, without_constant
 from .objective import task_loss
 
 
@@ -40,11 +40,14 @@ def specialised_losses(
 
     The interaction losses are
 
-    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\) agree on, which is redundancy's to say;
+    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\) agree on, which is redundancy's to say (of real
+      numbers, less their mean over the batch);
     - synergy: the sum over m of \\(\max(0, \mathrm{mean}_B(c_s \cdot c_s^{(m)}))\\), where all modalities but m of
       \\(c_s^{(m)}\\) come from other samples: an estimate of the square of what \\(c_s\\) says on average, given
       modality m alone, which is uniqueness's to say. An exclusive-or has none. (A functional analysis of variance
-      calls this a main effect.)
+      calls this a main effect; the estimate takes modalities for independent.)
+
+    Of single labels, all logits count less their mean over the classes.
 
     Args:
         expert_logits: (B, E, C).
@@ -58,11 +61,11 @@ def specialised_losses(
         Task losses and interaction losses of the experts, (E,) each, in the order of `config.expert_names`.
     """
     num_modalities = config.num_modalities
-    contributions = expert_logits / config.num_experts
+    contributions = without_constant(expert_logits, config) / config.num_experts
     unique, synergy, redundancy = contributions[:, :num_modalities], contributions[:, -2], contributions[:, -1]
     by_synergy = synergy.detach()
 
-    alone = readings.alone.float()
+    alone = without_constant(readings.alone.float(), config)
     by_others = alone.sum(dim=1, keepdim=True) - alone  # (B, M, C)
     told = torch.stack([task_loss(x + by_synergy, labels, config) for x in by_others.unbind(1)]).mean()
     fitted_redundancy = told + _distance(
@@ -75,8 +78,11 @@ def specialised_losses(
     )
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
-    shared = agreement(torch.stack([unique, by_others.detach()], dim=1)).abs().mean()
-    main_effects = (synergy * exchanged / config.num_experts).mean(dim=1)  # (M, C)
+    said = torch.stack([unique, by_others.detach()], dim=1)
+    if config.problem_type == "regression":  # what all numbers have in common is nobody's
+        said = said - said.mean(dim=0)
+    shared = agreement(said).abs().mean()
+    main_effects = (synergy * without_constant(exchanged, config) / config.num_experts).mean(dim=1)  # (M, C)
     not_pure = main_effects.clamp(min=0).mean(dim=1).sum()
     return task, torch.stack([*[shared] * num_modalities, not_pure, torch.zeros_like(shared)])
 

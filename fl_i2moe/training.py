@@ -195,11 +195,10 @@ class _Run:
                 self.scheduler.step()
             self.optimizer.zero_grad()
         losses = {"loss": output.loss, "task_loss": output.task_loss}
-        if output.interaction_losses is not None:
-            names = self.accelerator.unwrap_model(self.model).config.expert_names
-            losses.update(
-                {f"interaction_loss/{name}": x for name, x in zip(names, output.interaction_losses, strict=True)}
-            )
+        names = self.accelerator.unwrap_model(self.model).config.expert_names
+        for kind, by_expert in (("fitted", output.fitted_losses), ("interaction", output.interaction_losses)):
+            if by_expert is not None:
+                losses.update({f"{kind}_loss/{name}": x for name, x in zip(names, by_expert, strict=True)})
         if output.auxiliary_loss is not None:
             losses["auxiliary_loss"] = output.auxiliary_loss
         values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()

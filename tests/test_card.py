@@ -124,7 +124,8 @@ def test_specialised_experts_get_another_warning(tmp_path):
     card, _ = card_of(tmp_path / "run", make_model(make_config(objective="specialised")))
     text = " ".join(card.replace("\n>", "\n").split())
     assert "specialised objective, which is this package's and not the papers'" in text
-    assert "share what it leaves, under penalties on uniqueness experts that agree" in text
+    assert "share what redundancy leaves, under penalties on uniqueness experts that say what other modalities" in text
+    assert "Their answers are parts of a sum" in text
     assert "Made-up data whose interactions are known, in three runs each. Films, two modalities: every genre" in text
     assert "| objective | specialised |" in card
     assert "perturbation" not in card  # which has no part in this objective

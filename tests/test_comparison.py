@@ -279,6 +279,7 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
             ["--objective=specialised", "--systems", "i2moe-ef"],
             'The system i2moe-ef does not go with the options: `objective="specialised"` needs `fusion=',
         ),
+        (["--preset=table5", "--objective=specialised"], "The system mean-vector does not go with the options: `obj"),
         (["--metric=accuracy"], "`metric` must be one of micro_f1"),
         (["--measure=robustness", "--keep_feature_means=false"], "needs `keep_feature_means`"),
         (["--preset=objectives", "--objective=specialised"], "`objective` is what the table of objectives compares"),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from tiny_models import make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
@@ -184,6 +185,44 @@ def test_distances_of_single_labels_and_numbers():
     torch.testing.assert_close(task[3], told + read / 2)
 
 
+def test_a_constant_over_the_classes_of_single_labels_changes_nothing():
+    """A softmax knows its logits up to one: no loss may depend on it, nor what a redundancy expert says."""
+    config = specialised(problem_type="single_label_classification")
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    expert_logits, readings, exchanged = draw()
+    torch.manual_seed(1)
+    moved = [x + 5 * torch.randn(*x.shape[:-1], 1) for x in (expert_logits, exchanged)]
+    others = [getattr(readings, name) for name in ("redundancy", "alone", "together")]
+    moved_readings = Readings(*(x + 5 * torch.randn(*x.shape[:-1], 1) for x in others))
+    for one, two in zip(
+        specialised_losses(expert_logits, readings, exchanged, labels, config),
+        specialised_losses(moved[0], moved_readings, moved[1], labels, config),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+    said, said_by_moved = (either(x.redundancy, config).softmax(dim=-1) for x in (readings, moved_readings))
+    torch.testing.assert_close(said, said_by_moved)
+
+    disagree = torch.zeros(1, 4, 2)
+    disagree[0, 0], disagree[0, 1] = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
+    told = Readings(torch.zeros(1, 2, 2), disagree[:, :2], torch.zeros(1, 2))
+    _, penalties = specialised_losses(disagree, told, torch.zeros(2, 1, 2), torch.tensor([0]), config)
+    assert penalties[0] == 0  # the image votes for the second class, the text for the first
+
+
+def test_a_mean_that_all_numbers_share_is_nobodys():
+    config = specialised(problem_type="regression", num_labels=1)
+    labels = 100 + torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])
+    expert_logits = torch.zeros(4, 4, 1)
+    expert_logits[:, 0] = 4 * (labels - 100)  # one modality tells all, and another knows the mean alone
+    readings = Readings(torch.zeros(4, 2, 1), torch.full((4, 2, 1), 100.0), torch.zeros(4, 1))
+    _, penalties = specialised_losses(expert_logits, readings, torch.zeros(2, 4, 1), labels, config)
+    assert penalties[0] == 0
+    readings.alone[:, 1] += labels - 100  # now the other one tells it as well, by the same amount
+    _, penalties = specialised_losses(expert_logits, readings, torch.zeros(2, 4, 1), labels, config)
+    assert penalties[0] == 0.5  # |±1| of one modality of two
+
+
 def test_either_by_hand():
     config = specialised()
     readings = torch.tensor([[[8.0, 8.0, -8.0], [8.0, -8.0, -8.0]]])  # contributions of 2 and −2
@@ -269,6 +308,61 @@ def test_what_is_fitted_to_what():
         of_logits, *of_readings = torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True)
         assert [e for e in range(4) if of_logits is not None and (of_logits[:, e] != 0).any()] == experts
         assert [i for i, g in enumerate(of_readings, start=1) if g is not None and (g != 0).any()] == told
+
+
+@pytest.mark.parametrize("reweighting", ["mlp", "global"])
+def test_predictions_send_gradients_to_inputs_and_experts(reweighting):
+    """As those of `run_mixture` do: saliency, or a loss of one's own, must not find the experts cut off."""
+    model = make_model(specialised(reweighting=reweighting))
+    features, masks, _ = make_inputs(model.config)
+    features = {name: x.requires_grad_() for name, x in features.items()}
+    sources = [*features.values(), *model.experts.head.parameters()]
+    outputs = model(features, masks), model.run_mixture(model.embed(features, masks), masks)
+    one, two = (torch.autograd.grad(x.logits.square().sum(), sources) for x in outputs)
+    assert all((x != 0).any() for x in two)
+    torch.testing.assert_close(one, two)
+
+
+def test_the_loss_is_the_sum_of_its_parts():
+    config = specialised(interaction_loss_weight=0.3)
+    model = make_model(config).train()
+    output = model(*make_inputs(config))
+    parts = output.task_loss + output.fitted_losses.sum() + 0.3 * output.interaction_losses.mean()
+    torch.testing.assert_close(output.loss, parts)
+    assert output.fitted_losses.shape == (4,)
+    assert make_model(make_config()).train()(*make_inputs(make_config())).fitted_losses is None
+
+
+@pytest.mark.parametrize("feature_dropout", [0.0, 0.5])
+def test_nobody_learns_from_what_stands_for_a_missing_modality(feature_dropout, monkeypatch):
+    config = specialised(3, feature_dropout=feature_dropout)
+    model = make_model(config).train()
+    features, masks, labels = make_inputs(config)
+    name = config.modality_order[1]
+    masks[name] = masks[name].clone()
+    masks[name][[0, 2]] = False
+    seen = []
+    monkeypatch.setattr(
+        "fl_i2moe.modeling_fl_i2moe.specialised_losses",
+        lambda *given: (seen.append(given[-1]), specialised_losses(*given))[1],
+    )
+    model(features, masks, labels, fill_missing="random")
+    is_whole = seen[0]
+    assert is_whole[:, 1].tolist()[::2] == [False, False]
+    if not feature_dropout:
+        assert is_whole.sum() == 4 * 3 - 2
+    model(features, {**masks, name: torch.ones_like(masks[name])}, labels, fill_missing="random")
+    assert (seen[1] is None) == (not feature_dropout)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("perturbation", "zero"), ("num_perturbed_views", 2), ("triplet_margin", 2.0)],
+)
+def test_what_plays_no_part_is_refused(field, value):
+    with pytest.raises(StrictDataclassError, match=f'`objective="specialised"` needs `{field}='):
+        specialised(3, **{field: value})
+    make_config(3, objective="specialised", architecture="dense", **{field: value})
 
 
 @pytest.mark.parametrize("objective", ["published", "specialised"])
