@@ -237,7 +237,7 @@ class BatchSampler(Sampler[list[int]]):
             rng.shuffle(rows)
         if self.bucket:
             size = BUCKET_BATCHES * self.batch_size
-            rows = put_in_buckets(rows, starts, self.lengths, self.batch_size, size, rng)
+            rows, starts = put_in_buckets(rows, starts, self.lengths, self.batch_size, size, rng)
         for start in starts:
             yield rows[start : start + self.batch_size].tolist()
 
@@ -249,17 +249,20 @@ def put_in_buckets(
     batch_size: int,
     bucket_size: int,
     rng: np.random.Generator,
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    The rows, each `bucket_size` of them sorted by their length.
-
     Args:
-        starts: where batches begin; shuffled here. A short batch stays last, as Accelerate expects.
+        starts: where batches begin.
         lengths: of all rows, by their number.
+
+    Returns:
+        The rows, each `bucket_size` of them sorted by their length, and the starts in a new order. A short batch stays
+        last, as Accelerate expects.
     """
     buckets = np.split(rows, range(bucket_size, len(rows), bucket_size))
-    rng.shuffle(starts[: len(rows) // batch_size])
-    return np.concatenate([bucket[np.argsort(lengths[bucket], kind="stable")] for bucket in buckets])
+    num_full = len(rows) // batch_size
+    starts = np.concatenate([rng.permutation(starts[:num_full]), starts[num_full:]])
+    return np.concatenate([bucket[np.argsort(lengths[bucket], kind="stable")] for bucket in buckets]), starts
 
 
 def create_data_loader(

@@ -16,7 +16,8 @@ def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     """
     Dropout with one random byte an element: on CPUs the draws of `F.dropout` cost more than the products around it.
 
-    `p` is rounded to 1/256, and the scale is that of the rounded value, so the expectation is exact.
+    `p` is rounded to 1/256 (and is at least that), and the scale is that of the rounded value, so the expectation is
+    exact.
     """
     if not training or p == 0.0 or x.device.type != "cpu":
         return F.dropout(x, p, training)
@@ -40,7 +41,8 @@ def self_attention(
 
     Args:
         qkv: (R, T, 3·H), queries, keys and values side by side, as one linear layer gives them.
-        attention_mask: (R, 1, T) or (R, T, T), true where to attend; `None` for everywhere.
+        attention_mask: (R, 1, T) or (R, T, T), true where to attend, which must be somewhere in every row; `None` for
+            everywhere.
         dropout: share of the probabilities to drop.
 
     Returns:

@@ -178,7 +178,8 @@ class MoEPlusPlusFeedForward(nn.Module):
 def _mean(x: torch.Tensor, is_of: torch.Tensor) -> torch.Tensor:
     """(E, N, T, J) → mean over the real tokens, (E, J)."""
     is_real = is_of.any(dim=1).to(x.dtype)
-    return torch.einsum("entj,nt->ej", x, is_real) / is_real.sum()
+    # not a product, which autocast would round
+    return (x * is_real.unsqueeze(-1)).sum(dim=(1, 2)) / is_real.sum()
 
 
 class RoutedTransformerLayer(nn.Module):

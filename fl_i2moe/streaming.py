@@ -187,7 +187,8 @@ class FeatureStream(torch.utils.data.IterableDataset):
         rows = FeatureRows(data, self.modality_order, self.pad_to_multiple_of, longest)
         order, starts = np.arange(len(rows)), np.arange(0, len(rows), self.batch_size)
         if self.bucket:
-            order = put_in_buckets(order, starts, rows.lengths().sum(axis=1), self.batch_size, len(rows), rng)
+            lengths = rows.lengths().sum(axis=1)
+            order, starts = put_in_buckets(order, starts, lengths, self.batch_size, len(rows), rng)
         for start in starts:
             try:
                 yield rows[order[start : start + self.batch_size]]

@@ -33,14 +33,13 @@ def main() -> None:
     for name, (run, add_arguments) in BENCHMARKS.items():
         command = commands.add_parser(name, description=run.__doc__, help=run.__doc__)
         command.add_argument("--repetitions", type=int, default=5)
-        if name in ("reading", "memory", "train_step"):
-            command.add_argument(
-                "--processor_time", action="store_true", help="of one thread: for a machine that other work shares"
-            )
+        command.add_argument(
+            "--processor_time", action="store_true", help="of one thread: for a machine that other work shares"
+        )
         add_arguments(command)
     args = parser.parse_args()
     disable_progress_bars()
-    if getattr(args, "processor_time", False):
+    if args.processor_time:
         use_processor_time()
     print(f"machine: {machine()}")
     BENCHMARKS[args.benchmark][0](args)

@@ -38,23 +38,27 @@ def plain_attention(qkv, attention_mask, num_heads, keep, scale):
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask[:, None, None], -torch.inf)
+        scores = scores.masked_fill(~attention_mask[:, None], -torch.inf)
     return ((scores.softmax(-1) * keep * scale) @ value).transpose(1, 2).flatten(-2)
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 100, 2**18], ids=["row by row", "uneven", "at once"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["nothing", "keys", "pairs"])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_attention_in_pieces_equals_the_plain_one(monkeypatch, chunk_elements, masked, p):
     monkeypatch.setattr(cpu_training, "CHUNK_ELEMENTS", chunk_elements)
     torch.manual_seed(0)
     num_rows, length, num_heads = 7, 6, 2
     qkv = torch.randn(num_rows, length, 3 * 8, dtype=torch.float64, requires_grad=True)
-    mask = torch.arange(length) < torch.tensor([6, 1, 3, 6, 2, 5, 4])[:, None] if masked else None
+    mask = None
+    if masked == "keys":
+        mask = (torch.arange(length) < torch.tensor([6, 1, 3, 6, 2, 5, 4])[:, None]).unsqueeze(1)
+    elif masked == "pairs":  # everybody attends to itself at least
+        mask = (torch.rand(num_rows, length, length) < 0.4) | torch.eye(length, dtype=torch.bool)
     grad_output = torch.randn(num_rows, length, 8, dtype=torch.float64)
 
     torch.manual_seed(1)
-    output = self_attention(qkv, None if mask is None else mask.unsqueeze(1), num_heads, p)
+    output = self_attention(qkv, mask, num_heads, p)
     (gradient,) = torch.autograd.grad(output, qkv, grad_output)
 
     keep, scale = torch.ones(()), 1.0

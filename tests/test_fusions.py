@@ -19,6 +19,8 @@ from fl_i2moe.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.explain.attribution import attribute
 from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
+from fl_i2moe.fusion import GroupedLayerNorm, GroupedLinear
+from fl_i2moe.fusion_routed import _mean
 from fl_i2moe.fusions import FUSIONS
 
 NEW = [name for name in FUSION_NAMES if name != "transformer"]
@@ -637,3 +639,37 @@ def test_options_reach_the_configuration():
         "fusion_rank",
     ):
         assert getattr(defaults, name) == getattr(untouched, name)
+
+
+@pytest.mark.parametrize("groups", [None, [2, 0]])
+@pytest.mark.parametrize("length", [2, 50], ids=["scales its input", "folds into its weight"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own inputs", "one input"])
+def test_a_grouped_layer_behind_a_norm_against_a_loop(groups, length, shared):
+    torch.manual_seed(0)
+    layer, norm = GroupedLinear(3, 8, 5), GroupedLayerNorm(3, 8)
+    parameters = [*layer.parameters(), *norm.parameters()]
+    for x in parameters:
+        nn.init.normal_(x)
+    chosen = range(3) if groups is None else groups
+    x = torch.randn(1 if shared else len(chosen), 2, length, 8, requires_grad=True)
+    output = layer(x, groups, norm)
+    rows = [
+        F.linear(x[0 if shared else i] * norm.weight[g] + norm.bias[g], layer.weight[g], layer.bias[g])
+        for i, g in enumerate(chosen)
+    ]
+    expected = torch.stack(rows)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(output)
+    for one, two in zip(
+        *(torch.autograd.grad(y, [x, *parameters], direction) for y in (output, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_balance_is_not_rounded_by_autocast():
+    torch.manual_seed(0)
+    x, is_of = torch.rand(2, 3, 7, 4), torch.rand(3, 2, 7) < 0.5
+    real = is_of.any(dim=1)
+    expected = torch.stack([x[e][real].mean(dim=0) for e in range(2)])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(_mean(x, is_of), expected)

@@ -184,6 +184,26 @@ def test_bfloat16_agrees_to_its_rounding(level):
     assert (rounded.expert_logits - exact.expert_logits).abs().max() < 0.05 * scale
 
 
+@pytest.mark.parametrize("level", ["feature", "pooled"])
+@pytest.mark.parametrize("num_modalities", [2, 3])
+def test_training_in_bfloat16_agrees_to_its_rounding(level, num_modalities):
+    """Losses and gradients of the CPU's training kernels, with masks and without dropout."""
+    config = make_config(num_modalities, level=level, hidden_size=32)
+    model = make_model(config).train()
+    features, masks, labels = make_inputs(config, num_samples=16)
+
+    def step(enabled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(features, masks, labels).loss
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        return loss, torch.cat([x.flatten() for x in gradients if x is not None])
+
+    (exact, exact_gradient), (rounded, rounded_gradient) = step(enabled=False), step(enabled=True)
+    assert abs(rounded - exact) < 0.01 * abs(exact)
+    assert (rounded_gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
+
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 

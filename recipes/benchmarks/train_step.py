@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.5)
     parser.add_argument("--dtypes", nargs="+", choices=["bf16", "float32"], default=["bf16", "float32"])
+    parser.add_argument("--padded", action="store_true", help="texts of different lengths, half of --text_features on")
+    parser.add_argument("--profile", action="store_true", help="also a table of what the mixture's step spends time on")
     parser.add_argument("--reference", type=Path, help="a checkout of the published I²MoE code, to run beside ours")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -47,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
             tasks["published"] = _published_step(args, dtype)
         seconds = take_turns(tasks, args.repetitions)
         _report(args, dtype, seconds)
+        if args.profile:
+            _print_profile(tasks["mixture"])
 
 
 def _report(args: argparse.Namespace, dtype: str, seconds: dict[str, list[float]]) -> None:
@@ -58,11 +62,13 @@ def _report(args: argparse.Namespace, dtype: str, seconds: dict[str, list[float]
         if name in seconds:
             print(f"  {name:24} {spread([1e3 * value for value in seconds[name]], ' ms')}")
     gflops = step_flops(_config(args, "moe"), args.batch_size) / 1e9
+    dense_flops = step_flops(_config(args, "dense"), args.batch_size)
     rates = [_product_flops(args) / value / 1e9 for value in seconds["product"]]
     shares = [gflops / step / rate for step, rate in zip(seconds["mixture"], rates, strict=True)]
     print(f"  product of its sizes     {spread(rates, ' GFLOP/s', digits=0)}")
     print(f"  {gflops:.1f} GFLOP a step: share of the product's rate {spread(shares, digits=2)}")
-    print(f"  mixture ÷ dense          {spread(ratios(seconds['mixture'], seconds['dense']))}")
+    ratio = spread(ratios(seconds["mixture"], seconds["dense"]))
+    print(f"  mixture ÷ dense          {ratio}, by operations {1e9 * gflops / dense_flops:.1f}")
     if "published" in seconds:
         print(f"  published ÷ mixture      {spread(ratios(seconds['published'], seconds['mixture']), digits=2)}")
 
@@ -124,9 +130,14 @@ def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 def _step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[], None]:
     features = _features(args)
+    masks = {name: torch.ones(x.shape[:2], dtype=torch.bool, device=args.device) for name, x in features.items()}
+    if args.padded:
+        lengths = torch.linspace(args.text_features / 2, args.text_features, args.batch_size, device=args.device)
+        masks["text"] = torch.arange(args.text_features, device=args.device) < lengths.round()[:, None]
+    inputs = {"features": features, "feature_masks": masks if args.padded else None}
     labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
     optimizer = create_optimizer(model, TrainingArguments())
-    return _training_step(optimizer, lambda: model(features=features, labels=labels).loss, args.device, dtype)
+    return _training_step(optimizer, lambda: model(**inputs, labels=labels).loss, args.device, dtype)
 
 
 def _training_step(
@@ -170,6 +181,44 @@ def _product(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
 def _wait(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
+
+
+# ---- where the time goes -------------------------------------------------------------------------------------------
+
+PARTS = {
+    "attention": ("_SelfAttention", "scaled_dot_product"),  # with its own products, masks and copies
+    "optimizer": ("Optimizer.step", "_fused_adam"),
+    "products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"),
+    "random numbers": ("aten::random_", "aten::randn", "aten::normal_", "native_dropout"),
+    "normalisation": ("layer_norm",),
+    "GELU": ("gelu",),
+    "copies": ("aten::copy_", "aten::cat", "aten::clone"),
+    "multiplication, mostly by dropout's masks": ("aten::mul", "aten::ge_"),
+}
+"""What counts as what, by parts of the names of an operation and of those that called it; the first one that fits."""
+
+
+def _print_profile(step: Callable[[], None], num_steps: int = 3) -> None:
+    with torch.profiler.profile() as profiler:
+        for _ in range(num_steps):
+            step()
+    seconds = dict.fromkeys([*PARTS, "everything else"], 0.0)
+    for event in profiler.events():
+        seconds[_part_of(event)] += (event.self_cpu_time_total + event.self_device_time_total) / 1e6 / num_steps
+    print("  | part of the step, under a profiler | share |\n  |---|---|")
+    for part, value in sorted(seconds.items(), key=lambda item: -item[1]):
+        print(f"  | {part} | {value / sum(seconds.values()):.1%} |")
+
+
+def _part_of(event: Any) -> str:
+    callers = [event.name]
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        callers.append(event.name)
+    for part, names in PARTS.items():
+        if any(name in caller for caller in callers for name in names):
+            return part
+    return "everything else"
 
 
 # ---- the published code --------------------------------------------------------------------------------------------
