@@ -126,6 +126,7 @@ def test_specialised_experts_get_another_warning(tmp_path):
     assert "specialised objective, which is this package's and not the papers'" in text
     assert "share what redundancy leaves, under penalties on uniqueness experts that say what other modalities" in text
     assert "Their answers are parts of a sum" in text
+    assert "penalties of weight 0.5. Which expert is right" in text
     assert "Made-up data whose interactions are known, in three runs each. Films, two modalities: every genre" in text
     assert "| objective | specialised |" in card
     assert "perturbation" not in card  # which has no part in this objective
@@ -134,7 +135,13 @@ def test_specialised_experts_get_another_warning(tmp_path):
     card, _ = card_of(
         tmp_path / "no-penalties", make_model(make_config(objective="specialised", interaction_loss_weight=0.0))
     )
-    assert "trained without the penalties" in " ".join(card.replace("\n>", "\n").split())
+    text = " ".join(card.replace("\n>", "\n").split())
+    assert "trained without the penalties" in text
+    assert "penalties of weight 0.5. Which" in text
+    card, _ = card_of(
+        tmp_path / "weaker", make_model(make_config(objective="specialised", interaction_loss_weight=0.05))
+    )
+    assert "penalties of weight 0.5, this one of 0.05. Which" in " ".join(card.replace("\n>", "\n").split())
 
 
 @pytest.mark.parametrize(
