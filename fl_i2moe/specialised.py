@@ -3,8 +3,8 @@ The specialised objective: experts that are what their names say, by what they c
 
 A uniqueness expert reads its own modality alone. The redundancy expert reads each modality alone and learns from each
 what the *others* tell of the label. The synergy expert reads everything together. Uniqueness and synergy share what
-redundancy leaves unexplained, and two penalties keep an expert from saying what is another's to say: a uniqueness expert
-pays for what the other modalities tell as well, and synergy for what does not average out over them.
+redundancy leaves unexplained, and two penalties keep an expert from saying what is another's to say: a uniqueness
+expert pays for what the other modalities tell as well, and synergy for what does not average out over them.
 
 Shapes: B samples · E experts · M modalities · C classes.
 """
