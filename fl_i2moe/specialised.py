@@ -40,8 +40,8 @@ def specialised_losses(
 
     The interaction losses are
 
-    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\) agree on, which is redundancy's to say (of real
-      numbers, less their mean over the batch);
+    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\), less their means over the batch, agree on, which is
+      redundancy's to say;
     - synergy: the sum over m of \\(\max(0, \mathrm{mean}_B(c_s \cdot c_s^{(m)}))\\), where all modalities but m of
       \\(c_s^{(m)}\\) come from other samples: an estimate of the square of what \\(c_s\\) says on average, given
       modality m alone, which is uniqueness's to say. An exclusive-or has none. (A functional analysis of variance
@@ -79,9 +79,8 @@ def specialised_losses(
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
     said = torch.stack([unique, by_others.detach()], dim=1)
-    if config.problem_type == "regression":  # what all numbers have in common is nobody's
-        said = said - said.mean(dim=0)
-    shared = agreement(said).abs().mean()
+    # Priors are nobody's: a penalty on what all experts say of a rare label would be larger than its task loss.
+    shared = agreement(said - said.mean(dim=0)).abs().mean()
     main_effects = (synergy * without_constant(exchanged, config) / config.num_experts).mean(dim=1)  # (M, C)
     not_pure = main_effects.clamp(min=0).mean(dim=1).sum()
     return task, torch.stack([*[shared] * num_modalities, not_pure, torch.zeros_like(shared)])

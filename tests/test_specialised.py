@@ -132,7 +132,7 @@ def test_losses_against_a_plain_computation(thinned):
     expected = [unique / 2, unique / 2, unique + together, told + read]
     torch.testing.assert_close(task, torch.stack(expected))
 
-    said, told_by_others = torch.stack([image, text], dim=1), alone.flip(1)
+    said, told_by_others = (x - x.mean(dim=0) for x in (torch.stack([image, text], dim=1), alone.flip(1)))
     shared = sum(
         min(abs(a), abs(b))
         for a, b in zip(said.flatten().tolist(), told_by_others.flatten().tolist(), strict=True)
@@ -163,7 +163,8 @@ def test_three_modalities_learn_from_all_others_and_leave_them_their_own():
     torch.testing.assert_close(task[4], told + read)
 
     said = expert_logits[:, :3].unbind(1)
-    both = [torch.stack([x / 5, others], dim=1) for x, others in zip(said, (b + c, a + c, a + b), strict=True)]
+    pairs = [(x / 5, others) for x, others in zip(said, (b + c, a + c, a + b), strict=True)]
+    both = [torch.stack([x - x.mean(dim=0) for x in pair], dim=1) for pair in pairs]
     torch.testing.assert_close(interaction[0], sum(agreement(x).abs().mean() for x in both) / 3)
 
 
@@ -203,24 +204,30 @@ def test_a_constant_over_the_classes_of_single_labels_changes_nothing():
     said, said_by_moved = (either(x.redundancy, config).softmax(dim=-1) for x in (readings, moved_readings))
     torch.testing.assert_close(said, said_by_moved)
 
-    disagree = torch.zeros(1, 4, 2)
+    disagree = torch.zeros(2, 4, 2)
     disagree[0, 0], disagree[0, 1] = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
-    told = Readings(torch.zeros(1, 2, 2), disagree[:, :2], torch.zeros(1, 2))
-    _, penalties = specialised_losses(disagree, told, torch.zeros(2, 1, 2), torch.tensor([0]), config)
+    told = Readings(torch.zeros(2, 2, 2), disagree[:, :2], torch.zeros(2, 2))
+    _, penalties = specialised_losses(disagree, told, torch.zeros(2, 2, 2), torch.tensor([0, 0]), config)
     assert penalties[0] == 0  # the image votes for the second class, the text for the first
 
 
-def test_a_mean_that_all_numbers_share_is_nobodys():
-    config = specialised(problem_type="regression", num_labels=1)
-    labels = 100 + torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])
-    expert_logits = torch.zeros(4, 4, 1)
-    expert_logits[:, 0] = 4 * (labels - 100)  # one modality tells all, and another knows the mean alone
-    readings = Readings(torch.zeros(4, 2, 1), torch.full((4, 2, 1), 100.0), torch.zeros(4, 1))
-    _, penalties = specialised_losses(expert_logits, readings, torch.zeros(2, 4, 1), labels, config)
-    assert penalties[0] == 0
-    readings.alone[:, 1] += labels - 100  # now the other one tells it as well, by the same amount
-    _, penalties = specialised_losses(expert_logits, readings, torch.zeros(2, 4, 1), labels, config)
-    assert penalties[0] == 0.5  # |±1| of one modality of two
+@pytest.mark.parametrize("prior", [100.0, -3.0])
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_priors_are_nobodys(problem_type, prior):
+    """The mean of numbers, or how rare a label is: everybody knows it, and it costs nobody anything."""
+    config = specialised(problem_type=problem_type)
+    evidence = torch.tensor([-1.0, 1.0, -1.0, 1.0]).unsqueeze(1).expand(4, 3)
+    expert_logits = torch.zeros(4, 4, 3)
+    expert_logits[:, 0] = 4 * (prior + evidence)  # one modality tells all, and another knows the prior alone
+    readings = Readings(torch.zeros(4, 2, 3), torch.full((4, 2, 3), prior), torch.zeros(4, 3))
+    labels = (evidence > 0).float()
+
+    def penalty() -> torch.Tensor:
+        return specialised_losses(expert_logits, readings, torch.zeros(2, 4, 3), labels, config)[1][0]
+
+    assert penalty() == 0
+    readings.alone[:, 1] += evidence  # now the other one tells it as well, by the same amount
+    torch.testing.assert_close(penalty(), torch.tensor(0.5))  # |±1| of one modality of two
 
 
 def test_either_by_hand():
