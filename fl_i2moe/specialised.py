@@ -79,7 +79,7 @@ def specialised_losses(
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
     said = torch.stack([unique, by_others.detach()], dim=1)
-    # Priors are nobody's: a penalty on what all experts say of a rare label would be larger than its task loss.
+    # a prior is nobody's: that all call a rare label unlikely is no evidence that they share
     shared = agreement(said - said.mean(dim=0)).abs().mean()
     main_effects = (synergy * without_constant(exchanged, config) / config.num_experts).mean(dim=1)  # (M, C)
     not_pure = main_effects.clamp(min=0).mean(dim=1).sum()
