@@ -129,6 +129,12 @@ def local_interpretation(
     }
 
 
+def experts_disagree(expert_logits: FloatArray, problem_type: str, threshold: float = 0.5) -> NDArray[np.bool_]:
+    """Logits (N, E, C) → where not all experts decide alike: (N,) of classes, (N, C) of labels."""
+    decisions = predict(expert_logits, problem_type, threshold)
+    return (decisions != decisions[:, :1]).any(axis=1)
+
+
 def _describe_weights(weights: FloatArray, expert_names: Sequence[str]) -> dict[str, Any] | None:
     if len(weights) == 0:
         return None

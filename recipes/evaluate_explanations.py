@@ -15,8 +15,9 @@ from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.explain.evaluation_run import EvaluationArguments, evaluate_runs, find_runs
+from fl_i2moe.explain.evaluation_run import EvaluationArguments, evaluate_runs
 from fl_i2moe.explain.sample_truth import sample_truth
+from fl_i2moe.explain.trained_runs import find_runs
 
 
 @dataclass

@@ -7,7 +7,6 @@ Trained models against a known truth, from their folders to the table.
       ground_truth.json, ground_truth.md, carriers.png
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +38,8 @@ from .ground_truth import ExpertOutputs, micro_f1, right_experts
 from .ground_truth_report import draw_carriers, to_markdown
 from .inputs import check_cache
 from .interactions import ESTIMATORS
-from .run_inputs import find_cache, find_settings, load_model
+from .run_inputs import load_model
+from .trained_runs import Run, weights_fingerprint
 
 
 @dataclass
@@ -78,45 +78,6 @@ class EvaluationArguments:
             raise ValueError(f"`estimator` must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}.")
 
 
-@dataclass
-class Run:
-    """Trained models of one configuration and the features they were trained on."""
-
-    name: str
-    """Of the folder: its last component, or as many as tell it from the other runs."""
-
-    folder: Path
-    models: dict[str, Path]
-    """Seed → folder of the model."""
-
-    settings: dict[str, Any]
-    """Those of the training run; empty if they are not known."""
-
-    cache: FeatureCache
-
-
-def find_runs(folders: Sequence[str], cache_dir: str | None = None) -> list[Run]:
-    """
-    Raises:
-        ValueError: a folder holds no model, no feature cache is found, or the runs have different ones.
-    """
-    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
-    runs = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
-        models = {x.parent.name.removeprefix("seed-"): x for x in sorted(path.glob("seed-*/model"))} or {"0": path}
-        for model in models.values():
-            if not (model / "config.json").is_file():
-                raise ValueError(f"{model} holds no model: give the output folder of a training run.")
-        first = next(iter(models.values()))
-        runs.append(Run(name, path, models, find_settings(path)[1], find_cache(first, cache_dir)))
-    if len({run.cache.path for run in runs}) > 1:
-        raise ValueError(
-            "The runs were trained on different features, whose ceilings differ; evaluate them one by one:\n"
-            + "\n".join(f"  {run.folder}: {run.cache.path}" for run in runs)
-        )
-    return runs
-
-
 def evaluate_runs(
     runs: Sequence[Run],
     truth: Truth,
@@ -146,7 +107,7 @@ def evaluate_runs(
             check_cache(model, cache)
             check_methods(model, arguments.methods, "methods")
             experts[run.name] = model.config.expert_names
-        weights[run.name] = {seed: _fingerprint(folder) for seed, folder in run.models.items()}
+        weights[run.name] = {seed: weights_fingerprint(folder) for seed, folder in run.models.items()}
     data = _Data(cache, truth, carriers, arguments)
     options = {name: x for name, x in asdict(arguments).items() if name not in ("output_dir", "overwrite")}
     encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
@@ -260,18 +221,3 @@ class _Data:
             "evidence": self.summarise([x.evidence for x in seeds], self.cases),
             "pairs": self.summarise([x.pairs for x in seeds], self.pair_cases) if self.pair_cases else {},
         }
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return ["/".join(path.parts[-depth:]) for path in paths]
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of the weights: a model's folder can be trained anew."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]

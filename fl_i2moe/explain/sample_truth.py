@@ -12,8 +12,8 @@ from ..data.planted import load_planted_truth, planted_folder_name
 from ..run_features import check_splits
 from ..sample_encoders import user_cache_dir
 from .evaluation import Truth
-from .evaluation_run import Run
 from .ground_truth import Evidence, grow, patches_in_boxes, patches_to_features, tokens_in_spans
+from .trained_runs import Run
 
 PLANTED_CARRIERS = {
     "unique_image": "uniqueness_image",

@@ -1,0 +1,39 @@
+"""
+Hold trained runs against the first of them, sample by sample.
+
+    python recipes/compare_runs.py --runs runs/published runs/specialised --output_dir runs/compared
+
+Each of `--runs` is the output folder of a training recipe, all on the same features and with the same seeds. It leaves
+runs.json and runs.md: the metrics of the test split, with their differences to the first run and intervals of those;
+the same with a threshold for each label from the validation split; and how often each mixture is right where its own
+experts, and where those of the first run, disagree.
+"""
+
+from accelerate import Accelerator
+from datasets import disable_progress_bars
+from transformers.utils import logging as transformers_logging
+
+from fl_i2moe.arguments import parse_arguments
+from fl_i2moe.explain.run_comparison import RunComparisonArguments, compare_runs
+from fl_i2moe.explain.trained_runs import find_runs
+
+
+def main():
+    (options,) = parse_arguments(
+        (RunComparisonArguments,), presets={"runs": {}}, default_preset=lambda given: "runs", description=__doc__
+    )
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"One process does all of this: launch with --num_processes 1, not {accelerator.num_processes}."
+        )
+    compare_runs(find_runs(options.runs, options.cache_dir), options, accelerator)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

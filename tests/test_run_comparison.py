@@ -1,0 +1,248 @@
+"""Runs held against one another: thresholds, differences, intervals and disagreement against plain loops."""
+
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from fake_encoders import fake_encoders, write_raw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from sklearn.metrics import f1_score
+
+from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.cache import build_cache
+from fl_i2moe.experiment import Job, create_accelerator, run_on_cache
+from fl_i2moe.explain.run_comparison import best_thresholds, choose_seeds, compare_predictions, to_markdown
+from fl_i2moe.explain.trained_runs import Run
+from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
+from fl_i2moe.training import Predictions
+
+RECIPE = "recipes/compare_runs.py"
+
+
+@given(
+    values=st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=12),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_other_threshold_has_a_better_f1(values):
+    """Against every way to cut the distinct logits in two, and predicting all."""
+    logits = np.array([[value / 2] for value, _ in values])
+    labels = np.array([[int(label)] for _, label in values])
+    threshold = best_thresholds(logits, labels)[0]
+    if not labels.any():
+        assert threshold == 0
+        return
+    distinct = sorted(set(logits[:, 0].tolist()))
+    cuts = [distinct[0] - 1, *((low + high) / 2 for low, high in pairwise(distinct))]
+    scores = {cut: f1_score(labels, logits > cut) for cut in cuts}
+    best = max(scores.values())
+    assert f1_score(labels, logits > threshold) == pytest.approx(best)
+    assert abs(threshold) == min(abs(cut) for cut, score in scores.items() if score == pytest.approx(best))
+
+
+def predictions(problem_type, seed, num_samples=40, num_experts=3, num_classes=4, labels_seed=0) -> Predictions:
+    generator = torch.Generator().manual_seed(labels_seed)
+    shape = (num_samples, num_classes)
+    if problem_type == "multi_label_classification":
+        labels = (torch.rand(shape, generator=generator) < 0.4).float()
+        signal = 2 * labels - 1
+    elif problem_type == "single_label_classification":
+        labels = torch.randint(num_classes, (num_samples,), generator=generator)
+        signal = torch.nn.functional.one_hot(labels, num_classes).float()
+    else:
+        labels = signal = torch.randn(shape, generator=generator)
+    generator.manual_seed(1 + seed)
+    expert_logits = signal[:, None] + torch.randn((num_samples, num_experts, num_classes), generator=generator)
+    weights = torch.full((num_samples, num_experts), 1 / num_experts)
+    ids = [str(x) for x in range(num_samples)]
+    return Predictions(ids, expert_logits.mean(dim=1), expert_logits, weights, labels)
+
+
+def told_by(problem_type, names=("first", "second"), num_seeds=2):
+    return {
+        name: [
+            {
+                split: predictions(problem_type, seed=100 * r + 10 * s + v, labels_seed=v)
+                for v, split in enumerate(("validation", "test"))
+            }
+            for s in range(num_seeds)
+        ]
+        for r, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize("problem_type", METRICS_BY_PROBLEM)
+def test_differences_and_intervals_against_a_plain_loop(problem_type):
+    told = told_by(problem_type)
+    report = compare_predictions(told, problem_type, threshold=0.3, num_resamples=10, seed=5)
+
+    def metrics(name, seed, rows):
+        x = told[name][seed]["test"]
+        return compute_metrics(x.logits[rows], x.labels[rows], problem_type, threshold=0.3)
+
+    draws = np.random.default_rng(5).multinomial(40, [1 / 40] * 40, size=10)
+    for metric in METRICS_BY_PROBLEM[problem_type]:
+        values = {name: [metrics(name, s, np.arange(40))[metric] for s in range(2)] for name in told}
+        for name in told:
+            entry = report["metrics"][name][metric]
+            assert entry["values"] == pytest.approx(values[name])
+            assert entry["mean"] == pytest.approx(np.mean(values[name]))
+        changes = np.subtract(values["second"], values["first"])
+        difference = report["metrics"]["second"][metric]["difference"]
+        assert difference["value"] == pytest.approx(changes.mean())
+        assert difference["std"] == pytest.approx(changes.std(ddof=1))
+        resampled = []
+        for draw in draws:
+            rows = np.repeat(np.arange(40), draw)
+            resampled.append(
+                np.mean([metrics("second", s, rows)[metric] - metrics("first", s, rows)[metric] for s in range(2)])
+            )
+        assert difference["interval"] == pytest.approx(np.nanpercentile(resampled, [2.5, 97.5]))
+    assert "difference" not in report["metrics"]["first"]["mAP" if "mAP" in report["metrics"]["first"] else "mae"]
+    assert ("own_thresholds" in report) == (problem_type == "multi_label_classification")
+    assert (report["disagreement"] is None) == (problem_type == "regression")
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_a_run_held_against_itself_differs_nowhere():
+    told = told_by("multi_label_classification", names=("first",))
+    report = compare_predictions({**told, "again": told["first"]}, "multi_label_classification", num_resamples=20)
+    for table in (report["metrics"], report["own_thresholds"]):
+        for entry in table["again"].values():
+            assert entry["difference"] == {"value": 0, "std": 0, "interval": [0, 0]}
+    assert report["disagreement"]["again"]["first"] == report["disagreement"]["again"]["own"]
+
+
+def test_thresholds_are_those_of_the_validation_split():
+    told = told_by("multi_label_classification", num_seeds=1)
+    report = compare_predictions(told, "multi_label_classification", num_resamples=1)
+    for name, (seed,) in told.items():
+        validation, test = seed["validation"], seed["test"]
+        cuts = best_thresholds(validation.logits.double().numpy(), validation.labels.long().numpy())
+        right = f1_score(test.labels, test.logits.double().numpy() > cuts, average="macro")
+        assert report["own_thresholds"][name]["macro_f1"]["mean"] == pytest.approx(right)
+        # no threshold changes a ranking
+        assert report["own_thresholds"][name]["mAP"]["mean"] == pytest.approx(report["metrics"][name]["mAP"]["mean"])
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "single_label_classification"])
+def test_disagreement_against_a_plain_loop(problem_type):
+    told = told_by(problem_type)
+    report = compare_predictions(told, problem_type, threshold=0.3, num_resamples=1)["disagreement"]
+
+    def decisions(logits):
+        if problem_type == "single_label_classification":
+            return [[row.argmax().item()] for row in logits]
+        return [[int(value.sigmoid() > 0.3) for value in row] for row in logits]
+
+    def where(x):
+        experts = [decisions(x.expert_logits[:, e]) for e in range(3)]
+        return [[len({e[n][c] for e in experts}) > 1 for c in range(len(experts[0][n]))] for n in range(40)]
+
+    for name, seeds in told.items():
+        for kind, judges in (("own", seeds), ("first", told["first"])):
+            counts, accuracies = [], []
+            for seed, judge in zip(seeds, judges, strict=True):
+                x, places = seed["test"], where(judge["test"])
+                labels = x.labels.reshape(40, -1).tolist()
+                said = decisions(x.logits)
+                hits = [said[n][c] == labels[n][c] for n in range(40) for c in range(len(said[n])) if places[n][c]]
+                counts.append(len(hits))
+                accuracies.append(np.mean(hits))
+            assert report[name][kind]["num_decisions"]["mean"] == np.mean(counts)
+            assert report[name][kind]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+            assert report[name][kind]["accuracy"]["std"] == pytest.approx(np.std(accuracies, ddof=1))
+
+
+def test_experts_that_always_agree_have_no_accuracy_where_they_do_not():
+    told = told_by("multi_label_classification")
+    for seed in told["first"]:
+        x = seed["test"]
+        x.expert_logits = x.logits[:, None]  # a dense model
+    report = compare_predictions(told, "multi_label_classification", num_resamples=1)
+    assert report["disagreement"]["first"] == {"own": None, "first": None}
+    assert report["disagreement"]["second"]["first"] is None
+    assert report["disagreement"]["second"]["own"]["num_decisions"]["mean"] > 0
+    text = to_markdown({**report, "seeds": ["0", "1"], "samples": {"test": 40}})
+    assert "| first | – | – | – |" in text
+
+
+def test_seeds_that_differ_are_named(tmp_path):
+    runs = [Run(n, tmp_path / n, dict.fromkeys(seeds, tmp_path), {}, None) for n, seeds in (("a", "01"), ("b", "12"))]
+    with pytest.raises(ValueError, match=r"--seeds:\n.*a: 0 1\n.*b: 1 2"):
+        choose_seeds(runs)
+    assert choose_seeds(runs, ["1"]) == ["1"]
+    with pytest.raises(ValueError, match=r"b has no model of the seeds \['0'\], but of \['1', '2'\]"):
+        choose_seeds(runs, ["0", "1"])
+
+
+@pytest.fixture
+def trained(tmp_path, fresh_accelerate):
+    """A feature cache and two runs on it, a mixture and a pooled dense model."""
+    raw = write_raw(tmp_path / "raw", {"train": 32, "validation": 16, "test": 20})
+    cache = build_cache(raw, fake_encoders(), tmp_path / "cache", num_workers=0, progress=False)
+    for name, changes in (("moe", {}), ("dense", {"architecture": "dense", "level": "pooled", "num_patches": 2})):
+        job = Job(
+            EncodingArguments(),
+            ModelArguments(hidden_size=8, num_attention_heads=2, num_fusion_layers=1, **changes),
+            TrainingArguments(num_epochs=1, batch_size=16, learning_rate=1e-2, num_threads=1, seeds=[0, 1]),
+            OutputArguments(str(tmp_path / name)),
+        )
+        run_on_cache(cache, job, create_accelerator(job.training, job.output.output_dir), {}, Console(quiet=True))
+    return tmp_path
+
+
+def test_one_command_holds_trained_runs_against_each_other(trained, run_here):
+    where = [f"--cache_dir={trained / 'cache'}", f"--output_dir={trained / 'out'}", "--num_resamples=20"]
+    command = [RECIPE, "--runs", trained / "moe", trained / "dense", *where]
+    output = run_here(*command)
+    report = json.loads((trained / "out" / "runs.json").read_text())
+    assert (trained / "out" / "runs.md").read_text() in output
+    for name in ("moe", "dense"):
+        results = json.loads((trained / name / "results.json").read_text())
+        for metric, entry in report["metrics"][name].items():
+            assert entry["values"] == [
+                x if x is None else pytest.approx(x, abs=1e-6)
+                for x in (results["seeds"][seed]["test"][metric] for seed in "01")
+            ]
+    # Table 3, as the training run counted it
+    shares = []
+    for seed in "01":
+        statistics = json.loads((trained / "moe" / f"seed-{seed}" / "interaction_statistics.json").read_text())
+        table = statistics["agreement"]["per_label"]["table"]
+        shares.append(table["disagree_right"]["share"] + table["disagree_wrong"]["share"])
+    assert report["disagreement"]["moe"]["own"]["share"]["mean"] == pytest.approx(np.mean(shares))
+    assert report["disagreement"]["dense"]["own"] is None
+    assert (
+        report["disagreement"]["dense"]["first"]["num_decisions"]
+        == report["disagreement"]["moe"]["own"]["num_decisions"]
+    )
+
+    assert run_here(*command) == output  # a second start says the same
+    with pytest.raises(SystemExit, match=r"threshold: 0\.5 then, 0\.4 now"):
+        run_here(*command, "--threshold=0.4")
+    shutil.rmtree(trained / "dense" / "seed-1")
+    with pytest.raises(SystemExit, match="different seeds"):
+        run_here(*command)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runs", "a"], "`runs` names fewer than two runs"),
+        (["--runs", "a", "a"], "`runs` names fewer than two runs"),
+        (["--runs", "a", "b", "--threshold", "1"], r"`threshold` must lie in \(0, 1\), got 1.0"),
+        (["--runs", "a", "b", "--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
+        (["--runs", "nowhere", "elsewhere"], "nowhere holds no model"),
+    ],
+)
+def test_bad_options_are_refused_at_the_start(options, message, run_here, capsys):
+    with pytest.raises(SystemExit) as error:
+        run_here(RECIPE, *options)
+    said = str(error.value) + capsys.readouterr().err
+    assert re.search(message, said)
