@@ -284,6 +284,9 @@ class TrainingArguments:
     metric: str | None = option(
         None, "Metric of the validation split that picks the checkpoint; fits the task if not given."
     )
+    load_best_model_at_end: bool = option(
+        True, "Keep the epoch that is best by that metric; else the last, in which explanations by masking are best."
+    )
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).")
     early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better validation metric.")
     checkpoint_steps: int = option(
@@ -305,6 +308,8 @@ class TrainingArguments:
         for name in ("early_stopping_patience", "num_threads"):
             if getattr(self, name) is not None:
                 _at_least(self, 1, name)
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError("`early_stopping_patience` counts from the best epoch: it needs `load_best_model_at_end`.")
         if not 0 <= self.feature_dropout_start < 1:
             raise ValueError(f"`feature_dropout_start` must lie in [0, 1), got {self.feature_dropout_start}.")
         if self.learning_rate <= 0:

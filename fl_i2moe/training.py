@@ -45,7 +45,7 @@ class Predictions:
 
 @dataclass
 class FittedModel:
-    """A trained model in its best state, and how it got there."""
+    """A trained model in the state that is kept, and how it got there."""
 
     model: FLI2MoEModel
     state: TrainerState
@@ -78,9 +78,10 @@ def train(
     resume: bool = False,
 ) -> FittedModel:
     """
-    Fits a model on the cache's training split and returns it in the state that was best on the validation split.
+    Fits a model on the cache's training split and returns it in the state that was best on the validation split, or in
+    the last one without `load_best_model_at_end`.
 
-    Leaves in `run_dir`: `model/`, the best state, and `checkpoints/`, from which `resume` goes on.
+    Leaves in `run_dir`: `model/`, that state, and `checkpoints/`, from which `resume` goes on.
 
     Args:
         metric: the validation metric that picks the state.
@@ -210,7 +211,7 @@ class _Run:
         return dict(zip(losses, values, strict=True))
 
     def _finish_epoch(self, state: TrainerState) -> None:
-        """Evaluates, keeps the model if it is the best so far, and moves the state to the next epoch."""
+        """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
         predictions = predict(self.model, self.validation_loader, self.accelerator)
         metrics = compute_metrics(predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold)
         metrics = defined(metrics)
@@ -219,8 +220,10 @@ class _Run:
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
         self._log({f"validation/{name}": x for name, x in metrics.items() if x is not None}, state)
         # thinning sets in: what was best before does not count
-        if state.epoch == self.first_thinned_epoch or self._is_better(value, state.best_value):
+        is_best = state.epoch == self.first_thinned_epoch or self._is_better(value, state.best_value)
+        if is_best:
             state.best_value, state.best_epoch = value, state.epoch
+        if is_best or not self.arguments.load_best_model_at_end:
             self._save_model()
         if self.accelerator.is_local_main_process:
             tqdm.write(

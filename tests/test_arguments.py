@@ -53,6 +53,7 @@ def test_options_reach_the_configuration():
         (["--weight_decay=0.1"], "adamw"),
         (["--learning_rate=0"], "`learning_rate` must be positive"),
         (["--threshold=1"], "`threshold`"),
+        (["--no_load_best_model_at_end", "--early_stopping_patience=2"], "needs `load_best_model_at_end`"),
         (["--resume", "--overwrite"], "give one of them"),
         (["--num_perturbed_views=1"], "2 … 2"),
     ],

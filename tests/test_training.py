@@ -96,6 +96,23 @@ def test_it_learns_and_keeps_the_best_epoch(cache, tmp_path):
     assert micro_f1 == pytest.approx(fitted.state.best_value)
 
 
+def test_the_last_epoch_is_kept_where_the_best_is_not_asked_for(cache, tmp_path, monkeypatch):
+    """Against the weights of the last checkpoint, with a validation metric that only falls."""
+    for is_best in (True, False):
+        values = iter([0.9, 0.5, 0.1])
+        monkeypatch.setattr(training, "compute_metrics", lambda *args, values=values: {"micro_f1": next(values)})
+        folder = tmp_path / str(is_best)
+        fitted = fit(cache, folder, num_epochs=3, learning_rate=1e-2, load_best_model_at_end=is_best)
+        assert (fitted.state.best_epoch, fitted.state.best_value) == (0, 0.9)
+        newest = max((folder / "checkpoints").iterdir())
+        last, kept = load_file(newest / "model.safetensors"), tensors(fitted)
+        assert_same(load_file(folder / "model" / "model.safetensors"), kept)
+        if is_best:
+            assert not all(torch.equal(kept[name], last[name]) for name in kept)
+        else:
+            assert_same(last, kept)
+
+
 def test_a_seed_decides_everything(cache, tmp_path):
     first, second = fit(cache, tmp_path / "a"), fit(cache, tmp_path / "b")
     assert_same(tensors(first), tensors(second))
