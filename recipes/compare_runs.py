@@ -29,7 +29,7 @@ def main():
         raise ValueError(
             f"One process does all of this: launch with --num_processes 1, not {accelerator.num_processes}."
         )
-    compare_runs(find_runs(options.runs, options.cache_dir), options, accelerator)
+    compare_runs(find_runs(options.runs, options.cache_dir, options.seeds), options, accelerator)
 
 
 if __name__ == "__main__":

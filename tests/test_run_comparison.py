@@ -17,8 +17,14 @@ from sklearn.metrics import f1_score
 from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.cache import build_cache
 from fl_i2moe.experiment import Job, create_accelerator, run_on_cache
-from fl_i2moe.explain.run_comparison import best_thresholds, choose_seeds, compare_predictions, to_markdown
-from fl_i2moe.explain.trained_runs import Run
+from fl_i2moe.explain.run_comparison import (
+    best_thresholds,
+    common_seeds,
+    common_threshold,
+    compare_predictions,
+    to_markdown,
+)
+from fl_i2moe.explain.trained_runs import Run, find_runs
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.training import Predictions
 
@@ -126,8 +132,7 @@ def test_thresholds_are_those_of_the_validation_split():
         cuts = best_thresholds(validation.logits.double().numpy(), validation.labels.long().numpy())
         right = f1_score(test.labels, test.logits.double().numpy() > cuts, average="macro")
         assert report["own_thresholds"][name]["macro_f1"]["mean"] == pytest.approx(right)
-        # no threshold changes a ranking
-        assert report["own_thresholds"][name]["mAP"]["mean"] == pytest.approx(report["metrics"][name]["mAP"]["mean"])
+        assert list(report["own_thresholds"][name]) == ["micro_f1", "macro_f1", "subset_accuracy"]
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "single_label_classification"])
@@ -159,26 +164,37 @@ def test_disagreement_against_a_plain_loop(problem_type):
             assert report[name][kind]["accuracy"]["std"] == pytest.approx(np.std(accuracies, ddof=1))
 
 
-def test_experts_that_always_agree_have_no_accuracy_where_they_do_not():
-    told = told_by("multi_label_classification")
-    for seed in told["first"]:
+def test_experts_that_never_disagree_have_no_accuracy_where_they_do():
+    told = told_by("multi_label_classification", names=("dense", "unanimous", "divided"))
+    for seed in told["dense"]:
         x = seed["test"]
-        x.expert_logits = x.logits[:, None]  # a dense model
+        x.expert_logits = x.logits[:, None]
+    for seed in told["unanimous"]:
+        x = seed["test"]
+        x.expert_logits = x.logits[:, None].expand(-1, 3, -1)
     report = compare_predictions(told, "multi_label_classification", num_resamples=1)
-    assert report["disagreement"]["first"] == {"own": None, "first": None}
-    assert report["disagreement"]["second"]["first"] is None
-    assert report["disagreement"]["second"]["own"]["num_decisions"]["mean"] > 0
-    text = to_markdown({**report, "seeds": ["0", "1"], "samples": {"test": 40}})
-    assert "| first | – | – | – |" in text
+    disagreement = report["disagreement"]
+    assert disagreement["dense"] == {"own": None, "first": None}
+    assert disagreement["unanimous"]["own"]["num_decisions"]["max"] == 0
+    assert disagreement["unanimous"]["own"]["accuracy"]["mean"] is None
+    assert disagreement["divided"]["own"]["num_decisions"]["mean"] > 0
+    settings = {"seeds": ["0", "1"], "threshold": 0.5, "num_resamples": 1}
+    text = to_markdown({**report, "settings": settings, "samples": {"test": 40}})
+    assert "| dense | – | – | – |" in text
+    assert "| unanimous | 0\u00a0±\u00a00 (0.0\u00a0±\u00a00.0 %) | – | – |" in text
 
 
-def test_seeds_that_differ_are_named(tmp_path):
-    runs = [Run(n, tmp_path / n, dict.fromkeys(seeds, tmp_path), {}, None) for n, seeds in (("a", "01"), ("b", "12"))]
+def test_seeds_and_thresholds_that_differ_are_named(tmp_path):
+    runs = [
+        Run(name, tmp_path / name, dict.fromkeys(seeds, tmp_path), {"threshold": threshold}, None)
+        for name, seeds, threshold in (("a", "01", 0.5), ("b", "12", 0.3))
+    ]
     with pytest.raises(ValueError, match=r"--seeds:\n.*a: 0 1\n.*b: 1 2"):
-        choose_seeds(runs)
-    assert choose_seeds(runs, ["1"]) == ["1"]
-    with pytest.raises(ValueError, match=r"b has no model of the seeds \['0'\], but of \['1', '2'\]"):
-        choose_seeds(runs, ["0", "1"])
+        common_seeds(runs)
+    with pytest.raises(ValueError, match=r"--threshold:\n.*a: 0\.5\n.*b: 0\.3"):
+        common_threshold(runs, None)
+    assert common_threshold(runs, 0.4) == 0.4
+    assert common_threshold(runs[1:], None) == 0.3
 
 
 @pytest.fixture
@@ -226,16 +242,63 @@ def test_one_command_holds_trained_runs_against_each_other(trained, run_here):
     assert run_here(*command) == output  # a second start says the same
     with pytest.raises(SystemExit, match=r"threshold: 0\.5 then, 0\.4 now"):
         run_here(*command, "--threshold=0.4")
-    shutil.rmtree(trained / "dense" / "seed-1")
-    with pytest.raises(SystemExit, match="different seeds"):
-        run_here(*command)
+    with pytest.raises(SystemExit, match="runs: "):  # another one would be held against
+        run_here(RECIPE, "--runs", trained / "dense", trained / "moe", *where)
+
+
+def test_what_is_no_finished_run_is_refused_before_anything_is_written(trained, run_here, monkeypatch):
+    cache, out = f"--cache_dir={trained / 'cache'}", trained / "out"
+
+    def refusal(*runs, output_dir=out, options=()):
+        with pytest.raises(SystemExit) as error:
+            run_here(RECIPE, "--runs", *runs, cache, f"--output_dir={output_dir}", *options)
+        assert not out.exists()
+        return str(error.value)
+
+    moe, dense = trained / "moe", trained / "dense"
+    assert "has no model of the seeds ['7'], but of ['0', '1']" in refusal(moe, dense, options=["--seeds", "0", "7"])
+    assert "`runs` names one run alone" in refusal(moe, f"{moe}/../moe")
+    weights = moe / "seed-1" / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    # a comparison never takes the place of what it compares
+    assert "holds trained models" in refusal(moe, dense, output_dir=moe, options=["--overwrite"])
+    assert weights.read_bytes() == whole
+
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert f"The weights in {weights.parent} cannot be read" in refusal(moe, dense)
+    weights.write_bytes(whole)
+    (dense / "seed-1" / "results.json").unlink()
+    assert f"{dense / 'seed-1'} has no results.json, its training has not ended" in refusal(moe, dense)
+    shutil.rmtree(dense / "seed-1")
+    assert "different seeds" in refusal(moe, dense)
+    (dense / "run.json").write_text("{")
+    assert f"{dense / 'run.json'}, which says what the run was trained on, is damaged" in refusal(moe, dense)
+
+
+def test_runs_are_found_with_their_seeds_and_names(trained, monkeypatch):
+    cache = trained / "cache"
+    link = trained / "published"
+    link.symlink_to(trained / "moe")
+    (run,) = find_runs([str(link)], str(cache))
+    assert (run.name, list(run.models)) == ("published", ["0", "1"])
+    (run,) = find_runs([str(trained / "moe" / "seed-1" / "model")], str(cache))
+    assert list(run.models) == ["1"]
+    shutil.copytree(trained / "moe" / "seed-1", trained / "moe" / "seed-1-old")
+    shutil.copytree(trained / "moe" / "seed-1", trained / "moe" / "seed-10")
+    shutil.copytree(trained / "moe" / "seed-1", trained / "moe" / "seed-2")
+    assert list(find_runs([str(trained / "moe")], str(cache))[0].models) == ["0", "1", "2", "10"]
+    settings = json.loads((trained / "dense" / "run.json").read_text())
+    (trained / "dense" / "run.json").write_text(json.dumps({**settings, "features": "another"}))
+    (trained / "moe" / "run.json").write_text(json.dumps({**settings, "features": "one"}))
+    with pytest.raises(ValueError, match=r"different features.*\n.*moe: one\n.*dense: another"):
+        find_runs([str(trained / "moe"), str(trained / "dense")], str(cache))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--runs", "a"], "`runs` names fewer than two runs"),
-        (["--runs", "a", "a"], "`runs` names fewer than two runs"),
+        (["--runs", "a", "b", "--seed", "-1"], "`seed` must be at least 0, got -1"),
         (["--runs", "a", "b", "--threshold", "1"], r"`threshold` must lie in \(0, 1\), got 1.0"),
         (["--runs", "a", "b", "--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
         (["--runs", "nowhere", "elsewhere"], "nowhere holds no model"),

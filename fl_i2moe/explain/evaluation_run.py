@@ -39,7 +39,7 @@ from .ground_truth_report import draw_carriers, to_markdown
 from .inputs import check_cache
 from .interactions import ESTIMATORS
 from .run_inputs import load_model
-from .trained_runs import Run, weights_fingerprint
+from .trained_runs import Run, refuse_trained_runs, weights_fingerprint
 
 
 @dataclass
@@ -98,6 +98,7 @@ def evaluate_runs(
     """
     console, output_dir = Console(highlight=False, markup=False, soft_wrap=True), Path(arguments.output_dir)
     flags = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
+    refuse_trained_runs(output_dir)
     check_run_folder(output_dir, **flags)
     cache = runs[0].cache
     experts, weights = {}, {}

@@ -9,7 +9,7 @@ Shapes: N samples · E experts · C classes · R resamples.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .. import markdown
 from ..arguments import option
 from ..batching import create_data_loader
 from ..cache import FeatureCache
-from ..metrics import METRICS_BY_PROBLEM, FloatArray, IntArray, difference, is_share
+from ..metrics import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
 from ..metrics import predict as decide
 from ..run_features import EVALUATION_SPLITS, check_splits
 from ..run_folder import check_run_folder, held_run_folder, write_json, write_text
@@ -34,7 +34,7 @@ from ..weighted_metrics import weighted_metrics
 from .inputs import check_cache
 from .run_inputs import load_any_model
 from .summaries import CONFIDENCE, describe_draws, interval, resample
-from .trained_runs import Run, weights_fingerprint
+from .trained_runs import Run, refuse_trained_runs, weights_fingerprint
 
 
 @dataclass
@@ -45,19 +45,21 @@ class RunComparisonArguments:
     output_dir: str = option("runs/compared", "Folder for the tables.")
     overwrite: bool = option(False, "Replace what is in --output_dir.")
     seeds: list[str] = option([], "Seeds that are compared; all if not given, which have to be the same in every run.")
-    threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).")
+    threshold: float | None = option(
+        None, "Probability from which a label counts as predicted (multi-label); the runs' own if not given."
+    )
     batch_size: int = option(64, "Samples a step.")
     num_resamples: int = option(1000, "Bootstrap samples behind an interval.")
     seed: int = option(0, "Of the bootstrap samples.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training runs if not given.")
 
     def __post_init__(self):
-        if len(set(self.runs)) < 2:
+        if len(self.runs) < 2:
             raise ValueError("`runs` names fewer than two runs: give --runs runs/published runs/specialised.")
-        for name in ("batch_size", "num_resamples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.threshold < 1:
+        for name, least in (("batch_size", 1), ("num_resamples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
 
 
@@ -72,71 +74,88 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
         The content of `runs.json`.
 
     Raises:
-        ValueError: runs have different seeds, a model and the features do not fit, or the output folder holds
-            something else.
+        ValueError: it is one run only, runs have different seeds or thresholds, a model cannot be read or does not go
+            with the features, or the output folder holds something else.
     """
     console, output_dir = Console(highlight=False, markup=False, soft_wrap=True), Path(arguments.output_dir)
+    refuse_trained_runs(output_dir)
     check_run_folder(output_dir, resume=True, overwrite=arguments.overwrite)
-    seeds, cache = choose_seeds(runs, arguments.seeds), runs[0].cache
+    if len(runs) < 2:
+        raise ValueError(f"`runs` names one run alone, {runs[0].folder}.")
+    seeds, threshold, cache = common_seeds(runs), common_threshold(runs, arguments.threshold), runs[0].cache
     check_splits(cache.splits, f"The feature cache {cache.path}")
-    weights = {run.name: {seed: weights_fingerprint(run.models[seed]) for seed in seeds} for run in runs}
-    options = {name: x for name, x in asdict(arguments).items() if name not in ("output_dir", "overwrite", "runs")}
-    settings = {**options, "weights": weights}
+    for run in runs:
+        for folder in run.models.values():
+            check_cache(load_any_model(folder), cache)
+    settings = {
+        "runs": [run.name for run in runs],
+        "seeds": seeds,
+        "weights": {run.name: [weights_fingerprint(run.models[seed]) for seed in seeds] for run in runs},
+        "features": {name: x["encoder"] for name, x in cache.modalities.items()},
+        "threshold": threshold,
+        "num_resamples": arguments.num_resamples,
+        "seed": arguments.seed,
+    }
     with held_run_folder(output_dir, settings, resume=not arguments.overwrite, overwrite=arguments.overwrite):
-        told = {}
+        told: dict[str, list[dict[str, Predictions]]] = {run.name: [] for run in runs}
         for run in runs:
-            told[run.name] = []
             for seed in seeds:
                 console.print(f"{run.name}, seed {seed}")
                 told[run.name].append(_predict(run.models[seed], cache, arguments.batch_size, accelerator))
         report = {
             "settings": settings,
             "folders": {run.name: str(run.folder) for run in runs},
-            "seeds": seeds,
             "samples": {split: len(cache.splits[split]) for split in EVALUATION_SPLITS},
-            **compare_predictions(
-                told, cache.problem_type, arguments.threshold, arguments.num_resamples, arguments.seed
-            ),
+            **compare_predictions(told, cache.problem_type, threshold, arguments.num_resamples, arguments.seed),
         }
+        text = to_markdown(report)
         write_json(output_dir / "runs.json", report)
-        write_text(output_dir / "runs.md", to_markdown(report))
-    console.print(to_markdown(report))
+        write_text(output_dir / "runs.md", text)
+    console.print(text)
     console.print(f"Written to {output_dir}")
     return report
 
 
-def choose_seeds(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
+def common_seeds(runs: Sequence[Run]) -> list[str]:
     """
-    The seeds of which every run has a model.
-
     Raises:
-        ValueError: a run lacks one of the wanted; or none are named and the runs have different ones.
+        ValueError: runs have different ones.
     """
-    for run in runs:
-        if missing := [seed for seed in wanted if seed not in run.models]:
-            raise ValueError(f"{run.folder} has no model of the seeds {missing}, but of {list(run.models)}.")
-    if not wanted and len({tuple(run.models) for run in runs}) > 1:
+    if len({tuple(run.models) for run in runs}) > 1:
         raise ValueError(
             "The runs have different seeds; name those to compare by --seeds:\n"
             + "\n".join(f"  {run.folder}: {' '.join(run.models)}" for run in runs)
         )
-    return list(dict.fromkeys(wanted)) or list(runs[0].models)
+    return list(runs[0].models)
+
+
+def common_threshold(runs: Sequence[Run], wanted: float | None) -> float:
+    """
+    The wanted threshold, or that of the training runs.
+
+    Raises:
+        ValueError: none is wanted, and runs have different ones.
+    """
+    own = {str(run.folder): run.settings.get("threshold", 0.5) for run in runs}
+    if wanted is None and len(set(own.values())) > 1:
+        raise ValueError(
+            "The runs were evaluated with different thresholds; give one by --threshold:\n"
+            + "\n".join(f"  {folder}: {threshold}" for folder, threshold in own.items())
+        )
+    return wanted or next(iter(own.values()))
 
 
 def _predict(folder: Path, cache: FeatureCache, batch_size: int, accelerator: Accelerator) -> dict[str, Predictions]:
-    model = load_any_model(folder)
-    check_cache(model, cache)
-    model = model.to(accelerator.device)
-    loaders = {
-        split: create_data_loader(
+    model = load_any_model(folder).to(accelerator.device)
+    said = {}
+    for split in EVALUATION_SPLITS:
+        loader = create_data_loader(
             cache.splits[split], model.config.modality_order, batch_size=batch_size, shuffle=False
         )
-        for split in EVALUATION_SPLITS
-    }
-    return {
-        split: predict(model, accelerator.prepare(loader), accelerator, f"Evaluating {split}")
-        for split, loader in loaders.items()
-    }
+        said[split] = predict(model, accelerator.prepare(loader), accelerator, f"Evaluating {split}")
+        if not said[split].expert_logits.isfinite().all():
+            raise ValueError(f"The model in {folder} says NaN or infinite values of the {split} split.")
+    return said
 
 
 def compare_predictions(
@@ -161,8 +180,9 @@ def compare_predictions(
           about seeds.
         - `disagreement`, `None` for regression: run → `own`, about the decisions on which two experts of the model
           itself disagree (Table 3 of I²MoE), and `first`, about those on which experts of the first run's model of the
-          same seed do: {`num_decisions`, `share` of all, `accuracy` of the mixture there}, descriptions; `None` where
-          nobody could disagree. A decision is a class, or yes or no to a label.
+          same seed do: {`num_decisions`, `share` of all, `accuracy` of the mixture there}, descriptions, the accuracy's
+          over the seeds that have such decisions; `None` where a single expert could not disagree. A decision is a
+          class, or yes or no to a label.
     """
     runs = {name: [seeds["test"] for seeds in run] for name, run in told.items()}
     labels = next(iter(runs.values()))[0].labels
@@ -174,11 +194,18 @@ def compare_predictions(
             name: [x["test"].logits.double().numpy() - best_thresholds(**_arrays(x["validation"])) for x in run]
             for name, run in told.items()
         }
-        report["own_thresholds"] = _metrics(shifted, labels, problem_type, draws, threshold=0.5)
+        # a logit less its label's threshold is positive where the label is predicted
+        tables = _metrics(shifted, labels, problem_type, draws, threshold=0.5)
+        report["own_thresholds"] = {
+            name: {metric: x for metric, x in table.items() if metric in ("micro_f1", "macro_f1", "subset_accuracy")}
+            for name, table in tables.items()
+        }
     report["disagreement"] = None
     if problem_type != "regression":
         where = {
             name: [experts_disagree(x.expert_logits.numpy(), problem_type, threshold) for x in seeds]
+            if seeds[0].expert_logits.shape[1] > 1
+            else None
             for name, seeds in runs.items()
         }
         first = next(iter(where.values()))
@@ -248,34 +275,36 @@ def _defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _accuracy(right: Sequence[NDArray[Any]], where: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
-    if not any(x.any() for x in where):
+def _accuracy(right: Sequence[NDArray[Any]], where: Sequence[NDArray[Any]] | None) -> dict[str, Any] | None:
+    if where is None:
         return None
     counts = np.array([x.sum() for x in where], np.float64)
-    hits = np.array([(r & x).sum() for r, x in zip(right, where, strict=True)])
-    accuracy = np.divide(hits, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    hits = [(r & x).sum() / x.sum() for r, x in zip(right, where, strict=True) if x.any()]
     return {
         "num_decisions": describe_draws(counts),
         "share": describe_draws(counts / where[0].size),
-        "accuracy": describe_draws(accuracy[counts > 0]),
+        "accuracy": describe_draws(np.array(hits or [np.nan])),
     }
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The tables of [`compare_runs`]' report for reading."""
-    first, count = next(iter(report["metrics"])), len(report["seeds"])
-    spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
+    settings, first = report["settings"], next(iter(report["metrics"]))
+    seeds = settings["seeds"]
+    spread = "mean ± standard deviation of the seeds" if len(seeds) > 1 else "seed"
+    thresholds = f", labels predicted above {settings['threshold']:g}" if "own_thresholds" in report else ""
     parts = [
-        f"Test split, {report['samples']['test']:,} samples, {spread}. In round brackets the difference to "
-        f"{markdown.escape(first)} with its standard deviation over the seeds, in square ones its {CONFIDENCE:.0%} "
-        "interval by a bootstrap over the samples.",
+        f"Test split, {report['samples']['test']:,} samples{thresholds}; {spread} {', '.join(seeds)}; shares in per "
+        f"cent. Differences are to {markdown.escape(first)}, with their standard deviation over the seeds and, in "
+        f"brackets, their {CONFIDENCE:.0%} interval by {settings['num_resamples']:,} bootstrap resamples of the test "
+        "samples.",
         "### Metrics",
-        _metric_table(report["metrics"]),
+        *_metric_tables(report["metrics"]),
     ]
     if "own_thresholds" in report:
         parts += [
             "### With a threshold for each label from the validation split",
-            _metric_table(report["own_thresholds"]),
+            *_metric_tables(report["own_thresholds"]),
         ]
     if report["disagreement"]:
         header = [
@@ -292,34 +321,38 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _metric_table(table: Mapping[str, Any]) -> str:
+def _metric_tables(table: Mapping[str, Any]) -> list[str]:
+    """Values, and differences to the first run."""
     metrics = list(next(iter(table.values())))
-    rows = [[name, *(Markup(_metric_cell(m, entry[m])) for m in metrics)] for name, entry in table.items()]
-    return str(markdown.table(["run", *map(Markup, metrics)], rows)).rstrip()
+    better = {metric: greater for metrics in METRICS_BY_PROBLEM.values() for metric, greater in metrics.items()}
+    header = [Markup(metric if better[metric] else f"{metric} (lower is better)") for metric in metrics]
+    values = [[name, *(markdown.spread(m, entry[m]) for m in metrics)] for name, entry in table.items()]
+    changes = [[name, *(_change(m, entry[m]) for m in metrics)] for name, entry in list(table.items())[1:]]
+    return [
+        str(markdown.table([head, *header], rows)).rstrip() for head, rows in (("run", values), ("difference", changes))
+    ]
 
 
-def _metric_cell(metric: str, entry: Mapping[str, Any]) -> str:
-    text = markdown.spread(metric, entry)
-    change = entry.get("difference")
-    if change is None or change["value"] is None:
-        return text
-    around = "" if change["std"] is None else f" ± {markdown.shown(metric, change['std'])}"
-    text += f" ({_signed(metric, change['value'])}{around})"
-    if change["interval"]:
-        text += f" [{', '.join(_signed(metric, x) for x in change['interval'])}]"
-    return text
+def _change(metric: str, entry: Mapping[str, Any]) -> str:
+    change = entry["difference"]
+    if change["value"] is None:
+        return "–"
+    around = "" if change["std"] is None else f"\u00a0±\u00a0{markdown.shown(metric, change['std'])}"
+    limits = ",\u00a0".join(_signed(metric, x) for x in change["interval"] or [])
+    return Markup(_signed(metric, change["value"]) + around + (f" [{limits}]" if limits else ""))
 
 
 def _signed(metric: str, value: float) -> str:
-    scale, digits = (100, 1) if is_share(metric) else (1, 3)
-    return f"{scale * value:+.{digits}f}".replace("-", "−")
+    text = markdown.shown(metric, value)
+    is_zero = not text.strip("−0.")
+    return text.removeprefix("−") if is_zero else text if text.startswith("−") else f"+{text}"
 
 
 def _own_cells(own: Mapping[str, Any] | None) -> list[str]:
     if own is None:
         return ["–", "–"]
     count = own["num_decisions"]
-    around = "" if count["std"] is None else f" ± {count['std']:,.0f}"
+    around = "" if count["std"] is None else f"\u00a0±\u00a0{count['std']:,.0f}"
     return [f"{count['mean']:,.0f}{around} ({_share(own['share'])} %)", _share(own["accuracy"])]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..batching import FeatureRows
@@ -42,7 +43,10 @@ def load_any_model(folder: str | Path) -> FLI2MoEModel:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json.")
-    model = AutoModel.from_pretrained(folder)
+    try:
+        model = AutoModel.from_pretrained(folder)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} cannot be read ({error}): train the model again.") from error
     if not isinstance(model, FLI2MoEModel):
         raise ValueError(f"{folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
     return model.eval()
@@ -79,8 +83,18 @@ def find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     the folder itself without any where there is none."""
     for place in (folder, *list(folder.parents)[:2]):
         if (place / SETTINGS_FILE).is_file():
-            return place, json.loads((place / SETTINGS_FILE).read_text())
+            return place, _read_settings(place / SETTINGS_FILE)
     return folder, {}
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"a {type(settings).__name__}, no object")
+    except ValueError as error:
+        raise ValueError(f"{file}, which says what the run was trained on, is damaged: {error}.") from error
+    return settings
 
 
 def fingerprint(model: FLI2MoEModel) -> str:

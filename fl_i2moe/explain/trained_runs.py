@@ -1,6 +1,7 @@
 """Runs of a training recipe by their folders: one trained model a seed, and the features that they were trained on."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,26 +28,60 @@ class Run:
     cache: FeatureCache
 
 
-def find_runs(folders: Sequence[str], cache_dir: str | None = None) -> list[Run]:
+def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:
     """
+    Args:
+        seeds: take the models of these alone.
+
     Raises:
-        ValueError: a folder holds no model, no feature cache is found, or the runs have different ones.
+        ValueError: a folder holds no model, none of a wanted seed or one whose training has not ended, no feature cache
+            is found, or the runs have different ones.
     """
-    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    paths = list({Path(folder).resolve(): Path(os.path.abspath(folder)) for folder in folders}.values())
     runs = []
     for path, name in zip(paths, _short_names(paths), strict=True):
-        models = {x.parent.name.removeprefix("seed-"): x for x in sorted(path.glob("seed-*/model"))} or {"0": path}
+        models = _find_models(path)
+        settings = find_settings(path)[1]
+        if missing := [seed for seed in seeds if seed not in models]:
+            raise ValueError(f"{path} has no model of the seeds {missing}, but of {list(models)}.")
+        models = {seed: models[seed] for seed in dict.fromkeys(seeds)} or models
         for model in models.values():
             if not (model / "config.json").is_file():
                 raise ValueError(f"{model} holds no model: give the output folder of a training run.")
+            if settings and model.name == "model" and not (model.parent / "results.json").is_file():
+                raise ValueError(
+                    f"{model.parent} has no results.json, its training has not ended: go on with it by --resume."
+                )
         first = next(iter(models.values()))
-        runs.append(Run(name, path, models, find_settings(path)[1], find_cache(first, cache_dir)))
-    if len({run.cache.path for run in runs}) > 1:
+        runs.append(Run(name, path, models, settings, find_cache(first, cache_dir)))
+    digests = {run.folder: run.settings.get("features", str(run.cache.path)) for run in runs}
+    if len(set(digests.values())) > 1:
         raise ValueError(
-            "The runs were trained on different features, whose ceilings differ; evaluate them one by one:\n"
-            + "\n".join(f"  {run.folder}: {run.cache.path}" for run in runs)
+            "The runs were trained on different features, so that their figures cannot be compared:\n"
+            + "\n".join(f"  {folder}: {digest}" for folder, digest in digests.items())
         )
     return runs
+
+
+def _find_models(folder: Path) -> dict[str, Path]:
+    """Seed → model: of a run all of its seeds, in their order; or that of a single model."""
+    found = {x.parent.name.removeprefix("seed-"): x for x in folder.glob("seed-*/model")}
+    if seeds := sorted((seed for seed in found if seed.isdigit()), key=int):
+        return {seed: found[seed] for seed in seeds}
+    own = folder.parent.name.removeprefix("seed-") if folder.name == "model" else ""
+    return {own if own.isdigit() else "0": folder}
+
+
+def refuse_trained_runs(folder: str | Path) -> None:
+    """
+    Of a folder to write into.
+
+    Raises:
+        ValueError: there are trained models in it, which `overwrite` would remove.
+    """
+    folder = Path(folder)
+    if any(folder.glob("seed-*/model")) or (folder / "config.json").is_file():
+        raise ValueError(f"The output folder {folder} holds trained models; give another --output_dir.")
 
 
 def weights_fingerprint(folder: Path) -> str:
