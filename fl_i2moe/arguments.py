@@ -214,7 +214,7 @@ class ModelArguments:
     objective: Literal["published", "specialised"] = option(
         "published",
         "What makes the experts differ: the papers' losses, or what they see and what is left to them. The latter was "
-        "tested with --feature_dropout 0.5 and twice the epochs.",
+        "tested with --feature_dropout 0.5 --lr_scheduler cosine --no_load_best_model_at_end and more epochs (README).",
     )
     interaction_experts: Literal["all", "synergy_redundancy"] = option(
         "all", "Which experts there are; synergy_redundancy leaves out uniqueness."
