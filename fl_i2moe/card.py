@@ -67,12 +67,14 @@ SETTINGS = (
     "num_fusion_layers",
     "dropout",
     "feature_dropout",
+    "feature_dropout_start",
     "optimizer",
     "learning_rate",
     "lr_scheduler",
     "batch_size",
     "num_epochs",
     "early_stopping_patience",
+    "load_best_model_at_end",
     "mixed_precision",
     "threshold",
 )
@@ -246,6 +248,8 @@ def _settings(run: Run) -> dict[str, Any]:
         idle.update(("interaction_loss_on", "perturbation"))
     if config.level != "pooled":
         idle.add("num_patches")
+    if not config.feature_dropout:
+        idle.add("feature_dropout_start")
     settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
     return {name: value for name, value in settings.items() if name not in idle and value is not None}
 

@@ -204,7 +204,7 @@ def make_table(
         parts.append({"title": table.title, "systems": titles})
     return {
         "metrics": names,
-        "picked_by": first["metric"],
+        "picked_by": first["metric"] if first["settings"].get("load_best_model_at_end", True) else None,
         "seeds": list(first["seeds"]),
         "samples": first["samples"],
         "machine": first["machine"],
@@ -224,9 +224,11 @@ def render_markdown(table: Mapping[str, Any]) -> str:
                 parts.append(_render_conditions(titles, rows, table["metrics"]))
     count = len(table["seeds"])
     spread = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed"
+    picked = f"the epoch is picked by the validation split's {table['picked_by']}"
     note = (
-        f"Test split, {table['samples']['test']:,} samples, {spread}; the epoch is picked by the validation split's "
-        f"{table['picked_by']}. An epoch includes its validation. {table['machine']['device']}."
+        f"Test split, {table['samples']['test']:,} samples, {spread}; "
+        f"{picked if table['picked_by'] else 'the last epoch is kept'}. An epoch includes its validation. "
+        f"{table['machine']['device']}."
     )
     return "\n\n".join([*parts, note]) + "\n"
 

@@ -86,6 +86,15 @@ def test_table_tells_what_the_runs_gave(compare, tmp_path):
     assert history[0]["auxiliary_loss"] >= 1  # the balance loss is told
 
 
+@pytest.mark.parametrize(
+    ("load_best", "said"),
+    [(True, "the epoch is picked by the validation split's mAP"), (False, "the last epoch is kept")],
+)
+def test_the_table_says_which_epoch_is_kept(compare, tmp_path, load_best, said):
+    compare({"mult": SYSTEMS["mult"]}, seeds=[0], metric="mAP", load_best_model_at_end=load_best)
+    assert f"; {said}." in (tmp_path / "table" / "table.md").read_text()
+
+
 def test_a_stopped_comparison_goes_on(compare, tmp_path, monkeypatch):
     """Systems that are done are not trained again; new ones may join; other options are refused."""
     import fl_i2moe.comparison as comparison
