@@ -288,6 +288,8 @@ def test_runs_are_found_with_their_seeds_and_names(trained, monkeypatch):
     shutil.copytree(trained / "moe" / "seed-1", trained / "moe" / "seed-2")
     assert list(find_runs([str(trained / "moe")], str(cache))[0].models) == ["0", "1", "2", "10"]
     settings = json.loads((trained / "dense" / "run.json").read_text())
+    (trained / "dense" / "run.json").rename(trained / "dense" / "run.txt")  # as a model that was copied alone
+    assert len(find_runs([str(trained / "moe"), str(trained / "dense")], str(cache))) == 2
     (trained / "dense" / "run.json").write_text(json.dumps({**settings, "features": "another"}))
     (trained / "moe" / "run.json").write_text(json.dumps({**settings, "features": "one"}))
     with pytest.raises(ValueError, match=r"different features.*\n.*moe: one\n.*dense: another"):

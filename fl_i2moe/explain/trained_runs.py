@@ -54,11 +54,11 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
                 )
         first = next(iter(models.values()))
         runs.append(Run(name, path, models, settings, find_cache(first, cache_dir)))
-    digests = {run.folder: run.settings.get("features", str(run.cache.path)) for run in runs}
-    if len(set(digests.values())) > 1:
+    known = {run.settings["features"] for run in runs if "features" in run.settings}
+    if len(known) > 1 or len({run.cache.path for run in runs}) > 1:
         raise ValueError(
             "The runs were trained on different features, so that their figures cannot be compared:\n"
-            + "\n".join(f"  {folder}: {digest}" for folder, digest in digests.items())
+            + "\n".join(f"  {run.folder}: {run.settings.get('features', run.cache.path)}" for run in runs)
         )
     return runs
 
