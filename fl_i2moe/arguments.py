@@ -284,9 +284,7 @@ class TrainingArguments:
     metric: str | None = option(
         None, "Metric of the validation split that picks the checkpoint; fits the task if not given."
     )
-    load_best_model_at_end: bool = option(
-        True, "Keep the epoch that is best by that metric; else the last, in which explanations by masking are best."
-    )
+    load_best_model_at_end: bool = option(True, "Keep the epoch that is best by that metric; else the last one.")
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).")
     early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better validation metric.")
     checkpoint_steps: int = option(
