@@ -11,10 +11,10 @@ folder.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_i2moe.arguments import option, parse_arguments
-from fl_i2moe.feature_publishing import write_features
-from fl_i2moe.publishing import choose_license, publish
-from fl_i2moe.shared_features import open_features
+from fl_i2moe.cache.shared import open_features
+from fl_i2moe.publishing.features import write_features
+from fl_i2moe.publishing.model import choose_license, publish
+from fl_i2moe.training.arguments import option, parse_arguments
 
 TEMPLATE = Path(__file__).parent / "features_card.md.jinja"
 

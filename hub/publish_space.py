@@ -19,9 +19,9 @@ from huggingface_hub.utils import validate_repo_id
 from PIL.Image import registered_extensions
 
 import fl_i2moe
-from fl_i2moe.arguments import option, parse_arguments
 from fl_i2moe.encoder_inputs import open_image
-from fl_i2moe.publishing import make_empty_folder, publish, write_file_list
+from fl_i2moe.publishing.model import make_empty_folder, publish, write_file_list
+from fl_i2moe.training.arguments import option, parse_arguments
 
 SPACE = Path(__file__).parent / "space"
 

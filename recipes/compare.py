@@ -26,7 +26,24 @@ from typing import Literal
 
 from rich.console import Console
 
-from fl_i2moe.arguments import (
+from fl_i2moe.array_encoder import array_encoders
+from fl_i2moe.cache import is_cache, open_cache
+from fl_i2moe.cache.shared import open_features
+from fl_i2moe.comparison.overhead import measure_overhead
+from fl_i2moe.comparison.robustness import measure_robustness
+from fl_i2moe.comparison.systems import (
+    System,
+    Table,
+    check_systems,
+    choose_systems,
+    compare_systems,
+    render_markdown,
+    with_options,
+)
+from fl_i2moe.data.array_files import is_array_file
+from fl_i2moe.data.arrays import load_arrays
+from fl_i2moe.data.layouts import find_layout, load_layout
+from fl_i2moe.training.arguments import (
     ArrayArguments,
     EncodingArguments,
     ImageEncoderArguments,
@@ -40,26 +57,9 @@ from fl_i2moe.arguments import (
     refuse_raw_options,
     starts_from_features,
 )
-from fl_i2moe.array_encoder import array_encoders
-from fl_i2moe.cache import is_cache, open_cache
-from fl_i2moe.comparison import (
-    System,
-    Table,
-    check_systems,
-    choose_systems,
-    compare_systems,
-    render_markdown,
-    with_options,
-)
-from fl_i2moe.data.array_files import is_array_file
-from fl_i2moe.data.arrays import load_arrays
-from fl_i2moe.data.layouts import find_layout, load_layout
-from fl_i2moe.experiment import Job, create_accelerator
-from fl_i2moe.overhead import measure_overhead
-from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
-from fl_i2moe.robustness import measure_robustness
-from fl_i2moe.run_features import choose_encoders, encode
-from fl_i2moe.shared_features import open_features
+from fl_i2moe.training.experiment import Job, create_accelerator
+from fl_i2moe.training.features import choose_encoders, encode
+from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 
 FUSIONS = {
     "ef": ("EF", "early"),

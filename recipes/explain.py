@@ -9,10 +9,10 @@ faithfulness (the FL-I²MoE paper's Figure 3), alignment of importance and inter
 explained already.
 """
 
-from fl_i2moe.arguments import TrainingArguments, parse_arguments
-from fl_i2moe.experiment import create_accelerator
-from fl_i2moe.explain.run import run_explanations
-from fl_i2moe.explain.run_arguments import ExplainArguments
+from fl_i2moe.explain.run.arguments import ExplainArguments
+from fl_i2moe.explain.run.explanations import run_explanations
+from fl_i2moe.training.arguments import TrainingArguments, parse_arguments
+from fl_i2moe.training.experiment import create_accelerator
 
 # FL-I²MoE, section 4: each pair draws its own coalitions
 PAPER = {"method": "grad_attnroll", "interactions": "per_pair", "num_coalitions": 4, "universe_share": 0.3}

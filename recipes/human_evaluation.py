@@ -12,13 +12,13 @@ the controls, which show the weights of another sample, and how far raters agree
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from fl_i2moe.arguments import parse_command
-from fl_i2moe.explain.human_evaluation import (
+from fl_i2moe.explain.human_evaluation.study import (
     DrawArguments,
     SummarizeArguments,
     draw_questionnaire,
     summarise_answers,
 )
+from fl_i2moe.training.arguments import parse_command
 
 COMMANDS = {"draw": (DrawArguments, draw_questionnaire), "summarize": (SummarizeArguments, summarise_answers)}
 

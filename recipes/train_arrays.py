@@ -19,7 +19,11 @@ for four, three and two modalities, each pooled to one vector; --level feature k
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fl_i2moe.arguments import (
+from fl_i2moe.array_encoder import array_encoders, save_standardization
+from fl_i2moe.data.arrays import load_arrays
+from fl_i2moe.data.numeric import NumericSettings, write_numeric
+from fl_i2moe.sample_encoders import user_cache_dir
+from fl_i2moe.training.arguments import (
     ArrayArguments,
     CacheArguments,
     ModelArguments,
@@ -28,12 +32,8 @@ from fl_i2moe.arguments import (
     option,
     parse_arguments,
 )
-from fl_i2moe.array_encoder import array_encoders, save_standardization
-from fl_i2moe.data.arrays import load_arrays
-from fl_i2moe.data.numeric import NumericSettings, write_numeric
-from fl_i2moe.experiment import Job, create_accelerator, run_experiment
-from fl_i2moe.published import published_presets
-from fl_i2moe.sample_encoders import user_cache_dir
+from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.training.published import published_presets
 
 # I²MoE, table 7, the columns in which data sets agree, and its published dropout
 ARRAYS = {

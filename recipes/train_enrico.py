@@ -10,7 +10,8 @@ set on the Hub>` it starts from a feature cache, without screens and encoder.
 from dataclasses import dataclass
 from functools import partial
 
-from fl_i2moe.arguments import (
+from fl_i2moe.data.enrico import load_enrico
+from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
     ModelArguments,
@@ -19,9 +20,8 @@ from fl_i2moe.arguments import (
     option,
     parse_arguments,
 )
-from fl_i2moe.data.enrico import load_enrico
-from fl_i2moe.experiment import Job, run_on_folder
-from fl_i2moe.published import ENCODERS, published_presets
+from fl_i2moe.training.experiment import Job, run_on_folder
+from fl_i2moe.training.published import ENCODERS, published_presets
 
 # "paper": I²MoE, table 7 (ENRICO), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
 PAPER = published_presets("enrico")

@@ -11,7 +11,8 @@ or data set on the Hub>` it starts from a feature cache, without tweets and enco
 from dataclasses import dataclass
 from functools import partial
 
-from fl_i2moe.arguments import (
+from fl_i2moe.data.mmhs150k import load_mmhs150k
+from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
     ModelArguments,
@@ -21,9 +22,8 @@ from fl_i2moe.arguments import (
     option,
     parse_arguments,
 )
-from fl_i2moe.data.mmhs150k import load_mmhs150k
-from fl_i2moe.experiment import Job, run_on_folder
-from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
+from fl_i2moe.training.experiment import Job, run_on_folder
+from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, published_presets
 
 # FL-I²MoE, section 4.1: "a comparable configuration", so that of MM-IMDb (I²MoE, tables 7 to 10)
 PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmhs150k"])

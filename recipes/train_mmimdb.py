@@ -13,7 +13,10 @@ With `--features <folder or data set on the Hub>` it starts from a feature cache
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fl_i2moe.arguments import (
+from fl_i2moe.data.mmimdb import load_mmimdb
+from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
+from fl_i2moe.sample_encoders import user_cache_dir
+from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
     ModelArguments,
@@ -24,12 +27,9 @@ from fl_i2moe.arguments import (
     parse_arguments,
     starts_from_features,
 )
-from fl_i2moe.data.mmimdb import load_mmimdb
-from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
-from fl_i2moe.experiment import Job, create_accelerator, run_experiment
-from fl_i2moe.published import ENCODERS, TEXT_LENGTHS, published_presets
-from fl_i2moe.run_features import choose_encoders
-from fl_i2moe.sample_encoders import user_cache_dir
+from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.training.features import choose_encoders
+from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, published_presets
 
 # "paper": I²MoE, table 7 (MM-IMDb), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
 PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmimdb"])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from fl_i2moe.arguments import (
+from fl_i2moe.training.arguments import (
     EncodingArguments,
     ModelArguments,
     OutputArguments,
@@ -15,7 +15,7 @@ from fl_i2moe.arguments import (
     parse_command,
     starts_from_features,
 )
-from fl_i2moe.experiment import Job
+from fl_i2moe.training.experiment import Job
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}

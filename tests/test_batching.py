@@ -12,11 +12,10 @@ from fake_encoders import fake_encoders, write_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_i2moe import batching
-from fl_i2moe.batching import BatchSampler, FeatureRows, create_data_loader
-from fl_i2moe.cache import build_cache
+from fl_i2moe.cache import batching, build_cache
+from fl_i2moe.cache.batching import BatchSampler, FeatureRows, create_data_loader
+from fl_i2moe.cache.encoding import has_non_finite
 from fl_i2moe.data.raw import SampleError
-from fl_i2moe.encoding import has_non_finite
 
 MODALITIES = ["text", "image"]
 KINDS = ("features", "feature_masks", "special_masks")

@@ -11,10 +11,10 @@ from markdown_it import MarkdownIt
 from published import make_published, write_run
 from tiny_models import make_config, make_model
 
-from fl_i2moe.card import CardOptions, build_card, evaluation_results
 from fl_i2moe.explain import Explanation
-from fl_i2moe.finished_run import Run
 from fl_i2moe.markdown import escape
+from fl_i2moe.publishing.card import CardOptions, build_card, evaluation_results
+from fl_i2moe.publishing.finished_run import Run
 
 TEMPLATE = Path(__file__).parent.parent / "hub" / "model_card.md.jinja"
 NASTY = [

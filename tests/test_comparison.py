@@ -12,17 +12,19 @@ from conftest import ROOT
 from fake_encoders import fake_encoders, write_raw
 from rich.console import Console
 
-from fl_i2moe import FLI2MoEConfig, FLI2MoEModel, experiment, run_features
-from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
-from fl_i2moe.batching import create_data_loader
+from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
-from fl_i2moe.comparison import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.experiment import Job, create_accelerator
+from fl_i2moe.cache.batching import create_data_loader
+from fl_i2moe.comparison.overhead import measure_overhead
+from fl_i2moe.comparison.robustness import add_noise, measure_robustness
+from fl_i2moe.comparison.systems import System, choose_systems, compare_systems, render_markdown
 from fl_i2moe.markdown import spread
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
-from fl_i2moe.overhead import measure_overhead
-from fl_i2moe.robustness import add_noise, measure_robustness
-from fl_i2moe.run_features import EncoderChoice
+from fl_i2moe.training import experiment
+from fl_i2moe.training import features as run_features
+from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.training.experiment import Job, create_accelerator
+from fl_i2moe.training.features import EncoderChoice
 
 SIZES = {"train": 48, "validation": 16, "test": 20}
 SYSTEMS = {
@@ -97,7 +99,7 @@ def test_the_table_says_which_epoch_is_kept(compare, tmp_path, load_best, said):
 
 def test_a_stopped_comparison_goes_on(compare, tmp_path, monkeypatch):
     """Systems that are done are not trained again; new ones may join; other options are refused."""
-    import fl_i2moe.comparison as comparison
+    from fl_i2moe.comparison import systems as comparison
 
     run, trained = comparison.run_on_cache, []
 
@@ -331,7 +333,7 @@ def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accele
 
     monkeypatch.setattr("fl_i2moe.data.layouts.load_layout", lambda *_, **__: SimpleNamespace(modalities=modalities))
     monkeypatch.setattr(run_features, "encode", encode)
-    monkeypatch.setattr("fl_i2moe.comparison.compare_systems", stop)
+    monkeypatch.setattr("fl_i2moe.comparison.systems.compare_systems", stop)
     command = ["recipes/compare.py", f"--data={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--image_hidden_layer=3"]
     systems = ["--systems", "switchgate", "i2moe-switchgate", "i2moe-lf", "zero-vector"]
     monkeypatch.setattr("sys.argv", [*command, "--hyperparameters=enrico", *systems])

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fl_i2moe.array_encoder import array_encoders, load_standardization, save_standardization
-from fl_i2moe.batching import FeatureRows
 from fl_i2moe.cache import build_cache
+from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.data.array_pickle import read_array_pickle
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.raw import SampleError

@@ -72,8 +72,8 @@ def test_mmhs150k(run_here, tmp_path):
 def test_what_a_recipe_starts_from(name, tmp_path, monkeypatch):
     """Features are handed on, not ignored; without them there must be a folder."""
     given, recipe = [], f"recipes/train_{name}.py"
-    monkeypatch.setattr("fl_i2moe.experiment.run_experiment", lambda *arguments: given.append(arguments))
-    monkeypatch.setattr("fl_i2moe.experiment.create_accelerator", lambda *arguments: None)
+    monkeypatch.setattr("fl_i2moe.training.experiment.run_experiment", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr("fl_i2moe.training.experiment.create_accelerator", lambda *arguments: None)
 
     def start(*options):
         monkeypatch.setattr("sys.argv", [recipe, f"--output_dir={tmp_path / 'run'}", *options])

@@ -10,13 +10,13 @@ from datasets import Features, List, Value
 from fake_encoders import fake_encoders, write_raw
 from transformers import AutoModel
 
-from fl_i2moe import run_features
-from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
-from fl_i2moe.batching import create_data_loader
 from fl_i2moe.cache import build_cache, open_cache
+from fl_i2moe.cache.batching import create_data_loader
 from fl_i2moe.data.raw import RawDataset
-from fl_i2moe.experiment import Job, create_accelerator, run_experiment
-from fl_i2moe.run_features import EncoderChoice
+from fl_i2moe.training import features as run_features
+from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.training.features import EncoderChoice
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 

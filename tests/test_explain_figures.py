@@ -10,13 +10,13 @@ from PIL import Image
 from test_explain_report import Page, render_page
 from test_figures import shown_texts
 
-from fl_i2moe.explain import sheet
-from fl_i2moe.explain.display import score_text
 from fl_i2moe.explain.geometry import Modality
+from fl_i2moe.explain.pages import sheet
+from fl_i2moe.explain.pages.display import score_text
+from fl_i2moe.explain.pages.sample_figure import draw_explanation
+from fl_i2moe.explain.pages.sheet import Flow
 from fl_i2moe.explain.pair_scores import PairTable
-from fl_i2moe.explain.run_figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
-from fl_i2moe.explain.sample_figure import draw_explanation
-from fl_i2moe.explain.sheet import Flow
+from fl_i2moe.explain.run.figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
 
 
 def shown(figure):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from fl_i2moe.explain.ground_truth import (
+from fl_i2moe.explain.ground_truth.truth import (
     EvidenceProbe,
     ExpertOutputs,
     describe,

@@ -13,14 +13,7 @@ from tiny_models import one_sample
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import (
-    ESTIMATORS,
-    cross_modal_pairs,
-    exact,
-    per_pair,
-    score_pairs,
-    shared_context,
-)
+from fl_i2moe.explain.interactions import ESTIMATORS, cross_modal_pairs, exact, per_pair, score_pairs, shared_context
 
 SAMPLING = [per_pair, shared_context]
 

@@ -15,10 +15,10 @@ from loopback_hub import running_hub
 from published import bare_environment, make_published, run_bare, write_run
 from test_encoders import noise
 
-from fl_i2moe.card import CardOptions
-from fl_i2moe.feature_publishing import write_features
-from fl_i2moe.finished_run import Run
-from fl_i2moe.publishing import push, write_repository
+from fl_i2moe.publishing.card import CardOptions
+from fl_i2moe.publishing.features import write_features
+from fl_i2moe.publishing.finished_run import Run
+from fl_i2moe.publishing.model import push, write_repository
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
@@ -167,7 +167,7 @@ def test_private_repositories_and_unknown_revisions(hub, films, tmp_path, monkey
 STREAM = """
 import json, sys
 from datasets import load_dataset
-from fl_i2moe.shared_features import open_features
+from fl_i2moe.cache.shared import open_features
 rows = list(load_dataset("someone/features", split="test", streaming=True))
 cache = open_features("someone/features")
 first = cache.splits["test"][0]

@@ -5,8 +5,8 @@ import runpy
 import pytest
 from conftest import ROOT
 
-from fl_i2moe.arguments import ModelArguments, TrainingArguments
-from fl_i2moe.published import DATA_SETS, ENCODERS, published_settings
+from fl_i2moe.training.arguments import ModelArguments, TrainingArguments
+from fl_i2moe.training.published import DATA_SETS, ENCODERS, published_settings
 
 # I²MoE, tables 7 to 10: ADNI, MIMIC, IMDB, MOSI, ENRICO
 PRINTED = {

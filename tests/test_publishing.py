@@ -14,9 +14,9 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from published import LABELS, make_published, write_run
 from transformers import AutoModel, AutoProcessor
 
-from fl_i2moe.card import CardOptions
-from fl_i2moe.finished_run import Run
-from fl_i2moe.publishing import choose_license, push, without_paths, write_file_list, write_repository
+from fl_i2moe.publishing.card import CardOptions
+from fl_i2moe.publishing.finished_run import Run
+from fl_i2moe.publishing.model import choose_license, push, without_paths, write_file_list, write_repository
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
@@ -228,7 +228,7 @@ def test_the_command(films, tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise ConnectionError("cut")
 
-    monkeypatch.setattr("fl_i2moe.publishing.push", refuse)
+    monkeypatch.setattr("fl_i2moe.publishing.model.push", refuse)
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit, match="error: cut"):
         runpy.run_path(str(ROOT / command[0]), run_name="__main__")

@@ -12,7 +12,7 @@ from published import COMMIT, make_published, put_into_hub_cache, save_encoder
 from tiny_models import make_config, make_model
 from transformers import AutoModel
 
-from fl_i2moe.batching import FeatureRows
+from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.encoders import load_encoder
 from fl_i2moe.explain import explain
 from fl_i2moe.raw_sample import raw_sample

@@ -19,8 +19,8 @@ from transformers import AutoModel
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
 from fl_i2moe.encoders import load_encoder
-from fl_i2moe.experiment import Job, create_accelerator, run_experiment
-from fl_i2moe.run_features import EncoderChoice
+from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.training.features import EncoderChoice
 
 # found, not imported: the package imports sentence-transformers
 pytestmark = pytest.mark.skipif(
@@ -211,8 +211,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(train, tmp_path):
 
 def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
     """Not one weight of the frozen encoders changes in a whole job."""
-    from fl_i2moe import run_features
-    from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+    from fl_i2moe.training import features as run_features
+    from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 
     encoders, before = [], []
 

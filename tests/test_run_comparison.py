@@ -14,19 +14,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.metrics import f1_score
 
-from fl_i2moe.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.cache import build_cache
-from fl_i2moe.experiment import Job, create_accelerator, run_on_cache
-from fl_i2moe.explain.run_comparison import (
-    best_thresholds,
-    common_seeds,
-    common_threshold,
-    compare_predictions,
-    to_markdown,
-)
-from fl_i2moe.explain.trained_runs import Run, find_runs
+from fl_i2moe.comparison.runs import best_thresholds, common_seeds, common_threshold, compare_predictions, to_markdown
+from fl_i2moe.explain.run.trained_runs import Run, find_runs
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
-from fl_i2moe.training import Predictions
+from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.training.experiment import Job, create_accelerator, run_on_cache
+from fl_i2moe.training.loop import Predictions
 
 RECIPE = "recipes/compare_runs.py"
 

@@ -12,11 +12,11 @@ from huggingface_hub import DatasetCard
 from published import COMMIT, make_published, make_raw, put_into_hub_cache, save_encoder
 
 from fl_i2moe.cache import CorruptCacheError, build_cache
+from fl_i2moe.cache.shared import open_features
+from fl_i2moe.cache.streaming import StreamedSplit
 from fl_i2moe.encoders import load_encoder
-from fl_i2moe.feature_publishing import write_features
-from fl_i2moe.publishing import push
-from fl_i2moe.shared_features import open_features
-from fl_i2moe.streaming import StreamedSplit
+from fl_i2moe.publishing.features import write_features
+from fl_i2moe.publishing.model import push
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "hub" / "features_card.md.jinja"

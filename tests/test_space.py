@@ -154,7 +154,13 @@ def test_a_published_space_is_whole(tmp_path):
     publish = load(ROOT / "hub" / "publish_space.py")
     publish.write_space(tmp_path / "space", "someone/fl-i2moe-films")
     files = {path.relative_to(tmp_path / "space").as_posix() for path in (tmp_path / "space").rglob("*")}
-    assert {"app.py", "requirements.txt", "README.md", "fl_i2moe/explain/run.py", "examples/examples.json"} <= files
+    assert {
+        "app.py",
+        "requirements.txt",
+        "README.md",
+        "fl_i2moe/explain/explain_sample.py",
+        "examples/examples.json",
+    } <= files
     assert not [name for name in files if "__pycache__" in name]
     assert (tmp_path / "space" / "model_id").read_text() == "someone/fl-i2moe-films\n"
     card = (tmp_path / "space" / "README.md").read_text()

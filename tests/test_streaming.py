@@ -16,12 +16,12 @@ from fake_encoders import fake_encoders, write_raw
 from huggingface_hub import HfApi
 from loopback_hub import running_hub
 
-from fl_i2moe.batching import FeatureRows, feature_means, mean_of_batches
 from fl_i2moe.cache import build_cache
+from fl_i2moe.cache.batching import FeatureRows, feature_means, mean_of_batches
+from fl_i2moe.cache.streaming import FeatureStream, StreamedSplit
 from fl_i2moe.data.raw import SampleError
-from fl_i2moe.feature_publishing import write_features
-from fl_i2moe.publishing import push
-from fl_i2moe.streaming import FeatureStream, StreamedSplit
+from fl_i2moe.publishing.features import write_features
+from fl_i2moe.publishing.model import push
 
 ROOT = Path(__file__).parent.parent
 MODALITIES = ["image", "text"]

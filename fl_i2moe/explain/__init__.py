@@ -7,14 +7,10 @@ What can be asked of a model (each imports only what stands above it):
 - `game`, `masked_expert`, `pair_scores`, `interactions`: an expert as a game, and how pairs of features interact
 - `masking`, `pairs`, `alignment`, `pair_metrics`: what that is worth, by `summaries` of the metrics
 
-One explanation: `geometry` (where features lie), `explanation_data`, shown by `sample_page` and `sample_figure` with
-`display` and `sheet`, saved by `explanation`, made by `explain_sample`.
+One explanation: `geometry` (where features lie), `explanation_data`, shown by `pages`, saved by `explanation`, made by
+`explain_sample`.
 
-A run over many samples: `run_arguments`, `run_inputs`, `run_sample`, `run_figures`, `run_page`, `run_results`, `run`.
-
-Against a known truth: `ground_truth`, `evaluation`, `ground_truth_report`, `evaluation_run`.
-
-Before people: `questionnaire`, `questionnaire_page`, `ratings`, `ratings_report`, `human_evaluation`.
+Built on that: `run`, over many samples; `ground_truth`, against a known truth; `human_evaluation`, before people.
 """
 
 from .explain_sample import explain

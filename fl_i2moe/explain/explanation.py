@@ -7,8 +7,8 @@ from typing import Self
 
 from ..run_folder import replace_files, write_json
 from .explanation_data import ExplanationData
-from .sample_figure import draw_explanation
-from .sample_page import render_page
+from .pages.sample_figure import draw_explanation
+from .pages.sample_page import render_page
 
 
 class Explanation(ExplanationData):

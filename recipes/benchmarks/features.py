@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fl_i2moe import FLI2MoEConfig
-from fl_i2moe.arguments import TrainingArguments
-from fl_i2moe.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.cache import FeatureCache, build_cache, open_cache
+from fl_i2moe.cache.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.data.raw import RawDataset
 from fl_i2moe.machine import keep_freed_memory
-from fl_i2moe.training import train
+from fl_i2moe.training.arguments import TrainingArguments
+from fl_i2moe.training.loop import train
 
 from . import measuring
 from .measuring import ratios, spread, take_turns

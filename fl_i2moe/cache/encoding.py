@@ -1,0 +1,277 @@
+"""From raw samples to rows of a feature cache: decoding in worker processes, encoding in batches."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Array2D, Dataset, Features, List, Value
+from datasets.features.features import Array2DExtensionType
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data.raw import OnBadSample, RawDataset, SampleError
+from .shards import Shard
+
+GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
+FLOAT16_MAX = 65504
+
+
+class Preprocessed(Protocol):
+    inputs: dict[str, Tensor]
+    annotations: list[dict[str, Any]]
+
+
+class EncodedFeatures(Protocol):
+    features: Tensor
+    feature_mask: Tensor
+    special_mask: Tensor
+
+
+class Encoder(Protocol):
+    """What the cache needs of a frozen encoder; `fl_i2moe.encoders` has the real ones."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def feature_size(self) -> int: ...
+
+    @property
+    def max_features(self) -> int: ...
+
+    @property
+    def grid(self) -> tuple[int, int] | None: ...
+
+    @property
+    def preprocess(self) -> Callable[[list[Any]], Preprocessed]:
+        """Runs in worker processes, so it is picklable and without the weights."""
+
+    def encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+
+def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features:
+    """The columns of a feature cache: the raw ones, but for arrays, which are features already; then those that the
+    encoders add."""
+    raw_features = next(iter(raw.splits.values())).features
+    arrays = {name for name, encoder in encoders.items() if encoder.kind == "array"}
+    features = {name: feature for name, feature in raw_features.items() if name not in arrays}
+    for name, encoder in encoders.items():
+        features[f"{name}_features"] = Array2D((None, encoder.feature_size), "float16")
+        features[f"{name}_special_mask"] = List(Value("bool"))
+        if encoder.kind == "text":
+            features[f"{name}_offsets"] = List(List(Value("int32"), length=2))
+        elif encoder.kind == "image":
+            features[f"{name}_geometry"] = {key: Value("int32") for key in GEOMETRY}
+    return Features(features)
+
+
+def has_non_finite(features: NDArray[np.float16]) -> bool:
+    """Whether any value is NaN or infinite.
+
+    Those are the float16 bit patterns with all exponent bits set, the largest of either sign: two integer maxima
+    find them some thirty times faster than `np.isfinite`.
+    """
+    if features.size == 0:
+        return False
+    return features.view(np.int16).max() >= 0x7C00 or features.view(np.uint16).max() >= 0xFC00
+
+
+@dataclass
+class DecodedBatch:
+    """Some rows of one shard, ready for the encoders."""
+
+    shard: Shard
+    table: pa.Table
+    inputs: dict[str, Preprocessed]
+    bad_samples: list[SampleError]
+
+    @property
+    def num_samples(self) -> int:
+        return self.table.num_rows + len(self.bad_samples)
+
+
+class _Decoder(torch.utils.data.Dataset):
+    """Maps (shard, rows) to a decoded batch. A bad sample is returned, not raised: workers lose exceptions' types."""
+
+    def __init__(self, raw: RawDataset, encoders: Mapping[str, Encoder]) -> None:
+        self.splits: dict[str, Dataset] = {str(name): split.with_format("arrow") for name, split in raw.splits.items()}
+        self.preprocess = {name: encoder.preprocess for name, encoder in encoders.items()}
+
+    def __getitem__(self, task: tuple[Shard, range]) -> DecodedBatch:
+        shard, rows = task
+        table: pa.Table = self.splits[shard.split][rows]
+        try:
+            return DecodedBatch(shard, table, self._preprocess(table), [])
+        except ValueError:
+            errors = [self._find_error(table.slice(i, 1), shard.split) for i in range(table.num_rows)]
+            table = table.filter(pa.array([error is None for error in errors]))
+            inputs = self._preprocess(table) if table.num_rows else {}
+            bad_samples = [error for error in errors if error is not None]
+            assert bad_samples, "preprocessing failed for the batch but for none of its samples"
+            return DecodedBatch(shard, table, inputs, bad_samples)
+
+    def _preprocess(self, table: pa.Table) -> dict[str, Preprocessed]:
+        return {name: preprocess(table[name].to_pylist()) for name, preprocess in self.preprocess.items()}
+
+    def _find_error(self, row: pa.Table, split: str) -> SampleError | None:
+        for name, preprocess in self.preprocess.items():
+            try:
+                preprocess(row[name].to_pylist())
+            except ValueError as error:
+                return _sample_error(row, 0, split, name, str(error))
+        return None
+
+
+def _sample_error(table: pa.Table, row: int, split: str, modality: str, reason: str) -> SampleError:
+    value = table[modality][row].as_py()
+    file = value.get("path") if isinstance(value, dict) else None
+    return SampleError(split, table["id"][row].as_py(), modality, file or "-", reason)
+
+
+def decode(
+    raw: RawDataset, encoders: Mapping[str, Encoder], shards: list[Shard], batch_size: int, num_workers: int
+) -> Iterator[DecodedBatch]:
+    """Preprocesses the shards' rows in batches that never cross a shard, in order, ahead of the encoder.
+
+    A batch holds the same rows however many processes, workers or earlier runs there were, so that the features do
+    not depend on them. Workers use one thread each (`DataLoader` sees to that) and never touch a device.
+    """
+    tasks = [
+        (shard, shard.rows[start : start + batch_size])
+        for shard in shards
+        for start in range(0, len(shard.rows), batch_size)
+    ]
+    return iter(
+        DataLoader(
+            _Decoder(raw, encoders),
+            batch_size=None,
+            sampler=tasks,
+            collate_fn=_identity,
+            num_workers=num_workers,
+            # A generator of its own: a loader draws a seed when it starts, which must not change the run's randomness.
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def new_record(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
+    """What is counted per shard: samples left out, and per text modality how many were cut and by what share in sum."""
+    cut = {name: {"samples": 0, "share": 0.0} for name, encoder in encoders.items() if encoder.kind == "text"}
+    return {"skipped": [], "cut": cut}
+
+
+@dataclass(frozen=True)
+class BatchEncoder:
+    """Turns decoded batches into record batches of the cache.
+
+    Raises:
+        SampleError: with `on_bad_sample="stop"`, at the first sample that could not be read, or whose features are
+            none, NaN, infinite or too large for float16.
+    """
+
+    encoders: Mapping[str, Encoder]
+    schema: pa.Schema
+    on_bad_sample: OnBadSample
+
+    def encode(self, decoded: DecodedBatch, record: dict[str, Any]) -> pa.RecordBatch | None:
+        """One record batch, or None if no sample of it is usable. Skipped samples and cuts are added to `record`."""
+        self._leave_out(decoded.bad_samples, record)
+        table = decoded.table
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        bad: dict[int, SampleError] = {}
+        for name, preprocessed in decoded.inputs.items():
+            values_ND, lengths_B, special_N = _encode(self.encoders[name], preprocessed.inputs)
+            for row, reason in _find_bad_rows(values_ND, lengths_B):
+                bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, reason))
+            columns |= _feature_columns(name, values_ND, lengths_B, special_N)
+            columns |= _annotation_columns(name, self.encoders[name].kind, preprocessed.annotations)
+        self._leave_out([bad[row] for row in sorted(bad)], record)
+        keep = [row not in bad for row in range(table.num_rows)]
+        if not any(keep):
+            return None
+        for name, counts in record["cut"].items():
+            _count_cuts(counts, decoded.inputs[name].annotations, keep)
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        return batch if all(keep) else batch.filter(pa.array(keep))
+
+    def _leave_out(self, errors: list[SampleError], record: dict[str, Any]) -> None:
+        if errors and self.on_bad_sample == "stop":
+            raise errors[0]
+        record["skipped"] += [skipped_entry(error) for error in errors]
+
+
+def skipped_entry(error: SampleError) -> dict[str, str]:
+    """A line of `skipped.jsonl`."""
+    return {
+        "id": error.sample_id,
+        "split": error.split,
+        "field": error.field,
+        "file": error.file,
+        "reason": error.reason,
+    }
+
+
+def _encode(
+    encoder: Encoder, inputs: dict[str, Tensor]
+) -> tuple[NDArray[np.float16], NDArray[np.int64], NDArray[np.bool_]]:
+    """The real features of a batch in one array (N, D), the number of them per sample (B,), which are special (N,)."""
+    encoded = encoder.encode(inputs)
+    mask_BT = encoded.feature_mask
+    values_ND = encoded.features[mask_BT].to(torch.float16).cpu().numpy()
+    return values_ND, mask_BT.sum(dim=1).cpu().numpy(), encoded.special_mask[mask_BT].cpu().numpy()
+
+
+def _find_bad_rows(values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64]) -> list[tuple[int, str]]:
+    bad = [(int(row), "the encoder gave no feature for it") for row in np.flatnonzero(lengths_B == 0)]
+    if has_non_finite(values_ND):
+        for row, values in enumerate(np.split(values_ND, np.cumsum(lengths_B)[:-1])):
+            if has_non_finite(values):
+                bad.append((row, f"its features are NaN, infinite or beyond float16's ±{FLOAT16_MAX}"))
+    return bad
+
+
+def _feature_columns(
+    name: str, values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64], special_N: NDArray[np.bool_]
+) -> dict[str, pa.Array]:
+    num_features, feature_size = values_ND.shape
+    row_offsets = _offsets(lengths_B)
+    vector_offsets = _offsets(np.full(num_features, feature_size))
+    vectors = pa.ListArray.from_arrays(vector_offsets, pa.array(values_ND.reshape(-1)))
+    sequences = pa.ListArray.from_arrays(row_offsets, vectors)
+    extension_type = Array2DExtensionType((None, feature_size), "float16")
+    return {
+        f"{name}_features": pa.ExtensionArray.from_storage(extension_type, sequences),
+        f"{name}_special_mask": pa.ListArray.from_arrays(row_offsets, pa.array(special_N)),
+    }
+
+
+def _annotation_columns(name: str, kind: str, annotations: list[dict[str, Any]]) -> dict[str, pa.Array]:
+    if kind == "text":
+        pair_type = pa.list_(pa.int32(), 2)
+        offsets = [[list(pair) for pair in annotation["offsets"]] for annotation in annotations]
+        return {f"{name}_offsets": pa.array(offsets, pa.list_(pair_type))}
+    if kind == "image":
+        struct_type = pa.struct([(key, pa.int32()) for key in GEOMETRY])
+        return {f"{name}_geometry": pa.array([{k: a[k] for k in GEOMETRY} for a in annotations], struct_type)}
+    return {}
+
+
+def _offsets(lengths: NDArray[np.int64]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+
+def _count_cuts(counts: dict[str, Any], annotations: list[dict[str, Any]], keep: list[bool]) -> None:
+    for annotation, kept in zip(annotations, keep, strict=True):
+        if kept and annotation["truncated"]:
+            counts["samples"] += 1
+            counts["share"] += 1 - len(annotation["offsets"]) / annotation["num_tokens"]

@@ -1,0 +1,401 @@
+"""The feature cache: the sequences of frozen encoders, encoded once and kept as Hugging Face data sets.
+
+    cache_dir/
+      key.json            what the features depend on; a folder with another key is refused
+      info.json           what a reader needs to know; written last, so that it says the cache is complete
+      skipped.jsonl       one line per sample that was left out
+      <split>/            a data set as `datasets.load_from_disk` reads it: Arrow shards, each with its checksum
+
+The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
+modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
+each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers). The
+path of an image is the one it was encoded from: it goes stale when the raw folder is moved, the features do not.
+"""
+
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset, DatasetInfo, Features
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from ..data.raw import OnBadSample, RawDataset, SampleError
+from ..disk import explaining_full_disk
+from ..machine import take_lock
+from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
+from .key import cache_key, check_key
+from .shards import (
+    CorruptCacheError,
+    Shard,
+    plan_shards,
+    read_object,
+    verify_shards,
+    write_json,
+    write_shard,
+    write_text,
+)
+from .streaming import StreamedSplit
+
+POLL_SECONDS = 0.5
+STALL_SECONDS = 30 * 60
+"""How long a process waits for the others without one new file before it gives up."""
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """An opened feature cache."""
+
+    path: Path
+    key: dict[str, Any]
+    """What the features depend on, see `cache_key`."""
+
+    label_names: list[str]
+    problem_type: str
+    modalities: dict[str, dict[str, Any]]
+    """Modality → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (identity)."""
+
+    splits: dict[str, Dataset | StreamedSplit]
+    """Streamed are those that [`open_features`] was told not to fetch."""
+
+    skipped: list[dict[str, str]]
+    """`id`, `split`, `field`, `file` and `reason` of each sample that was left out."""
+
+    counts: dict[str, dict[str, Any]]
+    """Per split: `samples`, `skipped`, and `cut`: per text modality the number of texts that were longer than the
+    encoder takes and the mean share of their tokens that is gone."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Counts that a user should read, as sentences."""
+        notes = self.cut_notes
+        if self.skipped:
+            notes.append(f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}")
+        return notes
+
+    @property
+    def cut_notes(self) -> list[str]:
+        """How many texts were cut, as sentences."""
+        notes = []
+        for split, counts in self.counts.items():
+            for name, cut in counts["cut"].items():
+                if cut["samples"]:
+                    notes.append(
+                        f"{split}: {cut['samples']:,} of {counts['samples']:,} {name}s are longer than "
+                        f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of "
+                        "their tokens on average"
+                    )
+        return notes
+
+
+def is_cache(folder: str | Path) -> bool:
+    """Whether the folder holds a feature cache, complete or not."""
+    return (Path(folder) / "key.json").is_file()
+
+
+def open_cache(
+    cache_dir: str | Path,
+    *,
+    expected_key: dict[str, Any] | None = None,
+    verify: bool = True,
+    here: Collection[str] | None = None,
+    elsewhere: str = "",
+) -> FeatureCache:
+    """Opens a complete feature cache.
+
+    Args:
+        expected_key: what the features must depend on, from `cache_key`.
+        verify: compare every shard with its checksum; reads all bytes once, at about 1 GB/s and more per thread.
+        here: splits whose shards lie in the folder; all if not given.
+        elsewhere: address of a folder that has the shards of the others.
+
+    Raises:
+        ValueError: the folder is no feature cache or an unfinished one.
+        CacheMismatchError: it holds features of other data or encoders than `expected_key`.
+        CorruptCacheError: a shard is missing or has changed.
+    """
+    cache_dir = Path(cache_dir)
+    if not is_cache(cache_dir):
+        raise ValueError(f"{cache_dir} is no feature cache: it has no key.json")
+    key, shard_size = _read_key(cache_dir)
+    if expected_key is not None:
+        check_key(key, expected_key, cache_dir)
+    if not (cache_dir / "info.json").exists():
+        raise ValueError(f"the feature cache {cache_dir} is not finished: run what builds it again, it will go on")
+    shards = _plan(cache_dir, key, shard_size)
+    names = list(key["data"]["splits"])
+    here = names if here is None else here
+    own = [shard for shard in shards if shard.split in here]
+    for shard in own:
+        if not shard.is_complete():
+            raise CorruptCacheError(f"{shard.path} or its record is missing: build the cache again, only it is encoded")
+    if verify:
+        verify_shards(own)
+    info = read_object(cache_dir / "info.json", ("label_names", "problem_type", "modalities", "counts"))
+    with _naming_damage(cache_dir / "skipped.jsonl"):
+        skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
+    splits: dict[str, Dataset | StreamedSplit] = {}
+    for name in names:
+        if name in here:
+            with _naming_damage(cache_dir / name / "state.json", cache_dir / name / "dataset_info.json"):
+                splits[name] = Dataset.load_from_disk(cache_dir / name)
+        else:
+            rows = tuple(shard.record()["rows"] for shard in shards if shard.split == name)
+            splits[name] = StreamedSplit(name, f"{elsewhere}/{name}/data-*.arrow", rows, info["modalities"])
+    return FeatureCache(path=cache_dir, key=key, splits=splits, skipped=skipped, **info)
+
+
+@contextmanager
+def _naming_damage(*files: Path) -> Iterator[None]:
+    """Of files that are written again, from the shards' records, when a build finds no `info.json`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCacheError(
+            f"{' or '.join(map(str, files))} is missing or damaged ({type(error).__name__}: {error}); delete info.json "
+            "of this feature cache and build it again, nothing is encoded anew; or fetch it again"
+        ) from error
+
+
+def build_cache(
+    raw: RawDataset,
+    encoders: Mapping[str, Encoder],
+    cache_dir: str | Path,
+    *,
+    batch_size: int = 32,
+    shard_size: int = 256,
+    num_workers: int = 1,
+    on_bad_sample: OnBadSample = "stop",
+    progress: bool = True,
+    key: dict[str, Any] | None = None,
+    state: PartialState | None = None,
+) -> FeatureCache:
+    """Encodes what is not encoded yet and opens the cache.
+
+    Under `accelerate launch` every process calls this and encodes its own shards (every W-th of W processes); they
+    wait for one another by looking at the files, so that no process group times out. A killed build goes on with the
+    first missing shard; a complete one encodes nothing.
+
+    Args:
+        encoders: one per modality of `raw`.
+        batch_size: samples per call of an encoder.
+        shard_size: samples per file. A folder keeps the size that it was begun with.
+        num_workers: processes that decode ahead of the encoder; 0 decodes in between.
+        on_bad_sample: `"stop"` at the first bad sample, or `"skip"` it and write it to `skipped.jsonl`.
+        progress: show a bar with the time left on each machine's first process, for that process's share.
+        key: `cache_key(raw, encoders)`, where it is known already; it hashes all pictures.
+        state: the processes; by default those that Accelerate finds.
+
+    Raises:
+        SampleError: a sample cannot be read, or its features are none, NaN, infinite or too large for float16.
+        CacheMismatchError: the folder holds the cache of other data or encoders.
+        CorruptCacheError: a shard that was written earlier has changed.
+        OSError: the disk is full.
+    """
+    if set(encoders) != set(raw.modalities):
+        raise ValueError(f"encoders for {sorted(encoders)} do not fit the modalities {sorted(raw.modalities)}")
+    for split, samples in raw.splits.items():
+        if len(samples) == 0:
+            raise ValueError(f"split {split!r} of the raw data has no samples")
+    encoders = {name: encoders[name] for name in raw.modalities}
+    cache_dir = Path(cache_dir)
+    state = state or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    key = key or cache_key(raw, encoders)
+    features = cache_features(raw, encoders)
+    lock = FileLock(cache_dir / "build.lock")
+    try:
+        if state.is_main_process:
+            _begin(cache_dir, key, shard_size, lock)
+        state.wait_for_everyone()
+        stored_key, shard_size = _read_key(cache_dir)
+        check_key(stored_key, key, cache_dir)
+        shards = _plan(cache_dir, key, shard_size)
+        own = shards[state.process_index :: state.num_processes]
+        with _telling_others_of_failure(cache_dir, state):
+            _check_earlier(own, on_bad_sample)
+            encoder = BatchEncoder(encoders, features.arrow_schema, on_bad_sample)
+            show = progress and state.is_local_main_process
+            _encode_missing(own, raw, encoder, batch_size, num_workers, cache_dir, show)
+        _wait_for([shard.record_path for shard in shards], cache_dir)
+        if state.is_main_process:
+            _finish(cache_dir, shards, raw, encoders, features)
+        _wait_for([cache_dir / "info.json"], cache_dir)
+    finally:
+        lock.release()
+    return open_cache(cache_dir, verify=False)  # its shards were checked or written just now
+
+
+def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock) -> None:
+    """Writes the key of a new cache; takes an unfinished one for this build alone."""
+    if cache_dir.is_file():
+        raise ValueError(f"the feature cache cannot be built in {cache_dir}, which is a file")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    if not is_cache(cache_dir):
+        if other := sorted({path.name for path in cache_dir.iterdir()} - {"key.json.tmp", Path(lock.lock_file).name}):
+            raise ValueError(
+                f"the feature cache cannot be built in {cache_dir}, which holds {other[0]} and no feature cache; "
+                "give a folder that is new or empty"
+            )
+        write_json(cache_dir / "key.json", {"shard_size": shard_size, "key": key})
+    for failure in cache_dir.glob("failed-*.txt"):
+        failure.unlink()
+    if not all(shard.is_complete() for shard in _plan(cache_dir, *_read_key(cache_dir))):
+        take_lock(lock, f"building the feature cache {cache_dir}")
+        (cache_dir / "info.json").unlink(missing_ok=True)
+
+
+def _read_key(cache_dir: Path) -> tuple[dict[str, Any], int]:
+    content = read_object(cache_dir / "key.json", ("key", "shard_size"))
+    return content["key"], content["shard_size"]
+
+
+def _plan(cache_dir: Path, key: dict[str, Any], shard_size: int) -> list[Shard]:
+    sizes = {split: entry["samples"] for split, entry in key["data"]["splits"].items()}
+    return plan_shards(cache_dir, sizes, shard_size)
+
+
+def _check_earlier(shards: list[Shard], on_bad_sample: OnBadSample) -> None:
+    earlier = [shard for shard in shards if shard.is_complete()]
+    verify_shards(earlier)
+    if on_bad_sample == "stop":
+        for entry in chain.from_iterable(shard.record()["skipped"] for shard in earlier):
+            raise SampleError(entry["split"], entry["id"], entry["field"], entry["file"], entry["reason"])
+
+
+def _encode_missing(
+    shards: list[Shard],
+    raw: RawDataset,
+    encoder: BatchEncoder,
+    batch_size: int,
+    num_workers: int,
+    cache_dir: Path,
+    show_progress: bool,
+) -> None:
+    missing = [shard for shard in shards if not shard.is_complete()]
+    if not missing:
+        return
+    total = sum(len(shard.rows) for shard in shards)
+    left = sum(len(shard.rows) for shard in missing)
+    bytes_per_sample = sum(2 * e.feature_size * e.max_features for e in encoder.encoders.values())
+    with tqdm(desc="encoding", total=total, initial=total - left, unit=" samples", disable=not show_progress) as bar:
+
+        def encode(batches: Iterable[DecodedBatch], record: dict[str, Any]) -> Iterator[Any]:
+            for decoded in batches:
+                batch = encoder.encode(decoded, record)
+                if batch is not None:
+                    yield batch
+                bar.update(decoded.num_samples)
+
+        for shard, batches in groupby(decode(raw, encoder.encoders, missing, batch_size, num_workers), _shard_of):
+            record = new_record(encoder.encoders)
+            explanation = (
+                f"the feature cache needs up to {left * bytes_per_sample:,} bytes more. "
+                "The shards written so far are kept: make room and run again"
+            )
+            with explaining_full_disk(cache_dir, explanation):
+                write_shard(shard, encoder.schema, encode(batches, record), record)
+            left -= len(shard.rows)
+
+
+def _shard_of(batch: DecodedBatch) -> Shard:
+    return batch.shard
+
+
+@contextmanager
+def _telling_others_of_failure(cache_dir: Path, state: PartialState) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if state.num_processes > 1:
+            write_text(cache_dir / f"failed-{state.process_index}.txt", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _wait_for(paths: list[Path], cache_dir: Path) -> None:
+    """Waits until other processes have written the files; raises if one of them failed or all seem dead."""
+    last_news = time.monotonic()
+    missing = [path for path in paths if not path.exists()]
+    while missing:
+        for failure in cache_dir.glob("failed-*.txt"):
+            raise RuntimeError(f"another process failed to encode its share: {failure.read_text()}")
+        if time.monotonic() - last_news > STALL_SECONDS:
+            raise TimeoutError(f"no process has written to {cache_dir} for {STALL_SECONDS} s; missing: {missing[0]}")
+        time.sleep(POLL_SECONDS)
+        still_missing = [path for path in missing if not path.exists()]
+        if len(still_missing) < len(missing):
+            last_news = time.monotonic()
+        missing = still_missing
+
+
+def _finish(
+    cache_dir: Path, shards: list[Shard], raw: RawDataset, encoders: Mapping[str, Encoder], features: Features
+) -> None:
+    """Makes data sets of the shards and says that the cache is complete."""
+    if (cache_dir / "info.json").exists():
+        return
+    skipped = [skipped_entry(error) for error in raw.bad_samples]
+    counts = {}
+    for split, group in groupby(shards, lambda shard: shard.split):
+        split_shards = list(group)
+        records = [shard.record() for shard in split_shards]
+        _write_dataset_files(cache_dir / split, split, split_shards, records, features)
+        skipped += [entry for record in records for entry in record["skipped"]]
+        counts[split] = _count(records)
+    write_text(cache_dir / "skipped.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
+    if empty := [split for split, count in counts.items() if not count["samples"]]:
+        raise ValueError(f"every sample of {empty} had to be left out, see {cache_dir / 'skipped.jsonl'}")
+    modalities = {
+        name: {
+            "kind": encoder.kind,
+            "feature_size": encoder.feature_size,
+            "max_features": encoder.max_features,
+            "grid": encoder.grid,
+            "encoder": encoder.identity(),
+        }
+        for name, encoder in encoders.items()
+    }
+    info = {
+        "label_names": raw.label_names,
+        "problem_type": raw.problem_type,
+        "modalities": modalities,
+        "counts": counts,
+    }
+    write_json(cache_dir / "info.json", info)
+
+
+def _write_dataset_files(
+    folder: Path, split: str, shards: list[Shard], records: list[dict[str, Any]], features: Features
+) -> None:
+    """What `datasets.load_from_disk` reads beside the Arrow files."""
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": shard.path.name} for shard in shards],
+        "_fingerprint": sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    write_json(folder / "state.json", state)
+    DatasetInfo(features=features).write_to_directory(str(folder))
+
+
+def _count(records: list[dict[str, Any]]) -> dict[str, Any]:
+    cut = {}
+    for name in records[0]["cut"]:
+        num_cut = sum(record["cut"][name]["samples"] for record in records)
+        share = sum(record["cut"][name]["share"] for record in records)
+        cut[name] = {"samples": num_cut, "mean_share": share / max(1, num_cut)}
+    return {
+        "samples": sum(record["rows"] for record in records),
+        "skipped": sum(len(record["skipped"]) for record in records),
+        "cut": cut,
+    }

@@ -1,0 +1,95 @@
+"""What the features of a cache depend on, and whether two such keys are the same."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..data.raw import RawDataset
+from .encoding import Encoder
+
+FORMAT_VERSION = 1
+_ABSENT = "(absent)"
+
+
+class CacheMismatchError(ValueError):
+    """A cache folder holds the features of other data or other encoders; says which fields differ."""
+
+
+def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any]:
+    """Format, data and encoders, as nested JSON.
+
+    The data enter by their content (ids, texts, the bytes of the pictures, labels), not by where they lie, so that a
+    moved folder still fits its cache and a changed picture does not.
+    """
+    with ThreadPoolExecutor() as pool:
+        splits = {
+            str(name): {"samples": len(split), "sha256": _split_checksum(split, list(raw.modalities), pool)}
+            for name, split in raw.splits.items()
+        }
+    key = {
+        "format_version": FORMAT_VERSION,
+        "dtype": "float16",
+        "data": {"label_names": raw.label_names, "problem_type": raw.problem_type, "splits": splits},
+        "encoders": {name: encoders[name].identity() for name in raw.modalities},
+    }
+    return json.loads(json.dumps(key))  # as it comes back from a file: tuples are lists
+
+
+def key_digest(key: dict[str, Any]) -> str:
+    """Names the key in a folder's name and in a run's settings."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_key(stored: dict[str, Any], expected: dict[str, Any], cache_dir: Path) -> None:
+    """Raises `CacheMismatchError` that names each differing field, such as `encoders.text.max_length`."""
+    differences = list(_differences(stored, expected))
+    if differences:
+        raise CacheMismatchError(
+            f"the feature cache {cache_dir} does not fit what is asked for:\n"
+            + "\n".join(f"  {field}: the cache has {old}, asked for is {new}" for field, old, new in differences)
+            + "\nGive another cache folder, or delete this one to encode anew."
+        )
+
+
+def _differences(stored: Any, expected: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        for name in {**stored, **expected}:
+            yield from _differences(stored.get(name, _ABSENT), expected.get(name, _ABSENT), f"{field}.{name}")
+    elif stored != expected:
+        yield field.removeprefix("."), _shown(stored), _shown(expected)
+
+
+def _shown(value: Any) -> str:
+    return _ABSENT if value == _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _split_checksum(split: Dataset, modalities: list[str], pool: ThreadPoolExecutor) -> str:
+    digest = hashlib.sha256()
+    columns = ["id", *modalities, "labels"]
+    for batch in split.select_columns(columns).with_format(None).iter(batch_size=1000):
+        for column in columns:
+            for checksum in pool.map(_content_checksum, batch[column]):
+                digest.update(checksum)
+    return digest.hexdigest()
+
+
+def _content_checksum(value: Any) -> bytes:
+    """Of a text, of the bytes of a picture {"path", "bytes"}, or of numbers."""
+    if isinstance(value, str):
+        content = value.encode()
+    elif isinstance(value, dict) and value["bytes"] is not None:
+        content = value["bytes"]
+    elif isinstance(value, dict):
+        try:
+            content = Path(value["path"]).read_bytes()
+        except OSError:
+            content = b"unreadable"  # encoding it will say so, and knows whether to stop or to skip
+    else:
+        content = np.asarray(value).tobytes()
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,239 @@
+"""
+A split of published features that is read from the Hub while a model trains on it, and never lies on the disk whole.
+
+Each epoch draws an order of the shards, reads up to ten of them in turn, and sends what comes through a buffer; a full
+buffer is shuffled and gives half of its rows away (`IterableDataset.shuffle`). Seed, epoch and size of the buffer fix
+the order. Rows that lie far apart meet in a batch only as far as the buffer and the ten shards reach.
+
+W processes share out the shards of an epoch. They take equally many batches, so that nobody waits: as many as the most
+rows need that one of them can get; one that gets fewer begins again with its first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset, IterableDataset, NamedSplit, load_dataset
+from datasets.distributed import split_dataset_by_node
+from datasets.table import InMemoryTable
+from huggingface_hub.errors import HTTPError
+from torch.utils.data import DataLoader
+
+from ..data.raw import SampleError
+from .batching import FeatureRows, as_is, put_in_buckets
+
+READ_ERRORS = (OSError, HTTPError, pa.ArrowException)
+MAX_ARROW_LENGTH = 2**31 - 1
+"""Numbers in one Arrow list column, whose offsets have 32 bits."""
+
+
+class StreamError(ConnectionError):
+    """The shards cannot be reached, or the connection broke."""
+
+    def __str__(self) -> str:
+        # from a worker of a data loader comes its whole traceback, which ends with the message
+        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """A split whose shards lie elsewhere."""
+
+    name: str
+    files: str
+    """Pattern of the addresses of its shards."""
+
+    rows_per_shard: tuple[int, ...]
+    modalities: Mapping[str, dict[str, Any]]
+    """As in `FeatureCache`."""
+
+    buffer_size: int = 1024
+    """Rows that are shuffled at a time."""
+
+    def __len__(self) -> int:
+        return sum(self.rows_per_shard)
+
+    def check(self, num_processes: int) -> None:
+        """
+        Raises:
+            ValueError: a process would have no shard, or the buffer is larger than a table can be.
+        """
+        num_shards = len(self.rows_per_shard)
+        if num_shards < num_processes:
+            raise ValueError(
+                f"`stream_features` gives every process shards of its own, and the split {self.name!r} has "
+                f"{num_shards} of them for {num_processes} processes: start at most {num_shards}, or fetch the "
+                "features instead."
+            )
+        largest = max(x["max_features"] * x["feature_size"] for x in self.modalities.values())
+        most = MAX_ARROW_LENGTH // (2 * largest)  # a buffer and what it is being filled with
+        if self.buffer_size > most:
+            raise ValueError(
+                f"`shuffle_buffer_size` can be at most {most:,} for these features, got {self.buffer_size:,}."
+            )
+
+    def open(self) -> IterableDataset:
+        """
+        Raises:
+            StreamError: the shards cannot be reached.
+            ValueError: there are not as many as there should be.
+        """
+        try:
+            rows = load_dataset("arrow", data_files={self.name: self.files}, split=self.name, streaming=True)
+        except READ_ERRORS as error:
+            raise self.broken_off(error) from error
+        if rows.num_shards != len(self.rows_per_shard):
+            raise ValueError(f"{self.files} are {rows.num_shards} shards, not {len(self.rows_per_shard)}.")
+        return rows
+
+    def broken_off(self, error: Exception) -> StreamError:
+        """What a user reads when reading fails."""
+        return StreamError(
+            f"The features {self.files} could not be read on: {type(error).__name__}: {error}. What was trained up to "
+            "the last checkpoint is kept: run again with --resume when the Hub can be reached, or fetch the features "
+            "whole by leaving out --stream_features."
+        )
+
+
+class FeatureStream(torch.utils.data.IterableDataset):
+    """
+    A streamed split as padded batches like those of [`FeatureRows`], in the order of the epoch.
+
+    Args:
+        shuffle: draw a new order in every epoch; otherwise rows come as they are.
+        seed: of the order.
+        bucket: sort by length within as many batches as the buffer holds, and give these in random order; needs
+            `shuffle`.
+        process_index, num_processes: which share of the shards.
+        pad_to_multiple_of: T is rounded up to it, but not above what the encoder makes at most.
+
+    Raises:
+        StreamError: the Hub cannot be reached, or the connection breaks for longer than `datasets` tries again.
+        SampleError: on reading, a sample's features are NaN or infinite.
+        ValueError: see [`StreamedSplit.check`].
+    """
+
+    def __init__(
+        self,
+        split: StreamedSplit,
+        modality_order: Sequence[str],
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        bucket: bool = False,
+        process_index: int = 0,
+        num_processes: int = 1,
+        pad_to_multiple_of: int = 8,
+    ) -> None:
+        split.check(num_processes)
+        if bucket and not shuffle:
+            raise ValueError("bucket=True needs shuffle=True: without it rows come as they are")
+        self.split = split
+        self.modality_order = list(modality_order)
+        self.batch_size = batch_size
+        self.bucket = bucket
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.window = max(1, split.buffer_size // batch_size) * batch_size if bucket else batch_size
+        self.seeds = (seed, process_index)
+        self.epoch = 0
+        columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
+        rows = split.open().select_columns(["id", "labels", *columns]).with_format("arrow")
+        if shuffle:
+            rows = rows.shuffle(seed=seed, buffer_size=split.buffer_size)
+        if num_processes > 1:
+            rows = split_dataset_by_node(rows, process_index, num_processes, strategy="shards")
+        self._rows = rows
+        most_shards = -(-len(split.rows_per_shard) // num_processes)
+        most_rows = sum(sorted(split.rows_per_shard, reverse=True)[:most_shards])
+        self._num_batches = -(-most_rows // batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return islice(self._batches(), len(self))
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Without end: behind the last row comes the first again."""
+        rng = np.random.default_rng([*self.seeds, self.epoch])
+        self._rows.set_epoch(self.epoch)
+        num_rows = -1
+        while num_rows:
+            num_rows = 0
+            for table in self._tables():
+                num_rows += len(table)
+                yield from self._cut(table, rng)
+        raise ValueError(f"The shards {self.split.files} have no rows for this process.")
+
+    def _tables(self) -> Iterator[pa.Table]:
+        try:
+            yield from self._rows.iter(self.window)
+        except READ_ERRORS as error:
+            raise self.split.broken_off(error) from error
+
+    def _cut(self, table: pa.Table, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        data = Dataset(InMemoryTable(table), split=NamedSplit(self.split.name), fingerprint="streamed")
+        longest = {name: self.split.modalities[name]["max_features"] for name in self.modality_order}
+        rows = FeatureRows(data, self.modality_order, self.pad_to_multiple_of, longest)
+        order, starts = np.arange(len(rows)), np.arange(0, len(rows), self.batch_size)
+        if self.bucket:
+            lengths = rows.lengths().sum(axis=1)
+            order, starts = put_in_buckets(order, starts, lengths, self.batch_size, len(rows), rng)
+        for start in starts:
+            try:
+                yield rows[order[start : start + self.batch_size]]
+            except SampleError as error:
+                reason = "its published features are NaN or infinite; tell who published them"
+                raise SampleError(error.split, error.sample_id, error.field, self.split.files, reason) from error
+
+
+def create_stream_loader(
+    split: StreamedSplit,
+    modality_order: Sequence[str],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    seed: int,
+    bucket: bool = False,
+    num_workers: int = 0,
+) -> DataLoader:
+    """
+    A loader of this process's share of the batches, prepared: a second `Accelerator.prepare` would share it out again.
+
+    Like that of [`create_data_loader`] it takes `set_epoch`, and `skip_first_batches` to resume in the middle of an
+    epoch: what was read of that is read again, because a buffer's content is in no checkpoint.
+
+    Args:
+        num_workers: 1 reads in a process of its own while the model computes.
+    """
+    stream = FeatureStream(
+        split,
+        modality_order,
+        batch_size=batch_size,
+        shuffle=True,
+        seed=seed,
+        bucket=bucket,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        collate_fn=as_is,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),
+    )
+    return prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    )

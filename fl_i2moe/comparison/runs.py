@@ -1,0 +1,360 @@
+"""
+Trained runs held against the first of them, sample by sample: metrics, thresholds, decisions on which experts disagree.
+
+    output_dir/
+      run.json                  what the numbers depend on; a folder with another one is refused
+      runs.json, runs.md
+
+Shapes: N samples · E experts · C classes · R resamples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from markupsafe import Markup
+from numpy.typing import NDArray
+from rich.console import Console
+
+from .. import markdown
+from ..cache import FeatureCache
+from ..cache.batching import create_data_loader
+from ..explain.inputs import check_cache
+from ..explain.run.inputs import load_any_model
+from ..explain.run.trained_runs import Run, refuse_trained_runs, weights_fingerprint
+from ..explain.summaries import CONFIDENCE, describe_draws, interval, resample
+from ..metrics import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
+from ..metrics import predict as decide
+from ..run_folder import check_run_folder, held_run_folder, write_json, write_text
+from ..statistics import experts_disagree
+from ..training.arguments import option
+from ..training.features import EVALUATION_SPLITS, check_splits
+from ..training.loop import Predictions, predict
+from ..weighted_metrics import weighted_metrics
+
+
+@dataclass
+class RunComparisonArguments:
+    """Which runs, and how they are compared."""
+
+    runs: list[str] = option([], "Folders of runs, two or more; the others are held against the first.")
+    output_dir: str = option("runs/compared", "Folder for the tables.")
+    overwrite: bool = option(False, "Replace what is in --output_dir.")
+    seeds: list[str] = option([], "Seeds that are compared; all if not given, which have to be the same in every run.")
+    threshold: float | None = option(
+        None, "Probability from which a label counts as predicted (multi-label); the runs' own if not given."
+    )
+    batch_size: int = option(64, "Samples a step.")
+    num_resamples: int = option(1000, "Bootstrap samples behind an interval.")
+    seed: int = option(0, "Of the bootstrap samples.")
+    cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training runs if not given.")
+
+    def __post_init__(self):
+        if len(self.runs) < 2:
+            raise ValueError("`runs` names fewer than two runs: give --runs runs/published runs/specialised.")
+        for name, least in (("batch_size", 1), ("num_resamples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
+
+
+def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, accelerator: Accelerator) -> dict[str, Any]:
+    """
+    Evaluates the models of all runs on validation and test split and writes the tables.
+
+    Args:
+        runs: on the same features, the one that others are held against first.
+
+    Returns:
+        The content of `runs.json`.
+
+    Raises:
+        ValueError: it is one run only, runs have different seeds or thresholds, a model cannot be read or does not go
+            with the features, or the output folder holds something else.
+    """
+    console, output_dir = Console(highlight=False, markup=False, soft_wrap=True), Path(arguments.output_dir)
+    refuse_trained_runs(output_dir)
+    check_run_folder(output_dir, resume=True, overwrite=arguments.overwrite)
+    if len(runs) < 2:
+        raise ValueError(f"`runs` names one run alone, {runs[0].folder}.")
+    seeds, threshold, cache = common_seeds(runs), common_threshold(runs, arguments.threshold), runs[0].cache
+    check_splits(cache.splits, f"The feature cache {cache.path}")
+    for run in runs:
+        for folder in run.models.values():
+            check_cache(load_any_model(folder), cache)
+    settings = {
+        "runs": [run.name for run in runs],
+        "seeds": seeds,
+        "weights": {run.name: [weights_fingerprint(run.models[seed]) for seed in seeds] for run in runs},
+        "features": {name: x["encoder"] for name, x in cache.modalities.items()},
+        "threshold": threshold,
+        "num_resamples": arguments.num_resamples,
+        "seed": arguments.seed,
+    }
+    with held_run_folder(output_dir, settings, resume=not arguments.overwrite, overwrite=arguments.overwrite):
+        told: dict[str, list[dict[str, Predictions]]] = {run.name: [] for run in runs}
+        for run in runs:
+            for seed in seeds:
+                console.print(f"{run.name}, seed {seed}")
+                told[run.name].append(_predict(run.models[seed], cache, arguments.batch_size, accelerator))
+        report = {
+            "settings": settings,
+            "folders": {run.name: str(run.folder) for run in runs},
+            "samples": {split: len(cache.splits[split]) for split in EVALUATION_SPLITS},
+            **compare_predictions(told, cache.problem_type, threshold, arguments.num_resamples, arguments.seed),
+        }
+        text = to_markdown(report)
+        write_json(output_dir / "runs.json", report)
+        write_text(output_dir / "runs.md", text)
+    console.print(text)
+    console.print(f"Written to {output_dir}")
+    return report
+
+
+def common_seeds(runs: Sequence[Run]) -> list[str]:
+    """
+    Raises:
+        ValueError: runs have different ones.
+    """
+    if len({tuple(run.models) for run in runs}) > 1:
+        raise ValueError(
+            "The runs have different seeds; name those to compare by --seeds:\n"
+            + "\n".join(f"  {run.folder}: {' '.join(run.models)}" for run in runs)
+        )
+    return list(runs[0].models)
+
+
+def common_threshold(runs: Sequence[Run], wanted: float | None) -> float:
+    """
+    The wanted threshold, or that of the training runs.
+
+    Raises:
+        ValueError: none is wanted, and runs have different ones.
+    """
+    own = {str(run.folder): run.settings.get("threshold", 0.5) for run in runs}
+    if wanted is None and len(set(own.values())) > 1:
+        raise ValueError(
+            "The runs were evaluated with different thresholds; give one by --threshold:\n"
+            + "\n".join(f"  {folder}: {threshold}" for folder, threshold in own.items())
+        )
+    return wanted or next(iter(own.values()))
+
+
+def _predict(folder: Path, cache: FeatureCache, batch_size: int, accelerator: Accelerator) -> dict[str, Predictions]:
+    model = load_any_model(folder).to(accelerator.device)
+    said = {}
+    for split in EVALUATION_SPLITS:
+        loader = create_data_loader(
+            cache.splits[split], model.config.modality_order, batch_size=batch_size, shuffle=False
+        )
+        said[split] = predict(model, accelerator.prepare(loader), accelerator, f"Evaluating {split}")
+        if not said[split].expert_logits.isfinite().all():
+            raise ValueError(f"The model in {folder} says NaN or infinite values of the {split} split.")
+    return said
+
+
+def compare_predictions(
+    told: Mapping[str, Sequence[Mapping[str, Predictions]]],
+    problem_type: str,
+    threshold: float = 0.5,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Args:
+        told: run → seed by seed, split → predictions; seeds and samples in the same order in every run.
+
+    Returns:
+        Plain JSON; figures are of the test split, and a description is {`mean`, `std`, `min`, `max`} over the seeds.
+
+        - `metrics`, and of multi-label problems `own_thresholds`, where each label has the threshold that
+          [`best_thresholds`] finds on the validation split: run → metric → a description with `values` by seed and,
+          but for the first run, `difference` {`value`, `std`, `interval`}: of the means over the seeds to the first
+          run, the standard deviation of the seeds' differences, and the middle 95 % of what a bootstrap over test
+          samples gives, each of which all runs and seeds are given. So the interval is about samples, the deviation
+          about seeds.
+        - `disagreement`, `None` for regression: run → `own`, about the decisions on which two experts of the model
+          itself disagree (Table 3 of I²MoE), and `first`, about those on which experts of the first run's model of the
+          same seed do: {`num_decisions`, `share` of all, `accuracy` of the mixture there}, descriptions, the accuracy's
+          over the seeds that have such decisions; `None` where a single expert could not disagree. A decision is a
+          class, or yes or no to a label.
+    """
+    runs = {name: [seeds["test"] for seeds in run] for name, run in told.items()}
+    labels = next(iter(runs.values()))[0].labels
+    draws = resample(len(labels), num_resamples, seed)
+    plain_logits = {name: [x.logits.double().numpy() for x in seeds] for name, seeds in runs.items()}
+    report: dict[str, Any] = {"metrics": _metrics(plain_logits, labels, problem_type, draws, threshold)}
+    if problem_type == "multi_label_classification":
+        shifted = {
+            name: [x["test"].logits.double().numpy() - best_thresholds(**_arrays(x["validation"])) for x in run]
+            for name, run in told.items()
+        }
+        # a logit less its label's threshold is positive where the label is predicted
+        tables = _metrics(shifted, labels, problem_type, draws, threshold=0.5)
+        report["own_thresholds"] = {
+            name: {metric: x for metric, x in table.items() if metric in ("micro_f1", "macro_f1", "subset_accuracy")}
+            for name, table in tables.items()
+        }
+    report["disagreement"] = None
+    if problem_type != "regression":
+        where = {
+            name: [experts_disagree(x.expert_logits.numpy(), problem_type, threshold) for x in seeds]
+            if seeds[0].expert_logits.shape[1] > 1
+            else None
+            for name, seeds in runs.items()
+        }
+        first = next(iter(where.values()))
+        right = {
+            name: [decide(x, problem_type, threshold) == labels.numpy() for x in seeds]
+            for name, seeds in plain_logits.items()
+        }
+        report["disagreement"] = {
+            name: {"own": _accuracy(right[name], where[name]), "first": _accuracy(right[name], first)} for name in runs
+        }
+    return report
+
+
+def best_thresholds(logits: FloatArray, labels: IntArray) -> FloatArray:
+    """
+    For each label the logit above which predicting it has the best F1, halfway between two of (N, C) logits.
+
+    Returns:
+        (C,). Of thresholds that are equally good the one that is nearest to 0; 0 for a label without positives.
+    """
+    found = np.zeros(logits.shape[1])
+    for label in np.flatnonzero(labels.any(axis=0)):
+        order = np.argsort(-logits[:, label], kind="stable")
+        scores, hits = logits[order, label], labels[order, label].cumsum()
+        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+        ends = np.append(scores[1:] < scores[:-1], True)  # equal scores are predicted together
+        between = (scores + np.append(scores[1:], scores[-1] - 2)) / 2
+        best = between[ends & (f1 >= f1[ends].max())]
+        found[label] = best[np.abs(best).argmin()]
+    return found
+
+
+def _arrays(predictions: Predictions) -> dict[str, Any]:
+    return {"logits": predictions.logits.double().numpy(), "labels": predictions.labels.long().numpy()}
+
+
+def _metrics(
+    logits: Mapping[str, Sequence[FloatArray]],
+    labels: torch.Tensor,
+    problem_type: str,
+    draws: FloatArray,
+    threshold: float,
+) -> dict[str, Any]:
+    """Run → metric → what [`compare_predictions`] tells of it."""
+    values = {
+        name: [weighted_metrics(x, labels, problem_type, draws, threshold) for x in seeds]
+        for name, seeds in logits.items()
+    }
+    first = next(iter(values))
+    table: dict[str, Any] = {name: {} for name in values}
+    for metric in METRICS_BY_PROBLEM[problem_type]:
+        by_run = {name: np.stack([x[metric] for x in seeds]) for name, seeds in values.items()}  # (seeds, 1 + R)
+        for name, x in by_run.items():
+            table[name][metric] = {**describe_draws(x[:, 0]), "values": [_defined(v) for v in x[:, 0]]}
+            if name == first:
+                continue
+            changes = x - by_run[first]
+            table[name][metric]["difference"] = {
+                "value": difference(table[name][metric]["mean"], table[first][metric]["mean"]),
+                "std": describe_draws(changes[:, 0])["std"],
+                "interval": interval(changes.mean(axis=0)[1:]),
+            }
+    return table
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _accuracy(right: Sequence[NDArray[Any]], where: Sequence[NDArray[Any]] | None) -> dict[str, Any] | None:
+    if where is None:
+        return None
+    counts = np.array([x.sum() for x in where], np.float64)
+    hits = [(r & x).sum() / x.sum() for r, x in zip(right, where, strict=True) if x.any()]
+    return {
+        "num_decisions": describe_draws(counts),
+        "share": describe_draws(counts / where[0].size),
+        "accuracy": describe_draws(np.array(hits or [np.nan])),
+    }
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """The tables of [`compare_runs`]' report for reading."""
+    settings, first = report["settings"], next(iter(report["metrics"]))
+    seeds = settings["seeds"]
+    spread = "mean ± standard deviation of the seeds" if len(seeds) > 1 else "seed"
+    thresholds = f", labels predicted above {settings['threshold']:g}" if "own_thresholds" in report else ""
+    parts = [
+        f"Test split, {report['samples']['test']:,} samples{thresholds}; {spread} {', '.join(seeds)}; shares in per "
+        f"cent. Differences are to {markdown.escape(first)}, with their standard deviation over the seeds and, in "
+        f"brackets, their {CONFIDENCE:.0%} interval by {settings['num_resamples']:,} bootstrap resamples of the test "
+        "samples.",
+        "### Metrics",
+        *_metric_tables(report["metrics"]),
+    ]
+    if "own_thresholds" in report:
+        parts += [
+            "### With a threshold for each label from the validation split",
+            *_metric_tables(report["own_thresholds"]),
+        ]
+    if report["disagreement"]:
+        header = [
+            "run",
+            "decisions on which its experts disagree",
+            "its mixture is right there",
+            Markup(f"right where experts of {markdown.escape(first)} disagree"),
+        ]
+        rows = [
+            [name, *_own_cells(x["own"]), _share(x["first"] and x["first"]["accuracy"])]
+            for name, x in report["disagreement"].items()
+        ]
+        parts += ["### Where experts disagree", str(markdown.table(header, rows)).rstrip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metric_tables(table: Mapping[str, Any]) -> list[str]:
+    """Values, and differences to the first run."""
+    metrics = list(next(iter(table.values())))
+    better = {metric: greater for metrics in METRICS_BY_PROBLEM.values() for metric, greater in metrics.items()}
+    header = [Markup(metric if better[metric] else f"{metric} (lower is better)") for metric in metrics]
+    values = [[name, *(markdown.spread(m, entry[m]) for m in metrics)] for name, entry in table.items()]
+    changes = [[name, *(_change(m, entry[m]) for m in metrics)] for name, entry in list(table.items())[1:]]
+    return [
+        str(markdown.table([head, *header], rows)).rstrip() for head, rows in (("run", values), ("difference", changes))
+    ]
+
+
+def _change(metric: str, entry: Mapping[str, Any]) -> str:
+    change = entry["difference"]
+    if change["value"] is None:
+        return "–"
+    around = "" if change["std"] is None else f"\u00a0±\u00a0{markdown.shown(metric, change['std'])}"
+    limits = ",\u00a0".join(_signed(metric, x) for x in change["interval"] or [])
+    return Markup(_signed(metric, change["value"]) + around + (f" [{limits}]" if limits else ""))
+
+
+def _signed(metric: str, value: float) -> str:
+    text = markdown.shown(metric, value)
+    is_zero = not text.strip("−0.")
+    return text.removeprefix("−") if is_zero else text if text.startswith("−") else f"+{text}"
+
+
+def _own_cells(own: Mapping[str, Any] | None) -> list[str]:
+    if own is None:
+        return ["–", "–"]
+    count = own["num_decisions"]
+    around = "" if count["std"] is None else f"\u00a0±\u00a0{count['std']:,.0f}"
+    return [f"{count['mean']:,.0f}{around} ({_share(own['share'])} %)", _share(own["accuracy"])]
+
+
+def _share(value: Mapping[str, Any] | None) -> str:
+    return markdown.spread("accuracy", value)

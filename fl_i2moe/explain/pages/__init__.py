@@ -1,0 +1,1 @@
+"""One explanation, shown: `display` has what page and figure share, `sheet` lays figures out."""

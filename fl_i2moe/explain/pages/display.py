@@ -1,0 +1,91 @@
+"""What the pages and the figures say and show alike: titles, numbers as text, the mixture's colour, pale pictures."""
+
+import math
+
+from PIL import Image
+
+from ..explanation_data import ExplanationData, Feature, Pair
+from ..geometry import Modality
+from ..pair_scores import PairKind
+
+MIXTURE_COLOR = "#222222"
+METHOD_NAMES = {
+    "grad_attnroll": "Grad×AttnRoll",
+    "attnroll": "AttnRoll",
+    "ig": "Integrated gradients",
+    "random": "Random",
+}
+METHOD_TITLES = {
+    "attnroll": "attention rollout (AttnRoll), the same for every class",
+    "grad_attnroll": "gradient-weighted attention rollout (Grad×AttnRoll)",
+    "ig": "integrated gradients",
+    "random": "random numbers, a baseline",
+}
+SCORE_TITLES: dict[PairKind, str] = {
+    "sii": "Shapley interaction index",
+    "redundancy": "redundancy gap",
+    "redundancy_both": "redundancy gap of both ends",
+}
+PAIR_NOTES: dict[PairKind, str] = {
+    "sii": "Logits that the two features add together beyond what each adds alone; negative where one makes the other "
+    "superfluous.",
+    "redundancy": "Logits that the better of the two features adds and the other then adds no more. As published, the "
+    "score also rewards a pair of which only one end tells anything; “both” asks it of both.",
+    "redundancy_both": "Logits that either of the two features adds where the other then adds no more.",
+}
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """`+0.250`, `−1.000`, `0.000`."""
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if not float(text) else text.replace("-", "−")
+
+
+def number(value: float | None, with_sign: bool = False) -> str:
+    """`0.250`, `−1.000`; `undefined` for None."""
+    if value is None:
+        return "undefined"
+    return signed(value) if with_sign else signed(value).lstrip("+")
+
+
+def score_text(pair: Pair) -> str:
+    """`+0.320 ± 0.051`; a redundancy gap, which is never negative, without its sign."""
+    score = signed(pair.score) if pair.kind == "sii" else f"{pair.score:.3f}"
+    if math.isnan(pair.standard_error):
+        return f"{score} ± ?"
+    return f"{score} ± {pair.standard_error:.3f}"
+
+
+def modality_title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def end_name(explanation: ExplanationData, end: Feature) -> str:
+    """The feature's name, with its modality where the name alone does not tell it: `“soup”`, `alpha feature 3`."""
+    modalities = explanation.modalities.values()
+    told = len(modalities) == 2 and len({x.kind for x in modalities}) == 2
+    return end.name if told else f"{modality_title(end.modality)} {end.name}"
+
+
+def layer_text(hidden_layer: int | None) -> str:
+    return "last hidden layer" if hidden_layer is None else f"hidden layer {hidden_layer}"
+
+
+def encoder_text(modality: Modality) -> str:
+    """`openai/clip-vit-base-patch16, last hidden layer, 7 × 7 patches`."""
+    parts = [modality.encoder or "unknown encoder"]
+    if modality.kind != "other":  # which has no encoder: arrays that were features already
+        parts.append(layer_text(modality.hidden_layer))
+    count = len(modality.candidates)
+    if modality.grid:
+        parts.append(f"{modality.grid[0]} × {modality.grid[1]} patches")
+    else:
+        parts.append(f"{count} {'tokens' if modality.kind == 'text' else 'features'}")
+    if modality.special:
+        parts.append(f"{len(modality.special)} special, never blamed")
+    return ", ".join(parts)
+
+
+def faded(picture: Image.Image) -> Image.Image:
+    """In greys from two fifths up to white, on which a colour shows also where the picture is black."""
+    return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])

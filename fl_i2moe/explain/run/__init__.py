@@ -1,0 +1,9 @@
+"""
+Explanations of many samples, and what they are worth, in one folder.
+
+Each imports only what stands above it:
+
+- `arguments`; `inputs`: a trained model and its features; `trained_runs`: models by seed
+- `sample`: what is done for one; `figures`, `page`, `results`: what comes of all
+- `explanations`: the whole, which goes on where it was stopped
+"""

@@ -1,0 +1,278 @@
+"""
+The model card: what a trained model is, measured, and worth, for people and for the Hub.
+
+Every number on it is read from the run's `results.json`, `interaction_statistics.json` and, where the model was
+explained, from the files in `explanations/`. Text that users chose (names of labels, modalities and data sets, words of
+samples) is escaped.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from keyword import iskeyword
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import validate_repo_id
+from markupsafe import Markup
+
+from ..configuration_fl_i2moe import FLI2MoEConfig
+from ..figures import metric_title
+from ..markdown import render_template
+from ..pinned_encoders import RAW_KINDS, takes_raw_inputs
+from ..pipeline_fl_i2moe import TASK
+from .card_tables import (
+    agreement_table,
+    class_table,
+    encoders_table,
+    experts_table,
+    faithfulness_table,
+    pair_masking_table,
+    results_table,
+    strongest_pairs,
+    weights_table,
+)
+from .finished_run import FUSIONS, Run
+
+HUB_METRICS = {  # ours → the Hub's identifier
+    "micro_f1": "f1",
+    "macro_f1": "f1",
+    "mAP": "mean_average_precision",
+    "auroc": "roc_auc",
+    "subset_accuracy": "accuracy",
+    "accuracy": "accuracy",
+    "mae": "mae",
+    "rmse": "rmse",
+    "pearson": "pearsonr",
+    "sign_accuracy": "accuracy",
+}
+MIXTURE_SETTINGS = (
+    "objective",
+    "interaction_experts",
+    "interaction_loss_weight",
+    "interaction_loss_on",
+    "perturbation",
+    "reweighting",
+    "reweighting_temperature",
+)
+SETTINGS = (
+    "fusion",
+    *MIXTURE_SETTINGS,
+    "num_patches",
+    "hidden_size",
+    "num_attention_heads",
+    "num_fusion_layers",
+    "dropout",
+    "feature_dropout",
+    "feature_dropout_start",
+    "optimizer",
+    "learning_rate",
+    "lr_scheduler",
+    "batch_size",
+    "num_epochs",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "mixed_precision",
+    "threshold",
+)
+
+
+@dataclass
+class CardOptions:
+    """What a card says that no file of the run knows."""
+
+    repo_id: str
+    license: str
+    """Of the weights, by the Hub's identifier."""
+
+    dataset_name: str | None = None
+    """What people call the data."""
+
+    dataset_id: str | None = None
+    """Its id on the Hub, where it is there."""
+
+    language: list[str] = field(default_factory=list)
+    description: str | None = None
+    compare: list[str] = field(default_factory=list)
+    """Folders of runs whose results are shown beside."""
+
+    def __post_init__(self):
+        validate_repo_id(self.repo_id)
+        if self.dataset_id is not None:
+            validate_repo_id(self.dataset_id)
+
+
+def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCard:
+    """
+    Args:
+        template: of the card's text, `hub/model_card.md.jinja`.
+
+    Raises:
+        ValueError: the run lacks a file; a run to compare with was measured on something else.
+    """
+    config, results, statistics = run.config, run.results, run.statistics
+    rows = [Run.open(folder) for folder in options.compare]
+    for row in rows:
+        _check_comparable(run, row)
+    text = render_template(
+        template,
+        config=config,
+        results=results,
+        statistics=statistics,
+        options=options,
+        repo_id=Markup(options.repo_id),  # checked: letters, digits, - _ . /
+        task=Markup(TASK),
+        data=options.dataset_name or options.dataset_id or "a data set that was not named",
+        does=_does(config),
+        fusion=FUSIONS[config.fusion],
+        labels=[config.id2label[index] for index in range(config.num_labels)],
+        raw=takes_raw_inputs(config),
+        encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in RAW_KINDS},
+        encoders_table=encoders_table(config),
+        pictures=[x["preprocessing"] for x in (config.encoders or {}).values() if x["kind"] == "image"],
+        text_lengths=[x["max_length"] for x in (config.encoders or {}).values() if x["kind"] == "text"],
+        parameters=results["seeds"][str(results["best_seed"])]["parameters"],
+        minutes=_minutes([seed["training_seconds"] for seed in results["seeds"].values()]),
+        settings=_settings(run),
+        metric=metric_title(results["metric"]),
+        results_table=results_table([run, *rows]),
+        weights_table=weights_table(statistics),
+        class_table=class_table(statistics),
+        experts_table=experts_table(statistics),
+        agreement_table=agreement_table(statistics),
+        faithfulness=faithfulness_table(run),
+        pair_masking=pair_masking_table(run),
+        pairs=strongest_pairs(run),
+        explained_figures={path.stem for path in run.folder.glob("explanations/*.png")},
+        figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
+        example=Markup(_example(config)),
+        example_value=Markup(_example_values(config)),
+    )
+    return ModelCard(f"---\n{card_data(run, options).to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
+
+
+def card_data(run: Run, options: CardOptions) -> ModelCardData:
+    """The card's head, which the Hub reads. Its results are those of the published weights: the best seed's."""
+    config, results = run.config, run.results
+    best = results["seeds"][str(results["best_seed"])]["test"]
+    task, name = hub_task(config), options.dataset_name or options.dataset_id or "unnamed"
+    evaluations = [
+        EvalResult(
+            task_type=task,
+            task_name=TASK,
+            dataset_type=options.dataset_id or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed",
+            dataset_name=name,
+            dataset_split="test",
+            metric_type=HUB_METRICS[metric],
+            metric_name=metric_title(metric),
+            metric_value=round(value, 6),
+        )
+        for metric, value in best.items()
+        if value is not None
+    ]
+    base_model = [x["name"] for x in (config.encoders or {}).values() if x.get("revision")]
+    return ModelCardData(
+        license=options.license,
+        language=options.language or None,
+        library_name="transformers",
+        pipeline_tag=task if task != "other" else None,
+        tags=["fl-i2moe", TASK, "multimodal", "mixture-of-experts", "interpretability", "custom_code"],
+        datasets=[options.dataset_id] if options.dataset_id else None,
+        metrics=sorted({HUB_METRICS[metric] for metric in best}),
+        base_model=list(dict.fromkeys(base_model)) or None,
+        model_name=options.repo_id.split("/")[-1],
+        eval_results=evaluations,
+        inference=False,  # the Hub's own widget would run neither our code nor two inputs
+    )
+
+
+def hub_task(config: FLI2MoEConfig) -> str:
+    """The nearest of the Hub's tasks, which knows no classification of several modalities."""
+    kinds = {encoder["kind"] for encoder in (config.encoders or {}).values()}
+    if config.problem_type == "regression":
+        return "other"
+    if "image" in kinds:
+        return "image-classification"
+    return "text-classification" if "text" in kinds else "tabular-classification"
+
+
+def evaluation_results(run: Run, options: CardOptions) -> str | None:
+    """`.eval_results/<data set>.yaml` of the published weights; `None` where the data are not on the Hub."""
+    if options.dataset_id is None:
+        return None
+    best = run.results["seeds"][str(run.results["best_seed"])]["test"]
+    entries = [
+        EvalResultEntry(
+            dataset_id=options.dataset_id,
+            task_id=metric,
+            value=round(value, 6),
+            notes=f"{metric_title(metric)}, test split, seed {run.results['best_seed']}",
+        )
+        for metric, value in best.items()
+        if value is not None
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+
+
+def _check_comparable(run: Run, other: Run) -> None:
+    """
+    Raises:
+        ValueError: the other run has other classes, metrics or test samples, so that its numbers say nothing beside.
+    """
+    for what, own, its in (
+        ("classes", run.config.id2label, other.config.id2label),
+        ("metrics", sorted(run.results["test"]), sorted(other.results["test"])),
+        ("test samples", run.results["samples"]["test"], other.results["samples"]["test"]),
+    ):
+        if own != its:
+            raise ValueError(f"{other.folder} cannot stand beside {run.folder}: it has other {what}.")
+
+
+def _does(config: FLI2MoEConfig) -> str:
+    inputs = " + ".join(config.modality_order)
+    if config.problem_type == "regression":
+        return f"predicts {config.num_labels} numbers from {inputs}"
+    kind = ", of which a sample may have several," if config.problem_type == "multi_label_classification" else ""
+    return f"classifies {inputs} into {config.num_labels} classes{kind}"
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Of the training, where the run or its configuration tells them, and where they played a part."""
+    config, idle = run.config, set()
+    if config.architecture == "dense":
+        idle.update(MIXTURE_SETTINGS)
+    elif config.is_specialised:
+        idle.update(("interaction_loss_on", "perturbation"))
+    if config.level != "pooled":
+        idle.add("num_patches")
+    if not config.feature_dropout:
+        idle.add("feature_dropout_start")
+    settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
+    return {name: value for name, value in settings.items() if name not in idle and value is not None}
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    low, high = (round(value / 60) for value in (min(seconds), max(seconds)))
+    return "under 1" if high == 0 else f"{low} to {high}" if low < high else str(high)
+
+
+def _example(config: FLI2MoEConfig) -> str:
+    """Keyword arguments of a call in Python."""
+    if all(name.isidentifier() and not iskeyword(name) for name in config.modality_order):
+        return ", ".join(f"{name}={value}" for name, value in _values(config).items())
+    return "**{" + _example_values(config) + "}"
+
+
+def _example_values(config: FLI2MoEConfig) -> str:
+    return ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in _values(config).items())
+
+
+def _values(config: FLI2MoEConfig) -> dict[str, str]:
+    kinds = {name: (config.encoders or {}).get(name, {}).get("kind") for name in config.modality_order}
+    return {
+        name: f'"{re.sub("[^A-Za-z0-9]+", "-", name)}.jpg"' if kind == "image" else '"A pianist …"'
+        for name, kind in kinds.items()
+    }

@@ -1,0 +1,198 @@
+"""The tables of a model card: results, interaction statistics, encoders, and what the explanations are worth."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from ..configuration_fl_i2moe import FLI2MoEConfig
+from ..explain import Explanation
+from ..figures import expert_title, metric_title
+from ..markdown import escape, shown, spread, table
+from ..pinned_encoders import RAW_KINDS
+from .finished_run import Run
+
+METHODS = {
+    "grad_attnroll": "Grad×AttnRoll",
+    "attnroll": "AttnRoll",
+    "ig": "integrated gradients",
+    "random": "random",
+}
+NUM_PAIRS = 5
+"""Strongest pairs that the card lists for an expert."""
+
+
+def results_table(runs: Sequence[Run]) -> Markup:
+    """Metrics of the test split, mean ± standard deviation over seeds; the best seed's validation metric last."""
+    first = runs[0].results
+    metrics = list(first["test"])
+    header = [
+        "model",
+        "seeds",
+        *(metric_title(name) for name in metrics),
+        f"validation {metric_title(first['metric'])}",
+    ]
+    rows = []
+    for index, run in enumerate(runs):
+        results = run.results
+        cells = [spread(name, results["test"].get(name)) for name in metrics]
+        title = Markup(f"**{escape(run.title)}** (this model)") if index == 0 else run.title
+        validation = spread(first["metric"], results["validation"].get(first["metric"]))
+        rows.append([title, len(results["seeds"]), *cells, validation])
+    return table(header, rows)
+
+
+def weights_table(statistics: Mapping[str, Any]) -> Markup:
+    rows = []
+    for name in statistics["expert_names"]:
+        x = statistics["expert_weights"]["overall"][name]
+        values = [x["mean"], x["std"], *(x["quantiles"][share] for share in ("0.05", "0.5", "0.95"))]
+        rows.append([expert_title(name), *(f"{value:.3f}" for value in values)])
+    return table(["expert", "mean weight", "standard deviation", "5 %", "median", "95 %"], rows)
+
+
+def class_table(statistics: Mapping[str, Any]) -> Markup | None:
+    """Mean weight of each expert over the samples of each class."""
+    per_class = statistics["expert_weights"]["per_class"]
+    if per_class is None or len(statistics["expert_names"]) == 1:
+        return None
+    rows = [
+        [
+            label,
+            x["num_samples"],
+            *("–" if x["experts"] is None else f"{x['experts'][e]['mean']:.3f}" for e in statistics["expert_names"]),
+        ]
+        for label, x in ((label, per_class[label]) for label in statistics["label_names"])
+    ]
+    return table(["class", "samples", *map(expert_title, statistics["expert_names"])], rows)
+
+
+def experts_table(statistics: Mapping[str, Any]) -> Markup:
+    """Each expert as the only predictor, beside the mixture."""
+    metrics = list(statistics["metrics"]["mixture"])
+    rows = [["Mixture", *(shown(name, statistics["metrics"]["mixture"][name]) for name in metrics)]]
+    rows += [
+        [f"{expert_title(e)} alone", *(shown(name, statistics["metrics"]["experts"][e][name]) for name in metrics)]
+        for e in statistics["expert_names"]
+    ]
+    return table(["predicts", *(metric_title(name) for name in metrics)], rows)
+
+
+def agreement_table(statistics: Mapping[str, Any]) -> Markup | None:
+    """Whether the experts agree, against whether the mixture is right."""
+    agreement = statistics["agreement"]
+    if agreement is None or len(statistics["expert_names"]) == 1:
+        return None
+    units = {"per_sample": "whole samples", "per_label": "single yes-or-no decisions"}
+    rows = [
+        [
+            f"{units[unit]} ({part['num_decisions']:,})",
+            *(
+                f"{part['table'][cell]['share']:.1%}".replace("%", " %")
+                for cell in ("agree_right", "agree_wrong", "disagree_right", "disagree_wrong")
+            ),
+        ]
+        for unit, part in agreement.items()
+        if part is not None
+    ]
+    header = ["", "agree, mixture right", "agree, mixture wrong", "disagree, mixture right", "disagree, mixture wrong"]
+    return table(header, rows)
+
+
+def encoders_table(config: FLI2MoEConfig) -> Markup:
+    rows = []
+    for name in config.modality_order:
+        x = (config.encoders or {}).get(name)
+        if x is None:
+            continue
+        if x["kind"] not in RAW_KINDS:  # arrays, which are features already
+            layer, special, number_format = "–", "–", "–"
+        else:
+            layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]
+            special, number_format = x["special_features"], x["dtype"]
+        modality = config.modalities[name]
+        shape = f"{modality['max_features']} × {modality['feature_size']}"
+        commit = x["revision"][:12] if x.get("revision") else "–"
+        rows.append([name, x["name"], commit, layer, special, shape, number_format])
+    header = ["modality", "frozen encoder", "commit", "layer", "special features", "features at most", "number format"]
+    return table(header, rows, text_columns=len(header))
+
+
+def faithfulness_table(run: Run) -> dict[str, Any] | None:
+    """What masking important features costs, per method, of the mixture's importance."""
+    measured = run.explanation("faithfulness.json")
+    if not measured:
+        return None
+    own = next((x for name, x in measured.items() if (name == "dense Transformer") == (len(x["experts"]) == 1)), None)
+    if own is None or own["experts"] != run.config.expert_names:
+        return None
+    metric = run.results["metric"]
+    who = "mixture" if len(own["experts"]) > 1 else own["experts"][0]
+    rows = []
+    for method in own["methods"]:
+        drops = own["deletion"][method]
+        cell = drops.get(who, next(iter(drops.values())))[metric]
+        rows.append(
+            [METHODS.get(method, method), spread(metric, {"mean": cell["mean_drop"], "std": cell["mean_drop_std"]})]
+        )
+    return {
+        "table": table(["importance by", f"mean drop of {metric_title(metric)}"], rows),
+        "num_samples": own["num_samples"],
+        "base": shown(metric, own["base"][metric]),
+        "shares": (f"{own['shares'][0]:.0%}".rstrip("%"), f"{own['shares'][-1]:.0%}".rstrip("%")),
+    }
+
+
+def pair_masking_table(run: Run) -> dict[str, Any] | None:
+    """What masking the strongest pairs costs beyond masking random pairs with as many features."""
+    measured = run.explanation("pair_masking.json")
+    if not measured:
+        return None
+    metric, rows = run.results["metric"], []
+    for expert, x in measured.items():
+        part = x["metrics"][metric]
+        beyond, interval = part["ranked_minus_random"]["value"], part["ranked_minus_random"]["interval"]
+        around = f" [{shown(metric, interval[0])},\u00a0{shown(metric, interval[1])}]" if interval else ""
+        rows.append(
+            [
+                expert_title(expert),
+                shown(metric, part["none"]),
+                shown(metric, part["ranked"]),
+                spread(metric, part["random_same_features"]),
+                f"{shown(metric, beyond)}{around}",
+            ]
+        )
+    header = ["pairs of", "nothing masked", "strongest pairs masked", "random pairs masked", "costs beyond random"]
+    return {"table": table(header, rows), "num_samples": next(iter(measured.values()))["num_samples"]}
+
+
+def strongest_pairs(run: Run) -> dict[str, Any] | None:
+    """The strongest pair of each sample with a page, the strongest of these first, for synergy and redundancy."""
+    files = sorted((run.folder / "explanations" / "samples").glob("*.json"))
+    found: dict[str, list[tuple[float, list[Any]]]] = {}
+    sample_ids = set()
+    for file in files:
+        explanation = Explanation.load(file)
+        for expert in explanation.pair_tables:
+            for pair in explanation.pairs(expert, top=1):
+                ends = f"{_end(pair.first)} × {_end(pair.second)}"
+                score = f"{pair.score:.3f}\u00a0±\u00a0{pair.standard_error:.3f}"
+                sample_ids.add(explanation.sample_id)
+                row = [explanation.sample_id, explanation.target_name, ends, score]
+                found.setdefault(expert, []).append((pair.score, row))
+    if not found:
+        return None
+    scores = {"redundancy": "redundancy gap as published"}
+    tables = {
+        f"{expert_title(expert)} ({scores.get(expert, 'Shapley interaction index')} ± standard error)": table(
+            ["sample", "class", "pair", "score"],
+            [row for _, row in sorted(rows, key=lambda x: -x[0])[:NUM_PAIRS]],
+            text_columns=3,
+        )
+        for expert, rows in found.items()
+    }
+    return {"tables": tables, "num_samples": len(sample_ids)}
+
+
+def _end(feature: Any) -> str:
+    return f"“{feature.token}”" if feature.token is not None else f"{feature.modality} {feature.name}"

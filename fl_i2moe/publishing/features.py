@@ -1,0 +1,127 @@
+"""From a feature cache to the repository of a data set: its shards with their checksums, its key and a card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub.utils import validate_repo_id
+from markupsafe import Markup
+
+from ..cache import FeatureCache
+from ..cache.shards import Shard, plan_shards, write_json, write_shard
+from ..markdown import render_template, table
+from .model import make_empty_folder, without_paths, write_file_list
+
+
+def write_features(
+    cache: FeatureCache,
+    folder: str | Path,
+    repo_id: str,
+    template: str | Path,
+    *,
+    license: str,
+    dataset_name: str | None = None,
+) -> None:
+    """
+    Writes a cache as a data set's repository: shards, key, card. It opens again as a cache of the same key.
+
+    Pictures are left out, and their paths cut to the file's name. The texts are part of it, as explanations show them.
+
+    Args:
+        template: of the card's text, `hub/features_card.md.jinja`.
+        license: of the data, by the Hub's identifier.
+
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    validate_repo_id(repo_id)
+    folder = make_empty_folder(folder)
+    shard_size = json.loads((cache.path / "key.json").read_text())["shard_size"]
+    sizes = {split: entry["samples"] for split, entry in cache.key["data"]["splits"].items()}
+    pictures = [name for name, modality in cache.modalities.items() if modality["kind"] == "image"]
+    for source, target in zip(
+        plan_shards(cache.path, sizes, shard_size), plan_shards(folder, sizes, shard_size), strict=True
+    ):
+        _copy_shard(source, target, pictures)
+    for split in sizes:
+        for name in ("state.json", "dataset_info.json"):
+            shutil.copyfile(cache.path / split / name, folder / split / name)
+    key, info = (json.loads((cache.path / name).read_text()) for name in ("key.json", "info.json"))
+    write_json(folder / "key.json", _named_encoders(key, key["key"]["encoders"]))
+    modalities = info["modalities"]
+    write_json(folder / "info.json", _named_encoders(info, {name: x["encoder"] for name, x in modalities.items()}))
+    lines = [json.dumps(_skipped_entry(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
+    (folder / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "README.md").write_text(
+        str(features_card(cache, repo_id, template, license=license, dataset_name=dataset_name)), encoding="utf-8"
+    )
+    write_file_list(folder)
+
+
+def features_card(
+    cache: FeatureCache, repo_id: str, template: str | Path, *, license: str, dataset_name: str | None
+) -> DatasetCard:
+    """The data set's card; its head lets `datasets.load_dataset` read and stream the shards."""
+    data = DatasetCardData(
+        license=license,
+        pretty_name=f"Features of {dataset_name or repo_id}",
+        tags=["fl-i2moe", "features", "multimodal"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"{split}/data-*.arrow"} for split in cache.splits],
+            }
+        ],
+    )
+    rows = [
+        [
+            name,
+            x["encoder"]["name"] if x["encoder"].get("revision") else without_paths(x["encoder"]["name"]),
+            (x["encoder"].get("revision") or "–")[:12],
+            "last" if x["encoder"].get("hidden_layer") is None else x["encoder"]["hidden_layer"],
+            f"{x['max_features']} × {x['feature_size']}",
+        ]
+        for name, x in cache.modalities.items()
+    ]
+    text = render_template(
+        template,
+        repo_id=Markup(repo_id),
+        data=dataset_name or "its data",
+        cache=cache,
+        encoders=table(["modality", "encoder", "commit", "layer", "features at most"], rows, text_columns=4),
+        splits=table(["split", "samples"], [[split, f"{len(rows):,}"] for split, rows in cache.splits.items()]),
+    )
+    return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _copy_shard(source: Shard, target: Shard, pictures: list[str]) -> None:
+    """A shard without its pictures, which are named by their files alone."""
+    record = {key: value for key, value in source.record().items() if key not in ("sha256", "rows")}
+    record["skipped"] = [_skipped_entry(entry) for entry in record["skipped"]]
+    with pa.memory_map(str(source.path)) as file:
+        rows = pa.ipc.open_stream(file).read_all()
+        for name in pictures:
+            index = rows.schema.get_field_index(name)
+            column = rows.schema.field(index)
+            named = [
+                None if value is None else {"path": without_paths(value["path"]), "bytes": None}
+                for value in rows[name].to_pylist()
+            ]
+            rows = rows.set_column(index, column, pa.array(named, column.type))
+        write_shard(target, rows.schema, rows.to_batches(), record)
+
+
+def _skipped_entry(entry: dict[str, str]) -> dict[str, str]:
+    """Of a sample that was left out; the reason may name the file, too."""
+    folder = f"{Path(entry['file']).parent}/"
+    return {**entry, "file": without_paths(entry["file"]), "reason": entry["reason"].replace(folder, "")}
+
+
+def _named_encoders(content: dict[str, Any], identities: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`content`, in which encoders that are local folders are called by the folder's name."""
+    for identity in identities.values():
+        identity["name"] = without_paths(identity["name"])
+    return content

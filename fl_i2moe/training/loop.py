@@ -1,0 +1,296 @@
+"""
+Training under Accelerate: fit a model on a feature cache, keep its best state, evaluate it.
+
+One seed decides weights, data order, noise and dropout. A run that was killed and resumed ends with the very weights
+of one that was not.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import get_grad_scaler, set_seed
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from ..cache import FeatureCache
+from ..cache.batching import create_data_loader, feature_means, mean_of_batches
+from ..cache.streaming import FeatureStream, StreamedSplit, create_stream_loader
+from ..configuration_fl_i2moe import FLI2MoEConfig
+from ..metrics import METRICS_BY_PROBLEM, compute_metrics, defined
+from ..modeling_fl_i2moe import FLI2MoEModel
+from ..run_folder import replace_files
+from .arguments import TrainingArguments
+from .checkpoints import Checkpoints, TrainerState
+
+
+@dataclass
+class Predictions:
+    """What a model says of a split, in the split's order: N samples, E experts, C classes."""
+
+    ids: list[str]
+    logits: torch.Tensor
+    """(N, C)"""
+    expert_logits: torch.Tensor
+    """(N, E, C)"""
+    expert_weights: torch.Tensor
+    """(N, E)"""
+    labels: torch.Tensor
+    """(N, C) or (N,)"""
+
+
+@dataclass
+class FittedModel:
+    """A trained model in the state that is kept, and how it got there."""
+
+    model: FLI2MoEModel
+    state: TrainerState
+
+
+def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, label: str = "") -> Predictions:
+    """Runs a prepared model over a prepared loader; every process gets the whole split, without padded duplicates."""
+    model.eval()
+    rows: list[tuple[torch.Tensor, ...]] = []
+    bar = tqdm(loader, desc=label, leave=False, disable=not (label and accelerator.is_local_main_process))
+    with torch.no_grad():
+        for batch in bar:
+            output = model(features=batch["features"], feature_masks=batch["feature_masks"])
+            values = (output.logits, output.expert_logits, output.expert_weights, batch["labels"])
+            rows.append(tuple(x.cpu() for x in accelerator.gather_for_metrics(values)))
+    logits, expert_logits, expert_weights, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    ids = list(loader.dataset.split["id"])
+    return Predictions(ids, logits.float(), expert_logits.float(), expert_weights.float(), labels)
+
+
+def train(
+    config: FLI2MoEConfig,
+    cache: FeatureCache,
+    arguments: TrainingArguments,
+    run_dir: str | Path,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    metric: str,
+    resume: bool = False,
+) -> FittedModel:
+    """
+    Fits a model on the cache's training split and returns it in the state that was best on the validation split, or in
+    the last one without `load_best_model_at_end`.
+
+    Leaves in `run_dir`: `model/`, that state, and `checkpoints/`, from which `resume` goes on.
+
+    Args:
+        metric: the validation metric that picks the state.
+        resume: go on from the newest checkpoint in `run_dir`, if there is one.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        OSError: the disk is full, or a streamed training split cannot be read on.
+    """
+    run = _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric)
+    return run.fit(resume)
+
+
+class _Run:
+    def __init__(
+        self,
+        config: FLI2MoEConfig,
+        cache: FeatureCache,
+        arguments: TrainingArguments,
+        run_dir: Path,
+        accelerator: Accelerator,
+        seed: int,
+        metric: str,
+    ):
+        accelerator.free_memory()  # of an earlier seed, whose state would be saved and loaded along
+        if accelerator.scaler is not None:  # of fp16: it adapts to a run, and would bring an earlier seed's scale along
+            options = accelerator.scaler_handler.to_kwargs() if accelerator.scaler_handler else {}
+            accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **options)
+        self.arguments, self.accelerator, self.seed, self.metric = arguments, accelerator, seed, metric
+        self.greater_is_better = METRICS_BY_PROBLEM[config.problem_type][metric]
+        self.problem_type = config.problem_type
+        self.run_dir = run_dir
+        self.checkpoints = Checkpoints(run_dir, arguments.keep_checkpoints)
+
+        set_seed(seed)
+        model = FLI2MoEModel(config)
+        if config.keep_feature_means or (config.perturbation == "mean" and config.architecture == "moe"):
+            model.set_feature_means(_train_means(cache, config.modality_order, arguments.batch_size))
+        optimizer = create_optimizer(model, arguments)
+        validation_loader = create_data_loader(
+            cache.splits["validation"],
+            config.modality_order,
+            batch_size=arguments.batch_size,
+            shuffle=False,
+            num_workers=arguments.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        self.model, self.optimizer, self.validation_loader = accelerator.prepare(model, optimizer, validation_loader)
+        self.train_loader = _train_loader(cache, config.modality_order, arguments, accelerator, seed)
+        self.steps_per_epoch = math.ceil(len(self.train_loader) / arguments.gradient_accumulation_steps)
+        total_steps = self.steps_per_epoch * arguments.num_epochs
+        schedule = "constant_with_warmup" if arguments.lr_scheduler == "constant" else arguments.lr_scheduler
+        scheduler = get_scheduler(schedule, optimizer, round(arguments.warmup_ratio * total_steps), total_steps)
+        self.scheduler = accelerator.prepare(scheduler)
+        start = arguments.feature_dropout_start if config.feature_dropout else 0
+        self.first_thinned_epoch = int(start * arguments.num_epochs)
+        # noise and dropout differ between processes, weights and data order do not
+        set_seed(seed, device_specific=True)
+
+    def fit(self, resume: bool) -> FittedModel:
+        state = self.checkpoints.load_latest(self.accelerator) if resume else TrainerState()
+        while not state.finished:
+            self._train_epoch(state)
+            self._finish_epoch(state)
+            self.checkpoints.save(self.accelerator, state)
+        self.accelerator.wait_for_everyone()
+        model = FLI2MoEModel.from_pretrained(self.run_dir / "model")
+        return FittedModel(model.to(self.accelerator.device).eval(), state)
+
+    def _train_epoch(self, state: TrainerState) -> None:
+        self.model.train()
+        # none at first: an interaction is hard to find where part of its evidence is often missing
+        model = self.accelerator.unwrap_model(self.model)
+        model.feature_dropout = model.config.feature_dropout if state.epoch >= self.first_thinned_epoch else 0.0
+        self.train_loader.set_epoch(state.epoch)
+        loader = self.train_loader
+        if state.step_in_epoch:
+            loader = skip_first_batches(loader, state.step_in_epoch)
+            loader.set_epoch(state.epoch)
+        num_batches = len(self.train_loader)
+        bar = tqdm(  # over all epochs, so that it shows the time left
+            total=self.arguments.num_epochs * num_batches,
+            initial=state.epoch * num_batches + state.step_in_epoch,
+            desc=f"seed {self.seed}, epoch {state.epoch + 1}/{self.arguments.num_epochs}",
+            disable=not self.accelerator.is_local_main_process,
+            leave=False,
+        )
+        for batch in loader:
+            losses = self._train_step(batch)
+            state.step_in_epoch += 1
+            for name, value in losses.items():
+                state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
+            bar.update()
+            bar.set_postfix(loss=f"{losses['loss']:.3f}")
+            if self.accelerator.sync_gradients:
+                state.optimizer_step += 1
+                self._log(losses, state)
+                if state.optimizer_step % self.arguments.checkpoint_steps == 0:
+                    self.checkpoints.save(self.accelerator, state)
+        bar.close()
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        with self.accelerator.accumulate(self.model):
+            output = self.model(
+                features=batch["features"], feature_masks=batch["feature_masks"], labels=batch["labels"]
+            )
+            self.accelerator.backward(output.loss)
+            if self.accelerator.sync_gradients and self.arguments.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+            self.optimizer.step()
+            if self.accelerator.sync_gradients:
+                self.scheduler.step()
+            self.optimizer.zero_grad()
+        losses = {"loss": output.loss, "task_loss": output.task_loss}
+        names = self.accelerator.unwrap_model(self.model).config.expert_names
+        for kind, by_expert in (("fitted", output.fitted_losses), ("interaction", output.interaction_losses)):
+            if by_expert is not None:
+                losses.update({f"{kind}_loss/{name}": x for name, x in zip(names, by_expert, strict=True)})
+        if output.auxiliary_loss is not None:
+            losses["auxiliary_loss"] = output.auxiliary_loss
+        values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
+        if not math.isfinite(values[0]):
+            raise FloatingPointError(
+                f"The training loss is {values[0]} for the batch with samples {', '.join(batch['ids'][:4])} …: "
+                "lower --learning_rate, or check the features."
+            )
+        return dict(zip(losses, values, strict=True))
+
+    def _finish_epoch(self, state: TrainerState) -> None:
+        """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
+        predictions = predict(self.model, self.validation_loader, self.accelerator)
+        metrics = compute_metrics(predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold)
+        metrics = defined(metrics)
+        value = metrics[self.metric]
+        losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
+        state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
+        self._log({f"validation/{name}": x for name, x in metrics.items() if x is not None}, state)
+        # thinning sets in: what was best before does not count
+        is_best = state.epoch == self.first_thinned_epoch or self._is_better(value, state.best_value)
+        if is_best:
+            state.best_value, state.best_epoch = value, state.epoch
+        if is_best or not self.arguments.load_best_model_at_end:
+            self._save_model()
+        if self.accelerator.is_local_main_process:
+            tqdm.write(
+                f"seed {self.seed}, epoch {state.epoch + 1}: loss {losses['loss']:.4f}, validation {self.metric} "
+                f"{_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
+            )
+        patience = self.arguments.early_stopping_patience
+        without_gain = state.epoch - max(state.best_epoch, self.first_thinned_epoch)
+        state.epoch, state.step_in_epoch, state.loss_sums = state.epoch + 1, 0, {}
+        state.finished = state.epoch == self.arguments.num_epochs or (patience is not None and without_gain >= patience)
+
+    def _log(self, values: dict[str, float], state: TrainerState) -> None:
+        """To the trackers; seeds follow one another, since some trackers take no step twice."""
+        seeds = self.arguments.seeds
+        earlier = seeds.index(self.seed) if self.seed in seeds else 0
+        step = earlier * self.steps_per_epoch * self.arguments.num_epochs + state.optimizer_step
+        self.accelerator.log({f"seed-{self.seed}/{name}": x for name, x in values.items()}, step=step)
+
+    def _is_better(self, value: float | None, best: float | None) -> bool:
+        if value is None or best is None:
+            return best is None
+        return value > best if self.greater_is_better else value < best
+
+    def _save_model(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            replace_files(self.run_dir / "model", self.accelerator.unwrap_model(self.model).save_pretrained)
+        self.accelerator.wait_for_everyone()
+
+
+def _train_loader(
+    cache: FeatureCache, modality_order: list[str], arguments: TrainingArguments, accelerator: Accelerator, seed: int
+) -> DataLoader:
+    """Prepared; of this process's share."""
+    rows = cache.splits["train"]
+    options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "seed": seed}
+    if isinstance(rows, StreamedSplit):
+        return create_stream_loader(rows, modality_order, accelerator, bucket=arguments.bucket_by_length, **options)
+    loader = create_data_loader(
+        rows,
+        modality_order,
+        shuffle=True,
+        bucket=arguments.bucket_by_length,
+        pin_memory=accelerator.device.type == "cuda",
+        **options,
+    )
+    return accelerator.prepare(loader)
+
+
+def _train_means(cache: FeatureCache, modality_order: list[str], batch_size: int) -> dict[str, torch.Tensor]:
+    rows = cache.splits["train"]
+    if isinstance(rows, StreamedSplit):  # one more pass over the network
+        return mean_of_batches(FeatureStream(rows, modality_order, batch_size=batch_size), modality_order)
+    return feature_means(rows, modality_order)
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """Adam; or AdamW, whose weight decay spares biases and norms. Both go over the parameters once, in one kernel."""
+    if arguments.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=arguments.learning_rate, fused=True)
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        is_weight = name.endswith("weight") and "norm" not in name
+        (decayed if is_weight else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
