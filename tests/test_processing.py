@@ -18,7 +18,7 @@ from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
 
 
 def open_pipeline(repository):
-    """Of this package's class; `pipeline(...)` takes the repository's own code, which tests/test_hub.py does."""
+    """Of this package's class; `pipeline(...)` takes the repository's own code, as in test_hub.py."""
     model, processor = AutoModel.from_pretrained(repository).eval(), AutoProcessor.from_pretrained(repository)
     return FLI2MoEPipeline(model=model, processor=processor, task="image-text-classification")
 

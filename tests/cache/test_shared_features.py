@@ -18,7 +18,7 @@ from fl_i2moe.encoders import load_encoder
 from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.model import push
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "hub" / "features_card.md.jinja"
 
 

@@ -20,7 +20,7 @@ from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.finished_run import Run
 from fl_i2moe.publishing.model import push, write_repository
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
 MODEL = "someone/fl-i2moe-mmimdb"
 

@@ -18,7 +18,7 @@ from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.finished_run import Run
 from fl_i2moe.publishing.model import choose_license, push, without_paths, write_file_list, write_repository
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
 REPOSITORY = "someone/fl-i2moe-films"
 

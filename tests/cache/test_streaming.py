@@ -23,7 +23,7 @@ from fl_i2moe.data.raw import SampleError
 from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.model import push
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODALITIES = ["image", "text"]
 SIZES = {"train": 58, "validation": 6, "test": 9}  # six shards of ten rows, the last one of eight
 

@@ -16,7 +16,7 @@ from fl_i2moe.markdown import escape
 from fl_i2moe.publishing.card import CardOptions, build_card, evaluation_results
 from fl_i2moe.publishing.finished_run import Run
 
-TEMPLATE = Path(__file__).parent.parent / "hub" / "model_card.md.jinja"
+TEMPLATE = Path(__file__).parents[2] / "hub" / "model_card.md.jinja"
 NASTY = [
     "<script>alert(1)</script>",
     "[click](https://evil.example) | **bold**",

@@ -11,7 +11,7 @@ from explained import make_explainable
 
 from fl_i2moe import FLI2MoEModel
 from fl_i2moe.explain import Explanation, explain
-from fl_i2moe.explain.run import run
+from fl_i2moe.explain.run import explanations
 from fl_i2moe.explain.run import sample as run_sample
 from fl_i2moe.explain.run.arguments import ExplainArguments
 from fl_i2moe.explain.run.explanations import run_explanations
@@ -98,7 +98,7 @@ def test_a_second_start_goes_on_after_what_is_there(trained, monkeypatch):
     started(folders, num_samples=3, measurements=["alignment"])
     assert set(explained) == {cache.splits["test"][2]["id"]}
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    monkeypatch.setattr(run, "find_cache", lambda *_: replace(cache, key={**cache.key, "data": "other films"}))
+    monkeypatch.setattr(explanations, "find_cache", lambda *_: replace(cache, key={**cache.key, "data": "other films"}))
     with pytest.raises(ValueError, match=r"other settings:\n  features: '\w+' then, '\w+' now"):
         started(folders, num_samples=3, measurements=["alignment"])
     monkeypatch.undo()
@@ -205,10 +205,10 @@ def test_the_cache_of_the_training_run_is_found(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("FL_I2MOE_CACHE", str(tmp_path / "user"))
     (tmp_path / "model" / "run.json").write_text('{"features": "abc"}')
     with pytest.raises(ValueError, match=r"feature cache abc that the run in .* is not in"):
-        run.find_cache(folders["model"])
+        explanations.find_cache(folders["model"])
     (tmp_path / "user" / "features").mkdir(parents=True)
     (tmp_path / "user" / "features" / "abc").symlink_to(cache.path)
-    assert run.find_cache(folders["model"]).label_names == cache.label_names
+    assert explanations.find_cache(folders["model"]).label_names == cache.label_names
 
 
 def test_file_names_are_safe_and_differ():
@@ -235,7 +235,7 @@ def spoiled(trained, monkeypatch):
         return row
 
     split = split.with_format("numpy").map(spoil, with_indices=True, features=split.features).with_format(None)
-    monkeypatch.setattr(run, "find_cache", lambda *_: replace(cache, splits={"test": split}))
+    monkeypatch.setattr(explanations, "find_cache", lambda *_: replace(cache, splits={"test": split}))
     return folders
 
 

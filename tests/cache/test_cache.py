@@ -24,7 +24,7 @@ from fl_i2moe.data.raw import SampleError
 
 SIZES = {"train": 41, "validation": 6, "test": 9}
 OPTIONS = {"batch_size": 4, "shard_size": 8, "num_workers": 0, "progress": False}
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from published import make_published
 from tiny_models import make_config, make_model
 
 from fl_i2moe.data.planted import PLANTED_GENRES
-from fl_i2moe.publishing import push, write_file_list
+from fl_i2moe.publishing.model import push, write_file_list
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def load(path: Path):

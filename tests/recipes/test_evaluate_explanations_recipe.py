@@ -21,7 +21,7 @@ from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
 from fl_i2moe.explain.ground_truth import run as evaluation_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/evaluate_explanations.py"
 GRID = (6, 5)
 

@@ -7,8 +7,8 @@ import pytest
 from explained import make_explanation, make_row, write_picture
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from test_explain_report import Page, render_page
 from test_figures import shown_texts
+from test_report import Page, render_page
 
 from fl_i2moe.explain.geometry import Modality
 from fl_i2moe.explain.pages import sheet
