@@ -91,8 +91,8 @@ def defined(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def is_share(metric: str) -> bool:
-    """Whether it is told in per cent: all but those that have the unit of a regression's values, and correlations."""
-    return metric == "sign_accuracy" or metric not in METRICS_BY_PROBLEM["regression"]
+    """Whether it is told in per cent: all but log losses, correlations, and what has the unit of values."""
+    return metric == "sign_accuracy" or metric not in (*METRICS_BY_PROBLEM["regression"], "log_loss")
 
 
 def difference(value: float | None, other: float | None) -> float | None:

@@ -26,7 +26,7 @@ from ..cache.batching import create_data_loader
 from ..explain.inputs import check_cache
 from ..explain.run.inputs import load_any_model
 from ..explain.run.trained_runs import Run, refuse_trained_runs, weights_fingerprint
-from ..explain.summaries import CONFIDENCE, describe_draws, interval, resample
+from ..explain.summaries import CONFIDENCE, describe_draws, interval, resample, weighted_means
 from ..metrics import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
 from ..metrics import predict as decide
 from ..run_folder import check_run_folder, held_run_folder, write_json, write_text
@@ -178,6 +178,8 @@ def compare_predictions(
           run, the standard deviation of the seeds' differences, and the middle 95 % of what a bootstrap over test
           samples gives, each of which all runs and seeds are given. So the interval is about samples, the deviation
           about seeds.
+        - `log_loss`, `None` for regression: the same of the mean negative log-likelihood of a label, in nats. Decisions
+          at one threshold can gain from probabilities that are too sure; this does not.
         - `disagreement`, `None` for regression: run → `own`, about the decisions on which two experts of the model
           itself disagree (Table 3 of I²MoE), and `first`, about those on which experts of the first run's model of the
           same seed do: {`num_decisions`, `share` of all, `accuracy` of the mixture there}, descriptions, the accuracy's
@@ -200,8 +202,14 @@ def compare_predictions(
             name: {metric: x for metric, x in table.items() if metric in ("micro_f1", "macro_f1", "subset_accuracy")}
             for name, table in tables.items()
         }
-    report["disagreement"] = None
+    report |= {"log_loss": None, "disagreement": None}
     if problem_type != "regression":
+        report["log_loss"] = _against_first(
+            {
+                name: [{"log_loss": weighted_means(log_losses(x, labels.numpy()), draws)} for x in seeds]
+                for name, seeds in plain_logits.items()
+            }
+        )
         where = {
             name: [experts_disagree(x.expert_logits.numpy(), problem_type, threshold) for x in seeds]
             if seeds[0].expert_logits.shape[1] > 1
@@ -238,6 +246,13 @@ def best_thresholds(logits: FloatArray, labels: IntArray) -> FloatArray:
     return found
 
 
+def log_losses(logits: FloatArray, labels: IntArray) -> FloatArray:
+    """Negative log-likelihood of each sample's labels: (N, C) and (N,) classes, or (N, C) and its mean over labels."""
+    if labels.ndim == 1:
+        return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels.astype(np.int64)]
+    return np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(axis=1)
+
+
 def _arrays(predictions: Predictions) -> dict[str, Any]:
     return {"logits": predictions.logits.double().numpy(), "labels": predictions.labels.long().numpy()}
 
@@ -249,14 +264,19 @@ def _metrics(
     draws: FloatArray,
     threshold: float,
 ) -> dict[str, Any]:
-    """Run → metric → what [`compare_predictions`] tells of it."""
-    values = {
-        name: [weighted_metrics(x, labels, problem_type, draws, threshold) for x in seeds]
-        for name, seeds in logits.items()
-    }
+    return _against_first(
+        {
+            name: [weighted_metrics(x, labels, problem_type, draws, threshold) for x in seeds]
+            for name, seeds in logits.items()
+        }
+    )
+
+
+def _against_first(values: Mapping[str, Sequence[Mapping[str, FloatArray]]]) -> dict[str, Any]:
+    """Run → seed by seed, metric → (1 + R,), to run → metric → what [`compare_predictions`] tells of it."""
     first = next(iter(values))
     table: dict[str, Any] = {name: {} for name in values}
-    for metric in METRICS_BY_PROBLEM[problem_type]:
+    for metric in values[first][0]:
         by_run = {name: np.stack([x[metric] for x in seeds]) for name, seeds in values.items()}  # (seeds, 1 + R)
         for name, x in by_run.items():
             table[name][metric] = {**describe_draws(x[:, 0]), "values": [_defined(v) for v in x[:, 0]]}
@@ -306,6 +326,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             "### With a threshold for each label from the validation split",
             *_metric_tables(report["own_thresholds"]),
         ]
+    if report["log_loss"]:
+        parts += ["### How good the probabilities are", *_metric_tables(report["log_loss"])]
     if report["disagreement"]:
         header = [
             "run",
@@ -325,6 +347,7 @@ def _metric_tables(table: Mapping[str, Any]) -> list[str]:
     """Values, and differences to the first run."""
     metrics = list(next(iter(table.values())))
     better = {metric: greater for metrics in METRICS_BY_PROBLEM.values() for metric, greater in metrics.items()}
+    better["log_loss"] = False
     header = [Markup(metric if better[metric] else f"{metric} (lower is better)") for metric in metrics]
     values = [[name, *(markdown.spread(m, entry[m]) for m in metrics)] for name, entry in table.items()]
     changes = [[name, *(_change(m, entry[m]) for m in metrics)] for name, entry in list(table.items())[1:]]

@@ -12,10 +12,17 @@ from fake_encoders import fake_encoders, write_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss
 
 from fl_i2moe.cache import build_cache
-from fl_i2moe.comparison.runs import best_thresholds, common_seeds, common_threshold, compare_predictions, to_markdown
+from fl_i2moe.comparison.runs import (
+    best_thresholds,
+    common_seeds,
+    common_threshold,
+    compare_predictions,
+    log_losses,
+    to_markdown,
+)
 from fl_i2moe.explain.run.trained_runs import Run, find_runs
 from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
@@ -105,17 +112,48 @@ def test_differences_and_intervals_against_a_plain_loop(problem_type):
         assert difference["interval"] == pytest.approx(np.nanpercentile(resampled, [2.5, 97.5]))
     assert "difference" not in report["metrics"]["first"]["mAP" if "mAP" in report["metrics"]["first"] else "mae"]
     assert ("own_thresholds" in report) == (problem_type == "multi_label_classification")
-    assert (report["disagreement"] is None) == (problem_type == "regression")
+    for part in ("log_loss", "disagreement"):
+        assert (report[part] is None) == (problem_type == "regression")
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 def test_a_run_held_against_itself_differs_nowhere():
     told = told_by("multi_label_classification", names=("first",))
     report = compare_predictions({**told, "again": told["first"]}, "multi_label_classification", num_resamples=20)
-    for table in (report["metrics"], report["own_thresholds"]):
+    for table in (report["metrics"], report["own_thresholds"], report["log_loss"]):
         for entry in table["again"].values():
             assert entry["difference"] == {"value": 0, "std": 0, "interval": [0, 0]}
     assert report["disagreement"]["again"]["first"] == report["disagreement"]["again"]["own"]
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "single_label_classification"])
+def test_log_losses_against_scikit_learn(problem_type):
+    told = told_by(problem_type)
+    report = compare_predictions(told, problem_type, num_resamples=10, seed=5)["log_loss"]
+
+    def loss(name, seed, rows):
+        x = told[name][seed]["test"]
+        logits, labels = x.logits.double()[rows], x.labels[rows]
+        if problem_type == "single_label_classification":
+            return log_loss(labels, logits.softmax(-1), labels=range(4))
+        return np.mean([log_loss(labels[:, c], logits[:, c].sigmoid(), labels=[0, 1]) for c in range(4)])
+
+    values = {name: [loss(name, s, range(40)) for s in range(2)] for name in told}
+    for name in told:
+        assert report[name]["log_loss"]["values"] == pytest.approx(values[name])
+    difference = report["second"]["log_loss"]["difference"]
+    assert difference["value"] == pytest.approx(np.mean(values["second"]) - np.mean(values["first"]))
+    resampled = []
+    for draw in np.random.default_rng(5).multinomial(40, [1 / 40] * 40, size=10):
+        rows = np.repeat(np.arange(40), draw)
+        resampled.append(np.mean([loss("second", s, rows) - loss("first", s, rows) for s in range(2)]))
+    assert difference["interval"] == pytest.approx(np.percentile(resampled, [2.5, 97.5]))
+
+
+def test_a_log_loss_is_finite_however_sure_a_prediction_is():
+    logits, sure = np.array([[800.0, -800.0]]), np.array([[1, 1]])
+    assert log_losses(logits, sure) == pytest.approx([400])
+    assert log_losses(logits, np.array([1])) == pytest.approx([1600])
 
 
 def test_thresholds_are_those_of_the_validation_split():
