@@ -1,5 +1,5 @@
 """
-Trained runs held against the first of them, sample by sample: metrics, thresholds, decisions on which experts disagree.
+Trained runs held against the first of them, sample by sample: metrics, thresholds, log losses, disagreeing experts.
 
     output_dir/
       run.json                  what the numbers depend on; a folder with another one is refused
