@@ -5,8 +5,8 @@ Hold trained runs against the first of them, sample by sample.
 
 Each of `--runs` is the output folder of a training recipe, all on the same features and with the same seeds. It leaves
 runs.json and runs.md: the metrics of the test split, with their differences to the first run and intervals of those;
-the same with a threshold for each label from the validation split; log losses; and how often each mixture is right where
-its own experts, and where those of the first run, disagree.
+the same with a threshold for each label from the validation split; log losses; and how often each mixture is right
+where its own experts, and where those of the first run, disagree.
 """
 
 from accelerate import Accelerator
