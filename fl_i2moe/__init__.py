@@ -8,10 +8,10 @@ Importing the package needs torch, transformers and Pillow alone, and makes the 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_fl_i2moe import FLI2MoEConfig
-from .modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
-from .pipeline_fl_i2moe import TASK, FLI2MoEPipeline
-from .processing_fl_i2moe import FLI2MoEProcessor
+from .model.configuration_fl_i2moe import FLI2MoEConfig
+from .model.modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
+from .model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
+from .model.processing_fl_i2moe import FLI2MoEProcessor
 
 __version__ = "0.1.0"
 

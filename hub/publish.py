@@ -13,9 +13,9 @@ from pathlib import Path
 from transformers.utils import logging
 
 from fl_i2moe.publishing.card import CardOptions
-from fl_i2moe.publishing.finished_run import Run
 from fl_i2moe.publishing.model import choose_license, publish, write_repository
 from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.finished_run import Run
 
 TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 

@@ -26,8 +26,8 @@ from typing import Literal
 
 from rich.console import Console
 
-from fl_i2moe.array_encoder import array_encoders
 from fl_i2moe.cache import is_cache, open_cache
+from fl_i2moe.cache.arrays import array_encoders
 from fl_i2moe.cache.shared import open_features
 from fl_i2moe.comparison.overhead import measure_overhead
 from fl_i2moe.comparison.robustness import measure_robustness

@@ -14,8 +14,8 @@ from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from fl_i2moe.comparison.runs import RunComparisonArguments, compare_runs
-from fl_i2moe.explain.run.trained_runs import find_runs
 from fl_i2moe.training.arguments import parse_arguments
+from fl_i2moe.training.runs import find_runs
 
 
 def main():

@@ -10,10 +10,10 @@ embeddings that the published encoders give, one array (samples, pieces, width) 
 
 import argparse
 
-from fl_i2moe.configuration_fl_i2moe import PROBLEM_TYPES
-from fl_i2moe.conversion import convert_i2moe, load_i2moe_checkpoint
-from fl_i2moe.run_folder import check_run_folder, write_new_folder
+from fl_i2moe.model.configuration_fl_i2moe import PROBLEM_TYPES
 from fl_i2moe.training.arguments import HelpFormatter
+from fl_i2moe.training.conversion import convert_i2moe, load_i2moe_checkpoint
+from fl_i2moe.utils.run_folder import check_run_folder, write_new_folder
 
 
 def main():

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from fl_i2moe.explain.ground_truth.run import EvaluationArguments, evaluate_runs
-from fl_i2moe.explain.ground_truth.sample_truth import sample_truth
-from fl_i2moe.explain.run.trained_runs import find_runs
+from fl_i2moe.evaluation.ground_truth.run import EvaluationArguments, evaluate_runs
+from fl_i2moe.evaluation.ground_truth.sample_truth import sample_truth
 from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.runs import find_runs
 
 
 @dataclass

@@ -9,8 +9,8 @@ faithfulness (the FL-I²MoE paper's Figure 3), alignment of importance and inter
 explained already.
 """
 
-from fl_i2moe.explain.run.arguments import ExplainArguments
-from fl_i2moe.explain.run.explanations import run_explanations
+from fl_i2moe.evaluation.run.arguments import ExplainArguments
+from fl_i2moe.evaluation.run.explanations import run_explanations
 from fl_i2moe.training.arguments import TrainingArguments, parse_arguments
 from fl_i2moe.training.experiment import create_accelerator
 

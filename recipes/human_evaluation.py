@@ -12,7 +12,7 @@ the controls, which show the weights of another sample, and how far raters agree
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from fl_i2moe.explain.human_evaluation.study import (
+from fl_i2moe.evaluation.human_evaluation.study import (
     DrawArguments,
     SummarizeArguments,
     draw_questionnaire,

@@ -19,10 +19,10 @@ for four, three and two modalities, each pooled to one vector; --level feature k
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fl_i2moe.array_encoder import array_encoders, save_standardization
+from fl_i2moe.cache.arrays import array_encoders, save_standardization
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.numeric import NumericSettings, write_numeric
-from fl_i2moe.sample_encoders import user_cache_dir
+from fl_i2moe.model.sample_encoders import user_cache_dir
 from fl_i2moe.training.arguments import (
     ArrayArguments,
     CacheArguments,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
-from fl_i2moe.sample_encoders import user_cache_dir
+from fl_i2moe.model.sample_encoders import user_cache_dir
 from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,

@@ -2,7 +2,7 @@
 
 import json
 
-from fl_i2moe.explain.human_evaluation.questionnaire import Item, Key
+from fl_i2moe.evaluation.human_evaluation.questionnaire import Item, Key
 
 EXPERTS = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import make_config, make_inputs, make_model
 
-from fl_i2moe.configuration_fl_i2moe import FUSION_NAMES
-from fl_i2moe.objective import interaction_losses
+from fl_i2moe.model.configuration_fl_i2moe import FUSION_NAMES
+from fl_i2moe.model.objective import interaction_losses
 
 
 def run(config, seed=0, **options):

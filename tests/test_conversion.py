@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel
 
-from fl_i2moe.conversion import convert_i2moe, load_i2moe_checkpoint
 from fl_i2moe.explain.attribution import attribute
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.masked_expert import MaskedExpert
+from fl_i2moe.training.conversion import convert_i2moe, load_i2moe_checkpoint
 
 HIDDEN, HEADS, PIECES, TEMPERATURE = 8, 2, 3, 2.0
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fl_i2moe import cpu_training
-from fl_i2moe.cpu_training import dropout, self_attention
+from fl_i2moe.model.cpu_training import dropout, self_attention
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])

@@ -14,7 +14,7 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from fl_i2moe.encoders import hash_weights, load_encoder
+from fl_i2moe.model.encoders import hash_weights, load_encoder
 
 SQUARE = {"height": 32, "width": 32}
 TRANSFORMER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}

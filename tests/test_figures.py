@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from fl_i2moe.figures import expert_colors, expert_title, save_statistics_figures
-from fl_i2moe.statistics import compute_statistics
+from fl_i2moe.metrics.figures import expert_colors, expert_title, save_statistics_figures
+from fl_i2moe.metrics.statistics import compute_statistics
 
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 ALL_FILES = {"expert_weights.png", "expert_weights_per_class.png", "experts_vs_mixture.png", "agreement.png"}

@@ -14,13 +14,13 @@ from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from fl_i2moe import FLI2MoEModel, modeling_fl_i2moe
-from fl_i2moe.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.explain.attribution import attribute
 from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.fusion import GroupedLayerNorm, GroupedLinear
-from fl_i2moe.fusion_routed import _mean
-from fl_i2moe.fusions import FUSIONS
+from fl_i2moe.model.configuration_fl_i2moe import FUSION_NAMES
+from fl_i2moe.model.fusion import GroupedLayerNorm, GroupedLinear
+from fl_i2moe.model.fusion_routed import _mean
+from fl_i2moe.model.fusions import FUSIONS
 from fl_i2moe.training.arguments import ModelArguments, parse_arguments
 
 NEW = [name for name in FUSION_NAMES if name != "transformer"]

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from fl_i2moe.machine import lock_holder, multiplies_bfloat16
+from fl_i2moe.utils.machine import lock_holder, multiplies_bfloat16
 
 # the file alone: the package takes its time to import
 WORKER = f"""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 from fl_i2moe import metrics
-from fl_i2moe.metrics import compute_metrics, default_metric
+from fl_i2moe.metrics.tasks import compute_metrics, default_metric
 
 # No metric may warn, whatever the labels.
 pytestmark = pytest.mark.filterwarnings("error")

@@ -13,9 +13,9 @@ from tiny_models import make_config, make_model
 from transformers import AutoModel
 
 from fl_i2moe.cache.batching import FeatureRows
-from fl_i2moe.encoders import load_encoder
 from fl_i2moe.explain import explain
-from fl_i2moe.raw_sample import raw_sample
+from fl_i2moe.explain.raw_sample import raw_sample
+from fl_i2moe.model.encoders import load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_what_is_missing_is_named(published):
 FROM_THE_HUB = """
 import json, sys
 from pathlib import Path
-from fl_i2moe.encoders import load_encoder
+from fl_i2moe.model.encoders import load_encoder
 from transformers import AutoModel
 picture, main, cache = sys.argv[1:]
 def logits(**options):

@@ -9,11 +9,11 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from fl_i2moe.run_folder import begin_run_folder, check_run_folder, held_run_folder, write_new_folder
+from fl_i2moe.utils.run_folder import begin_run_folder, check_run_folder, held_run_folder, write_new_folder
 
 HOLD = """
 import sys, time
-from fl_i2moe.run_folder import held_run_folder
+from fl_i2moe.utils.run_folder import held_run_folder
 with held_run_folder(sys.argv[1], {"seed": 0}, resume=True, overwrite=False):
     print("held", flush=True)
     time.sleep(600)

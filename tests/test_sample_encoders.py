@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from fl_i2moe import sample_encoders
-from fl_i2moe.encoders import load_encoder
-from fl_i2moe.sample_encoders import SAMPLE_ENCODERS, resolve_encoder
+from fl_i2moe.model.encoders import load_encoder
+from fl_i2moe.model.sample_encoders import SAMPLE_ENCODERS, resolve_encoder
 
 
 def package_dir(name):

@@ -9,8 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny_models import make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
-from fl_i2moe.fusion_specialised import Readings, either
-from fl_i2moe.specialised import agreement, specialised_losses
+from fl_i2moe.model.fusion_specialised import Readings, either
+from fl_i2moe.model.specialised import agreement, specialised_losses
 
 
 def specialised(num_modalities=2, **changes):
@@ -350,7 +350,7 @@ def test_nobody_learns_from_what_stands_for_a_missing_modality(feature_dropout, 
     masks[name][[0, 2]] = False
     seen = []
     monkeypatch.setattr(
-        "fl_i2moe.modeling_fl_i2moe.specialised_losses",
+        "fl_i2moe.model.modeling_fl_i2moe.specialised_losses",
         lambda *given: (seen.append(given[-1]), specialised_losses(*given))[1],
     )
     model(features, masks, labels, fill_missing="random")

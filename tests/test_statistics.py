@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fl_i2moe.metrics import compute_metrics
-from fl_i2moe.statistics import compute_statistics, local_interpretation
+from fl_i2moe.metrics.statistics import compute_statistics, local_interpretation
+from fl_i2moe.metrics.tasks import compute_metrics
 
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 EXPERTS = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]

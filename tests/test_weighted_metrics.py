@@ -8,8 +8,8 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_i2moe.metrics import compute_metrics
-from fl_i2moe.weighted_metrics import weighted_metrics, weighted_ranking
+from fl_i2moe.metrics.tasks import compute_metrics
+from fl_i2moe.metrics.weighted import weighted_metrics, weighted_ranking
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -32,7 +32,7 @@ class EncodedFeatures(Protocol):
 
 
 class Encoder(Protocol):
-    """What the cache needs of a frozen encoder; `fl_i2moe.encoders` has the real ones."""
+    """What the cache needs of a frozen encoder; `fl_i2moe.model.encoders` has the real ones."""
 
     @property
     def kind(self) -> str: ...

@@ -29,8 +29,8 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..disk import explaining_full_disk
-from ..machine import take_lock
+from ..utils.disk import explaining_full_disk
+from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 from .key import cache_key, check_key
 from .shards import (

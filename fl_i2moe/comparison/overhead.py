@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..training.experiment import Job, describe_machine, keep_json, model_config
 from ..training.loop import create_optimizer, predict
 

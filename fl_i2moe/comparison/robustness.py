@@ -17,9 +17,9 @@ from torch import nn
 
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader
-from ..metrics import compute_metrics, defined, difference
-from ..missing import FILLS
-from ..modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
+from ..metrics.tasks import compute_metrics, defined, difference
+from ..model.missing import FILLS
+from ..model.modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
 from ..training.experiment import Job, keep_json, summarise_runs
 from ..training.loop import predict
 

@@ -20,21 +20,21 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from rich.console import Console
 
-from .. import markdown
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader
 from ..explain.inputs import check_cache
-from ..explain.run.inputs import load_any_model
-from ..explain.run.trained_runs import Run, refuse_trained_runs, weights_fingerprint
-from ..explain.summaries import CONFIDENCE, describe_draws, interval, resample, weighted_means
-from ..metrics import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
-from ..metrics import predict as decide
-from ..run_folder import check_run_folder, held_run_folder, write_json, write_text
-from ..statistics import experts_disagree
+from ..metrics import markdown
+from ..metrics.statistics import experts_disagree
+from ..metrics.summaries import CONFIDENCE, describe_draws, interval, resample, weighted_means
+from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
+from ..metrics.tasks import predict as decide
+from ..metrics.weighted import weighted_metrics
 from ..training.arguments import option
 from ..training.features import EVALUATION_SPLITS, check_splits
 from ..training.loop import Predictions, predict
-from ..weighted_metrics import weighted_metrics
+from ..training.runs import Run, refuse_trained_runs, weights_fingerprint
+from ..training.trained import load_any_model
+from ..utils.run_folder import check_run_folder, held_run_folder, write_json, write_text
 
 
 @dataclass

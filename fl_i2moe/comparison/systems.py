@@ -17,14 +17,14 @@ from accelerate import Accelerator
 from markupsafe import Markup
 from rich.console import Console
 
-from .. import markdown
 from ..cache import FeatureCache
 from ..cache.key import key_digest
-from ..metrics import METRICS_BY_PROBLEM, difference, is_share
-from ..run_folder import check_run_folder, held_run_folder, write_json, write_text
+from ..metrics import markdown
+from ..metrics.tasks import METRICS_BY_PROBLEM, difference, is_share
 from ..training.arguments import ModelArguments, OutputArguments, check_metric
 from ..training.experiment import Job, format_metric, model_config, run_on_cache
 from ..training.features import check_splits
+from ..utils.run_folder import check_run_folder, held_run_folder, write_json, write_text
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """

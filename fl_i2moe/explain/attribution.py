@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 
 METHODS = ("attnroll", "grad_attnroll", "ig", "random")

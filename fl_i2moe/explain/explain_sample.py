@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..cache import FeatureCache
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..metrics import FloatArray
+from ..metrics.tasks import FloatArray
 from .geometry import Box, Modality, Span
 from .pair_scores import PairKind, PairTable, kind_of_expert
 

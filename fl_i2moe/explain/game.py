@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 from .masked_expert import MaskedExpert
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from ..encoder_inputs import open_image
+from ..model.encoder_inputs import open_image
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the picture."""

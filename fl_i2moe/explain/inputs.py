@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cache import FeatureCache
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 
 @dataclass(frozen=True)

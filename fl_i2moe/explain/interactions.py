@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..metrics import FloatArray, IntArray
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..metrics.tasks import FloatArray, IntArray
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .game import CachedGame, Game, Player, ValueGame, list_players
 from .inputs import Inputs
 from .pair_scores import VARIANTS, PairScores, SamplePairs

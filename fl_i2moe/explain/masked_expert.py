@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fusion import GroupedTransformer
-from ..fusion_specialised import SpecialisedTransformer
-from ..modeling_fl_i2moe import FLI2MoEModel
+from ..model.fusion import GroupedTransformer
+from ..model.fusion_specialised import SpecialisedTransformer
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 
 class MaskedExpert:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..metrics import FloatArray, IntArray
+from ..metrics.plain import from_plain, plain
+from ..metrics.tasks import FloatArray, IntArray
 from .game import Player
-from .plain import from_plain, plain
 
 VARIANTS = ("published", "both")
 """Of the redundancy gap."""

@@ -19,11 +19,12 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
 
-from ..configuration_fl_i2moe import FLI2MoEConfig
-from ..figures import metric_title
-from ..markdown import render_template
-from ..pinned_encoders import RAW_KINDS, takes_raw_inputs
-from ..pipeline_fl_i2moe import TASK
+from ..metrics.figures import metric_title
+from ..metrics.markdown import render_template
+from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.pinned_encoders import RAW_KINDS, takes_raw_inputs
+from ..model.pipeline_fl_i2moe import TASK
+from ..training.finished_run import FUSIONS, Run
 from .card_tables import (
     agreement_table,
     class_table,
@@ -35,7 +36,6 @@ from .card_tables import (
     strongest_pairs,
     weights_table,
 )
-from .finished_run import FUSIONS, Run
 
 HUB_METRICS = {  # ours → the Hub's identifier
     "micro_f1": "f1",

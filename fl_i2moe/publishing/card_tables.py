@@ -5,12 +5,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..configuration_fl_i2moe import FLI2MoEConfig
 from ..explain import Explanation
-from ..figures import expert_title, metric_title
-from ..markdown import escape, shown, spread, table
-from ..pinned_encoders import RAW_KINDS
-from .finished_run import Run
+from ..metrics.figures import expert_title, metric_title
+from ..metrics.markdown import escape, shown, spread, table
+from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.pinned_encoders import RAW_KINDS
+from ..training.finished_run import Run
 
 METHODS = {
     "grad_attnroll": "Grad×AttnRoll",

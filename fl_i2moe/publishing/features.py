@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..cache import FeatureCache
 from ..cache.shards import Shard, plan_shards, write_json, write_shard
-from ..markdown import render_template, table
+from ..metrics.markdown import render_template, table
 from .model import make_empty_folder, without_paths, write_file_list
 
 

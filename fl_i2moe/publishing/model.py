@@ -23,8 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.hf_api import RepoFile
 from transformers import AutoModel
 
-from ..modeling_fl_i2moe import FLI2MoEModel
-from ..pinned_encoders import (
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.pinned_encoders import (
     ENCODERS_FOLDER,
     RAW_KINDS,
     Repository,
@@ -32,10 +32,10 @@ from ..pinned_encoders import (
     load_pinned_encoder,
     takes_raw_inputs,
 )
-from ..pipeline_fl_i2moe import TASK, FLI2MoEPipeline
-from ..processing_fl_i2moe import FLI2MoEProcessor
+from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
+from ..model.processing_fl_i2moe import FLI2MoEProcessor
+from ..training.finished_run import Run
 from .card import CardOptions, build_card, evaluation_results
-from .finished_run import Run
 
 WEIGHTS_FILE = "model.safetensors"
 ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 
 from transformers import HfArgumentParser
 
-from ..configuration_fl_i2moe import FLI2MoEConfig, checked_config
 from ..data.raw import ProblemType
-from ..metrics import METRICS_BY_PROBLEM, default_metric
+from ..metrics.tasks import METRICS_BY_PROBLEM, default_metric
+from ..model.configuration_fl_i2moe import FLI2MoEConfig, checked_config
 
 
 def option(default: Any, text: str, **metadata) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..disk import explaining_full_disk
+from ..utils.disk import explaining_full_disk
 
 STATE_FILE = "trainer_state.json"
 

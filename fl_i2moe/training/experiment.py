@@ -29,13 +29,13 @@ from ..cache import FeatureCache
 from ..cache.batching import create_data_loader
 from ..cache.encoding import Encoder
 from ..cache.key import key_digest
-from ..configuration_fl_i2moe import FLI2MoEConfig
 from ..data.raw import RawDataset
-from ..figures import save_statistics_figures
-from ..machine import cpu_model, end_with_launcher, keep_freed_memory, multiplies_bfloat16, usable_cores
-from ..metrics import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
-from ..run_folder import check_run_folder, held_run_folder, replace_files, write_json
-from ..statistics import compute_statistics
+from ..metrics.figures import save_statistics_figures
+from ..metrics.statistics import compute_statistics
+from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined, is_share
+from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..utils.machine import cpu_model, end_with_launcher, keep_freed_memory, multiplies_bfloat16, usable_cores
+from ..utils.run_folder import check_run_folder, held_run_folder, replace_files, write_json
 from .arguments import (
     CacheArguments,
     EncodingArguments,

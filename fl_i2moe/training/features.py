@@ -14,8 +14,8 @@ from ..cache.key import key_digest
 from ..cache.shared import open_features
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
-from ..encoders import FrozenEncoder, load_encoder
-from ..sample_encoders import resolve_encoder, user_cache_dir
+from ..model.encoders import FrozenEncoder, load_encoder
+from ..model.sample_encoders import resolve_encoder, user_cache_dir
 from .arguments import CacheArguments, EncodingArguments, ImageEncoderArguments, TextEncoderArguments
 
 EVALUATION_SPLITS = ("validation", "test")

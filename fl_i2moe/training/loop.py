@@ -20,10 +20,10 @@ from transformers import get_scheduler
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means, mean_of_batches
 from ..cache.streaming import FeatureStream, StreamedSplit, create_stream_loader
-from ..configuration_fl_i2moe import FLI2MoEConfig
-from ..metrics import METRICS_BY_PROBLEM, compute_metrics, defined
-from ..modeling_fl_i2moe import FLI2MoEModel
-from ..run_folder import replace_files
+from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
+from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..utils.run_folder import replace_files
 from .arguments import TrainingArguments
 from .checkpoints import Checkpoints, TrainerState
 

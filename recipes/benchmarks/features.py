@@ -21,9 +21,9 @@ from fl_i2moe import FLI2MoEConfig
 from fl_i2moe.cache import FeatureCache, build_cache, open_cache
 from fl_i2moe.cache.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.data.raw import RawDataset
-from fl_i2moe.machine import keep_freed_memory
 from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.loop import train
+from fl_i2moe.utils.machine import keep_freed_memory
 
 from . import measuring
 from .measuring import ratios, spread, take_turns
@@ -282,8 +282,8 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
 def encoding(args: argparse.Namespace) -> None:
     """Building a cache from pictures and texts on disk, against the encoders alone on inputs that lie ready."""
     from fl_i2moe.data.mmimdb import load_mmimdb
-    from fl_i2moe.encoders import load_encoder
-    from fl_i2moe.sample_encoders import resolve_encoder
+    from fl_i2moe.model.encoders import load_encoder
+    from fl_i2moe.model.sample_encoders import resolve_encoder
 
     keep_freed_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fl_i2moe.machine import cpu_model, usable_cores
+from fl_i2moe.utils.machine import cpu_model, usable_cores
 
 clock: Callable[[], float] = time.perf_counter
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.machine import keep_freed_memory
 from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.loop import create_optimizer
+from fl_i2moe.utils.machine import keep_freed_memory
 
 from .measuring import ratios, spread, take_turns
 

@@ -23,11 +23,11 @@ from fl_i2moe.comparison.runs import (
     log_losses,
     to_markdown,
 )
-from fl_i2moe.explain.run.trained_runs import Run, find_runs
-from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
+from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.training.experiment import Job, create_accelerator, run_on_cache
 from fl_i2moe.training.loop import Predictions
+from fl_i2moe.training.runs import Run, find_runs
 
 RECIPE = "recipes/compare_runs.py"
 

@@ -18,8 +18,8 @@ from fl_i2moe.cache.batching import create_data_loader
 from fl_i2moe.comparison.overhead import measure_overhead
 from fl_i2moe.comparison.robustness import add_noise, measure_robustness
 from fl_i2moe.comparison.systems import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.markdown import spread
-from fl_i2moe.metrics import METRICS_BY_PROBLEM, compute_metrics
+from fl_i2moe.metrics.markdown import spread
+from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.training import experiment
 from fl_i2moe.training import features as run_features
 from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fl_i2moe.array_encoder import array_encoders, load_standardization, save_standardization
 from fl_i2moe.cache import build_cache
+from fl_i2moe.cache.arrays import array_encoders, load_standardization, save_standardization
 from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.data.array_pickle import read_array_pickle
 from fl_i2moe.data.arrays import load_arrays

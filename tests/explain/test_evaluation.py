@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.explain.ground_truth.evaluation import (
+from fl_i2moe.evaluation.ground_truth.evaluation import (
     Case,
     ModelMeasures,
     choose_cases,
@@ -19,10 +19,10 @@ from fl_i2moe.explain.ground_truth.evaluation import (
     of_right_expert,
     summarise,
 )
-from fl_i2moe.explain.ground_truth.report import draw_carriers, to_markdown
-from fl_i2moe.explain.ground_truth.truth import Evidence, ExpertOutputs
-from fl_i2moe.fusion import Fusion
-from fl_i2moe.modeling_fl_i2moe import FLI2MoEOutput
+from fl_i2moe.evaluation.ground_truth.report import draw_carriers, to_markdown
+from fl_i2moe.evaluation.ground_truth.truth import Evidence, ExpertOutputs
+from fl_i2moe.model.fusion import Fusion
+from fl_i2moe.model.modeling_fl_i2moe import FLI2MoEOutput
 
 LABELS = ["differ", "either"]
 CARRIERS = {"differ": "synergy", "either": "redundancy"}

@@ -10,13 +10,13 @@ from PIL import Image
 from test_figures import shown_texts
 from test_report import Page, render_page
 
+from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
 from fl_i2moe.explain.geometry import Modality
 from fl_i2moe.explain.pages import sheet
 from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pages.sheet import Flow
 from fl_i2moe.explain.pair_scores import PairTable
-from fl_i2moe.explain.run.figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
 
 
 def shown(figure):

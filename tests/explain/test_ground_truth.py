@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from fl_i2moe.explain.ground_truth.truth import (
+from fl_i2moe.evaluation.ground_truth.truth import (
     EvidenceProbe,
     ExpertOutputs,
     describe,
@@ -22,8 +22,8 @@ from fl_i2moe.explain.ground_truth.truth import (
     right_pairs,
     tokens_in_spans,
 )
-from fl_i2moe.explain.summaries import resample, weighted_means
-from fl_i2moe.weighted_metrics import weighted_average_precision, weighted_f1
+from fl_i2moe.metrics.summaries import resample, weighted_means
+from fl_i2moe.metrics.weighted import weighted_average_precision, weighted_f1
 
 EXPERTS = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]
 LABELS = ["picture", "word", "both differ", "both say it"]

@@ -17,16 +17,16 @@ from questioned import make_key, write_answers
 from rich.console import Console
 
 from fl_i2moe import FLI2MoEModel
-from fl_i2moe.explain.explain_sample import feature_batch
-from fl_i2moe.explain.human_evaluation import study as human_evaluation
-from fl_i2moe.explain.human_evaluation.questionnaire import Key, percentages
-from fl_i2moe.explain.human_evaluation.ratings import read_answers
-from fl_i2moe.explain.human_evaluation.study import (
+from fl_i2moe.evaluation.human_evaluation import study as human_evaluation
+from fl_i2moe.evaluation.human_evaluation.questionnaire import Key, percentages
+from fl_i2moe.evaluation.human_evaluation.ratings import read_answers
+from fl_i2moe.evaluation.human_evaluation.study import (
     DrawArguments,
     SummarizeArguments,
     draw_questionnaire,
     summarise_answers,
 )
+from fl_i2moe.explain.explain_sample import feature_batch
 
 
 @pytest.fixture(scope="module")

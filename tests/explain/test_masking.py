@@ -9,9 +9,9 @@ import torch
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, mean_absolute_error
 from tiny_models import make_batch, make_config, make_model, one_sample
 
+from fl_i2moe.evaluation.masking import faithfulness, faithfulness_logits, masked_logits, summarise, target_classes
 from fl_i2moe.explain.attribution import METHODS, attribute
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.masking import faithfulness, faithfulness_logits, masked_logits, summarise, target_classes
 
 SHARES = (0.2, 0.5, 0.8)
 

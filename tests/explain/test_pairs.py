@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_i2moe.explain.alignment import alignment, bin_edges, importance_bins, pair_bins
+from fl_i2moe.evaluation.alignment import alignment, bin_edges, importance_bins, pair_bins
+from fl_i2moe.evaluation.pair_metrics import pair_curves, pair_masking_table
+from fl_i2moe.evaluation.pairs import pair_curve_logits, pair_masking_logits, random_pairs, top_pairs
 from fl_i2moe.explain.attribution import top_features
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import cross_modal_pairs
-from fl_i2moe.explain.pair_metrics import pair_curves, pair_masking_table
 from fl_i2moe.explain.pair_scores import PairScores, SamplePairs
-from fl_i2moe.explain.pairs import pair_curve_logits, pair_masking_logits, random_pairs, top_pairs
-from fl_i2moe.metrics import compute_metrics
+from fl_i2moe.metrics.tasks import compute_metrics
 
 PLAYERS = [("text", 1), ("text", 2), ("text", 3), ("image", 0), ("image", 1), ("image", 2)]
 PAIRS = cross_modal_pairs(PLAYERS)

@@ -8,21 +8,21 @@ import pytest
 from explained import SENTENCE, make_row, write_picture
 from questioned import EXPERTS
 
-from fl_i2moe.explain.geometry import Modality
-from fl_i2moe.explain.human_evaluation.page import (
+from fl_i2moe.evaluation.human_evaluation.page import (
     Subject,
     describe_experts,
     describe_questions,
     questionnaire_id,
     render_questionnaire,
 )
-from fl_i2moe.explain.human_evaluation.questionnaire import (
+from fl_i2moe.evaluation.human_evaluation.questionnaire import (
     Item,
     exchange_weights,
     item_ids,
     order_of_questions,
     stratified_order,
 )
+from fl_i2moe.explain.geometry import Modality
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from questioned import make_key, write_answers
 
-from fl_i2moe.explain.human_evaluation.questionnaire import SCALE
-from fl_i2moe.explain.human_evaluation.ratings import krippendorff_alpha, read_answers, summarise_ratings
-from fl_i2moe.explain.human_evaluation.report import to_markdown
+from fl_i2moe.evaluation.human_evaluation.questionnaire import SCALE
+from fl_i2moe.evaluation.human_evaluation.ratings import krippendorff_alpha, read_answers, summarise_ratings
+from fl_i2moe.evaluation.human_evaluation.report import to_markdown
 
 NAN = np.nan
 

@@ -12,9 +12,9 @@ from published import make_published, write_run
 from tiny_models import make_config, make_model
 
 from fl_i2moe.explain import Explanation
-from fl_i2moe.markdown import escape
+from fl_i2moe.metrics.markdown import escape
 from fl_i2moe.publishing.card import CardOptions, build_card, evaluation_results
-from fl_i2moe.publishing.finished_run import Run
+from fl_i2moe.training.finished_run import Run
 
 TEMPLATE = Path(__file__).parents[2] / "hub" / "model_card.md.jinja"
 NASTY = [

@@ -17,8 +17,8 @@ from test_encoders import noise
 
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.features import write_features
-from fl_i2moe.publishing.finished_run import Run
 from fl_i2moe.publishing.model import push, write_repository
+from fl_i2moe.training.finished_run import Run
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"

@@ -15,8 +15,8 @@ from published import LABELS, make_published, write_run
 from transformers import AutoModel, AutoProcessor
 
 from fl_i2moe.publishing.card import CardOptions
-from fl_i2moe.publishing.finished_run import Run
 from fl_i2moe.publishing.model import choose_license, push, without_paths, write_file_list, write_repository
+from fl_i2moe.training.finished_run import Run
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "hub" / "model_card.md.jinja"

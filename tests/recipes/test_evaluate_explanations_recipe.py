@@ -19,7 +19,7 @@ from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
-from fl_i2moe.explain.ground_truth import run as evaluation_run
+from fl_i2moe.evaluation.ground_truth import run as evaluation_run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/evaluate_explanations.py"

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from explained import make_explainable
 
 from fl_i2moe import FLI2MoEModel
+from fl_i2moe.evaluation.run import explanations
+from fl_i2moe.evaluation.run import sample as run_sample
+from fl_i2moe.evaluation.run.arguments import ExplainArguments
+from fl_i2moe.evaluation.run.explanations import run_explanations
+from fl_i2moe.evaluation.run.sample import file_names
 from fl_i2moe.explain import Explanation, explain
-from fl_i2moe.explain.run import explanations
-from fl_i2moe.explain.run import sample as run_sample
-from fl_i2moe.explain.run.arguments import ExplainArguments
-from fl_i2moe.explain.run.explanations import run_explanations
-from fl_i2moe.explain.run.sample import file_names
 
 QUICK = {"num_coalitions": 1, "num_draws": 2, "faithfulness_samples": 4}
 

@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
-from fl_i2moe.encoders import load_encoder
+from fl_i2moe.model.encoders import load_encoder
 from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
 from fl_i2moe.training.features import EncoderChoice
 

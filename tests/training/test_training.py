@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
 from fl_i2moe.cache.batching import create_data_loader, feature_means
-from fl_i2moe.run_folder import replace_files
 from fl_i2moe.training import loop as training
 from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.checkpoints import Checkpoints
 from fl_i2moe.training.loop import create_optimizer, predict, train
+from fl_i2moe.utils.run_folder import replace_files
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 

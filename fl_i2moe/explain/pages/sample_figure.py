@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
-from ...figures import expert_colors, expert_title
+from ...metrics.figures import expert_colors, expert_title
 from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Pair
 from ..geometry import Modality

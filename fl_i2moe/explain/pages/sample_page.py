@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ...figures import expert_colors, expert_title
+from ...metrics.figures import expert_colors, expert_title
 from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Feature, Pair
 from ..geometry import Modality

@@ -1,0 +1,132 @@
+"""
+Arrays that are features already, on their way into the feature cache: nothing is encoded, only standardised.
+
+Shape letters: B samples, T features of a sequence, D numbers of a feature.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data.arrays import ArrayDataset
+from ..model.encoder_inputs import Preprocessed
+from ..model.encoders import EncodedFeatures
+from ..utils.run_folder import replace_files
+
+BATCH = 1000
+SMALLEST_SCALE = 1e-6
+"""Of a number's standard deviation, beside its mean: what is smaller is rounding."""
+
+
+@dataclass(frozen=True)
+class ArrayEncoder:
+    """Stands where a frozen encoder stands: bytes of float32 arrays (T, D) in, `(x − mean) / scale` out."""
+
+    feature_size: int
+    """D"""
+
+    max_features: int
+    """The longest T."""
+
+    mean: Tensor | None = None
+    """(D,); None where features stay as they are."""
+
+    scale: Tensor | None = None
+
+    kind = "array"
+    grid = None
+
+    @property
+    def preprocess(self) -> Callable[[list[bytes]], Preprocessed]:
+        return partial(_pad, feature_size=self.feature_size)
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
+        features, lengths = inputs["features"], inputs["lengths"]
+        if self.mean is not None:
+            features = (features - self.mean) / self.scale
+        mask = torch.arange(features.shape[1]) < lengths[:, None]
+        return EncodedFeatures(features.masked_fill(~mask[..., None], 0.0), mask, torch.zeros_like(mask))
+
+    def identity(self) -> dict[str, Any]:
+        """What the features depend on beside the arrays, as plain JSON."""
+        digest = None
+        if self.mean is not None:
+            digest = hashlib.sha256(torch.cat([self.mean, self.scale]).numpy().tobytes()).hexdigest()
+        return {
+            "name": "numeric arrays",
+            "kind": self.kind,
+            "feature_size": self.feature_size,
+            "standardised_by": digest,
+        }
+
+
+def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, ArrayEncoder]:
+    """
+    One encoder for each modality.
+
+    Args:
+        standardize: give each of a modality's D numbers mean 0 and standard deviation 1 over all features of the
+            training split; a number that is the same everywhere becomes 0.
+    """
+    encoders = {}
+    for name, size in data.feature_sizes.items():
+        longest = max(len(x) // (4 * size) for split in data.splits.values() for x in _contents(split, name))
+        mean, scale = _moments(data.splits["train"], name, size) if standardize else (None, None)
+        encoders[name] = ArrayEncoder(size, longest, mean, scale)
+    return encoders
+
+
+def save_standardization(encoders: Mapping[str, ArrayEncoder], file: str | Path) -> None:
+    """Writes `<modality>.mean` and `<modality>.scale`, (D,) each, as safetensors: new arrays need the same."""
+    tensors = {}
+    for name, encoder in encoders.items():
+        if encoder.mean is not None:
+            tensors |= {f"{name}.mean": encoder.mean, f"{name}.scale": encoder.scale}
+    file = Path(file)
+    replace_files(file.parent, lambda folder: save_file(tensors, folder / file.name))
+
+
+def load_standardization(file: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Modality → mean and scale, (D,) each, from what [`save_standardization`] wrote."""
+    tensors = load_file(file)
+    names = [key.removesuffix(".mean") for key in tensors if key.endswith(".mean")]
+    return {name: (tensors[f"{name}.mean"], tensors[f"{name}.scale"]) for name in names}
+
+
+def _pad(values: list[bytes], feature_size: int) -> Preprocessed:
+    arrays = [np.frombuffer(value, np.float32).reshape(-1, feature_size) for value in values]
+    lengths = [len(array) for array in arrays]
+    features = torch.zeros(len(arrays), max(lengths), feature_size)
+    for row, array in zip(features.numpy(), arrays, strict=True):
+        row[: len(array)] = array
+    return Preprocessed({"features": features, "lengths": torch.tensor(lengths)}, [{} for _ in values])
+
+
+def _contents(split: Dataset, name: str) -> Iterator[bytes]:
+    for batch in split.select_columns([name]).with_format(None).iter(batch_size=BATCH):
+        yield from batch[name]
+
+
+def _moments(split: Dataset, name: str, size: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (D,) float32, from two passes in float64."""
+
+    def features() -> Iterator[NDArray[np.float64]]:
+        for content in _contents(split, name):
+            yield np.frombuffer(content, np.float32).reshape(-1, size).astype(np.float64)
+
+    count = sum(len(x) for x in features())
+    mean = sum((x.sum(axis=0) for x in features()), np.zeros(size)) / count
+    variance = sum((((x - mean) ** 2).sum(axis=0) for x in features()), np.zeros(size)) / count
+    scale = np.sqrt(variance)
+    scale = np.where(scale > SMALLEST_SCALE * np.maximum(np.abs(mean), SMALLEST_SCALE), scale, 1.0)
+    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))

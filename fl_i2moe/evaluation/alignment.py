@@ -1,0 +1,125 @@
+"""
+Do important features interact more: interaction scores of pairs by the importance of their ends (design 5.6; FL-I²MoE,
+Figure 4).
+
+Intervals are of a bootstrap over samples.
+
+Shapes: B samples, T_m features of modality m, N players of a sample, P pairs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..explain.attribution import top_features
+from ..explain.game import Player
+from ..metrics.summaries import CONFIDENCE, interval, resample, weighted_means
+from ..metrics.tasks import FloatArray, IntArray
+from .pairs import check_share, top_pairs
+
+BIN_EDGES = (0.1, 0.2, 0.3)
+
+
+def bin_edges(universe_share: float) -> list[float]:
+    """Of three bins of importance that fill the universe."""
+    return [universe_share / 3, 2 * universe_share / 3, universe_share]
+
+
+def importance_bins(
+    scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], edges: Sequence[float] = BIN_EDGES
+) -> dict[str, Tensor]:
+    """
+    Which share of a modality's candidates a feature belongs to: bin 0 holds the top `edges[0]`, bin 1 what the top
+    `edges[1]` add, and so on, each as `top_features` selects it.
+
+    Args:
+        scores: modality → (B, …, T_m).
+        candidate_masks: modality → (B, T_m), true for what may be ranked.
+        edges: rising shares in (0, 1].
+
+    Returns:
+        Modality → (B, …, T_m) int64, −1 outside all bins. `bins[m] >= 0` is the universe of the top `edges[-1]`.
+
+    Raises:
+        ValueError: edges that are none.
+    """
+    if not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0 or edges[-1] > 1:
+        raise ValueError(f"edges must rise within (0, 1], got {list(edges)}")
+    bins = {name: torch.full_like(values, -1, dtype=torch.long) for name, values in scores.items()}
+    for number, edge in reversed(list(enumerate(edges))):
+        for name, inside in top_features(scores, candidate_masks, edge).items():
+            bins[name][inside] = number
+    return bins
+
+
+def pair_bins(players: Sequence[Player], pairs: IntArray, bins: dict[str, Tensor]) -> IntArray:
+    """(P,) the bin of both ends, −1 where they differ or lie outside; `bins` are one sample's, modality → (T_m,)."""
+    bin_of = np.array([int(bins[name][position]) for name, position in players])
+    ends = bin_of[pairs]
+    return np.where(ends[:, 0] == ends[:, 1], ends[:, 0], -1)
+
+
+def alignment(
+    scores: Sequence[FloatArray],
+    bins: Sequence[IntArray],
+    *,
+    values: Sequence[FloatArray] | None = None,
+    num_bins: int = len(BIN_EDGES),
+    shares: Sequence[float] = (0.05, 0.1, 0.2),
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Mean score of the top pairs of every importance bin (Figure 4): the mean over samples of each sample's mean.
+
+    The mean of the highest of noisy estimates is too high, the more so the noisier they are. Where `values` brings
+    second, independent estimates, `scores` only rank and `values` are averaged, which is free of that.
+
+    Args:
+        scores: per sample (P,).
+        bins: per sample (P,), from `pair_bins`.
+        values: per sample (P,), as `scores` from another seed.
+        num_bins: bins are 0 … num_bins−1.
+        shares: of a bin's pairs that are averaged, rounded up.
+        num_resamples, seed: of the bootstrap over samples.
+
+    Returns:
+        JSON: `confidence`, `ranked_and_valued_by` ("the same scores" or "independent scores"), and `bins`, a list of
+        {`num_samples` that have a pair in the bin, `num_pairs` on average, `top`: {"0.05": {`mean`, `interval`}}};
+        None where there is nothing to average.
+
+    Raises:
+        ValueError: sequences, or one sample's entries in them, of different lengths; no samples; shares outside (0, 1].
+    """
+    taken = scores if values is None else values
+    if not (0 < len(scores) == len(bins) == len(taken)):
+        raise ValueError(
+            f"scores, bins and values must be of the same samples: {len(scores)}, {len(bins)}, {len(taken)}"
+        )
+    for number, sizes in enumerate(zip(map(len, scores), map(len, bins), map(len, taken), strict=True)):
+        if len(set(sizes)) > 1:
+            raise ValueError(f"scores, bins and values of sample {number} are of different pairs: {sizes}")
+    for share in shares:
+        check_share(share)
+    rows = []
+    for number in range(num_bins):
+        inside = [np.flatnonzero(bin_of == number) for bin_of in bins]
+        used = [sample for sample, pairs in enumerate(inside) if len(pairs)]
+        top = {}
+        for share in shares:
+            means = np.array([taken[i][inside[i][top_pairs(scores[i][inside[i]], share)]].mean() for i in used])
+            top[f"{share:g}"] = _mean_with_interval(means, num_resamples, seed)
+        count = float(np.mean([len(inside[i]) for i in used])) if used else None
+        rows.append({"num_samples": len(used), "num_pairs": count, "top": top})
+    by = "the same scores" if values is None else "independent scores"
+    return {"confidence": CONFIDENCE, "ranked_and_valued_by": by, "bins": rows}
+
+
+def _mean_with_interval(values: FloatArray, num_resamples: int, seed: int) -> dict[str, Any]:
+    if not len(values):
+        return {"mean": None, "interval": None}
+    resampled = weighted_means(values, resample(len(values), num_resamples, seed)[1:])
+    return {"mean": float(values.mean()), "interval": interval(resampled)}

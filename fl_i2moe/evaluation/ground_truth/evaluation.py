@@ -1,0 +1,384 @@
+"""
+What a model's explanations find of a known truth: features against evidence, pairs against pairs of evidence.
+
+A case is a sample and one of its labels. A measure is a dict from its name, a tuple, to one number a case, NaN where it
+does not apply; [`summarise`] makes means and intervals of it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...cache.batching import FeatureRows
+from ...explain.attribution import (
+    METHODS,
+    MIXTURE,
+    attribute,
+    evaluating,
+    mixture_importance,
+    top_features,
+    universe_method,
+)
+from ...explain.inputs import Inputs
+from ...explain.interactions import VARIANTS, score_pairs
+from ...metrics.summaries import resample, weighted_means
+from ...metrics.tasks import FloatArray
+from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...utils.run_folder import replace_files
+from .truth import BoolArray, Evidence, EvidenceProbe, ExpertOutputs, describe, precision_at, right_pairs
+
+Truth = Mapping[str, Mapping[str, Evidence]]
+"""Sample's id → label → where the label shows in the sample."""
+
+Measures = dict[tuple[str, ...], FloatArray]
+
+TOP_FEATURES = 5
+TOP_PAIRS = (1, 5, 10)
+PAIR_SCORES = ("sii_absolute", "sii_signed", *(f"redundancy_{variant}" for variant in VARIANTS))
+OTHER_POSITIONS = 4
+"""Positions without evidence that a probe sees of each sample."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A label that a sample carries, and where it shows."""
+
+    row: int
+    """Of the split."""
+
+    sample_id: str
+    target: int
+    label: str
+    evidence: Evidence
+
+
+def choose_cases(
+    ids: Sequence[str], labels: ArrayLike, label_names: Sequence[str], truth: Truth, num_cases: int, seed: int = 0
+) -> list[Case]:
+    """
+    Draws cases, as many of each label as there are, whose evidence lies in the sequences in every modality.
+
+    Args:
+        ids: N samples of a split, in its order.
+        labels: (N, C) multi-hot.
+        label_names: the C names; labels without evidence in `truth` are left out.
+        num_cases: in all, rounded up to whole numbers for each label.
+
+    Raises:
+        ValueError: no case is left.
+    """
+    rng = np.random.default_rng(seed)
+    possible: dict[str, list[Case]] = defaultdict(list)
+    for row, target in np.argwhere(np.asarray(labels) > 0):
+        label = label_names[target]
+        evidence = truth[ids[row]].get(label)
+        if evidence is not None and all(features.any() for features in evidence.features.values()):
+            possible[label].append(Case(int(row), ids[row], int(target), label, evidence))
+    if not possible:
+        raise ValueError("no sample of the split carries a label whose evidence is known and was not cut off")
+    share = -(-num_cases // len(possible))
+    chosen = []
+    for label in filter(possible.__contains__, label_names):
+        cases = possible[label]
+        chosen += [cases[i] for i in sorted(rng.permutation(len(cases))[:share])]
+    return chosen
+
+
+def fit_probes(
+    rows: FeatureRows, truth: Truth, label_names: Sequence[str], num_samples: int = 600, seed: int = 0
+) -> dict[tuple[str, str], EvidenceProbe]:
+    """
+    One probe for each label and modality that tells it, (label, modality), fitted on frozen training features.
+
+    Args:
+        rows: the training split; `truth` must know its samples.
+        num_samples: samples drawn from it.
+    """
+    rng = np.random.default_rng(seed)
+    positions: dict[tuple[str, str], list[FloatArray]] = defaultdict(list)
+    states: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for row in rng.permutation(len(rows))[:num_samples].tolist():
+        batch = rows[[row]]
+        for label in label_names:
+            evidence = truth[batch["ids"][0]][label]
+            for name, here in evidence.features.items():
+                candidates = (batch["feature_masks"][name] & ~batch["special_masks"][name])[0].numpy()
+                elsewhere = np.flatnonzero(candidates & ~evidence.near[name])
+                others = rng.permutation(elsewhere)[:OTHER_POSITIONS]
+                chosen = np.concatenate([np.flatnonzero(here), others])
+                positions[label, name].append(batch["features"][name][0].numpy()[chosen].astype(np.float32))
+                states[label, name] += [evidence.states[name]] * int(here.sum()) + [None] * len(others)
+    return {key: EvidenceProbe(np.concatenate(positions[key]), states[key]) for key in positions}
+
+
+def evidence_ceiling(
+    rows: FeatureRows, cases: Sequence[Case], probes: Mapping[tuple[str, str], EvidenceProbe]
+) -> Measures:
+    """Precision of probes and of random features: ("probe" or "chance", modality, measure), as [`found_evidence`]."""
+    measures = _Measures(len(cases))
+    for i, case in enumerate(cases):
+        batch = rows[[case.row]]
+        for name in case.evidence.features:
+            candidates = (batch["feature_masks"][name] & ~batch["special_masks"][name])[0].numpy()
+            features = batch["features"][name][0].numpy().astype(np.float32)
+            scores = probes[case.label, name].score(features, case.evidence.states[name])
+            for predictor, values in (("probe", scores), ("chance", np.zeros(len(scores)))):
+                for measure, value in _feature_precisions(values, case.evidence, name, candidates).items():
+                    measures[predictor, name, measure][i] = value
+    return dict(measures)
+
+
+def found_evidence(
+    model: FLI2MoEModel,
+    rows: FeatureRows,
+    cases: Sequence[Case],
+    *,
+    methods: Sequence[str] = METHODS,
+    num_steps: int = 16,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Measures:
+    """
+    Precision of the features that score highest for each case's label, per expert and for the weighted mixture.
+
+    Returns:
+        (expert or "mixture", method, modality, measure) → (cases,), where the modality tells the label. Measures: `k`
+        and `5` take as many features as hold evidence, or five, and count a feature as right on the evidence or beside
+        it (`Evidence.near`); `k_exact` and `5_exact` count the evidence alone.
+    """
+    measures = _Measures(len(cases))
+    experts = model.config.expert_names
+    for first, batch, inputs, targets in _batches(model, rows, cases, batch_size, progress, "Evidence"):
+        with evaluating(model), torch.no_grad():
+            weights = model(batch["features"], batch["feature_masks"]).expert_weights
+        # of the sample, not of its place in the batch
+        seeds = [seed * len(rows) + case.row for case in cases[first : first + len(targets)]]
+        for method in methods:
+            importance = attribute(model, inputs, targets, method, num_steps=num_steps, seed=seeds)
+            mixed = mixture_importance(importance, weights)
+            for b in range(len(targets)):
+                case = cases[first + b]
+                for name in case.evidence.features:
+                    candidates = inputs.candidate_masks[name][b].cpu().numpy()
+                    scores = torch.cat([importance.scores[name][b], mixed[name][b][None]]).cpu().numpy()
+                    for expert, values in zip([*experts, MIXTURE], scores, strict=True):
+                        for measure, value in _feature_precisions(values, case.evidence, name, candidates).items():
+                            measures[expert, method, name, measure][first + b] = value
+    return dict(measures)
+
+
+def found_pairs(
+    model: FLI2MoEModel,
+    rows: FeatureRows,
+    cases: Sequence[Case],
+    carriers: Mapping[str, str],
+    *,
+    universe_share: float = 0.3,
+    estimator: str = "shared_context",
+    num_coalitions: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Measures:
+    """
+    Precision of the pairs that score highest for each case's label; right if both ends lie in or beside the evidence.
+
+    The universe `top` is the share of each modality that is most important to the expert ([`universe_method`]);
+    `oracle` adds the evidence to it, which tells a poor estimate from a poor choice of candidates. The oracle is run
+    for the expert that ought to carry the label alone (every expert, if the model lacks that one), being no explanation
+    a user gets.
+
+    Args:
+        model: in eval mode.
+        cases: of labels that two modalities tell.
+        carriers: label → expert.
+
+    Returns:
+        (expert, universe, score, measure) → (cases,). Scores: `sii_absolute` (the primary one: of an exclusive-or the
+        index is negative for one polarity), `sii_signed`, `redundancy_published`, `redundancy_both`; measures `1`,
+        `5`, `10`; `5_exact`, which counts the evidence alone; `5_<modality>`, which asks for that end alone. Under
+        the score `universe`: `chance`, the share of right pairs; `any`, whether there is one; `5`, the best possible
+        precision at 5.
+    """
+    measures = _Measures(len(cases))
+    experts = model.config.expert_names
+    bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
+    for first, _, inputs, targets in _batches(model, rows, cases, batch_size, False, ""):
+        part = cases[first : first + len(targets)]
+        importance = attribute(model, inputs, targets, universe_method(model))
+        for e, expert in enumerate(experts):
+            scores = {name: x[:, e] for name, x in importance.scores.items()}
+            top = top_features(scores, inputs.candidate_masks, universe_share)
+            right = [carriers[case.label] for case in part]
+            own = [b for b in range(len(part)) if right[b] == expert or right[b] not in experts]
+            for universe, chosen in (("top", list(range(len(part)))), ("oracle", own)):
+                if not chosen:
+                    continue
+                players = top if universe == "top" else {n: x | _evidence(part, n, x) for n, x in top.items()}
+                found = score_pairs(
+                    model,
+                    inputs.select(chosen),
+                    expert,
+                    targets[chosen],
+                    {name: x[chosen] for name, x in players.items()},
+                    estimator=estimator,
+                    num_coalitions=num_coalitions,
+                    seed=seed,
+                    numbers=[part[b].row for b in chosen],
+                )
+                for b, sample in zip(chosen, found, strict=True):
+                    pairs = [(sample.players[u], sample.players[v]) for u, v in sample.scores.pairs]
+                    for key, value in _pair_precisions(sample.scores, pairs, part[b].evidence).items():
+                        measures[expert, universe, *key][first + b] = value
+                    if universe == "top":
+                        bar.update()
+    bar.close()
+    return dict(measures)
+
+
+def of_right_expert(
+    measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
+) -> Measures:
+    """
+    What [`found_evidence`] gives for the expert that ought to carry each case's label; of a single expert, its own.
+
+    Returns:
+        (method, modality, measure) → (cases,); NaN where the model lacks that expert.
+    """
+    right = np.array([carriers[case.label] if len(experts) > 1 else experts[0] for case in cases])
+    result = _Measures(len(cases))
+    for (expert, *rest), values in measures.items():
+        if expert in experts:
+            own = right == expert
+            result[tuple(rest)][own] = values[own]
+    return dict(result)
+
+
+def summarise(
+    by_seed: Sequence[Measures],
+    cases: Sequence[Case],
+    groups: Mapping[str, str],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Means over cases, per group of labels; the bootstrap draws samples, with all of their cases.
+
+    Args:
+        by_seed: measures of one model each, of the same cases.
+        groups: label → its group, for instance the expert that ought to carry it.
+
+    Returns:
+        Plain JSON: group → the parts of a measure's name, nested → what [`describe`] gives. Measures that apply to no
+        case of a group are left out.
+    """
+    samples, sample_of_case = np.unique([case.sample_id for case in cases], return_inverse=True)
+    weights = resample(len(samples), num_resamples, seed)[:, sample_of_case]
+    result: dict[str, Any] = {}
+    for group in dict.fromkeys(groups[case.label] for case in cases):
+        member = np.array([groups[case.label] == group for case in cases])
+        for key in by_seed[0]:
+            values = np.stack([measures[key] for measures in by_seed])
+            values = np.where(member, values, np.nan)
+            if np.isfinite(values).any():
+                place = result.setdefault(group, {})
+                for part in key[:-1]:
+                    place = place.setdefault(part, {})
+                place[key[-1]] = describe(weighted_means(values, weights))
+    return result
+
+
+@dataclass(frozen=True)
+class ModelMeasures:
+    """What one model gives to the tables."""
+
+    outputs: ExpertOutputs
+    evidence: Measures
+    pairs: Measures
+
+    def save(self, path: Path) -> None:
+        arrays = asdict(self.outputs)
+        for kind in ("evidence", "pairs"):
+            arrays |= {"/".join((kind, *key)): values for key, values in getattr(self, kind).items()}
+        replace_files(path.parent, lambda unfinished: np.savez_compressed(unfinished / path.name, **arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelMeasures":
+        with np.load(path) as arrays:
+            outputs = ExpertOutputs(arrays["expert_logits"], arrays["expert_weights"])
+            measures: dict[str, Measures] = {"evidence": {}, "pairs": {}}
+            for name in arrays.files:
+                kind, *key = name.split("/")
+                if kind in measures:
+                    measures[kind][tuple(key)] = arrays[name]
+        return cls(outputs, **measures)
+
+
+class _Measures(defaultdict[tuple[str, ...], FloatArray]):
+    def __init__(self, num_cases: int) -> None:
+        super().__init__(lambda: np.full(num_cases, np.nan))
+
+
+def _batches(
+    model: FLI2MoEModel, rows: FeatureRows, cases: Sequence[Case], batch_size: int, progress: bool, label: str
+) -> Iterator[tuple[int, dict[str, Any], Inputs, Tensor]]:
+    """Number of the first case, batch on the model's device, inputs, targets."""
+    for first in tqdm(range(0, len(cases), batch_size), desc=label, leave=False, disable=not progress):
+        part = cases[first : first + batch_size]
+        batch = rows[[case.row for case in part]]
+        for kind in ("features", "feature_masks"):
+            batch[kind] = {name: x.to(model.device) for name, x in batch[kind].items()}
+        yield first, batch, Inputs.from_batch(model, batch), torch.tensor([case.target for case in part])
+
+
+def _feature_precisions(scores: FloatArray, evidence: Evidence, name: str, candidates: BoolArray) -> dict[str, float]:
+    """Scores (T,), which may be longer than the sequence: what lies behind it is no candidate."""
+    length = len(evidence.features[name])
+    chosen = np.flatnonzero(candidates[:length])
+    here, near = evidence.features[name][chosen], evidence.near[name][chosen]
+    precisions = {}
+    for measure, k in (("k", int(here.sum())), (str(TOP_FEATURES), TOP_FEATURES)):
+        precisions[measure] = precision_at(scores[chosen], near, k)
+        precisions[f"{measure}_exact"] = precision_at(scores[chosen], here, k)
+    return precisions
+
+
+def _pair_precisions(scores: Any, pairs: list[Any], evidence: Evidence) -> dict[tuple[str, str], float]:
+    right, exact = right_pairs(pairs, evidence.near), right_pairs(pairs, evidence.features)
+    rankings = {"sii_absolute": np.abs(scores.sii), "sii_signed": scores.sii}
+    rankings |= {f"redundancy_{variant}": scores.redundancy[variant] for variant in VARIANTS}
+    middle = TOP_PAIRS[1]
+    precisions: dict[tuple[str, str], float] = {}
+    for kind in PAIR_SCORES:
+        for k in TOP_PAIRS:
+            precisions[kind, str(k)] = precision_at(rankings[kind], right, k)
+        precisions[kind, f"{middle}_exact"] = precision_at(rankings[kind], exact, middle)
+        for name in evidence.near:
+            precisions[kind, f"{middle}_{name}"] = precision_at(rankings[kind], _ends(pairs, name, evidence), middle)
+    precisions["universe", "chance"] = float(right.mean())
+    precisions["universe", "any"] = float(right.any())
+    precisions["universe", str(middle)] = min(middle, int(right.sum())) / min(middle, len(right))
+    return precisions
+
+
+def _ends(pairs: list[Any], name: str, evidence: Evidence) -> list[bool]:
+    return [any(player[0] == name and evidence.near[name][player[1]] for player in pair) for pair in pairs]
+
+
+def _evidence(cases: Sequence[Case], name: str, like: Tensor) -> Tensor:
+    """(B, T): the evidence of each case in one modality."""
+    mask = torch.zeros_like(like)
+    for row, case in zip(mask, cases, strict=True):
+        if name in case.evidence.features:
+            row[: len(case.evidence.features[name])] = torch.from_numpy(case.evidence.features[name])
+    return mask

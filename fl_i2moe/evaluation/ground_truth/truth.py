@@ -1,0 +1,334 @@
+"""
+Explanations against a known truth: which expert carries each label, which features show it, which pairs tell it.
+
+The truth is a plain description: for each label the expert that ought to carry it, for each sample and label an
+[`Evidence`]. Which data it comes from is the caller's matter.
+
+Shape letters: N samples, E experts, C labels, T features of a modality, R resamples, S seeds.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ...metrics.plain import plain
+from ...metrics.summaries import interval, resample, spread
+from ...metrics.tasks import FloatArray, predict
+from ...metrics.weighted import weighted_average_precision, weighted_f1
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where one label shows in one sample; modalities that tell nothing of the label are left out."""
+
+    features: dict[str, BoolArray]
+    """Modality → (T,), true where the evidence lies."""
+
+    near: dict[str, BoolArray]
+    """Modality → (T,), true where a feature counts as found: the evidence and, in a grid, its neighbours."""
+
+    states: dict[str, Hashable]
+    """Modality → what the evidence says there, for the probe: of one label, equal states look alike."""
+
+
+# --- where the truth lies in the sequences ----------------------------------------------------------------------------
+
+
+def patches_in_boxes(boxes: Sequence[Sequence[float]], geometry: Mapping[str, int], grid: tuple[int, int]) -> BoolArray:
+    """
+    The patches whose centre lies in a box; of a box that holds no centre, the patch its own centre lies in.
+
+    Args:
+        boxes: [left, top, right, bottom] in pixels of the picture; right and bottom lie just outside.
+        geometry: `left`, `top`, `right`, `bottom` of the region that the grid covers, as in the feature cache.
+        grid: rows and columns.
+
+    Returns:
+        (rows, columns); all false where the boxes lie outside the region.
+    """
+    rows, columns = grid
+    found = np.zeros(grid, np.bool_)
+    height, width = geometry["bottom"] - geometry["top"], geometry["right"] - geometry["left"]
+    y = geometry["top"] + (np.arange(rows) + 0.5) * height / rows
+    x = geometry["left"] + (np.arange(columns) + 0.5) * width / columns
+    for left, top, right, bottom in boxes:
+        inside = np.outer((y >= top) & (y < bottom), (x >= left) & (x < right))
+        row = math.floor(((top + bottom) / 2 - geometry["top"]) * rows / height)
+        column = math.floor(((left + right) / 2 - geometry["left"]) * columns / width)
+        if not inside.any() and 0 <= row < rows and 0 <= column < columns:
+            inside[row, column] = True
+        found |= inside
+    return found
+
+
+def grow(patches: BoolArray, distance: int = 1) -> BoolArray:
+    """(rows, columns) → the same with all patches that are at most `distance` rows and columns away."""
+    rows, columns = patches.shape
+    padded = np.pad(patches, distance)
+    steps = range(2 * distance + 1)
+    return np.any([padded[i : i + rows, j : j + columns] for i in steps for j in steps], axis=0)
+
+
+def tokens_in_spans(spans: Sequence[Sequence[int]], offsets: ArrayLike) -> BoolArray:
+    """
+    The tokens that share a character with a span.
+
+    Args:
+        spans: [start, end] in characters; the end lies just outside.
+        offsets: (T, 2), the characters of each token, as in the feature cache; special tokens have none.
+
+    Returns:
+        (T,); all false where the text was cut before the spans.
+    """
+    start, end = np.asarray(offsets, np.int64).reshape(-1, 2).T
+    found = np.zeros(len(start), np.bool_)
+    for first, last in spans:
+        found |= np.maximum(start, first) < np.minimum(end, last)
+    return found
+
+
+def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArray:
+    """
+    (rows, columns) → (T,): the patches, row by row, in a sequence that may hold special features too.
+
+    Raises:
+        ValueError: the sequence has not as many other features as there are patches.
+    """
+    special = np.asarray(special_mask, np.bool_)
+    if (~special).sum() != patches.size:
+        raise ValueError(f"{patches.size} patches do not fit a sequence of {(~special).sum()} features")
+    features = np.zeros(len(special), np.bool_)
+    features[~special] = patches.ravel()
+    return features
+
+
+# --- values of several models -----------------------------------------------------------------------------------------
+
+
+def describe(values: FloatArray) -> dict[str, Any]:
+    """
+    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → plain JSON.
+
+    Returns:
+        `mean` over the seeds, `std` between them (of a sample; None for one), `interval`, the 2.5th and the 97.5th
+        percentile of the resampled mean, and `seeds`, the values. What is undefined is None.
+    """
+    seeds = values[:, 0]
+    return {
+        "mean": plain(seeds.mean()),
+        "std": plain(spread(seeds)),
+        "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
+        "seeds": plain(seeds),
+    }
+
+
+# --- the right expert -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExpertOutputs:
+    """What one trained mixture says of a split: `expert_logits` (N, E, C) and `expert_weights` (N, E)."""
+
+    expert_logits: FloatArray
+    expert_weights: FloatArray
+
+
+def micro_f1(
+    seeds: Sequence[ExpertOutputs],
+    labels: ArrayLike,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """F1 of all decisions of the whole mixture, on (N, C) multi-hot labels, as [`describe`] gives it."""
+    true = np.asarray(labels, np.bool_)
+    weights = resample(len(true), num_resamples, seed)
+    scores = []
+    for outputs in seeds:
+        logits = (outputs.expert_weights[:, :, None] * outputs.expert_logits).sum(axis=1)
+        decided = predict(logits, "multi_label_classification", threshold).astype(np.bool_)
+        scores.append(weighted_f1(decided, true, weights, average="micro"))
+    return describe(np.stack(scores))
+
+
+def replacement_costs(
+    outputs: ExpertOutputs,
+    labels: ArrayLike,
+    weights: FloatArray,
+    *,
+    replaced: Literal["logits", "contribution"] = "logits",
+    threshold: float = 0.5,
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """
+    What it costs each label when one expert says the same of every sample.
+
+    Args:
+        labels: (N, C) multi-hot.
+        weights: (1 + R, N), from `resample`. The means are those of all N samples in every resample.
+        replaced: what is replaced by its mean over the samples: an expert's `logits`, with the mixture's weights as
+            they are, or its `contribution`, weight times logits.
+
+    Returns:
+        `f1` and `average_precision` → (whole mixture (1 + R, C), drop (1 + R, E, C)).
+    """
+    true = np.asarray(labels)
+    weight_NE1 = outputs.expert_weights[:, :, None]
+    contributions = weight_NE1 * outputs.expert_logits
+    if replaced == "contribution":
+        dull = np.broadcast_to(contributions.mean(axis=0), contributions.shape)
+    else:
+        dull = weight_NE1 * outputs.expert_logits.mean(axis=0)
+    whole = contributions.sum(axis=1)
+    variants = np.stack([whole, *(whole - contributions[:, e] + dull[:, e] for e in range(dull.shape[1]))])
+
+    def score(metric: Any, values: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        scores = np.stack(
+            [[metric(v[:, c], true[:, c], weights) for c in range(true.shape[1])] for v in values], axis=0
+        ).transpose(2, 0, 1)
+        return scores[:, 0], scores[:, :1] - scores[:, 1:]
+
+    decisions = predict(variants, "multi_label_classification", threshold)
+    return {
+        "f1": score(weighted_f1, decisions),
+        "average_precision": score(weighted_average_precision, variants),
+    }
+
+
+def find_carriers(costs: FloatArray) -> NDArray[np.int64]:
+    """(…, E, C) → (…, C): the expert that costs a label most; -1 where none costs anything or two cost alike."""
+    largest = costs.max(axis=-2, keepdims=True)
+    alone = (costs == largest).sum(axis=-2) == 1
+    return np.where(alone & (largest.squeeze(-2) > 0), costs.argmax(axis=-2), -1)
+
+
+def right_experts(
+    seeds: Sequence[ExpertOutputs],
+    labels: ArrayLike,
+    label_names: Sequence[str],
+    expert_names: Sequence[str],
+    carriers: Mapping[str, str],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """
+    Does the right expert carry each label: the one whose replacement by its mean costs the label most?
+
+    Args:
+        seeds: one trained mixture each, on the same N samples.
+        labels: (N, C) multi-hot.
+        carriers: label → name of the expert that ought to carry it.
+        num_resamples: bootstrap over the samples.
+
+    Returns:
+        Plain JSON: `chance` (1 / E), and per kind of replacement and metric (`logits`, `contribution`; `f1`,
+        `average_precision`) the `share_right` of all labels, and `labels`: label → `right` (the expert), `score` of
+        the whole mixture, `costs` by expert, `margin` (what the right expert costs beyond any other), `carriers` (one
+        a seed, None where no expert stands out). Values are as [`describe`] gives them.
+
+    Raises:
+        ValueError: a label or an expert of `carriers` that is not there.
+    """
+    true = np.asarray(labels)
+    if wrong := [f"{label}: {name}" for label, name in carriers.items() if name not in expert_names]:
+        raise ValueError(f"no such experts: {', '.join(wrong)}; there are {', '.join(expert_names)}")
+    if set(carriers) != set(label_names):
+        raise ValueError(f"carriers are given for {sorted(carriers)}, the labels are {sorted(label_names)}")
+    right = np.array([list(expert_names).index(carriers[label]) for label in label_names])
+    weights = resample(len(true), num_resamples, seed)
+    result: dict[str, Any] = {"chance": 1 / len(expert_names)}
+    for replaced in ("logits", "contribution"):
+        by_seed = [replacement_costs(x, true, weights, replaced=replaced, threshold=threshold) for x in seeds]
+        result[replaced] = {}
+        for metric in by_seed[0]:
+            scores, costs = (np.stack([run[metric][part] for run in by_seed]) for part in (0, 1))  # (S, 1 + R, …)
+            found = find_carriers(costs)
+            own = np.take_along_axis(costs, right[None, None, None], axis=2)
+            others = np.where(np.arange(len(expert_names))[:, None] == right, -np.inf, costs).max(axis=2)
+            margins = own[:, :, 0] - others
+            result[replaced][metric] = {
+                "share_right": describe((found == right).mean(axis=-1)),
+                "labels": {
+                    label: {
+                        "right": carriers[label],
+                        "score": describe(scores[:, :, c]),
+                        "costs": {name: describe(costs[:, :, e, c]) for e, name in enumerate(expert_names)},
+                        "margin": describe(margins[:, :, c]),
+                        "carriers": [None if e < 0 else expert_names[e] for e in found[:, 0, c]],
+                    }
+                    for c, label in enumerate(label_names)
+                },
+            }
+    return result
+
+
+# --- evidence and pairs -----------------------------------------------------------------------------------------------
+
+
+def precision_at(scores: ArrayLike, right: ArrayLike, k: int) -> float:
+    """
+    Share of right ones among the k that score highest; of all, if there are fewer. Among equal scores at the border,
+    the expected share of a random choice: order alone finds nothing.
+
+    Args:
+        scores: (n,), of candidates only.
+        right: (n,), true where a candidate belongs to the truth.
+
+    Raises:
+        ValueError: no candidates, `k` below 1, or scores that are NaN.
+    """
+    scores, right = np.asarray(scores, np.float64), np.asarray(right, np.bool_)
+    if scores.size == 0 or k < 1 or scores.shape != right.shape:
+        raise ValueError(f"precision needs candidates and k ≥ 1, got shapes {scores.shape}, {right.shape}, k = {k}")
+    if np.isnan(scores).any():
+        raise ValueError("scores must not be NaN")
+    k = min(k, scores.size)
+    border = np.partition(scores, -k)[-k]
+    above, tied = scores > border, scores == border
+    return float((right[above].sum() + (k - above.sum()) * right[tied].mean()) / k)
+
+
+def right_pairs(pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]], found: Mapping[str, BoolArray]) -> BoolArray:
+    """(P,): whether both ends, each a modality and a position, lie where `found` (modality → (T,)) is true."""
+    return np.array([all(name in found and found[name][index] for name, index in pair) for pair in pairs], np.bool_)
+
+
+class EvidenceProbe:
+    """
+    How well features alone give the evidence of one label in one modality away: a ceiling for what may be found.
+
+    A multinomial logistic regression on single positions of the frozen features tells the states of the evidence and
+    positions without it apart. A sample's positions are then ranked by the probability of the state it shows.
+    """
+
+    def __init__(self, features: FloatArray, states: Sequence[Hashable | None], max_iterations: int = 200):
+        """
+        Args:
+            features: (n, D), single positions of training samples.
+            states: the state of each, None where a position holds no evidence.
+
+        Raises:
+            ValueError: all positions are alike.
+        """
+        self.states = sorted({state for state in states if state is not None}, key=str)
+        classes = [-1 if state is None else self.states.index(state) for state in states]
+        if len(set(classes)) < 2:
+            raise ValueError("a probe needs positions with evidence and positions without, or two states")
+        self.model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations, C=0.1))
+        self.model.fit(features, classes)
+
+    def score(self, features: FloatArray, state: Hashable) -> FloatArray:
+        """(T, D) → (T,), the probability that a position shows `state`."""
+        column = self.model.classes_.tolist().index(self.states.index(state))
+        return self.model.predict_proba(features)[:, column]

@@ -1,0 +1,117 @@
+"""A questionnaire's page: one HTML file that works from disk, without any network, and saves a reader's answers."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...explain.geometry import Modality
+from ...explain.pages.display import modality_title
+from ...explain.pages.sample_page import data_uri, environment
+from ...metrics.figures import expert_colors, expert_title
+from .questionnaire import FORMAT_VERSION, SCALE, Item, percentages
+
+PICTURE_PIXELS = 640
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A sample as readers see it."""
+
+    sample_id: str
+    modalities: Mapping[str, Modality]
+    true: list[str] | None
+    """Classes, or values in a regression; None: not to be shown."""
+
+    predicted: list[str] = field(default_factory=list)
+    """Classes with their probabilities, or values."""
+
+
+def describe_questions(
+    items: Sequence[Item], subjects: Mapping[str, Subject], expert_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """All that the page says of each item, in their order: what [`questionnaire_id`] is taken of."""
+    colors = expert_colors(expert_names)
+    shown = {sample_id: [_modality(*x) for x in subject.modalities.items()] for sample_id, subject in subjects.items()}
+    return [
+        {
+            "id": item.item_id,
+            "modalities": shown[item.sample_id],
+            "predicted": subjects[item.sample_id].predicted,
+            "true": subjects[item.sample_id].true,
+            "experts": [
+                {"title": expert_title(name), "color": colors[name], "percentage": percentage}
+                for name, percentage in zip(expert_names, percentages(item.weights), strict=True)
+            ],
+        }
+        for item in items
+    ]
+
+
+def questionnaire_id(questions: Sequence[Mapping[str, Any]]) -> str:
+    """Of the questions and their order: answers to one questionnaire are none to another."""
+    return hashlib.sha256(json.dumps([SCALE, questions]).encode()).hexdigest()[:16]
+
+
+def render_questionnaire(
+    questions: Sequence[Mapping[str, Any]],
+    expert_names: Sequence[str],
+    modality_names: Sequence[str],
+    *,
+    title: str,
+    samples_return: bool,
+    is_regression: bool = False,
+) -> str:
+    """
+    Args:
+        questions: from [`describe_questions`].
+        samples_return: whether there are controls, so that samples come twice, which readers are told.
+    """
+    return (
+        environment()
+        .get_template("questionnaire.html.jinja")
+        .render(
+            format=FORMAT_VERSION,
+            id=questionnaire_id(questions),
+            title=title,
+            questions=questions,
+            scale=SCALE,
+            experts=describe_experts(expert_names, modality_names),
+            modalities=_listed([modality_title(name) for name in modality_names]),
+            even=100 / len(expert_names),
+            samples_return=samples_return,
+            is_regression=is_regression,
+        )
+    )
+
+
+def describe_experts(expert_names: Sequence[str], modality_names: Sequence[str]) -> dict[str, str]:
+    """Title of an expert → which interaction it was trained for, in words for readers who know none of this."""
+    titles = {name: modality_title(name) for name in modality_names}
+    listed = _listed(list(titles.values()))
+    described = {
+        "synergy": f"what only {listed} together tell",
+        "redundancy": f"what {listed} tell alike, each by itself",
+    }
+    for name, own in titles.items():
+        others = [x for x in titles if x != name]
+        rest = f"the {titles[others[0]]} does" if len(others) == 1 else "the others do"
+        described[f"uniqueness_{name}"] = f"what the {own} tells and {rest} not"
+    return {expert_title(name): described[name] for name in expert_names}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _modality(name: str, modality: Modality) -> dict[str, Any]:
+    shown: dict[str, Any] = {"title": modality_title(name), "kind": modality.kind}
+    if modality.kind == "image":
+        picture = modality.picture(PICTURE_PIXELS)
+        return shown | {"uri": data_uri(picture, 82), "size": picture.size}
+    if modality.kind == "text":
+        read = max((piece.end for piece in modality.pieces() if piece.indexes), default=0)
+        text, rest = modality.text[:read], modality.text[read:]
+        return shown | ({"text": text, "rest": rest} if rest.strip() else {"text": modality.text, "rest": ""})
+    return shown | {"num_features": modality.num_features}

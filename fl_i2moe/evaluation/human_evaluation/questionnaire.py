@@ -1,0 +1,148 @@
+"""
+What a questionnaire about expert weights consists of (I²MoE, appendix H): its scale, which samples it shows in which
+order, whose weights stand beside them, and the key that tells so and that readers do not get.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...utils.run_folder import write_json
+
+FORMAT_VERSION = 1
+SCALE = {
+    5: "Completely makes sense",
+    4: "Mostly makes sense",
+    3: "Neutral",
+    2: "Makes little sense",
+    1: "Makes no sense at all",
+}
+"""Rating → what a reader chooses, in the words and the order of Table 11."""
+
+_TRIES = 1000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question."""
+
+    item_id: str
+    """Under which answers name it; tells nothing."""
+
+    sample_id: str
+    weights_of: str
+    """The sample whose expert weights are shown; another than `sample_id` in a control."""
+
+    weights: list[float]
+    """(E,), as they are shown."""
+
+    @property
+    def is_control(self) -> bool:
+        return self.weights_of != self.sample_id
+
+
+@dataclass(frozen=True)
+class Key:
+    """What stands behind a questionnaire's items, in the order in which they are asked."""
+
+    questionnaire: str
+    """Its id, a digest of all that it shows."""
+
+    expert_names: list[str]
+    items: list[Item]
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"format": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """
+        Raises:
+            ValueError: the file is not there or holds no key.
+        """
+        if not path.is_file():
+            raise ValueError(f"{path.parent} holds no questionnaire: it has no {path.name}.")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT_VERSION:
+                raise ValueError(f"`format` is {values['format']!r}, not {FORMAT_VERSION}")
+            items = [Item(**item) for item in values["items"]]
+            return cls(values["questionnaire"], values["expert_names"], items)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no key of a questionnaire: {error!r}.") from error
+
+
+def percentages(weights: Sequence[float]) -> list[int]:
+    """(E,) as a reader sees them."""
+    return [round(100 * weight) for weight in weights]
+
+
+def stratified_order(has_class_NC: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
+    """
+    All N samples in an order in which classes take turns: each gives a sample of its own, drawn at random, as long as
+    it has one left. Samples without a class come last.
+    """
+    shuffled = rng.permutation(len(has_class_NC)).tolist()
+    waiting = [[row for row in shuffled if has_class_NC[row, c]] for c in rng.permutation(has_class_NC.shape[1])]
+    order: dict[int, None] = {}
+    while any(waiting):
+        for rows in waiting:
+            while rows:
+                if (row := rows.pop()) not in order:
+                    order[row] = None
+                    break
+    return list(order | dict.fromkeys(shuffled))
+
+
+def exchange_weights(weights: Sequence[Sequence[float]], rng: np.random.Generator) -> list[int]:
+    """
+    Gives each sample the weights of another one, so that controls as a whole have the weights that the samples have.
+
+    Args:
+        weights: (N, E)
+
+    Returns:
+        For each sample the one whose weights it gets: a random permutation in which no sample gets weights that look
+        like its own.
+
+    Raises:
+        ValueError: none was found.
+    """
+    shown = [percentages(row) for row in weights]
+    for _ in range(_TRIES):
+        givers = rng.permutation(len(shown)).tolist()
+        if all(shown[row] != shown[giver] for row, giver in enumerate(givers)):
+            return givers
+    raise ValueError(
+        f"The expert weights of the {len(shown)} samples that are to have a control are so much alike, in whole per "
+        "cent, that none would differ from its control: ask for fewer or no controls, or for more samples."
+    )
+
+
+def order_of_questions(
+    num_samples: int, with_control: Sequence[int], rng: np.random.Generator
+) -> list[tuple[int, bool]]:
+    """
+    The questions in random order, as (sample, whether it is its control). Of the samples that come twice one version
+    lies in the first half and one in the second, the control first in every other.
+    """
+    twice = rng.permutation(np.asarray(with_control, np.int64)).tolist()
+    once = rng.permutation(sorted(set(range(num_samples)) - set(twice))).astype(np.int64).tolist()
+    halves: tuple[list[tuple[int, bool]], list[tuple[int, bool]]] = ([], [])
+    for place, sample in enumerate(twice):
+        halves[place % 2].append((sample, False))
+        halves[1 - place % 2].append((sample, True))
+    for place, sample in enumerate(once):
+        halves[place % 2].append((sample, False))
+    return [half[i] for half in halves for i in rng.permutation(len(half))]
+
+
+def item_ids(count: int, rng: np.random.Generator) -> list[str]:
+    """Different ones, in random order."""
+    numbers = rng.choice(2**24, size=count, replace=False)
+    return [f"{number:06x}" for number in numbers.tolist()]

@@ -1,0 +1,215 @@
+"""
+Answers to a questionnaire about expert weights: read and checked, then counted as in I²MoE's Table 11.
+
+Shapes: R raters, I items, N samples, K = 5 ratings of the scale, B resamples.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...metrics.plain import plain
+from ...metrics.summaries import resample, spread, with_interval
+from ...metrics.tasks import FloatArray
+from .questionnaire import FORMAT_VERSION, SCALE, Key
+
+POSITIVE, NEGATIVE = (5, 4), (2, 1)
+"""Ratings that speak for the weights, and against them."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One rater's file."""
+
+    rater: str
+    file: Path
+    ratings: FloatArray
+    """(I,), 1 to 5; NaN where the rater gave none."""
+
+
+def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
+    """
+    Reads answer files, or all `.json` files in a folder.
+
+    Raises:
+        ValueError: names every file that cannot be used, and why; two are of one rater; or there is none.
+    """
+    paths = [path for file in map(Path, files) for path in (sorted(file.glob("*.json")) if file.is_dir() else [file])]
+    answers: list[Answers] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            answers.append(_read(path, key))
+        except (ValueError, OSError) as error:
+            problems.append(f"{path}: {error}")
+    first: dict[str, Answers] = {}
+    for one in answers:
+        if (earlier := first.setdefault(one.rater.casefold(), one)) is not one:
+            problems.append(f"{one.file}: is of rater {one.rater!r}, as {earlier.file} is: keep the one that counts")
+    if problems:
+        raise ValueError("These answers cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
+    if not answers:
+        raise ValueError(f"There are no answer files in {', '.join(map(str, files))}.")
+    return answers
+
+
+def _read(path: Path, key: Key) -> Answers:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"is no JSON ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("answers"), dict) or "questionnaire" not in values:
+        raise ValueError("holds no answers: a questionnaire's page writes `questionnaire`, `rater` and `answers`")
+    if values.get("format") != FORMAT_VERSION:
+        raise ValueError(f"`format` is {values.get('format')!r}, not {FORMAT_VERSION}")
+    if values["questionnaire"] != key.questionnaire:
+        raise ValueError(f"answers another questionnaire, {values['questionnaire']!r}, not {key.questionnaire!r}")
+    rater = values.get("rater")
+    if not isinstance(rater, str) or not rater.strip():
+        raise ValueError(f"`rater` must be a code, got {rater!r}")
+    given, ids = values["answers"], [item.item_id for item in key.items]
+    if unknown := sorted(set(given) - set(ids)):
+        raise ValueError(f"answers items that the questionnaire does not have: {', '.join(unknown)}")
+    for number, item_id in enumerate(ids, 1):
+        rating = given.get(item_id)
+        if rating is not None and (type(rating) is not int or rating not in SCALE):
+            raise ValueError(f"the answer to item {number} ({item_id}) must be a whole number 1 to 5, got {rating!r}")
+    return Answers(rater.strip(), path, np.array([given.get(x) for x in ids], np.float64))
+
+
+def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """
+    Returns:
+        As plain JSON; None where a number is undefined.
+
+        - `questionnaire`, `num_raters`
+        - `raters`: code → {`file`, `num_answered`, `missing` (numbers of the items without an answer)}
+        - `conditions`: `model` (samples with their own weights) and, if there are any, `control` (with those of
+          another sample), each {`num_items`, `num_ratings`, `num_missing`; `options`: for each rating {`rating`,
+          `text`, `count`, and its share}; `positive`, `negative`: shares of the two best and the two lowest;
+          `mean_rating`; `alpha`, see [`krippendorff_alpha`]}
+        - `difference` (with controls, else None): mean rating of a sample with its own weights minus that with another
+          sample's, over pairs of answers of one rater; `num_samples`, `num_pairs`, and `moved_weight`, the mean share
+          of the weight that lies with other experts in the control
+        - `items`: `number`, `item_id`, `sample_id`, `weights_of`, `counts` (of ratings 5 to 1), `ratings` (by rater)
+
+        Shares and means are {`value`: over all answers, `std`: of what single raters' own answers give, `interval`:
+        95 %, by a bootstrap over raters and samples}.
+    """
+    ratings_RI = np.array([one.ratings for one in answers])
+    columns = {
+        "model": [i for i, item in enumerate(key.items) if not item.is_control],
+        "control": [i for i, item in enumerate(key.items) if item.is_control],
+    }
+    bootstrap = _Bootstrap(num_resamples, seed)
+    return {
+        "questionnaire": key.questionnaire,
+        "num_raters": len(answers),
+        "raters": {
+            one.rater: {
+                "file": one.file.name,
+                "num_answered": int(np.isfinite(one.ratings).sum()),
+                "missing": [i + 1 for i in np.flatnonzero(np.isnan(one.ratings)).tolist()],
+            }
+            for one in answers
+        },
+        "conditions": {
+            name: _describe(ratings_RI[:, items], bootstrap) for name, items in columns.items() if len(items)
+        },
+        "difference": _difference(key, ratings_RI, bootstrap) if columns["control"] else None,
+        "items": [
+            {
+                "number": i + 1,
+                "item_id": item.item_id,
+                "sample_id": item.sample_id,
+                "weights_of": item.weights_of,
+                "counts": [int((ratings_RI[:, i] == rating).sum()) for rating in SCALE],
+                "ratings": {one.rater: None if np.isnan(one.ratings[i]) else int(one.ratings[i]) for one in answers},
+            }
+            for i, item in enumerate(key.items)
+        ],
+    }
+
+
+def krippendorff_alpha(ratings: FloatArray) -> float:
+    """
+    Agreement of raters: 1 for perfect agreement, 0 for what chance gives, negative below it (Krippendorff, Content
+    Analysis, chapter 12).
+
+    Args:
+        ratings: (R, I), NaN where there is none. Differences are those of an ordinal scale: between two ratings lie as
+            many as were given there.
+
+    Returns:
+        NaN where it is undefined: no item has two ratings, or all that can be compared are equal.
+    """
+    counts_IK = (ratings[:, :, None] == np.array(sorted(SCALE))).sum(axis=0).astype(np.float64)
+    counts_IK = counts_IK[counts_IK.sum(axis=1) > 1]  # a single rating can be compared with none
+    pairs_KK = np.zeros((len(SCALE), len(SCALE)))
+    for counts in counts_IK:
+        pairs_KK += (np.outer(counts, counts) - np.diag(counts)) / (counts.sum() - 1)
+    totals = pairs_KK.sum(axis=0)
+    ranks = totals.cumsum() - totals / 2
+    distances_KK = (ranks[:, None] - ranks) ** 2
+    expected = (np.outer(totals, totals) * distances_KK).sum()
+    if not expected:
+        return np.nan
+    return float(1 - (totals.sum() - 1) * (pairs_KK * distances_KK).sum() / expected)
+
+
+class _Bootstrap:
+    """Means over raters and items, both of which are drawn from more that there could be."""
+
+    def __init__(self, num_resamples: int, seed: int):
+        self.num_resamples, self.seed = num_resamples, seed
+
+    def mean(self, values_RI: FloatArray) -> dict[str, Any]:
+        """(R, I), NaN where undefined → `value`, `std`, `interval`."""
+        given = np.isfinite(values_RI)
+        filled = np.where(given, values_RI, 0)
+        raters, items = (
+            resample(count, self.num_resamples, self.seed + axis) for axis, count in enumerate(values_RI.shape)
+        )
+        sums, counts = (((raters @ x) * items).sum(axis=1) for x in (filled, given))
+        means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+        answered = given.any(axis=1)
+        of_raters = filled[answered].sum(axis=1) / given[answered].sum(axis=1)
+        return {**with_interval(means), "std": plain(spread(of_raters))}
+
+
+def _describe(ratings_RI: FloatArray, bootstrap: _Bootstrap) -> dict[str, Any]:
+    missing = np.isnan(ratings_RI)
+
+    def share(chosen: Sequence[int]) -> dict[str, Any]:
+        return bootstrap.mean(np.where(missing, np.nan, np.isin(ratings_RI, chosen)))
+
+    return {
+        "num_items": ratings_RI.shape[1],
+        "num_ratings": int((~missing).sum()),
+        "num_missing": int(missing.sum()),
+        "options": [
+            {"rating": rating, "text": text, "count": int((ratings_RI == rating).sum()), **share([rating])}
+            for rating, text in SCALE.items()
+        ],
+        "positive": share(POSITIVE),
+        "negative": share(NEGATIVE),
+        "mean_rating": bootstrap.mean(ratings_RI),
+        "alpha": plain(krippendorff_alpha(ratings_RI)),
+    }
+
+
+def _difference(key: Key, ratings_RI: FloatArray, bootstrap: _Bootstrap) -> dict[str, Any]:
+    own = {item.sample_id: i for i, item in enumerate(key.items) if not item.is_control}
+    pairs = [(own[item.sample_id], i) for i, item in enumerate(key.items) if item.is_control]
+    difference_RN = np.stack([ratings_RI[:, i] - ratings_RI[:, control] for i, control in pairs], axis=1)
+    moved = [0.5 * np.abs(np.subtract(key.items[i].weights, key.items[control].weights)).sum() for i, control in pairs]
+    return {
+        **bootstrap.mean(difference_RN),
+        "num_samples": len(pairs),
+        "num_pairs": int(np.isfinite(difference_RN).sum()),
+        "moved_weight": float(np.mean(moved)),
+    }

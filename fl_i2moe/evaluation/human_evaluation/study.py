@@ -1,0 +1,314 @@
+"""
+Do expert weights make sense to people? A questionnaire about a trained model's samples, and what readers answer
+(I²MoE, appendix H).
+
+    questionnaire/
+      run.json              what the questionnaire depends on
+      questionnaire.html    for the readers, who send back a file of answers each
+      key.json              which sample and whose weights each question shows: not for the readers
+      ratings/              from the answers: ratings.json, ratings.md (Table 11), run.json
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from rich.console import Console
+
+from ...cache import FeatureCache
+from ...cache.batching import FeatureRows
+from ...cache.key import key_digest
+from ...explain.explanation_data import true_classes
+from ...explain.geometry import Modality
+from ...explain.inputs import check_cache
+from ...explain.pages.display import signed
+from ...metrics.tasks import predict
+from ...model.configuration_fl_i2moe import FLI2MoEConfig
+from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...training.arguments import option
+from ...training.trained import find_cache, fingerprint, load_any_model, say_what_is_bad
+from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder, write_json, write_text
+from .page import Subject, describe_questions, questionnaire_id, render_questionnaire
+from .questionnaire import Item, Key, exchange_weights, item_ids, order_of_questions, stratified_order
+from .ratings import read_answers, summarise_ratings
+from .report import to_markdown
+
+PAGE_FILE, KEY_FILE = "questionnaire.html", "key.json"
+TABLE_FILES = ("ratings.json", "ratings.md")
+
+
+@dataclass
+class DrawArguments:
+    """Draw samples of a trained model and write a questionnaire about their expert weights."""
+
+    model: str = field(metadata={"help": "Folder of a trained mixture of experts, at feature level or pooled."})
+    output_dir: str | None = option(
+        None, "Folder of the questionnaire and its key; `questionnaire` in the model's if not given."
+    )
+    overwrite: bool = option(False, "Replace the questionnaire in --output_dir.")
+    split: str = option("test", "Split of the feature cache.")
+    num_samples: int = option(20, "Samples to ask about; the paper's readers saw 20.")
+    sampling: Literal["random", "stratified"] = option(
+        "random", "Draw from all samples alike, or let true classes take turns."
+    )
+    num_controls: int = option(
+        0,
+        "How many of these samples come a second time, with the expert weights of another: a control that readers "
+        "cannot tell, so that ratings can be compared with those of weights that do not belong.",
+    )
+    show_true: bool = option(False, "Show what is true beside what the model says.")
+    title: str = option("Do these expert weights make sense?", "Title of the page.")
+    cache_dir: str | None = option(
+        None,
+        "Folder of the feature cache, or a data set on the Hub, of which --split is fetched; the one of the training "
+        "run if not given.",
+    )
+    on_bad_sample: Literal["stop", "skip"] = option(
+        "stop", "What to do with a sample that cannot be shown or read: stop, or draw another one."
+    )
+    seed: int = option(0, "Seed of the draw, the controls and the order.")
+
+    def __post_init__(self):
+        if self.num_samples < 1:
+            raise ValueError(f"`num_samples` must be at least 1, got {self.num_samples}.")
+        if self.num_controls == 1 or not 0 <= self.num_controls <= self.num_samples:
+            raise ValueError(
+                "`num_controls` must be 0 or from 2, which exchange their weights, to the number of samples "
+                f"({self.num_samples}), got {self.num_controls}."
+            )
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
+        if not self.title.strip():
+            raise ValueError("`title` must not be empty.")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir) if self.output_dir else Path(self.model) / "questionnaire"
+
+
+@dataclass
+class SummarizeArguments:
+    """Summarise readers' answer files as a table of how their ratings are distributed."""
+
+    questionnaire: str = field(metadata={"help": "Folder that `draw` left: the answers are held against its key."})
+    answers: list[str] = option([], "Answer files, or folders of them.")
+    output_dir: str | None = option(None, "Folder of the table; `ratings` in the questionnaire's if not given.")
+    overwrite: bool = option(False, "Replace the table in --output_dir.")
+    num_resamples: int = option(1000, "Bootstrap samples behind an interval.")
+    seed: int = option(0, "Seed of the bootstrap.")
+
+    def __post_init__(self):
+        if not self.answers:
+            raise ValueError("`answers` names no file: give --answers answers/*.json.")
+        if self.num_resamples < 1:
+            raise ValueError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir) if self.output_dir else Path(self.questionnaire) / "ratings"
+
+
+def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
+    """
+    Writes page and key.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: model, cache, samples or the output folder do not fit.
+    """
+    _check_folder(arguments.folder, arguments.overwrite, (PAGE_FILE, KEY_FILE))
+    model = load_any_model(arguments.model)
+    cache = find_cache(arguments.model, arguments.cache_dir, arguments.split)
+    _check_model(model, cache, arguments)
+    rng = np.random.default_rng(arguments.seed)
+    rows, subjects, batch = _draw(model, cache, arguments, rng, console)
+    with torch.no_grad():
+        output = model(features=batch["features"], feature_masks=batch["feature_masks"])
+    weights = output.expert_weights.double().tolist()
+
+    ids = [subject.sample_id for subject in subjects]
+    with_control = rng.permutation(len(rows))[: arguments.num_controls].tolist()
+    givers = exchange_weights([weights[row] for row in with_control], rng)
+    giver_of = {row: with_control[giver] for row, giver in zip(with_control, givers, strict=True)}
+    questions = order_of_questions(len(rows), with_control, rng)
+    items = []
+    for item_id, (row, is_control) in zip(item_ids(len(questions), rng), questions, strict=True):
+        giver = giver_of[row] if is_control else row
+        items.append(Item(item_id, ids[row], ids[giver], weights[giver]))
+
+    config = model.config
+    shown = {
+        subject.sample_id: replace(subject, predicted=_predicted(logits, config))
+        for subject, logits in zip(subjects, output.logits.double(), strict=True)
+    }
+    described = describe_questions(items, shown, config.expert_names)
+    page = render_questionnaire(
+        described,
+        config.expert_names,
+        config.modality_order,
+        title=arguments.title,
+        samples_return=arguments.num_controls > 0,
+        is_regression=config.problem_type == "regression",
+    )
+    unbinding = ("output_dir", "overwrite", "cache_dir")
+    settings = {name: x for name, x in asdict(arguments).items() if name not in unbinding}
+    settings |= {"weights": fingerprint(model), "features": key_digest(cache.key)}
+    begin_run_folder(arguments.folder, settings, resume=False, overwrite=arguments.overwrite)
+    write_text(arguments.folder / PAGE_FILE, page)
+    Key(questionnaire_id(described), list(config.expert_names), items).save(arguments.folder / KEY_FILE)
+    console.print(f"{len(items):,} questions: {arguments.folder / PAGE_FILE}")
+    console.print(f"Give readers this page alone; what stands behind the questions is in {arguments.folder / KEY_FILE}")
+    return arguments.folder / PAGE_FILE
+
+
+def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[str, Any]:
+    """
+    Writes the table.
+
+    Returns:
+        What is written as JSON, see [`summarise_ratings`].
+
+    Raises:
+        ValueError: there is no questionnaire; answers do not fit it; the output folder holds something else.
+    """
+    _check_folder(arguments.folder, arguments.overwrite, TABLE_FILES)
+    key = Key.load(Path(arguments.questionnaire) / KEY_FILE)
+    answers = read_answers(arguments.answers, key)
+    summary = summarise_ratings(key, answers, arguments.num_resamples, arguments.seed)
+    settings = {"questionnaire": key.questionnaire, "answers": [str(one.file) for one in answers]}
+    settings |= {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
+    begin_run_folder(arguments.folder, settings, resume=False, overwrite=arguments.overwrite)
+    write_json(arguments.folder / TABLE_FILES[0], summary)
+    write_text(arguments.folder / TABLE_FILES[1], text := to_markdown(summary))
+    console.print(text)
+    console.print(f"Written to {arguments.folder}")
+    return summary
+
+
+def _check_folder(folder: Path, overwrite: bool, own_files: tuple[str, ...]) -> None:
+    """
+    Answers may have been put beside a questionnaire, and nobody gives them twice.
+
+    Raises:
+        ValueError: as [`check_run_folder`]; or what is to be replaced has other files beside it.
+    """
+    if (folder / SETTINGS_FILE).is_file():
+        if not overwrite:
+            raise ValueError(f"{folder} is not empty: replace it by --overwrite, or give another --output_dir.")
+        if others := sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *own_files}):
+            raise ValueError(
+                f"{folder} also holds {', '.join(others)}, which --overwrite would delete: move it, or give another "
+                "--output_dir."
+            )
+    check_run_folder(folder, resume=False, overwrite=overwrite)
+
+
+def _check_model(model: FLI2MoEModel, cache: FeatureCache, arguments: DrawArguments) -> None:
+    config = model.config
+    if config.num_experts < 2:
+        raise ValueError(f"The model in {arguments.model} is dense: it has no expert weights to ask about.")
+    if config.reweighting == "global" and arguments.num_controls:
+        raise ValueError(
+            "The model weighs its experts alike for every sample (`reweighting` global): a control would show the same "
+            "weights. Give --num_controls 0."
+        )
+    check_cache(model, cache)
+    if all(cache.modalities[name]["kind"] not in ("image", "text") for name in config.modality_order):
+        raise ValueError(
+            f"The model in {arguments.model} reads arrays of numbers ({', '.join(config.modality_order)}): there is no "
+            "picture or text that a reader could judge its expert weights by."
+        )
+    if arguments.split not in cache.splits:
+        raise ValueError(f"The feature cache has no split {arguments.split!r}; it has {list(cache.splits)}.")
+    if arguments.num_samples > (size := len(cache.splits[arguments.split])):
+        raise ValueError(f"`num_samples` is {arguments.num_samples}, the split {arguments.split!r} has {size} samples.")
+    if arguments.sampling == "stratified" and config.problem_type == "regression":
+        raise ValueError("`sampling` stratified goes by classes, and a regression has none: give --sampling random.")
+
+
+def _draw(
+    model: FLI2MoEModel, cache: FeatureCache, arguments: DrawArguments, rng: np.random.Generator, console: Console
+) -> tuple[list[int], list[Subject], dict[str, Any]]:
+    """Rows that can be shown and read, as subjects without predictions, and as a batch of features."""
+    split, order = cache.splits[arguments.split], model.config.modality_order
+    features = FeatureRows(split, order)
+    rows: list[int] = []
+    subjects: list[Subject] = []
+    for row in _row_order(split, cache, arguments.sampling, rng):
+        try:
+            features[[row]]
+            subject = _subject(split[row], model, cache, arguments.show_true)
+        except ValueError as error:
+            bad = say_what_is_bad(error)
+        else:
+            rows.append(row)
+            subjects.append(subject)
+            if len(rows) == arguments.num_samples:
+                return rows, subjects, features[rows]
+            continue
+        if arguments.on_bad_sample == "stop":
+            raise ValueError(f"{bad} Draw another instead by --on_bad_sample skip.")
+        console.print(f"{bad} Another one is drawn.")
+    raise ValueError(f"Only {len(rows)} samples of the split {arguments.split!r} can be shown.")
+
+
+def _row_order(split: Dataset, cache: FeatureCache, sampling: str, rng: np.random.Generator) -> list[int]:
+    if sampling == "random":
+        return rng.permutation(len(split)).tolist()
+    labels = np.asarray(split.select_columns(["labels"])["labels"])
+    return stratified_order(_has_class(labels, len(cache.label_names)), rng)
+
+
+def _has_class(labels: NDArray[Any], num_classes: int) -> NDArray[np.bool_]:
+    """(N,) class indexes or (N, C) zeros and ones → (N, C)."""
+    return labels[:, None] == np.arange(num_classes) if labels.ndim == 1 else labels > 0.5
+
+
+def _subject(row: dict[str, Any], model: FLI2MoEModel, cache: FeatureCache, show_true: bool) -> Subject:
+    """
+    Raises:
+        ValueError: the sample's picture or text is not at hand.
+    """
+    modalities = {}
+    for name in model.config.modality_order:
+        described = cache.modalities[name]
+        modality = modalities[name] = Modality.from_row(row, name, described.get("encoder"), described.get("grid"))
+        if modality.kind == "image" and modality.picture() is None:
+            where = modality.path or "the feature cache has none"
+            raise ValueError(f"The {name} of sample {row['id']} is not at hand or cannot be read ({where}).")
+        if modality.kind == "text" and row.get(name) is None:
+            raise ValueError(f"The {name} of sample {row['id']} is not in the feature cache.")
+    return Subject(row["id"], modalities, _true(row["labels"], cache) if show_true else None)
+
+
+def _true(labels: Any, cache: FeatureCache) -> list[str]:
+    values = np.atleast_1d(np.asarray(labels, np.float64)).tolist()
+    if cache.problem_type == "regression":
+        return _values(values, cache.label_names)
+    return [cache.label_names[index] for index in true_classes(values, cache.problem_type)] or ["no class"]
+
+
+def _predicted(logits_C: torch.Tensor, config: FLI2MoEConfig) -> list[str]:
+    """`Drama 83 %`, the most probable first; of a regression its values."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if config.problem_type == "regression":
+        return _values(logits_C.tolist(), names)
+    is_single = config.problem_type == "single_label_classification"
+    probabilities = (logits_C.softmax(-1) if is_single else logits_C.sigmoid()).tolist()
+    threshold = (config.interaction_statistics or {}).get("threshold") or 0.5
+    decided = predict(logits_C.numpy(), config.problem_type, threshold)
+    chosen = [int(decided)] if is_single else np.flatnonzero(decided).tolist()
+    chosen.sort(key=lambda index: -probabilities[index])
+    return [f"{names[index]} {100 * probabilities[index]:.0f} %" for index in chosen] or ["no class"]
+
+
+def _values(values: list[float], names: list[str]) -> list[str]:
+    return [f"{name} {signed(value)}" for name, value in zip(names, values, strict=True)]

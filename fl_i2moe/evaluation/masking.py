@@ -1,0 +1,327 @@
+"""
+Faithfulness: what the model's metric loses when the features that an explanation names are masked (design 5.2;
+FL-I²MoE, section 4.2).
+
+Shapes: B samples · T_m features of modality m · C classes · K shares of features · R draws.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..explain.attribution import (
+    METHODS,
+    MIXTURE,
+    attribute,
+    attribute_classes,
+    evaluating,
+    mixture_importance,
+    top_features,
+)
+from ..explain.inputs import Inputs
+from ..metrics.plain import plain
+from ..metrics.summaries import area_under, drop, spread
+from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+
+SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
+DIRECTIONS = ("deletion", "insertion")
+TARGETS = ("true", "predicted")
+
+
+@torch.no_grad()
+def masked_logits(model: FLI2MoEModel, inputs: Inputs, keep: dict[str, Tensor]) -> Tensor:
+    """
+    The mixture's logits (B, C) with features zeroed: expert weights, too, are those of the masked sample.
+
+    Args:
+        keep: modality → (B, T_m), false where a feature is zeroed; a modality that is not named is kept whole.
+    """
+    with evaluating(model):
+        return model.run_mixture(inputs.projected, inputs.feature_masks, keep).logits
+
+
+def target_classes(
+    logits: Tensor, labels: Tensor, problem_type: str, target: Literal["true", "predicted"] = "true"
+) -> Tensor:
+    """
+    The classes of each sample that an explanation is about, boolean (B, C).
+
+    Args:
+        logits: (B, C), of the mixture.
+        labels: as in `compute_metrics`.
+        target: `"true"`: the true class, or each true label; a sample without one has the class with the highest logit.
+            `"predicted"`: the class with the highest logit. In regression every output counts.
+
+    Raises:
+        ValueError: for another target.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"`target` must be 'true' or 'predicted', got {target!r}.")
+    if problem_type == "regression":
+        return torch.ones_like(logits, dtype=torch.bool)
+    highest = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
+    if target == "predicted":
+        return highest
+    labels = labels.to(logits.device)
+    if problem_type == "single_label_classification":
+        return torch.nn.functional.one_hot(labels.long(), logits.shape[1]).bool()
+    return torch.where((labels > 0.5).any(dim=1, keepdim=True), labels > 0.5, highest)
+
+
+@dataclass(frozen=True)
+class Maskings:
+    """What is masked, by whose importance, and how often at random."""
+
+    methods: Sequence[str] = METHODS
+    """Of `attribution.METHODS`."""
+
+    shares: Sequence[float] = SHARES
+    """Of each modality's candidates, increasing, in (0, 1]."""
+
+    directions: Sequence[str] = DIRECTIONS
+    """`"deletion"` masks the top share, `"insertion"` everything but the top share. Special features always stay."""
+
+    num_random: int = 5
+    """Draws of the random baseline."""
+
+    seed: int = 0
+    """Of the random baseline."""
+
+    target: Literal["true", "predicted"] = "true"
+    """The classes that importance is for, see [`target_classes`]."""
+
+    of: Literal["expert", "mixture"] = "expert"
+    """As for `attribute`."""
+
+    num_steps: int = 32
+    """As for `attribute`."""
+
+    def __post_init__(self):
+        shares = self.shares
+        if not shares or not all(a < b for a, b in zip([0, *shares], [*shares, 2], strict=True)) or shares[-1] > 1:
+            raise ValueError(f"`shares` must increase within (0, 1], got {list(shares)}.")
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"Unknown `methods` {sorted(unknown)}; there are {', '.join(METHODS)}.")
+        if unknown := set(self.directions) - set(DIRECTIONS):
+            raise ValueError(f"Unknown directions {sorted(unknown)}; there are {', '.join(DIRECTIONS)}.")
+        if self.num_random < 1:
+            raise ValueError(f"`num_random` must be at least 1, got {self.num_random}.")
+        if self.target not in TARGETS:
+            raise ValueError(f"`target` must be 'true' or 'predicted', got {self.target!r}.")
+
+
+def faithfulness(
+    model: FLI2MoEModel,
+    loader: Iterable[dict[str, Any]],
+    *,
+    threshold: float = 0.5,
+    accelerator: Accelerator | None = None,
+    progress: bool = False,
+    **maskings: Any,
+) -> dict[str, Any]:
+    """
+    Masks what each method finds most important and measures the model's metrics (ΔM(K), section 4.2).
+
+    Memory grows with the number of samples by their logits alone.
+
+    Args:
+        loader: batches as `FeatureRows` gives them, in any order.
+        threshold: multi-label only, as in `compute_metrics`.
+        accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
+        progress: show a bar.
+        maskings: the fields of [`Maskings`].
+
+    Returns:
+        As [`summarise`], and `methods`, `num_random`, `seed`, `target`, `experts`.
+
+    Raises:
+        ValueError: for maskings that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
+    """
+    how = Maskings(**maskings)
+    parts: list[dict[str, Tensor]] = []
+    for batch in tqdm(loader, desc="Masking", unit="batch", disable=not progress, leave=False):
+        part = _logits(model, batch, how)
+        part["labels"] = batch["labels"]
+        if accelerator is not None:
+            part = accelerator.gather_for_metrics({key: x.to(accelerator.device) for key, x in part.items()})
+        parts.append({key: x.cpu() for key, x in part.items()})
+    if not parts:
+        raise ValueError("There is no sample to measure faithfulness on.")
+    logits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    labels = logits.pop("labels")
+    return {
+        "methods": list(how.methods),
+        "experts": list(model.config.expert_names),
+        "num_random": how.num_random,
+        "seed": how.seed,
+        "target": how.target,
+        **summarise(logits, labels, model.config.problem_type, how.shares, threshold),
+    }
+
+
+def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], **maskings: Any) -> dict[str, Tensor]:
+    """
+    The mixture's logits of a batch under every masking.
+
+    A sample's importance for several classes is the mean of its importance for each. Random draws look at no expert
+    and depend on the seed and the sample's id alone, not on its batch or process.
+
+    Args:
+        batch: as `FeatureRows` gives it.
+        maskings: the fields of [`Maskings`].
+
+    Returns:
+        `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
+        `"<direction>/<method>/<expert>"` (B, R, K, C), where R is `num_random` for random and otherwise 1. Beside the
+        experts there is `"mixture"`, the importance averaged with the expert weights; a dense model has its one expert.
+        Random stands under the last of these alone.
+
+    Raises:
+        ValueError: for maskings that select nothing or are unknown; and as `Inputs.from_batch`.
+    """
+    return _logits(model, batch, Maskings(**maskings))
+
+
+def summarise(
+    logits: dict[str, Tensor], labels: Tensor, problem_type: str, shares: Sequence[float], threshold: float = 0.5
+) -> dict[str, Any]:
+    """
+    Metrics under masking, from the logits of a whole split.
+
+    Args:
+        logits: as [`faithfulness_logits`] gives them, all samples together.
+        labels, problem_type, threshold: as in `compute_metrics`.
+        shares: those of the logits.
+
+    Returns:
+        A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
+
+        - `num_samples`, `problem_type`, `shares`
+        - `base`, `emptied`: metric → value
+        - `deletion`, `insertion`: method → expert → metric → {`values`, `drops`, `mean_drop`, `auc`} and the same with
+          `_std` behind it, the standard deviation over the draws (None where there is one). `values` and `drops` are
+          lists over the shares, means over the draws. A drop is `M_base − M_masked`, or `M_masked − M_base` for an
+          error: greater is always worse. `mean_drop` is the mean over the shares, `auc` the area under the metric over
+          the shares (trapezoids), which start at 0: with `base` for deletion, `emptied` for insertion.
+
+    Raises:
+        ValueError: as `compute_metrics`.
+    """
+
+    def measure(values: Tensor) -> dict[str, float]:
+        return compute_metrics(values, labels, problem_type, threshold)
+
+    base, emptied = measure(logits["base"]), measure(logits["emptied"])
+    result: dict[str, Any] = {
+        "num_samples": len(labels),
+        "problem_type": problem_type,
+        "shares": [float(share) for share in shares],
+        "base": defined(base),
+        "emptied": defined(emptied),
+    }
+    for key, masked in logits.items():
+        if "/" not in key:
+            continue
+        direction, method, expert = key.split("/", 2)
+        num_draws = masked.shape[1]
+        measured = [[measure(masked[:, draw, k]) for k in range(len(shares))] for draw in range(num_draws)]
+        start = base if direction == "deletion" else emptied
+        curves = {}
+        for metric, greater_is_better in METRICS_BY_PROBLEM[problem_type].items():
+            values = np.array([[at_share[metric] for at_share in draw] for draw in measured])
+            curves[metric] = _curve(values, base[metric], start[metric], shares, greater_is_better)
+        result.setdefault(direction, {}).setdefault(method, {})[expert] = curves
+    return result
+
+
+@torch.no_grad()
+def _logits(model: FLI2MoEModel, batch: dict[str, Any], how: Maskings) -> dict[str, Tensor]:
+    with evaluating(model):
+        inputs = Inputs.from_batch(model, batch)
+        whole = model.run_mixture(inputs.projected, inputs.feature_masks)
+        classes = target_classes(whole.logits, batch["labels"], model.config.problem_type, how.target)
+        candidates = inputs.candidate_masks
+        emptied = masked_logits(model, inputs, {name: ~mask for name, mask in candidates.items()})
+        logits = {"base": whole.logits, "emptied": emptied}
+        for method in how.methods:
+            if method == "random":
+                scores = {whole_name(model.config.expert_names): _random_scores(model, inputs, batch["ids"], how)}
+            else:
+                scores = _scores(model, inputs, classes, method, whole.expert_weights, how)
+            for expert, draws in scores.items():
+                for direction in how.directions:
+                    masked = [
+                        masked_logits(model, inputs, _keep(draw, candidates, share, direction))
+                        for draw in draws
+                        for share in how.shares
+                    ]
+                    stacked = torch.stack(masked, dim=1).unflatten(1, (len(draws), len(how.shares)))
+                    logits[f"{direction}/{method}/{expert}"] = stacked
+    return logits
+
+
+def whole_name(expert_names: Sequence[str]) -> str:
+    """Under which the importance for the whole model stands: the mixture's, or that of a dense model's one expert."""
+    return MIXTURE if len(expert_names) > 1 else expert_names[0]
+
+
+def _scores(
+    model: FLI2MoEModel, inputs: Inputs, classes: Tensor, method: str, expert_weights: Tensor, how: Maskings
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Expert, or the mixture → its one draw: modality → (B, T_m)."""
+    importance = attribute_classes(model, inputs, classes, method, of=how.of, num_steps=how.num_steps)
+    scores = {
+        name: [{modality: x[:, e] for modality, x in importance.scores.items()}]
+        for e, name in enumerate(importance.experts)
+    }
+    if len(importance.experts) > 1:
+        scores[MIXTURE] = [mixture_importance(importance, expert_weights)]
+    return scores
+
+
+def _random_scores(
+    model: FLI2MoEModel, inputs: Inputs, sample_ids: Sequence[str], how: Maskings
+) -> list[dict[str, Tensor]]:
+    """Draws: modality → (B, T_m)."""
+    no_class, any_expert = torch.zeros(len(inputs), dtype=torch.long), model.config.expert_names[:1]
+    draws = []
+    for draw in range(how.num_random):
+        seeds = [[how.seed, zlib.crc32(sample_id.encode()), draw] for sample_id in sample_ids]
+        drawn = attribute(model, inputs, no_class, "random", experts=any_expert, seed=seeds)
+        draws.append({name: x[:, 0] for name, x in drawn.scores.items()})
+    return draws
+
+
+def _keep(
+    scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float, direction: str
+) -> dict[str, Tensor]:
+    top = top_features(scores, candidate_masks, share)
+    if direction == "deletion":
+        return {name: ~x for name, x in top.items()}
+    return {name: x | ~candidate_masks[name] for name, x in top.items()}
+
+
+def _curve(
+    values: FloatArray, base: float, start: float, shares: Sequence[float], greater_is_better: bool
+) -> dict[str, Any]:
+    """Statistics over the draws of one metric's values (R, K)."""
+    drops = drop(base, values, greater_is_better)
+    starts = np.full((len(values), 1), start)
+    statistics = {
+        "values": values,
+        "drops": drops,
+        "mean_drop": drops.mean(axis=1),
+        "auc": area_under(np.concatenate([starts, values], axis=1), [0, *shares]),
+    }
+    curve = {}
+    for name, x in statistics.items():
+        curve[name], curve[f"{name}_std"] = plain(x.mean(axis=0)), plain(spread(x))
+    return curve

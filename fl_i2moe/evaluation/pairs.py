@@ -1,0 +1,208 @@
+"""
+Masking of pairs: the ones that score highest, and random ones to compare them with (design 5.6; FL-I²MoE, Table 1).
+
+pair_metrics.py tells from the logits of all samples what that does to the model's metrics.
+
+Shapes: B samples of a batch, T_m features of modality m, N players of a sample, P pairs, C classes, Q shares, D random
+draws.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..explain.attribution import count_share
+from ..explain.inputs import Inputs
+from ..explain.pair_scores import SamplePairs
+from ..metrics.tasks import FloatArray, IntArray
+from .masking import DIRECTIONS
+
+BoolArray = NDArray[np.bool_]
+
+Evaluate = Callable[[Inputs, dict[str, Tensor]], Tensor]
+"""Samples and keep masks (modality → (B, T_m), false where a feature is zeroed) → logits (B, C)."""
+
+CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+MAX_REDRAWS = 1000
+
+
+def top_pairs(scores: FloatArray, share: float) -> IntArray:
+    """Indexes of the highest max(1, ⌈share · P⌉) of (P,) scores, best first; ties go to the earlier pair."""
+    check_share(share)
+    return (-scores).argsort(kind="stable")[: count_share(share, len(scores))]
+
+
+def random_pairs(pairs: IntArray, num_features: int, rng: np.random.Generator) -> IntArray:
+    """
+    Indexes of random pairs that have `num_features` distinct ends between them.
+
+    Pairs come in random order; one that would overshoot is passed over, and one that adds no end is taken.
+
+    Raises:
+        ValueError: no such choice was found, which cannot be where any feature pairs with all of another modality and
+            at least 2 features are asked for.
+    """
+    for _ in range(MAX_REDRAWS):
+        covered: set[int] = set()
+        chosen = []
+        for index in rng.permutation(len(pairs)):
+            together = covered | set(pairs[index].tolist())
+            if len(together) <= num_features:
+                covered = together
+                chosen.append(index)
+            if len(covered) == num_features:
+                return np.array(chosen)
+    raise ValueError(f"found no choice among {len(pairs)} pairs that has {num_features} distinct features")
+
+
+def check_share(share: float) -> None:
+    """`ValueError` unless the share of pairs lies in (0, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of pairs must lie in (0, 1], got {share}")
+
+
+def pair_masking_logits(
+    evaluate: Evaluate,
+    inputs: Inputs,
+    samples: Sequence[SamplePairs],
+    kind: str = "sii",
+    *,
+    share: float = 0.05,
+    num_draws: int = 10,
+    seed: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """
+    A batch's logits without the pairs that score highest, and without random ones (Table 1). Both ends of a pair are
+    zeroed.
+
+    Args:
+        evaluate: the whole model, `masking.masked_logits` with its model.
+        inputs: B samples.
+        samples: B, with the candidate pairs: the paper takes all between the top 10 % features of each modality.
+        kind: of score, as `PairScores.score` takes it.
+        share: of the pairs, rounded up, at least one.
+        num_draws: D.
+        seed: of the draws, with each sample's number.
+
+    Returns:
+        `none` and `ranked` (B, C); `random_same_features` (D, B, C): random pairs with as many distinct features as the
+        ranked ones have; `random_same_pairs` (D, B, C): as many pairs, the paper's comparison, which zeroes more
+        features where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
+        `num_features_same_pairs` (D, B). Join batches along the B axis for `pair_masking_table`.
+    """
+    _check_samples(inputs, samples, num_draws)
+    ranked: list[BoolArray] = []
+    same_features: list[list[BoolArray]] = [[] for _ in range(num_draws)]
+    same_pairs: list[list[BoolArray]] = [[] for _ in range(num_draws)]
+    for sample in samples:
+        pairs, num_players = sample.scores.pairs, len(sample.players)
+        rng = np.random.default_rng([seed, sample.number])
+        chosen = top_pairs(sample.scores.score(kind), share)
+        ranked.append(_ends(pairs, chosen, num_players))
+        for draw in range(num_draws):
+            matched = random_pairs(pairs, int(ranked[-1].sum()), rng)
+            same_features[draw].append(_ends(pairs, matched, num_players))
+            equal = rng.permutation(len(pairs))[: len(chosen)]
+            same_pairs[draw].append(_ends(pairs, equal, num_players))
+
+    def run(masked: Sequence[BoolArray]) -> FloatArray:
+        return _logits(evaluate, inputs, samples, masked)
+
+    return {
+        "none": run([np.zeros_like(mask) for mask in ranked]),
+        "ranked": run(ranked),
+        "random_same_features": np.stack([run(masked) for masked in same_features]),
+        "random_same_pairs": np.stack([run(masked) for masked in same_pairs]),
+        "num_pairs": np.array([count_share(share, len(sample.scores.pairs)) for sample in samples]),
+        "num_features": np.array([mask.sum() for mask in ranked]),
+        "num_features_same_pairs": np.array([[mask.sum() for mask in masked] for masked in same_pairs]),
+    }
+
+
+def pair_curve_logits(
+    evaluate: Evaluate,
+    inputs: Inputs,
+    samples: Sequence[SamplePairs],
+    kind: str = "sii",
+    *,
+    direction: Literal["deletion", "insertion"] = "deletion",
+    shares: Sequence[float] = CURVE_SHARES,
+    num_draws: int = 5,
+    seed: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """
+    A batch's logits as pairs go ("deletion": the ends of the first share of pairs are zeroed) or come ("insertion": of
+    all ends only those of the first share are there), the highest scores first and in random order.
+
+    Args:
+        evaluate, inputs, samples, kind, seed: as [`pair_masking_logits`] takes them.
+        shares: Q rising shares of the pairs in [0, 1]; 0 takes none.
+        num_draws: D random orders.
+
+    Returns:
+        `ranked` (Q, B, C), `random` (D, Q, B, C), and how many features are zeroed: `num_features` (Q, B) and
+        `num_features_random` (D, Q, B). Join batches along the B axis for `pair_curves`.
+
+    Raises:
+        ValueError: another direction; shares that are none.
+    """
+    _check_samples(inputs, samples, num_draws)
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'deletion' or 'insertion', got {direction!r}")
+    if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
+        raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")
+    masked: list[list[list[BoolArray]]] = [[[] for _ in shares] for _ in range(num_draws + 1)]
+    for sample in samples:
+        pairs = sample.scores.pairs
+        rng = np.random.default_rng([seed, sample.number])
+        by_score = (-sample.scores.score(kind)).argsort(kind="stable")
+        everything = _ends(pairs, by_score, len(sample.players))
+        for order, curve in zip(
+            [by_score, *(rng.permutation(len(pairs)) for _ in range(num_draws))], masked, strict=True
+        ):
+            for share, masks in zip(shares, curve, strict=True):
+                number = count_share(share, len(pairs)) if share else 0
+                ends = _ends(pairs, order[:number], len(sample.players))
+                masks.append(ends if direction == "deletion" else everything & ~ends)
+    logits = np.stack([np.stack([_logits(evaluate, inputs, samples, masks) for masks in curve]) for curve in masked])
+    counts = np.array([[[mask.sum() for mask in masks] for masks in curve] for curve in masked])
+    return {
+        "ranked": logits[0],
+        "random": logits[1:],
+        "num_features": counts[0],
+        "num_features_random": counts[1:],
+    }
+
+
+def _ends(pairs: IntArray, chosen: IntArray, num_players: int) -> BoolArray:
+    """(N,) true for the ends of the chosen pairs."""
+    ends = np.zeros(num_players, np.bool_)
+    ends[pairs[chosen].ravel()] = True
+    return ends
+
+
+def _keep(inputs: Inputs, samples: Sequence[SamplePairs], masked: Sequence[BoolArray]) -> dict[str, Tensor]:
+    """Modality → (B, T_m), false for the players (N,) of each sample that are `masked`."""
+    keep = {name: torch.ones_like(mask) for name, mask in inputs.feature_masks.items()}
+    for row, (sample, mask) in enumerate(zip(samples, masked, strict=True)):
+        for player in np.flatnonzero(mask):
+            name, position = sample.players[player]
+            keep[name][row, position] = False
+    return keep
+
+
+def _logits(
+    evaluate: Evaluate, inputs: Inputs, samples: Sequence[SamplePairs], masked: Sequence[BoolArray]
+) -> FloatArray:
+    return evaluate(inputs, _keep(inputs, samples, masked)).detach().double().cpu().numpy()
+
+
+def _check_samples(inputs: Inputs, samples: Sequence[SamplePairs], num_draws: int) -> None:
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    if len(samples) != len(inputs):
+        raise ValueError(f"{len(inputs)} samples, but pairs of {len(samples)}")

@@ -1,0 +1,116 @@
+"""
+Explanations of many samples: a page, a figure and the data of each, and what the explanations are worth on the data.
+
+    output_dir/
+      run.json              what the explanations depend on; a folder with another one is refused
+      samples/              <sample>-<class>.html, .png and .json
+      measured/             what a sample gives to the measurements; with the page's data, what a second start keeps
+      faithfulness.json, faithfulness.png (the FL-I²MoE paper's Figure 3), faithfulness_insertion.png
+      alignment.json, alignment.png (Figure 4)
+      pair_masking.json, pair_masking.md (Table 1)
+      pair_curves.json, pair_curves.png
+      index.html
+"""
+
+import json
+
+from accelerate import Accelerator
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from ...cache import FeatureCache
+from ...cache.batching import create_data_loader
+from ...cache.key import key_digest
+from ...explain.attribution import check_methods, methods_of
+from ...explain.inputs import check_cache
+from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...training.trained import choose_rows, find_cache, fingerprint, load_model, usable_rows
+from ...utils.run_folder import check_run_folder, held_run_folder, write_json
+from ..masking import faithfulness
+from .arguments import ExplainArguments
+from .results import FAITHFULNESS_FILE, write_results
+from .sample import explain_sample, list_samples
+
+
+def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> None:
+    """
+    Explains samples, measures, and writes everything into the output folder. What is there already is kept.
+
+    Raises:
+        ValueError: model, cache, samples or the output folder do not fit.
+    """
+    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
+    folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
+    if accelerator.is_main_process:
+        check_run_folder(folder, **flags)
+    model = load_model(arguments.model)
+    check_methods(model, [arguments.method], "method")
+    cache = find_cache(arguments.model, arguments.features or arguments.cache_dir, arguments.split)
+    check_cache(model, cache)
+    models = {"dense Transformer" if model.config.architecture == "dense" else "FL-I²MoE": model}
+    if arguments.dense_model:
+        dense = load_model(arguments.dense_model)
+        if dense.config.architecture != "dense" or model.config.architecture == "dense":
+            raise ValueError("`dense_model` is a dense model beside a mixture of experts.")
+        check_cache(dense, cache)
+        models["dense Transformer"] = dense
+    rows = choose_rows(arguments, cache, model.config.modality_order, console)
+    settings = arguments.binding | {"model": fingerprint(model), "features": key_digest(cache.key)}
+    with held_run_folder(folder, settings, **flags, is_writer=accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        for one in models.values():
+            one.to(accelerator.device)
+
+        samples = list_samples(rows, cache, arguments)
+        num_pages = len(samples) if arguments.num_pages is None else arguments.num_pages
+        own = range(accelerator.process_index, len(samples), accelerator.num_processes)
+        for number in tqdm(own, desc="Explaining", unit=" samples", disable=not accelerator.is_local_main_process):
+            explain_sample(model, samples[number], with_page=number < num_pages)
+        accelerator.wait_for_everyone()
+
+        if "faithfulness" in arguments.measurements:
+            _measure_faithfulness(models, cache, arguments, accelerator, console)
+        if accelerator.is_main_process:
+            page = write_results(model, samples, num_pages, arguments, cache)
+            console.print(f"{len(samples):,} samples explained: {page}")
+        accelerator.wait_for_everyone()
+
+
+def _measure_faithfulness(
+    models: dict[str, FLI2MoEModel],
+    cache: FeatureCache,
+    arguments: ExplainArguments,
+    accelerator: Accelerator,
+    console: Console,
+) -> None:
+    """
+    Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays.
+
+    Raises:
+        ValueError: names a bad sample, unless those are skipped. The samples to explain may be others, so that it comes
+            to light here only.
+    """
+    file = arguments.folder / FAITHFULNESS_FILE
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    split = cache.splits[arguments.split]
+    first = range(min(len(split), arguments.faithfulness_samples or len(split)))
+    order = next(iter(models.values())).config.modality_order
+    rows = split.select(usable_rows(split, order, first, arguments.on_bad_sample, console))
+    for name, model in models.items():
+        identity = {"model": fingerprint(model), "features": key_digest(cache.key), "num_samples": len(rows)}
+        if identity.items() <= results.get(name, {}).items():
+            continue
+        loader = create_data_loader(rows, model.config.modality_order, batch_size=arguments.batch_size, shuffle=False)
+        result = faithfulness(
+            model,
+            accelerator.prepare(loader),
+            methods=methods_of(model),
+            num_random=arguments.num_draws,
+            seed=arguments.seed,
+            accelerator=accelerator,
+            progress=accelerator.is_local_main_process,
+        )
+        results[name] = result | identity
+        if accelerator.is_main_process:
+            write_json(file, results)
+        accelerator.wait_for_everyone()

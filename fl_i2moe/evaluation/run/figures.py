@@ -1,0 +1,266 @@
+"""
+Figures and a table of a whole run: the FL-I²MoE paper's Figures 3 and 4, curves of pairs, its Table 1.
+
+`Figure` objects only, no pyplot, no global state.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...explain.attribution import MIXTURE
+from ...explain.pages.display import METHOD_NAMES, number
+from ...explain.pages.sheet import DPI, INK, MUTED
+from ...metrics.figures import expert_title, metric_title
+from ...metrics.plain import from_plain
+from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
+
+_METHOD_STYLES = {
+    "grad_attnroll": ("#D55E00", "o", "-"),
+    "attnroll": ("#0072B2", "s", "--"),
+    "ig": ("#009E73", "^", "-."),
+    "random": ("#666666", "x", ":"),
+}
+"""Colour, marker, line."""
+
+_TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
+_TOP_HATCHES = ("", "///", "...")
+
+
+def draw_faithfulness(
+    results: Mapping[str, Mapping[str, Any]], metric: str | None = None, direction: str = "deletion"
+) -> Figure:
+    """
+    The paper's Figure 3: how far a metric drops when what a method holds for important is masked.
+
+    Above, the drop against the share of masked features, one panel per model (of a mixture, by the weight-averaged
+    importance); below, its mean over the shares for every expert and method.
+
+    Args:
+        results: name of a model → result of `faithfulness`.
+        metric: the task's first one if not given.
+        direction: `"deletion"` or `"insertion"`.
+
+    Raises:
+        ValueError: a result lacks the direction or the metric.
+    """
+    names = list(results)
+    first = results[names[0]]
+    metric = metric or default_metric(first["problem_type"])[0]
+    for name in names:
+        if direction not in results[name] or metric not in results[name]["base"]:
+            raise ValueError(f"The result of {name!r} has no {direction} of {metric!r}.")
+    rows = [(name, expert) for name in names for expert in _experts_of(results[name])]
+    figure = Figure(figsize=(1.2 + 4.6 * max(2, len(names)), 5.4 + 0.36 * len(rows)), dpi=DPI, layout="constrained")
+    curves, means = figure.subfigures(2, 1, height_ratios=[4.2, 1.2 + 0.36 * len(rows)])
+    panels = np.atleast_1d(curves.subplots(1, len(names), sharey=True))
+    for axes, name in zip(panels, names, strict=True):
+        _draw_drops(axes, results[name], metric, direction)
+        base = results[name]["base"][metric]
+        axes.set_title(f"{name} ({metric_title(metric)} {number(base)} unmasked)", fontsize=10.5, loc="left")
+    masked = "masked" if direction == "deletion" else "kept"
+    panels[0].set_ylabel(f"drop of {metric_title(metric)}")
+    panels[-1].legend(frameon=False, fontsize=9)
+    for axes in panels:
+        axes.set_xlabel(f"most important features of each modality {masked} (%)")
+    _draw_mean_drops(means.subplots(), results, rows, metric, direction)
+    higher = METRICS_BY_PROBLEM[first["problem_type"]][metric]
+    size = ", ".join(f"{name}: n = {results[name]['num_samples']:,}" for name in names)
+    figure.suptitle(f"What {direction} by importance does to the prediction ({size})", fontsize=12)
+    figure.supxlabel(
+        f"Drop: {'metric without masking minus with' if higher else 'error with masking minus without'}. "
+        "Random: mean of its draws ± one standard deviation.",
+        fontsize=8.5,
+        color=MUTED,
+    )
+    return figure
+
+
+def _experts_of(result: Mapping[str, Any]) -> list[str]:
+    experts = list(result["experts"])
+    return experts if len(experts) == 1 else [*experts, MIXTURE]
+
+
+def _draw_drops(axes: Axes, result: Mapping[str, Any], metric: str, direction: str) -> None:
+    whole = _experts_of(result)[-1]
+    shares = 100 * np.array(result["shares"])
+    for method, (color, marker, style) in _METHOD_STYLES.items():
+        if method not in result[direction]:
+            continue
+        curve = result[direction][method][whole][metric]
+        drops, spread = from_plain(curve["drops"]), from_plain(curve["drops_std"])
+        axes.plot(shares, drops, style, color=color, marker=marker, markersize=5, label=METHOD_NAMES[method])
+        if np.isfinite(spread).any():
+            axes.fill_between(shares, drops - spread, drops + spread, color=color, alpha=0.18, linewidth=0)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_xticks(shares)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_mean_drops(
+    axes: Axes, results: Mapping[str, Any], rows: Sequence[tuple[str, str]], metric: str, direction: str
+) -> None:
+    for row, (name, expert) in enumerate(rows):
+        axes.axhline(row, color="#e3e3df", linewidth=0.8, zorder=0)
+        for method, (color, marker, _) in _METHOD_STYLES.items():
+            experts = results[name][direction].get(method, {})
+            if expert not in experts or experts[expert][metric]["mean_drop"] is None:
+                continue
+            curve = experts[expert][metric]
+            axes.errorbar(
+                curve["mean_drop"], row, xerr=curve["mean_drop_std"], fmt=marker, color=color, markersize=6, capsize=3
+            )
+    titles = ["Mixture" if expert == MIXTURE else expert_title(expert) for _, expert in rows]
+    several = len(results) > 1
+    labels = [f"{name}: {title}" if several else title for (name, _), title in zip(rows, titles, strict=True)]
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.set_xlabel(f"mean drop of {metric_title(metric)} over the shares, by whose importance was followed")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def draw_alignment(
+    results: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str], edges: Sequence[float]
+) -> Figure:
+    """
+    The paper's Figure 4: mean interaction score of the top pairs of every importance bin, with intervals.
+
+    Args:
+        results: expert → result of `alignment`.
+        kinds: expert → what its score is called.
+        edges: of the bins, as shares of a modality's features.
+    """
+    figure = Figure(figsize=(1 + 4.6 * len(results), 4.3), dpi=DPI, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(results)))
+    bounds = [0, *edges]
+    ticks = [f"{100 * low:g}–{100 * high:g} %" for low, high in pairwise(bounds)]
+    for axes, (expert, result) in zip(panels, results.items(), strict=True):
+        shares = list(result["bins"][0]["top"])
+        bar = 0.8 / len(shares)
+        for n, share in enumerate(shares):
+            cells = [entry["top"][share] for entry in result["bins"]]
+            places = np.arange(len(cells)) + (n - (len(shares) - 1) / 2) * bar
+            heights = from_plain([cell["mean"] for cell in cells])
+            ends = np.array([cell["interval"] or [np.nan, np.nan] for cell in cells], dtype=np.float64)
+            color, hatch = _TOP_COLORS[n % 3], _TOP_HATCHES[n % 3]
+            style = {
+                "color": color,
+                "edgecolor": "white",
+                "hatch": hatch,
+                "label": f"top {100 * float(share):g} % pairs",
+            }
+            axes.bar(places, np.nan_to_num(heights), bar * 0.92, **style)
+            reach = np.clip(np.stack([heights - ends[:, 0], ends[:, 1] - heights]), 0, None)
+            axes.errorbar(places, heights, yerr=reach, fmt="none", color=INK, capsize=3, linewidth=1)
+            for place, height in zip(places, heights, strict=True):
+                if np.isnan(height):
+                    axes.text(place, 0, "no pair", rotation=90, ha="center", va="bottom", fontsize=8, color=MUTED)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xlabel("importance of both features, by rank")
+        axes.set_ylabel(f"mean {kinds[expert]} (logits)")
+        axes.set_title(f"{expert_title(expert)} expert", fontsize=10.5, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(frameon=False, fontsize=9)
+    any_result = next(iter(results.values()))
+    count = max(entry["num_samples"] for entry in any_result["bins"])
+    figure.suptitle(f"Do important features interact more? (n = {count:,} samples)", fontsize=12)
+    same = any_result["ranked_and_valued_by"] == "the same scores"
+    note = f"Lines: {100 * any_result['confidence']:g} % bootstrap intervals over samples."
+    if same:
+        note += " The top pairs were chosen by the scores that are averaged, which lifts their mean."
+    figure.supxlabel(note, fontsize=8.5, color=MUTED)
+    return figure
+
+
+def draw_pair_curves(
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]], kinds: Mapping[str, str], metric: str
+) -> Figure:
+    """
+    The metric as pairs are masked or kept, the highest scores first and in random order; a row for each direction.
+
+    Args:
+        results: expert → direction → result of `pair_curves`.
+        kinds: expert → what its score is called.
+        metric: one of the results'.
+    """
+    directions = list(next(iter(results.values())))
+    size = (1 + 4.6 * len(results), 0.9 + 2.7 * len(directions))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(directions), len(results), squeeze=False, sharex=True, sharey="row")
+    for column, (expert, by_direction) in enumerate(results.items()):
+        for row, (direction, result) in enumerate(by_direction.items()):
+            axes, shares, curves = panels[row, column], 100 * np.array(result["shares"]), result["metrics"][metric]
+            mean, spread = from_plain(curves["random"]["values"]), np.nan_to_num(from_plain(curves["random"]["std"]))
+            gray, marker, style = _METHOD_STYLES["random"]
+            axes.plot(shares, mean, style, color=gray, marker=marker, markersize=5, label="random order")
+            axes.fill_between(shares, mean - spread, mean + spread, color=gray, alpha=0.18, linewidth=0)
+            ranked = from_plain(curves["ranked"]["values"])
+            axes.plot(shares, ranked, color="#D55E00", marker="o", markersize=5, label="highest scores first")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel(f"pairs {'masked' if direction == 'deletion' else 'kept'} (%)")
+            if row == 0:
+                axes.set_title(f"{expert_title(expert)} expert, {kinds[expert]}", fontsize=10.5, loc="left")
+            if column == 0:
+                axes.set_ylabel(f"{metric_title(metric)}, {direction}")
+    panels[0, -1].legend(frameon=False, fontsize=9)
+    any_result = next(iter(next(iter(results.values())).values()))
+    figure.suptitle(
+        f"Do the pairs that score high carry the prediction? (n = {any_result['num_samples']:,})", fontsize=12
+    )
+    figure.supxlabel(
+        "Both ends of a pair are zeroed or kept. Random: mean of its draws ± one standard deviation.",
+        fontsize=8.5,
+        color=MUTED,
+    )
+    return figure
+
+
+def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """
+    The paper's Table 1.
+
+    Args:
+        tables: expert → result of `pair_masking_table`.
+        metric: which metric.
+
+    Returns:
+        Header and rows.
+    """
+    header = ["Masking", *(f"{expert_title(expert)}: {metric_title(metric)}" for expert in tables)]
+    parts = [table["metrics"][metric] for table in tables.values()]
+
+    def spread(cell: Mapping[str, Any]) -> str:
+        return f"{number(cell['mean'])} ± {number(cell['std'])}"
+
+    def interval(cell: Mapping[str, Any]) -> str:
+        if cell["interval"] is None:
+            return number(cell["value"])
+        low, high = cell["interval"]
+        return f"{number(cell['value'], True)} [{number(low, True)}, {number(high, True)}]"
+
+    rows = [
+        ["none", *(number(part["none"]) for part in parts)],
+        ["random pairs, as many distinct features", *(spread(part["random_same_features"]) for part in parts)],
+        ["random pairs, as many pairs (the paper’s)", *(spread(part["random_same_pairs"]) for part in parts)],
+        ["interaction pairs", *(number(part["ranked"]) for part in parts)],
+        ["drop beyond random, as many features", *(interval(part["ranked_minus_random"]) for part in parts)],
+        ["features masked per sample", *(f"{table['num_features']:.1f}" for table in tables.values())],
+        [
+            "features masked by as many random pairs",
+            *(f"{table['num_features_same_pairs']:.1f}" for table in tables.values()),
+        ],
+    ]
+    return header, rows
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)

@@ -1,0 +1,101 @@
+"""The page of a whole run: its samples with links to their pages, its figures and tables."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...explain.explanation_data import ExplanationData
+from ...explain.pages.sample_page import data_uri, environment
+from ...metrics.figures import expert_colors, expert_title
+from ...utils.run_folder import replace_files
+
+THUMBNAIL_PIXELS = 160
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One sample on the page of a run."""
+
+    sample_id: str
+    expert_names: list[str]
+    true: list[str]
+    predicted: list[str]
+    pages: dict[str, str]
+    """Class → relative link to the page that explains it."""
+
+    weights: list[float]
+    """(E,)"""
+
+    thumbnail: str | None = None
+    """Data URI."""
+
+    @classmethod
+    def of(cls, explanations: Sequence[ExplanationData], pages: Sequence[str]) -> "IndexEntry":
+        """
+        Args:
+            explanations: of one sample, one for each explained class.
+            pages: their relative links.
+        """
+        first = explanations[0]
+        pictures = (x.picture(THUMBNAIL_PIXELS) for x in first.modalities.values() if x.kind == "image")
+        picture = next((picture for picture in pictures if picture is not None), None)
+        return cls(
+            sample_id=first.sample_id,
+            expert_names=first.expert_names,
+            true=[first.label_names[index] for index in first.true_classes],
+            predicted=[first.label_names[index] for index in first.predicted_classes],
+            pages={x.target_name: page for x, page in zip(explanations, pages, strict=True)},
+            weights=first.expert_weights.tolist(),
+            thumbnail=None if picture is None else data_uri(picture, 70),
+        )
+
+
+@dataclass(frozen=True)
+class RunFigure:
+    """A picture of a whole run on its page."""
+
+    title: str
+    file: str
+    """Relative link."""
+
+    description: str
+    """What it shows, also for those who do not see it."""
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """A table of a whole run on its page."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    note: str = ""
+
+
+def save_index(
+    path: str | os.PathLike,
+    title: str,
+    entries: Sequence[IndexEntry],
+    *,
+    facts: Mapping[str, str] | None = None,
+    figures: Iterable[RunFigure] = (),
+    tables: Iterable[RunTable] = (),
+) -> Path:
+    """Writes the page of a run, which links its samples and shows its figures, by relative links."""
+    path = Path(path)
+    experts = entries[0].expert_names if entries else []
+    page = (
+        environment()
+        .get_template("index.html.jinja")
+        .render(
+            title=title,
+            entries=entries,
+            facts=facts or {},
+            figures=list(figures),
+            tables=list(tables),
+            experts=[(expert_title(name), color) for name, color in expert_colors(experts).items()],
+        )
+    )
+    replace_files(path.parent, lambda folder: (folder / path.name).write_text(page, encoding="utf-8"))
+    return path

@@ -1,0 +1,231 @@
+"""What a run's samples tell together: tables and figures of what was measured, and the page that links everything."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ...cache import FeatureCache
+from ...explain.attribution import universe_method
+from ...explain.explanation import Explanation
+from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
+from ...explain.pair_scores import kind_of_expert
+from ...metrics.figures import metric_title
+from ...metrics.tasks import default_metric
+from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...utils.run_folder import replace_files, write_json
+from ..alignment import alignment, bin_edges
+from ..masking import DIRECTIONS
+from ..pair_metrics import pair_curves, pair_masking_table
+from .arguments import ExplainArguments
+from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, markdown_table, pair_masking_rows
+from .page import IndexEntry, RunFigure, RunTable, save_index
+from .sample import Sample
+
+FAITHFULNESS_FILE = "faithfulness.json"
+
+
+def write_results(
+    model: FLI2MoEModel,
+    samples: Sequence[Sample],
+    num_pages: int,
+    arguments: ExplainArguments,
+    cache: FeatureCache,
+) -> Path:
+    """
+    Writes tables and figures of what was measured, and the page of the run.
+
+    Args:
+        samples: those that were explained, the first `num_pages` with pages.
+
+    Returns:
+        The page.
+    """
+    results = _Results(samples, [sample.record() for sample in samples], arguments, cache)
+    figures, tables = [], []
+    if "faithfulness" in arguments.measurements:
+        figures += [results.draw_faithfulness(direction) for direction in DIRECTIONS]
+    if results.experts and "alignment" in arguments.measurements:
+        figures.append(results.align())
+    if results.experts and "pair_masking" in arguments.measurements:
+        tables.append(results.tabulate_pair_masking())
+    if results.experts and "pair_curves" in arguments.measurements:
+        figures.append(results.draw_pair_curves())
+    return save_index(
+        arguments.folder / "index.html",
+        f"Explanations of {Path(arguments.model).resolve().name}",
+        list(_entries(samples[:num_pages])),
+        facts=_facts(model, len(samples), arguments, cache),
+        figures=figures,
+        tables=tables,
+    )
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What was measured on each sample of a run, and what is made of it in the run's folder."""
+
+    samples: Sequence[Sample]
+    records: Sequence[dict[str, Any]]
+    arguments: ExplainArguments
+    cache: FeatureCache
+
+    @property
+    def folder(self) -> Path:
+        return self.arguments.folder
+
+    @property
+    def experts(self) -> list[str]:
+        """Whose pairs were measured."""
+        return list(self.records[0].get("experts", {}))
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([sample.labels for sample in self.samples])
+
+    @property
+    def metric(self) -> str:
+        return default_metric(self.cache.problem_type)[0]
+
+    @property
+    def score_titles(self) -> dict[str, str]:
+        return {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
+
+    def of_expert(self, expert: str) -> list[dict[str, Any]]:
+        """What each sample gave."""
+        return [record["experts"][expert] for record in self.records]
+
+    def save(self, figure: Figure, name: str) -> None:
+        replace_files(self.folder, lambda unfinished: figure.savefig(unfinished / name))
+
+    def draw_faithfulness(self, direction: str) -> RunFigure:
+        results = json.loads((self.folder / FAITHFULNESS_FILE).read_text())
+        name = "faithfulness.png" if direction == "deletion" else f"faithfulness_{direction}.png"
+        self.save(draw_faithfulness(results, self.metric, direction), name)
+        parts = []
+        for model, result in results.items():
+            whole = list(next(iter(result[direction].values())))[-1]
+            drops = {
+                method: by_expert[whole][self.metric]["mean_drop"] for method, by_expert in result[direction].items()
+            }
+            shown = ", ".join(f"{method} {drop:.3f}" for method, drop in drops.items() if drop is not None)
+            parts.append(f"{model}: {shown}")
+        description = f"Mean drop of {metric_title(self.metric)} over the shares, by method. {'; '.join(parts)}."
+        return RunFigure(f"Faithfulness: {direction}", name, description)
+
+    def align(self) -> RunFigure:
+        results = {}
+        for expert in self.experts:
+            parts = self.of_expert(expert)
+            scores, values, bins = ([np.array(part[name]) for part in parts] for name in ("scores", "values", "bins"))
+            results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
+        edges = bin_edges(self.arguments.universe_share)
+        write_json(self.folder / "alignment.json", {"edges": edges, "experts": results})
+        self.save(draw_alignment(results, self.score_titles, edges), "alignment.png")
+        shown = []
+        for expert, result in results.items():
+            [share, *_] = result["bins"][0]["top"]
+            means = [entry["top"][share]["mean"] for entry in result["bins"]]
+            shown.append(f"{expert}: " + ", ".join("no pair" if mean is None else f"{mean:.3f}" for mean in means))
+        description = (
+            f"Mean score of the top {100 * float(share):g} % pairs of each importance bin, from the most important: "
+            f"{'; '.join(shown)}."
+        )
+        return RunFigure("Alignment of importance and interaction", "alignment.png", description)
+
+    def tabulate_pair_masking(self) -> RunTable:
+        results = {
+            expert: pair_masking_table(
+                _join([part["masking"] for part in self.of_expert(expert)]),
+                self.labels,
+                self.cache.problem_type,
+                seed=self.arguments.seed,
+            )
+            for expert in self.experts
+        }
+        write_json(self.folder / "pair_masking.json", results)
+        header, rows = pair_masking_rows(results, self.metric)
+        best = bin_edges(self.arguments.universe_share)[0]
+        confidence = next(iter(results.values()))["confidence"]
+        note = (
+            f"{len(self.samples):,} samples, each explained for its true class with the highest logit. Candidates are "
+            f"the pairs between the top {100 * best:g} % features of each modality; the 5 % with the highest scores "
+            f"are masked, both ends. ±: standard deviation over {self.arguments.num_draws} draws; brackets: "
+            f"{100 * confidence:g} % bootstrap interval over samples."
+        )
+        title = "Pair masking"
+        text = f"# {title}\n\n{markdown_table(header, rows)}\n{note}\n"
+        replace_files(self.folder, lambda unfinished: (unfinished / "pair_masking.md").write_text(text))
+        return RunTable(title, header, rows, note)
+
+    def draw_pair_curves(self) -> RunFigure:
+        results = {
+            expert: {
+                direction: pair_curves(
+                    _join([part["curves"][direction] for part in self.of_expert(expert)]),
+                    self.labels,
+                    self.cache.problem_type,
+                    num_resamples=0,
+                )
+                for direction in DIRECTIONS
+            }
+            for expert in self.experts
+        }
+        write_json(self.folder / "pair_curves.json", results)
+        self.save(draw_pair_curves(results, self.score_titles, self.metric), "pair_curves.png")
+        areas = []
+        for expert, directions in results.items():
+            for direction, result in directions.items():
+                curves = result["metrics"][self.metric]
+                ranked, random = curves["ranked"]["area"], curves["random"]["area"]["mean"]
+                if ranked is not None and random is not None:
+                    areas.append(f"{expert}, {direction}: {ranked:.3f} by score, {random:.3f} at random")
+        description = f"Mean {metric_title(self.metric)} along the curves. {'; '.join(areas)}."
+        return RunFigure("Pairs masked and kept in order of their scores", "pair_curves.png", description)
+
+
+def _join(parts: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Samples' logits and counts as one batch: B is the last axis but one of logits, and the last of counts."""
+    return {
+        name: np.concatenate([np.array(part[name]) for part in parts], axis=-1 if name.startswith("num_") else -2)
+        for name in parts[0]
+    }
+
+
+def _entries(samples: Sequence[Sample]) -> Iterator[IndexEntry]:
+    for sample in samples:
+        pages = [sample.page(name) for name in sample.record()["pages"]]
+        if pages:
+            explanations = [Explanation.load(page.with_suffix(".json")) for page in pages]
+            yield IndexEntry.of(explanations, [f"samples/{page.name}" for page in pages])
+
+
+def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, cache: FeatureCache) -> dict[str, str]:
+    """What the page of the run says of it."""
+    num_experts = model.config.num_experts
+    match arguments.interactions:
+        case "none":
+            pairs = "not scored"
+        case "exact":
+            pairs = "exact, all coalitions"
+        case estimator:
+            pairs = f"{estimator}, {arguments.num_coalitions} coalitions a pair"
+    if arguments.interactions != "none":
+        by = METHOD_NAMES[universe_method(model)]
+        pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by {by}"
+    encoders = {name: entry["encoder"] for name, entry in cache.modalities.items()}
+    return {
+        "Model": f"{Path(arguments.model).resolve()}, {model.config.architecture}, "
+        f"{num_experts} expert{'s' if num_experts > 1 else ''}",
+        "Samples": f"{num_samples:,} of the {len(cache.splits[arguments.split]):,} of split {arguments.split}",
+        "Importance": arguments.method,
+        "Pairs": pairs,
+        **{
+            f"Encoder of {name}": f"{encoder.get('name')}, {layer_text(encoder.get('hidden_layer'))}"
+            for name, encoder in encoders.items()
+        },
+    }

@@ -1,0 +1,178 @@
+"""One sample of a run: its page, figure and data for each class, and what it gives to the measurements."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...cache import FeatureCache
+from ...explain.attribution import attribute, universe_method
+from ...explain.explain_sample import explain, feature_batch, true_targets
+from ...explain.explanation import Explanation
+from ...explain.inputs import Inputs
+from ...explain.interactions import score_pairs
+from ...explain.pair_scores import SCORE_OF_KIND, kind_of_expert
+from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...utils.run_folder import write_json
+from ..alignment import bin_edges, importance_bins, pair_bins
+from ..masking import DIRECTIONS, masked_logits
+from ..pairs import pair_curve_logits, pair_masking_logits
+from .arguments import ExplainArguments
+
+CURVE_DRAWS = 3
+"""Random orders that the curves of pairs are compared with, at most: each takes a pass of the model for every share."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of the split, and the files that are made of it."""
+
+    number: int
+    """Of the row."""
+
+    sample_id: str
+    labels: Any
+    """As the feature cache has them."""
+
+    file_name: str
+    class_file_names: Mapping[str, str]
+    arguments: ExplainArguments
+    cache: FeatureCache
+
+    def row(self) -> dict[str, Any]:
+        return self.cache.splits[self.arguments.split][self.number]
+
+    @property
+    def measured(self) -> Path:
+        return self.arguments.folder / "measured" / f"{self.file_name}.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """What was measured, and the classes that have pages; None before that."""
+        return json.loads(self.measured.read_text()) if self.measured.is_file() else None
+
+    def page(self, class_name: str) -> Path:
+        return self.arguments.folder / "samples" / f"{self.file_name}-{self.class_file_names[class_name]}.html"
+
+
+def list_samples(rows: Sequence[int], cache: FeatureCache, arguments: ExplainArguments) -> list[Sample]:
+    """The samples in these rows of the split."""
+    split = cache.splits[arguments.split]
+    ids = list(split["id"])
+    names = file_names(ids)
+    # without a hyphen, so that the last one ends the sample's name
+    class_names = file_names(cache.label_names, allowed="A-Za-z0-9._")
+    labels = split.select_columns(["labels"])[list(rows)]["labels"]
+    return [
+        Sample(row, ids[row], label, names[ids[row]], class_names, arguments, cache)
+        for row, label in zip(rows, labels, strict=True)
+    ]
+
+
+def file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str, str]:
+    """
+    Name → a name that is safe in every file system and in a link.
+
+    Different names stay different, also where a file system takes upper and lower case for the same.
+    """
+    safe = {name: re.sub(f"[^{allowed}]", "_", name)[:80].lstrip(".") for name in names}
+    lower = Counter(file.lower() for file in safe.values())
+    return {
+        name: file
+        if file == name and lower[file.lower()] == 1
+        else f"{file}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for name, file in safe.items()
+    }
+
+
+def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None:
+    """Writes the sample's pages and what it gives to the measurements, unless they are there."""
+    arguments, record = sample.arguments, sample.record()
+    wanted = true_targets(sample.labels, sample.cache.problem_type) if arguments.classes == "true" else []
+    if record is not None:
+        due = [sample.cache.label_names[index] for index in wanted] or [record["target"]]
+        if not with_page or set(due) <= set(record["pages"]):
+            return
+    row = sample.row()
+    how = {
+        "method": arguments.method,
+        "interactions": None if arguments.interactions == "none" else arguments.interactions,
+        "num_coalitions": arguments.num_coalitions,
+        "universe_share": arguments.universe_share,
+        "seed": arguments.seed,
+        "cache": sample.cache,
+        "sample_number": sample.number,
+    }
+    explanation = explain(model, row, **how)
+    pages = record["pages"] if record else []
+    if with_page:
+        others = [index for index in wanted if index != explanation.target]
+        for one in (explanation, *(explain(model, row, index, **how) for index in others)):
+            page = sample.page(one.target_name)
+            one.save(page, index_href="../index.html")
+            one.save(page.with_suffix(".png"))
+            one.save(page.with_suffix(".json"))
+            pages = list(dict.fromkeys([*pages, one.target_name]))
+    if record is None:
+        record = {"id": sample.sample_id, "target": explanation.target_name}
+        if arguments.interactions != "none":
+            record["experts"] = _measure_pairs(model, sample, row, explanation)
+    write_json(sample.measured, record | {"pages": pages})
+
+
+def _measure_pairs(
+    model: FLI2MoEModel, sample: Sample, row: dict[str, Any], explanation: Explanation
+) -> dict[str, dict[str, Any]]:
+    """Per expert: what alignment, masking and curves of pairs need of one sample, as plain JSON."""
+    arguments, evaluate = sample.arguments, partial(masked_logits, model)
+    inputs = Inputs.from_batch(model, feature_batch(row, model.config.modality_order))
+    targets = torch.tensor([explanation.target])
+    importance = attribute(model, inputs, targets, universe_method(model), experts=list(explanation.pair_tables))
+    measured = {}
+    for e, (expert, table) in enumerate(explanation.pair_tables.items()):
+        scores = {name: x[:, e] for name, x in importance.scores.items()}
+        bins = importance_bins(scores, inputs.candidate_masks, bin_edges(arguments.universe_share))
+        first = table.sample_pairs(sample.number)
+        bin_of = pair_bins(first.players, first.scores.pairs, {name: x[0] for name, x in bins.items()})
+        # scores of their own, so that the best of the first are not valued by their luck
+        [second] = score_pairs(
+            model,
+            inputs,
+            expert,
+            targets,
+            {name: bin_of_feature >= 0 for name, bin_of_feature in bins.items()},
+            bins=bins,
+            estimator=arguments.interactions,
+            num_coalitions=arguments.num_coalitions,
+            seed=arguments.seed + 1,
+            numbers=[sample.number],
+        )
+        kind, seed = SCORE_OF_KIND[kind_of_expert(expert)], arguments.seed
+        best = first.select(np.flatnonzero(bin_of == 0))
+        masked = pair_masking_logits(evaluate, inputs, [best], kind, num_draws=arguments.num_draws, seed=seed)
+        draws = min(CURVE_DRAWS, arguments.num_draws)
+        curves = {
+            direction: pair_curve_logits(
+                evaluate, inputs, [first], kind, direction=direction, num_draws=draws, seed=seed
+            )
+            for direction in DIRECTIONS
+        }
+        inside = bin_of >= 0
+        measured[expert] = {
+            "scores": first.scores.score(kind)[inside].tolist(),
+            "values": second.scores.score(kind).tolist(),
+            "bins": bin_of[inside].tolist(),
+            "masking": {name: values.tolist() for name, values in masked.items()},
+            "curves": {
+                direction: {name: values.tolist() for name, values in logits.items()}
+                for direction, logits in curves.items()
+            },
+        }
+    return measured

@@ -1,0 +1,273 @@
+"""Figures of interaction statistics, as PNG files. Agg-safe: `Figure` objects only, no pyplot, no global state."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from .tasks import METRICS_BY_PROBLEM, FloatArray, to_float_array
+
+# Okabe and Ito's palette and, from the fifth modality on, two dark colours of Paul Tol's: distinguishable with every
+# common colour vision deficiency.
+_ROLE_COLORS = {"synergy": "#D55E00", "redundancy": "#009E73", "dense": "#666666"}
+_UNIQUENESS_COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
+_INK, _MUTED = "#222222", "#666666"
+_RIGHT, _WRONG = "#0072B2", "#D55E00"
+_HEAT = LinearSegmentedColormap.from_list("heat", ["#F4F7FA", "#3B8BC2"])  # black numbers stay readable on all of it
+
+_METRICS = {
+    "multi_label_classification": ("micro_f1", "macro_f1", "mAP"),
+    "single_label_classification": ("accuracy", "macro_f1", "auroc"),
+    "regression": ("mae", "rmse", "pearson"),
+}
+_METRIC_TITLES = {
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "mAP": "mAP",
+    "accuracy": "accuracy",
+    "subset_accuracy": "subset accuracy",
+    "auroc": "AUROC",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "pearson": "Pearson correlation",
+    "sign_accuracy": "sign accuracy",
+}
+
+
+def expert_colors(expert_names: Sequence[str]) -> dict[str, str]:
+    """One hex colour per expert, the same in every figure and explanation: synergy and redundancy have their own,
+    uniqueness experts take theirs in the order of the modalities. Colours repeat from the seventh modality on."""
+    uniqueness = cycle(_UNIQUENESS_COLORS)
+    return {name: _ROLE_COLORS.get(name) or next(uniqueness) for name in expert_names}
+
+
+def expert_title(expert_name: str) -> str:
+    """`uniqueness_full_text` → `Uniqueness: full text`, `synergy` → `Synergy`."""
+    role, _, modality = expert_name.partition("_")
+    return f"{role.capitalize()}: {modality.replace('_', ' ')}" if modality else role.capitalize()
+
+
+def metric_title(metric: str) -> str:
+    """`micro_f1` → `micro-F1`."""
+    return _METRIC_TITLES[metric]
+
+
+def save_statistics_figures(
+    statistics: Mapping[str, Any], expert_weights: ArrayLike | torch.Tensor, output_dir: str | Path
+) -> list[Path]:
+    """Draw the result of `compute_statistics`.
+
+    Args:
+        statistics: what `compute_statistics` returned.
+        expert_weights: (N, E), the weights it was given; the violins show every sample.
+        output_dir: created if missing; files of the same names are overwritten.
+
+    Returns:
+        The files written: `expert_weights.png` (Figure 4 of the I²MoE paper), `expert_weights_per_class.png`,
+        `experts_vs_mixture.png` (its Figure 5) and `agreement.png` (its Table 3). Regression has no classes and no
+        agreement, so two of them; a dense model has nothing to weigh or compare, so none.
+
+    Raises:
+        ValueError: if the weights do not have the shape (N, E) that the statistics tell of.
+    """
+    weights = to_float_array(expert_weights, "expert_weights")
+    expected = (statistics["num_samples"], len(statistics["expert_names"]))
+    if weights.shape != expected:
+        raise ValueError(f"expert_weights must have shape {expected} as in the statistics, got {weights.shape}")
+    if len(statistics["expert_names"]) == 1:
+        return []
+    figures = {
+        "expert_weights.png": _draw_weights(statistics, weights),
+        "experts_vs_mixture.png": _draw_metrics(statistics),
+    }
+    if statistics["expert_weights"]["per_class"] is not None:
+        figures["expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
+    if statistics["agreement"] is not None:
+        figures["agreement.png"] = _draw_agreement(statistics)
+
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(output_dir / name)
+    return [output_dir / name for name in figures]
+
+
+def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
+    names = statistics["expert_names"]
+    colors = expert_colors(names)
+    figure = _new_figure(8, 1.5 + 0.6 * len(names))
+    axes = figure.subplots()
+    violins: dict[str, Any] = axes.violinplot(
+        list(weights.T), range(len(names)), orientation="horizontal", widths=0.8, showextrema=False
+    )
+    for row, (name, body) in enumerate(zip(names, violins["bodies"], strict=True)):
+        body.set(facecolor=colors[name], edgecolor=colors[name], alpha=0.55)
+        description = statistics["expert_weights"]["overall"][name]
+        quantiles = description["quantiles"]
+        axes.hlines(row, quantiles["0.05"], quantiles["0.95"], color=_INK, linewidth=1)
+        axes.hlines(row, quantiles["0.25"], quantiles["0.75"], color=_INK, linewidth=5)
+        axes.plot(quantiles["0.5"], row, "o", color="white", markeredgecolor=_INK, markersize=6, zorder=3)
+        _value_beside(axes, row, f"mean {description['mean']:.3f}")
+    equal = 1 / len(names)
+    axes.axvline(equal, color=_MUTED, linestyle="--", linewidth=1, zorder=0)
+    axes.text(
+        equal, 1.01, f"equal weights (1/{len(names)})", transform=axes.get_xaxis_transform(), ha="center", color=_MUTED
+    )
+    # Zoom in on what varies, but never so far that noise looks like a finding.
+    low, high = min(weights.min(), equal), max(weights.max(), equal)
+    margin = max(0.05 * (high - low), (0.2 - (high - low)) / 2)
+    axes.set_xlim(max(0, low - margin), min(1, high + margin))
+    _expert_rows(axes, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("weight of the expert in a sample's prediction (a sample's weights sum to 1)")
+    figure.suptitle(f"How much each expert counts (n = {statistics['num_samples']:,} samples)")
+    _caption(figure, "Dot: median. Thick bar: middle half of the samples. Thin line: middle 90 %. Shape: all samples.")
+    _keep_bottom_spine(axes)
+    return figure
+
+
+def _draw_weights_per_class(statistics: Mapping[str, Any]) -> Figure:
+    names, weights = statistics["expert_names"], statistics["expert_weights"]
+    rows = [("all samples", statistics["num_samples"], weights["overall"])]
+    rows += [(label, entry["num_samples"], entry["experts"]) for label, entry in weights["per_class"].items()]
+    rows.sort(key=lambda row: row[1], reverse=True)  # stable: "all samples" stays first
+    means = np.array([[np.nan if experts is None else experts[name]["mean"] for name in names] for *_, experts in rows])
+
+    figure = _new_figure(3.4 + 1.1 * len(names), 1.9 + 0.28 * len(rows))
+    axes = figure.subplots()
+    image = _draw_heat_map(axes, means, "{:.3f}", maximum=np.nanmax(means))
+    axes.axhline(0.5, color="white", linewidth=5)
+    axes.set_yticks(range(len(rows)), [f"{_shorten(label)} (n = {count:,})" for label, count, _ in rows])
+    _expert_columns(axes, names)
+    figure.colorbar(image, ax=axes, label="mean weight", shrink=min(1, 6 / len(rows) + 0.3), aspect=25)
+    figure.suptitle("Mean weight of each expert, by class of the sample")
+    notes = ["Classes are ordered by number of samples"]
+    if statistics["problem_type"] == "multi_label_classification":
+        notes.append("a sample counts in each of its classes")
+    if np.isnan(means).any():
+        notes.append("–: no samples")
+    _caption(figure, "; ".join(notes) + ".")
+    return figure
+
+
+def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
+    names, metrics = statistics["expert_names"], statistics["metrics"]
+    predictors = [metrics["experts"][name] for name in names] + [metrics["mixture"]]
+    colors = [*expert_colors(names).values(), _INK]
+    shown = _METRICS[statistics["problem_type"]]
+    figure = _new_figure(10.5, 1.7 + 0.42 * len(predictors))
+    panels = figure.subplots(1, len(shown), sharey=True)
+    for axes, metric in zip(panels, shown, strict=True):
+        values = [predictor[metric] for predictor in predictors]
+        axes.barh(range(len(values)), [value or 0 for value in values], color=colors, height=0.7)
+        for row, value in enumerate(values):
+            _value_beside(axes, row, "undefined" if value is None else f"{value:.3f}")
+        if values[-1] is not None:
+            axes.axvline(values[-1], color=_INK, linestyle="--", linewidth=1)
+        direction = "higher" if METRICS_BY_PROBLEM[statistics["problem_type"]][metric] else "lower"
+        axes.set_xlabel(f"{metric_title(metric)} ({direction} is better)")
+        _keep_bottom_spine(axes)
+    _expert_rows(panels[0], names, "Mixture of all")
+    panels[0].invert_yaxis()
+    figure.suptitle(f"Each expert alone against the mixture (n = {statistics['num_samples']:,} samples)")
+    _caption(figure, "Dashed: the mixture.")
+    return figure
+
+
+def _draw_agreement(statistics: Mapping[str, Any]) -> Figure:
+    agreement, names = statistics["agreement"], statistics["expert_names"]
+    if agreement["per_label"] is None:
+        parts = [("Per sample", "samples", agreement["per_sample"])]
+    else:
+        parts = [
+            ("Per sample: all its labels must match", "samples", agreement["per_sample"]),
+            ("Per label: each yes or no by itself", "label decisions", agreement["per_label"]),
+        ]
+    height, width = 1.7 + 0.45 * len(names), 2.6 + 0.95 * len(names)
+    figure = _new_figure(4.6 + width, 0.5 + height * len(parts))
+    grid = figure.subplots(len(parts), 2, width_ratios=[4.2, width], squeeze=False)
+    for (table_axes, pair_axes), (title, unit, part) in zip(grid, parts, strict=True):
+        _draw_agreement_table(table_axes, part, unit)
+        table_axes.set_title(title, loc="left", fontsize=11)
+        image = _draw_heat_map(pair_axes, 100 * np.array(part["pairwise"]), "{:.0f}", maximum=100)
+        _expert_rows(pair_axes, names)
+        _expert_columns(pair_axes, names)
+        figure.colorbar(image, ax=pair_axes, label=f"{unit} on which\ntwo experts agree (%)")
+    figure.suptitle(f"Do the experts agree, and is the mixture right? (n = {statistics['num_samples']:,} samples)")
+    return figure
+
+
+def _draw_agreement_table(axes: Axes, part: Mapping[str, Any], unit: str) -> None:
+    """The 2 × 2 table of the I²MoE paper's Table 3; the stronger a cell's colour, the larger its share."""
+    for row, agree in enumerate(("agree", "disagree")):
+        for column, (right, color) in enumerate((("right", _RIGHT), ("wrong", _WRONG))):
+            cell = part["table"][f"{agree}_{right}"]
+            axes.fill_between(
+                [column, column + 1], row, row + 1, color=color, alpha=0.08 + 0.42 * cell["share"], linewidth=0
+            )
+            axes.text(column + 0.5, row + 0.42, f"{100 * cell['share']:.1f} %", ha="center", va="center", fontsize=15)
+            axes.text(column + 0.5, row + 0.70, f"{cell['count']:,}", ha="center", va="center", fontsize=9)
+    axes.axhline(1, color="white", linewidth=3)
+    axes.axvline(1, color="white", linewidth=3)
+    axes.set(xlim=(0, 2), ylim=(2, 0), xlabel=f"share and number of {part['num_decisions']:,} {unit}")
+    axes.set_xticks([0.5, 1.5], ["mixture right", "mixture wrong"])
+    axes.set_yticks([0.5, 1.5], ["all experts\nagree", "experts\ndisagree"])
+    _hide_frame(axes)
+
+
+def _draw_heat_map(axes: Axes, values: FloatArray, number: str, maximum: float) -> ScalarMappable:
+    """Cells coloured from 0 to `maximum`, with their numbers on them; NaN is an empty cell with a dash."""
+    image = axes.imshow(values, cmap=_HEAT, aspect="auto", vmin=0, vmax=maximum)
+    for row, column in np.ndindex(*values.shape):
+        value = values[row, column]
+        text = "–" if np.isnan(value) else number.format(value)
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color="black")
+    _hide_frame(axes)
+    return image
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _expert_rows(axes: Axes, names: Sequence[str], *more: str) -> None:
+    axes.set_yticks(range(len(names) + len(more)), [*(_shorten(expert_title(name)) for name in names), *more])
+
+
+def _expert_columns(axes: Axes, names: Sequence[str]) -> None:
+    titles = [textwrap.fill(_shorten(expert_title(name)), 12) for name in names]
+    axes.set_xticks(range(len(names)), titles, fontsize=9)
+    axes.xaxis.tick_top()
+
+
+def _value_beside(axes: Axes, row: int, text: str) -> None:
+    axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=_INK)
+
+
+def _shorten(name: str, length: int = 32) -> str:
+    """What fits beside an axis, without dollar signs that matplotlib would read as mathematics."""
+    short = name if len(name) <= length else name[: length - 1].rstrip() + "…"
+    return short.replace("$", r"\$")
+
+
+def _caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=9, color=_MUTED)
+
+
+def _keep_bottom_spine(axes: Axes) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _hide_frame(axes: Axes) -> None:
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)

@@ -1,0 +1,202 @@
+"""What a trained mixture says about a data set: expert weights, experts against the mixture, agreement (design 5.7)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .tasks import FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def compute_statistics(
+    *,
+    logits: ArrayLike | torch.Tensor,
+    expert_logits: ArrayLike | torch.Tensor,
+    expert_weights: ArrayLike | torch.Tensor,
+    labels: ArrayLike | torch.Tensor,
+    expert_names: Sequence[str],
+    label_names: Sequence[str],
+    problem_type: str,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Interaction statistics of a split: sections 5.4, 6.1 and 6.2 of the I²MoE paper (Figures 4 and 5, Table 3).
+
+    Args:
+        logits: (N, C), of the mixture.
+        expert_logits: (N, E, C).
+        expert_weights: (N, E).
+        labels: as in `compute_metrics`.
+        expert_names, label_names: the E and C names, each unique.
+        problem_type, threshold: as in `compute_metrics`; a dense model is E = 1 with weights 1.
+
+    Returns:
+        A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
+
+        - `num_samples`, `problem_type`, `threshold` (None unless multi-label), `expert_names`, `label_names`
+        - `expert_weights`: `overall` is {expert: {`mean`, `std` (of the population), `quantiles`: {"0.05": …}}};
+          `per_class` is {label: {`num_samples`, `experts`: the same over the samples that carry the label, or None}},
+          itself None for regression
+        - `metrics`: `mixture` and `experts` (each expert alone as the predictor), as `compute_metrics` names them
+        - `agreement`, None for regression (real numbers are never equal, and any tolerance would be arbitrary).
+          `per_sample`, as in Table 3: experts agree if all predict the same (multi-label: the same set of labels), the
+          mixture is right if its prediction is exactly the truth. `per_label` (multi-label, else None): each of the N·C
+          yes-or-no decisions by itself, most of them easy. Both hold `num_decisions`, `table` ({`agree_right`,
+          `agree_wrong`, `disagree_right`, `disagree_wrong`: {`count`, `share`}}) and `pairwise`, the share of decisions
+          on which two experts agree, (E, E) in the order of `expert_names`
+
+    Raises:
+        ValueError: for shapes, names or labels that do not fit each other, or values that are not finite.
+    """
+    scores, targets = check_predictions(logits, labels, problem_type)
+    num_samples, num_classes = scores.shape
+    num_experts = len(expert_names)
+    _check_names(expert_names, "expert_names")
+    _check_names(label_names, "label_names", num_classes)
+    expert_scores = _checked(expert_logits, "expert_logits", (num_samples, num_experts, num_classes))
+    weights = _checked(expert_weights, "expert_weights", (num_samples, num_experts))
+
+    per_class = None
+    if problem_type != "regression":
+        carries = targets[:, None] == np.arange(num_classes) if targets.ndim == 1 else targets == 1
+        per_class = {
+            name: {
+                "num_samples": int(carries[:, c].sum()),
+                "experts": _describe_weights(weights[carries[:, c]], expert_names),
+            }
+            for c, name in enumerate(label_names)
+        }
+    return {
+        "num_samples": num_samples,
+        "problem_type": problem_type,
+        "threshold": float(threshold) if problem_type == "multi_label_classification" else None,
+        "expert_names": list(expert_names),
+        "label_names": list(label_names),
+        "expert_weights": {"overall": _describe_weights(weights, expert_names), "per_class": per_class},
+        "metrics": {
+            "mixture": defined(compute_metrics(scores, targets, problem_type, threshold)),
+            "experts": {
+                name: defined(compute_metrics(expert_scores[:, e], targets, problem_type, threshold))
+                for e, name in enumerate(expert_names)
+            },
+        },
+        "agreement": _agreement(scores, expert_scores, targets, problem_type, threshold),
+    }
+
+
+def local_interpretation(
+    logits: ArrayLike | torch.Tensor,
+    expert_logits: ArrayLike | torch.Tensor,
+    expert_weights: ArrayLike | torch.Tensor,
+    expert_names: Sequence[str],
+    label_names: Sequence[str],
+) -> dict[str, Any]:
+    """How one sample's prediction comes about (Figure 3 of the I²MoE paper).
+
+    Args:
+        logits: (C,), of the mixture; expert_logits: (E, C); expert_weights: (E,).
+
+    Returns:
+        {`logits`: {label: value}, `experts`: {expert: {`weight`, `logits`: {label: value}, `weighted_logits`: {label:
+        weight × logit}}}}. The weighted logits of a label sum over the experts to its logit of the mixture.
+
+    Raises:
+        ValueError: for shapes or names that do not fit each other, or values that are not finite.
+    """
+    _check_names(expert_names, "expert_names")
+    _check_names(label_names, "label_names")
+    num_experts, num_classes = len(expert_names), len(label_names)
+    mixture = _checked(logits, "logits", (num_classes,))
+    expert_scores = _checked(expert_logits, "expert_logits", (num_experts, num_classes))
+    weights = _checked(expert_weights, "expert_weights", (num_experts,))
+
+    def by_label(values: FloatArray) -> dict[str, float]:
+        return dict(zip(label_names, values.tolist(), strict=True))
+
+    return {
+        "logits": by_label(mixture),
+        "experts": {
+            name: {
+                "weight": float(weight),
+                "logits": by_label(scores),
+                "weighted_logits": by_label(weight * scores),
+            }
+            for name, weight, scores in zip(expert_names, weights, expert_scores, strict=True)
+        },
+    }
+
+
+def experts_disagree(expert_logits: FloatArray, problem_type: str, threshold: float = 0.5) -> NDArray[np.bool_]:
+    """Logits (N, E, C) → where not all experts decide alike: (N,) of classes, (N, C) of labels."""
+    decisions = predict(expert_logits, problem_type, threshold)
+    return (decisions != decisions[:, :1]).any(axis=1)
+
+
+def _describe_weights(weights: FloatArray, expert_names: Sequence[str]) -> dict[str, Any] | None:
+    if len(weights) == 0:
+        return None
+    quantiles = np.quantile(weights, QUANTILES, axis=0)
+    return {
+        name: {
+            "mean": float(weights[:, e].mean()),
+            "std": float(weights[:, e].std()),
+            "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, quantiles[:, e], strict=True)},
+        }
+        for e, name in enumerate(expert_names)
+    }
+
+
+def _agreement(
+    logits: FloatArray, expert_logits: FloatArray, labels: NDArray[Any], problem_type: str, threshold: float
+) -> dict[str, Any] | None:
+    if problem_type == "regression":
+        return None
+    num_samples, num_experts = expert_logits.shape[:2]
+    mixture, experts = predict(logits, problem_type, threshold), predict(expert_logits, problem_type, threshold)
+    decisions = experts.reshape(num_samples, num_experts, -1)
+    per_sample = _count_agreement(decisions, mixture.reshape(num_samples, -1), labels.reshape(num_samples, -1))
+    if problem_type == "single_label_classification":
+        return {"per_sample": per_sample, "per_label": None}
+    decisions = experts.transpose(0, 2, 1).reshape(-1, num_experts, 1)
+    return {
+        "per_sample": per_sample,
+        "per_label": _count_agreement(decisions, mixture.reshape(-1, 1), labels.reshape(-1, 1)),
+    }
+
+
+def _count_agreement(experts: NDArray[Any], mixture: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+    """`experts` (D, E, K), `mixture` and `labels` (D, K): D decisions of K values each, equal only if all K are."""
+    agree = (experts == experts[:, :1]).all((1, 2))
+    right = (mixture == labels).all(1)
+    cells = {
+        "agree_right": agree & right,
+        "agree_wrong": agree & ~right,
+        "disagree_right": ~agree & right,
+        "disagree_wrong": ~agree & ~right,
+    }
+    num_experts = experts.shape[1]
+    pairwise = [
+        [float((experts[:, i] == experts[:, j]).all(1).mean()) for j in range(num_experts)] for i in range(num_experts)
+    ]
+    return {
+        "num_decisions": len(mixture),
+        "table": {name: {"count": int(cell.sum()), "share": float(cell.mean())} for name, cell in cells.items()},
+        "pairwise": pairwise,
+    }
+
+
+def _checked(values: ArrayLike | torch.Tensor, name: str, shape: tuple[int, ...]) -> FloatArray:
+    array = to_float_array(values, name)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} to fit the logits and names, got {array.shape}")
+    return array
+
+
+def _check_names(names: Sequence[str], argument: str, expected: int | None = None) -> None:
+    if expected is not None and len(names) != expected:
+        raise ValueError(f"{argument} holds {len(names)} names, but there are {expected} classes in the logits")
+    if len(names) == 0 or len(set(names)) != len(names):
+        raise ValueError(f"{argument} must hold at least one name and none twice, got {list(names)}")

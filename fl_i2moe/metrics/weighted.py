@@ -1,0 +1,175 @@
+"""
+The metrics of `compute_metrics` for many weightings of the samples at once: what a bootstrap asks for.
+
+A weight says how often a sample counts: a resample of a split is a row of whole numbers that sum to N. The values are
+those of `compute_metrics` on the samples repeated that often, and so is what is undefined.
+
+Shapes: N samples, C classes or outputs, R weightings, U distinct scores.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .tasks import FloatArray, IntArray, check_predictions, predict, ranking_inputs
+
+_CHUNK = 2**16
+"""Numbers of a ranking that are worked on at once: they stay in a CPU's cache."""
+
+
+def weighted_metrics(
+    logits: ArrayLike | torch.Tensor,
+    labels: ArrayLike | torch.Tensor,
+    problem_type: str,
+    weights: ArrayLike,
+    threshold: float = 0.5,
+) -> dict[str, FloatArray]:
+    """
+    All metrics of one split under each weighting.
+
+    Args:
+        logits, labels, problem_type, threshold: as in `compute_metrics`.
+        weights: (R, N), not negative, not all 0 in a row.
+
+    Returns:
+        Metric → (R,), in the order of `compute_metrics`; NaN where a weighting leaves a metric undefined.
+
+    Raises:
+        ValueError: as `compute_metrics`; weights of another shape, negative, or all 0.
+    """
+    scores, targets = check_predictions(logits, labels, problem_type)
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim != 2 or weights.shape[1] != len(scores):
+        raise ValueError(f"weights must have shape (weightings, {len(scores)}), got {weights.shape}")
+    if (weights < 0).any() or not (weights.sum(axis=1) > 0).all():
+        raise ValueError("weights must not be negative, and those of one weighting not all 0")
+    if problem_type == "regression":
+        errors = scores - targets
+        return {
+            "mae": _means(np.abs(errors), weights).mean(axis=1),
+            "rmse": np.sqrt(_means(errors**2, weights)).mean(axis=1),
+            "pearson": _defined_mean([weighted_pearson(*x, weights) for x in zip(targets.T, scores.T, strict=True)]),
+            "sign_accuracy": _defined_mean(
+                [weighted_sign_accuracy(*x, weights) for x in zip(targets.T, scores.T, strict=True)]
+            ),
+        }
+    decisions = predict(scores, problem_type, threshold)
+    indicators, scores = ranking_inputs(targets, scores, problem_type)
+    if problem_type == "single_label_classification":
+        right, accuracy_name = decisions == targets, "accuracy"
+        predicted = np.eye(scores.shape[1], dtype=np.int64)[decisions]
+        # scikit-learn's mean is over the classes that occur, as a label or as a decision
+        occurs = weights @ (predicted | indicators) > 0
+    else:
+        right, accuracy_name = (decisions == targets).all(axis=1), "subset_accuracy"
+        predicted, occurs = decisions, np.ones((len(weights), scores.shape[1]), np.bool_)
+    rankings = [weighted_ranking(scores[:, c], indicators[:, c], weights) for c in range(scores.shape[1])]
+    return {
+        "micro_f1": weighted_f1(predicted, indicators, weights, average="micro"),
+        "macro_f1": weighted_f1(predicted, indicators, weights).mean(axis=1, where=occurs),
+        "mAP": _defined_mean([precision for precision, _ in rankings]),
+        "auroc": _defined_mean([auroc for _, auroc in rankings]),
+        accuracy_name: _means(right, weights),
+    }
+
+
+def weighted_f1(
+    predictions: ArrayLike, labels: ArrayLike, weights: FloatArray, average: str | None = None
+) -> FloatArray:
+    """
+    F1 of decisions where sample n counts `weights[r, n]` times; 0 without a true positive.
+
+    Args:
+        predictions, labels: (N,) or (N, C), 0 or 1.
+        weights: (R, N).
+        average: `"micro"`: the F1 of all decisions together.
+
+    Returns:
+        (R,) or (R, C); with an average (R,).
+    """
+    predicted, true = np.asarray(predictions, np.bool_), np.asarray(labels, np.bool_)
+    counts: list[NDArray[Any]] = [predicted & true, predicted, true]
+    if average == "micro":
+        counts = [count.sum(axis=1) for count in counts]
+    hits, predicted, true = (weights @ count for count in counts)
+    both = predicted + true
+    return np.divide(2 * hits, both, out=np.zeros(both.shape), where=both > 0)
+
+
+def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> FloatArray:
+    """Average precision of (N,) scores where sample n counts `weights[r, n]` times: (R,); NaN without a positive."""
+    return weighted_ranking(scores, labels, weights)[0]
+
+
+def weighted_ranking(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """
+    Average precision and area under the ROC curve of one label's scores where sample n counts `weights[r, n]` times.
+
+    Args:
+        scores: (N,)
+        labels: (N,), 0 or 1.
+        weights: (R, N)
+
+    Returns:
+        (R,) average precision, NaN without a positive; (R,) area, NaN without a positive or without a negative.
+    """
+    scores, true = np.asarray(scores, np.float64), np.asarray(labels, np.bool_)
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores come together
+    true = true[order]
+    rows = max(1, _CHUNK // len(scores))
+    parts = [_rank(weights[start : start + rows, order], true, ends) for start in range(0, len(weights), rows)]
+    precision, auroc = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else np.zeros((2, 0))
+    return precision, auroc
+
+
+def _rank(weights: FloatArray, true: NDArray[np.bool_], ends: IntArray) -> tuple[FloatArray, FloatArray]:
+    """As [`weighted_ranking`], of samples by falling score; `ends` (U,) are the last of each score."""
+    hits, seen = (weights * true).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends]
+    steps, positives = np.diff(hits, axis=1, prepend=0), hits[:, -1]
+    found = (hits / (seen + (seen == 0)) * steps).sum(axis=1)  # where nothing is seen, nothing is hit
+    precision = np.divide(found, positives, out=np.full(len(found), np.nan), where=positives > 0)
+
+    passed = seen - hits  # negatives that score as high or higher
+    negatives = passed[:, -1]
+    lower = negatives[:, None] - passed + np.diff(passed, axis=1, prepend=0) / 2  # of equal ones one half
+    won, couples = (steps * lower).sum(axis=1), positives * negatives
+    return precision, np.divide(won, couples, out=np.full(len(won), np.nan), where=couples > 0)
+
+
+def weighted_pearson(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
+    """Pearson's correlation of (N,) values where sample n counts `weights[r, n]` times: (R,); NaN where either side is
+    constant."""
+    varies, deviations = np.ones(len(weights), np.bool_), []
+    for values in (references, predictions):
+        drawn = np.where(weights > 0, values, np.nan)
+        varies &= np.nanmax(drawn, axis=1, initial=-np.inf) > np.nanmin(drawn, axis=1, initial=np.inf)
+        deviations.append(values - _means(values, weights)[:, None])
+    a, b = deviations
+    covariance = (weights * a * b).sum(axis=1)
+    scale = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
+    return np.divide(covariance, scale, out=np.full(len(weights), np.nan), where=varies & (scale > 0))
+
+
+def weighted_sign_accuracy(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
+    """Share of (N,) values with the sign of their reference, references of 0 left out, where sample n counts
+    `weights[r, n]` times: (R,); NaN where none is left."""
+    signed = references != 0
+    right, counts = weights @ (signed & ((predictions > 0) == (references > 0))), weights @ signed
+    return np.divide(right, counts, out=np.full(len(weights), np.nan), where=counts > 0)
+
+
+def _means(values: NDArray[Any], weights: FloatArray) -> FloatArray:
+    """(N,) or (N, C) → (R,) or (R, C)"""
+    sums = weights @ values
+    return (sums.T / weights.sum(axis=1)).T
+
+
+def _defined_mean(by_label: list[FloatArray]) -> FloatArray:
+    """(R,): the mean over the labels that have a value in a weighting, NaN where none has."""
+    values = np.stack(by_label)
+    defined = ~np.isnan(values)
+    sums, counts = np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0)
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)

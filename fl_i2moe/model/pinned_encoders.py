@@ -1,0 +1,282 @@
+"""
+The frozen encoders that a model's configuration pins, for inputs that are not encoded yet.
+
+They are fetched on first use, by id and commit, and held against what the features of the training were made with. They
+are no part of the model: neither its weights nor its parameters know them.
+
+Shapes: B samples · T_m features of modality m · D_m encoder width.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from .encoder_inputs import ImagePreprocessor, Preprocessed, TextPreprocessor, as_batch, hash_tokenizer
+from .encoders import FrozenEncoder, load_encoder
+
+logger = logging.get_logger(__name__)
+
+ENCODERS_FOLDER = "encoders"
+"""Folder of a model's repository with those of its encoders that no hub has: `encoders/<modality>/`."""
+SAMPLE_PREFIX = "sample:"
+RAW_KINDS = ("image", "text")
+"""Kinds of encoders that raw values go through; numeric arrays are their own features."""
+
+
+def takes_raw_inputs(config: Any) -> bool:
+    """Whether every modality of a model's configuration has an encoder that raw values can go through."""
+    encoders = config.encoders or {}
+    return all(encoders.get(name, {}).get("kind") in RAW_KINDS for name in config.modality_order)
+
+
+@dataclass
+class Repository:
+    """Where a model or a processor was loaded from; what is pinned beside it is looked for there.
+
+    Args:
+        name: a folder or a hub id; empty for one that was not loaded.
+        options: `revision`, `token`, `cache_dir`, `local_files_only` of a hub id, as `from_pretrained` took them.
+    """
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # no token in a log
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """Those options that hold for other repositories, too."""
+        return {key: value for key, value in self.options.items() if key != "revision"}
+
+    @classmethod
+    def from_arguments(cls, name: Any, arguments: Mapping[str, Any]) -> "Repository":
+        """
+        Args:
+            arguments: keyword arguments of `from_pretrained`.
+        """
+        options = {key: arguments.get(key) for key in ("token", "cache_dir", "local_files_only")}
+        revision = arguments.get("revision")
+        options["revision"] = getattr(revision, "resolved", revision)
+        return cls(str(name), {key: value for key, value in options.items() if value is not None})
+
+    def folder(self, path: str) -> Path | None:
+        """A folder of this repository, fetched if need be; `None` if it has no such folder or cannot be reached."""
+        if not self.name:
+            return None
+        if (folder := Path(self.name)).is_dir():
+            return folder / path if (folder / path).is_dir() else None
+        try:
+            snapshot = snapshot_download(self.name, allow_patterns=f"{path}/*", **self.options)
+        except (OSError, ValueError, HTTPError, LocalEntryNotFoundError) as error:
+            logger.warning("%s of %s could not be fetched: %s", path, self.name, error)
+            return None
+        return Path(snapshot) / path if (Path(snapshot) / path).is_dir() else None
+
+
+def find_encoder(identity: Mapping[str, Any], modality: str, repository: Repository) -> tuple[str, str | None]:
+    """
+    Where an encoder can be loaded from.
+
+    One with a commit is a hub model. Another one lies beside the model in `encoders/<modality>/`, is a `sample:…` one
+    (where this package is installed) or a local folder.
+
+    Args:
+        identity: of the encoder, from the model's configuration.
+
+    Returns:
+        A folder or hub id, and the commit of the latter.
+
+    Raises:
+        ValueError: a `sample:` encoder is not to be found.
+    """
+    if identity.get("revision"):
+        return identity["name"], identity["revision"]
+    if (folder := repository.folder(f"{ENCODERS_FOLDER}/{modality}")) is not None:
+        return str(folder), None
+    if not identity["name"].startswith(SAMPLE_PREFIX):
+        return identity["name"], None
+    if importlib.util.find_spec("fl_i2moe") is None:
+        raise ValueError(
+            f"the encoder {identity['name']!r} of {modality!r} has no hub id: it lies in "
+            f"{ENCODERS_FOLDER}/{modality}/ of a published model, which {repository.name or 'this model'} lacks"
+        )
+    return importlib.import_module("fl_i2moe.model.sample_encoders").resolve_encoder(identity["name"]), None
+
+
+def load_pinned_encoder(
+    identity: Mapping[str, Any],
+    modality: str,
+    repository: Repository,
+    folder: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> FrozenEncoder:
+    """
+    Loads an encoder and makes sure that it is the one whose features the model was trained on.
+
+    Args:
+        identity: of the encoder, from the model's configuration.
+        folder: a local copy of the encoder; looked for as [`find_encoder`] does if not given.
+        trust_remote_code: allows the encoder to bring its own code.
+
+    Raises:
+        ValueError: the encoder cannot be found or read, or has other weights.
+    """
+    kind, preprocessing = identity["kind"], identity["preprocessing"]
+    try:
+        name, revision = (str(folder), None) if folder is not None else find_encoder(identity, modality, repository)
+        encoder = load_encoder(
+            name,
+            kind,
+            name=identity["name"],
+            revision=revision,
+            hidden_layer=identity["hidden_layer"],
+            special_features=identity["special_features"],
+            max_length=identity["max_length"],
+            image_resize="crop" if kind == "image" and _is_cropped(preprocessing) else "whole",
+            dtype=getattr(torch, identity["dtype"]),
+            trust_remote_code=trust_remote_code,
+            client_options=repository.client_options,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{error} To use a local copy of this encoder: model.load_encoders({{{modality!r}: '<folder>'}})."
+        ) from error
+    found = encoder.identity()
+    if found["weights_sha256"] != identity["weights_sha256"]:
+        raise ValueError(
+            f"The encoder of {modality!r} in {name} is not the one that this model was trained on "
+            f"({identity['name']}, weights {identity['weights_sha256'][:12]}…): its weights are "
+            f"{found['weights_sha256'][:12]}…."
+        )
+    if kind == "image":
+        encoder.preprocess = image_preprocessor(identity)
+    else:
+        _check_tokenizer(found["preprocessing"]["tokenizer_sha256"], identity, modality)
+    return encoder
+
+
+def load_preprocessor(
+    identity: Mapping[str, Any], modality: str, repository: Repository, trust_remote_code: bool = False
+) -> ImagePreprocessor | TextPreprocessor:
+    """
+    What turns raw values into an encoder's inputs, without the encoder: nothing is fetched for pictures, the tokenizer
+    for texts.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded.
+    """
+    if identity["kind"] == "image":
+        return image_preprocessor(identity)
+    try:
+        name, revision = find_encoder(identity, modality, repository)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, **repository.client_options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(
+            f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error} To use a local copy of "
+            f"this encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}); the model has load_encoders."
+        ) from error
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    sha256 = hash_tokenizer(tokenizer)
+    _check_tokenizer(sha256, identity, modality)
+    return TextPreprocessor(tokenizer, identity["max_length"], identity["special_features"] == "keep", sha256)
+
+
+def image_preprocessor(identity: Mapping[str, Any]) -> ImagePreprocessor:
+    """The preprocessing of pictures as it was at training."""
+    values = dict(identity["preprocessing"])
+    resize_to = values["resize_to"]
+    return ImagePreprocessor(
+        input_size=tuple(values["input_size"]),
+        resize_to=resize_to if isinstance(resize_to, int) else tuple(resize_to),
+        resample=values["resample"],
+        scale=tuple(values["scale"]),
+        offset=tuple(values["offset"]),
+    )
+
+
+class PinnedEncoders:
+    """
+    The encoders of one model.
+
+    Args:
+        identities: modality → identity of its encoder, as the configuration has it.
+    """
+
+    def __init__(self, identities: Mapping[str, Mapping[str, Any]] | None):
+        self.identities = identities or {}
+        self.repository = Repository()
+        self._loaded: dict[str, FrozenEncoder] = {}
+
+    def load(self, modality: str, folder: str | Path | None = None, trust_remote_code: bool = False) -> FrozenEncoder:
+        """
+        Raises:
+            ValueError: as [`load_pinned_encoder`]; or the configuration names no encoder.
+        """
+        if self.identities.get(modality, {}).get("kind") not in RAW_KINDS:
+            raise ValueError(
+                f"The model's configuration names no encoder of {modality!r} for pictures or texts: give `features`."
+            )
+        if folder is not None or modality not in self._loaded:
+            self._loaded[modality] = load_pinned_encoder(
+                self.identities[modality], modality, self.repository, folder, trust_remote_code
+            )
+        return self._loaded[modality]
+
+    def encode(
+        self, modality: str, value: Any, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            value: one raw value or a list of them, or what the processor made of them.
+            device, dtype: of the model. The encoder follows; under a float32 model it computes as it did at training.
+
+        Returns:
+            Features (B, T_m, D_m), rounded as a feature cache rounds them (float16), and their mask (B, T_m).
+        """
+        encoder = self.load(modality)
+        pinned = getattr(torch, self.identities[modality]["dtype"])
+        encoder.to(device=device, dtype=pinned if dtype == torch.float32 else dtype)
+        if is_preprocessed(value):
+            inputs = value
+        else:
+            inputs = encoder.preprocess(as_batch(value)).inputs
+        encoded = encoder.encode(inputs)
+        return encoded.features.to(torch.float16), encoded.feature_mask
+
+
+def is_preprocessed(value: Any) -> bool:
+    """Whether a modality's value is what the processor gives, and not a raw one."""
+    return isinstance(value, Mapping) and ("pixels" in value or "input_ids" in value)
+
+
+def _is_cropped(preprocessing: Mapping[str, Any]) -> bool:
+    return preprocessing["resize_to"] != preprocessing["input_size"]
+
+
+def _check_tokenizer(sha256: str, identity: Mapping[str, Any], modality: str) -> None:
+    if sha256 != identity["preprocessing"]["tokenizer_sha256"]:  # which another version of tokenizers may write, too
+        logger.warning(
+            "The tokenizer of %r describes itself differently than at training (tokenizers %s); if it cuts texts "
+            "differently, so do predictions.",
+            modality,
+            identity["preprocessing"]["tokenizers"],
+        )
+
+
+__all__ = [
+    "PinnedEncoders",
+    "Preprocessed",
+    "Repository",
+    "load_pinned_encoder",
+    "load_preprocessor",
+    "takes_raw_inputs",
+]

@@ -1,0 +1,247 @@
+"""
+Checkpoints of the published I²MoE code (`InteractionMoE` with Transformer fusion) as models of this package.
+
+Its encoders are not part of the model: the converted one takes, for each modality, the P embeddings of width H that the
+encoder gave the published model.
+
+Shapes: E experts · M modalities · L layers · P embeddings of a modality · H hidden width · C classes.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..model.configuration_fl_i2moe import FLI2MoEConfig, checked_config
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+
+WRAPPER = "ensemble_model"
+EXPERT = "interaction_experts.{}.fusion_model"
+LAYER = {
+    "attention_norm.weight": "norm1.weight",
+    "attention_norm.bias": "norm1.bias",
+    "attention.output.weight": "attn.proj.weight",
+    "attention.output.bias": "attn.proj.bias",
+    "feed_forward_norm.weight": "norm2.weight",
+    "feed_forward_norm.bias": "norm2.bias",
+    "feed_forward.up.weight": "mlp.network.0.weight",
+    "feed_forward.up.bias": "mlp.network.0.bias",
+    "feed_forward.down.weight": "mlp.network.3.weight",
+    "feed_forward.down.bias": "mlp.network.3.bias",
+}
+
+
+def load_i2moe_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    Reads the tensors of a published checkpoint: a `state_dict`, or the file that the published training writes, which
+    has it under `"ensemble_model"`. No code in the file is run.
+
+    Raises:
+        ValueError: the file cannot be read, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}, or it is no file.")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file leads torch.load into errors of every kind
+        raise ValueError(
+            f"{path} cannot be read as tensors alone. Save the model's `state_dict()` by torch.save or as safetensors "
+            "where the published code runs."
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get(WRAPPER), Mapping):
+        content = content[WRAPPER]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in content.items()
+    ):
+        raise ValueError(f"{path} holds no `state_dict`: tensors by their names are expected.")
+    return dict(content)
+
+
+def convert_i2moe(
+    state_dict: Mapping[str, torch.Tensor],
+    modalities: Sequence[str],
+    *,
+    num_attention_heads: int,
+    reweighting_temperature: float = 1.0,
+    problem_type: str = "single_label_classification",
+    interaction_loss_weight: float = 0.5,
+    dropout: float = 0.5,
+) -> FLI2MoEModel:
+    """
+    The model whose logits, weights and (given the same noise) losses are those of the published one.
+
+    The keywords are what a `state_dict` does not tell; the published scripts set them (I²MoE, table 7).
+
+    Args:
+        state_dict: of an `InteractionMoE` or `InteractionMoERegression` with Transformer fusion, dense layers.
+        modalities: names in the published order.
+
+    Raises:
+        ValueError: tensors are missing, left over, of the wrong shape or not finite; the number of modalities is
+            another; or an option is wrong.
+    """
+    modalities = list(modalities)
+    config = _read_config(
+        state_dict,
+        modalities,
+        num_attention_heads=num_attention_heads,
+        reweighting_temperature=reweighting_temperature,
+        problem_type=problem_type,
+        interaction_loss_weight=interaction_loss_weight,
+        attention_dropout=dropout,
+        residual_dropout=dropout,
+        activation_dropout=dropout,
+    )
+    _check_shapes(state_dict, _expected_shapes(config))
+    _check_values(state_dict)
+    model = FLI2MoEModel(config)
+    model.load_state_dict(_translate(state_dict, config))
+    return model.eval()
+
+
+def _read_config(state_dict: Mapping[str, torch.Tensor], modalities: list[str], **others) -> FLI2MoEConfig:
+    """Sizes from the first tensors of each kind; all others are checked against them."""
+
+    def indexes(pattern: str) -> list[int]:
+        return sorted({int(found[1]) for name in state_dict if (found := re.fullmatch(pattern, name))})
+
+    first = re.escape(EXPERT.format(0))
+    num_experts = len(indexes(r"interaction_experts\.(\d+)\..*"))
+    num_layers = len(indexes(rf"{first}\.network\.(\d+)\.norm1\.weight"))
+    hidden = state_dict.get(f"{EXPERT.format(0)}.network.0.norm1.weight")
+    positions = state_dict.get(f"{EXPERT.format(0)}.pos_embed")
+    up = state_dict.get(f"{EXPERT.format(0)}.network.0.mlp.network.0.weight")
+    head = state_dict.get(f"{EXPERT.format(0)}.network.{num_layers}.fc.weight")
+    reweighting = state_dict.get("reweight.mlp.network.0.weight")
+    if any(x is None for x in (hidden, positions, up, head, reweighting)):
+        raise ValueError(
+            "This is no InteractionMoE with Transformer fusion: names such as "
+            f"{EXPERT.format(0)}.network.0.norm1.weight, ….pos_embed, ….network.<layers>.fc.weight and "
+            f"reweight.mlp.network.0.weight are expected, found {_listed(state_dict)}."
+        )
+    for name, x, dims in (
+        ("network.0.norm1.weight", hidden, 1),
+        ("pos_embed", positions, 3),
+        ("network.0.mlp.network.0.weight", up, 2),
+        ("fc.weight", head, 2),
+        ("reweight.mlp.network.0.weight", reweighting, 2),
+    ):
+        if x.dim() != dims or 0 in x.shape:
+            raise ValueError(f"{name} has the shape {tuple(x.shape)}; {dims} sizes of at least 1 are expected.")
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"A modality is named twice: {modalities}.")
+    if num_experts != len(modalities) + 2:
+        raise ValueError(
+            f"The checkpoint has {num_experts} experts, so {num_experts - 2} modalities; {len(modalities)} are named: "
+            f"{modalities}."
+        )
+    length, remainder = divmod(positions.shape[1], len(modalities))
+    if remainder:
+        raise ValueError(f"{positions.shape[1]} positions cannot be those of {len(modalities)} modalities.")
+    return checked_config(
+        modalities={name: {"feature_size": len(hidden), "max_features": length} for name in modalities},
+        num_labels=len(head),
+        hidden_size=len(hidden),
+        num_fusion_layers=num_layers,
+        intermediate_size=len(up),
+        reweighting_hidden_size=len(reweighting),
+        num_reweighting_layers=len(indexes(r"reweight\.mlp\.network\.(\d+)\.weight")),
+        layer_arithmetic="published",
+        position_embeddings="per_expert",
+        regression_interaction_loss="published",
+        **others,
+    )
+
+
+def _expected_shapes(config: FLI2MoEConfig) -> dict[str, tuple[int, ...]]:
+    hidden, wide = config.hidden_size, config.intermediate_size
+    count = config.num_modalities
+    length = count * config.modalities[config.modality_order[0]]["max_features"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for e in range(config.num_experts):
+        expert = EXPERT.format(e)
+        shapes[f"{expert}.pos_embed"] = (1, length, hidden)
+        for i in range(config.num_fusion_layers):
+            layer = f"{expert}.network.{i}"
+            for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "attn.proj.bias"):
+                shapes[f"{layer}.{name}"] = (hidden,)
+            shapes[f"{layer}.attn.q.weight"] = shapes[f"{layer}.attn.proj.weight"] = (hidden, hidden)
+            shapes[f"{layer}.attn.kv.weight"] = (2 * hidden, hidden)
+            shapes[f"{layer}.mlp.network.0.weight"], shapes[f"{layer}.mlp.network.0.bias"] = (wide, hidden), (wide,)
+            shapes[f"{layer}.mlp.network.3.weight"], shapes[f"{layer}.mlp.network.3.bias"] = (hidden, wide), (hidden,)
+        head = f"{expert}.network.{config.num_fusion_layers}.fc"
+        shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (config.num_labels, count * hidden), (config.num_labels,)
+    middle = [config.reweighting_hidden_size] * (config.num_reweighting_layers - 1)
+    sizes = [count * hidden, *middle, config.num_experts]
+    for i, name in enumerate(_reweighting_layers(config)):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (sizes[i + 1], sizes[i]), (sizes[i + 1],)
+    return shapes
+
+
+def _reweighting_layers(config: FLI2MoEConfig) -> list[str]:
+    """Activation and dropout stand between the linear layers."""
+    return [f"reweight.mlp.network.{3 * i}" for i in range(config.num_reweighting_layers)]
+
+
+def _check_shapes(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    missing = [name for name in expected if name not in state_dict]
+    left_over = [name for name in state_dict if name not in expected]
+    wrong = [
+        f"{name}: {tuple(state_dict[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in state_dict and tuple(state_dict[name].shape) != shape
+    ]
+    faults = [
+        f"{title}:\n" + "\n".join(f"  {name}" for name in names)
+        for title, names in (("missing", missing), ("left over", left_over), ("of another shape", wrong))
+        if names
+    ]
+    if faults:
+        raise ValueError("The checkpoint does not fit an InteractionMoE with Transformer fusion.\n" + "\n".join(faults))
+
+
+def _check_values(state_dict: Mapping[str, torch.Tensor]) -> None:
+    if wrong := [name for name, x in state_dict.items() if x.layout != torch.strided or not x.is_floating_point()]:
+        first = state_dict[wrong[0]]
+        raise ValueError(
+            f"{len(wrong)} tensors are no dense floating point numbers, such as {wrong[0]} ({first.dtype}, "
+            f"{first.layout})."
+        )
+    if wrong := [name for name, x in state_dict.items() if not x.isfinite().all()]:
+        raise ValueError(f"{len(wrong)} tensors have NaN or infinite values: {', '.join(wrong[:5])} …")
+
+
+def _translate(given: Mapping[str, torch.Tensor], config: FLI2MoEConfig) -> dict[str, torch.Tensor]:
+    """Published names → this package's, one stack for all experts."""
+
+    def stacked(name: str) -> torch.Tensor:
+        return torch.stack([given[f"{EXPERT.format(e)}.{name}"] for e in range(config.num_experts)])
+
+    tensors = {}
+    positions = stacked("pos_embed").squeeze(1).chunk(config.num_modalities, dim=1)
+    for m, own in enumerate(positions):
+        tensors[f"stems.{m}.projection.weight"] = torch.eye(config.hidden_size)
+        tensors[f"stems.{m}.projection.bias"] = torch.zeros(config.hidden_size)
+        tensors[f"stems.{m}.positions"] = own
+    for i in range(config.num_fusion_layers):
+        parts = [stacked(f"network.{i}.attn.{name}.weight") for name in ("q", "kv")]
+        tensors[f"experts.layers.{i}.attention.qkv.weight"] = torch.cat(parts, dim=1)
+        for ours, theirs in LAYER.items():
+            tensors[f"experts.layers.{i}.{ours}"] = stacked(f"network.{i}.{theirs}")
+    for kind in ("weight", "bias"):
+        tensors[f"experts.head.{kind}"] = stacked(f"network.{config.num_fusion_layers}.fc.{kind}")
+        for i, name in enumerate(_reweighting_layers(config)):
+            tensors[f"reweighting.layers.{i}.{kind}"] = given[f"{name}.{kind}"]
+    return tensors
+
+
+def _listed(names: Mapping[str, torch.Tensor], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
