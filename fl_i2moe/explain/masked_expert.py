@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.fusion import GroupedTransformer
-from ..model.fusion_specialised import SpecialisedTransformer
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.objective_specialised import SpecialisedTransformer
 
 
 class MaskedExpert:
@@ -41,8 +41,8 @@ class MaskedExpert:
         self._fusion = model.experts
         self._index = model.config.expert_names.index(expert)
         masks = {name: feature_masks.get(name) for name in projected}
-        absent, _, _ = model._join([({name: torch.zeros_like(x) for name, x in projected.items()}, masks)])
-        present, _, readout = model._join([(projected, masks)])
+        absent, _, _ = model.join([({name: torch.zeros_like(x) for name, x in projected.items()}, masks)])
+        present, _, readout = model.join([(projected, masks)])
         x, readout = torch.where(always_kept[:, None], present, absent)[0], readout[0]
         self._no_means = present.new_zeros(1, len(readout), present.shape[-1])
 
@@ -69,6 +69,7 @@ class MaskedExpert:
         return (
             type(model.experts) in (GroupedTransformer, SpecialisedTransformer)
             and model.config.position_embeddings == "shared"
+            and model.config.layer_arithmetic == "pre_norm"
         )
 
     def __call__(self, coalitions: Tensor, batch_size: int) -> Tensor:
