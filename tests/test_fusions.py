@@ -13,10 +13,11 @@ from torch import nn
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from fl_i2moe import FLI2MoEModel, modeling_fl_i2moe
+from fl_i2moe import FLI2MoEModel
 from fl_i2moe.explain.attribution import attribute
 from fl_i2moe.explain.game import ValueGame
 from fl_i2moe.explain.inputs import Inputs
+from fl_i2moe.model import modeling_fl_i2moe
 from fl_i2moe.model.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.model.fusion import GroupedLayerNorm, GroupedLinear
 from fl_i2moe.model.fusion_routed import _mean

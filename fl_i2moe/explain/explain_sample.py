@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ..cache import FeatureCache
+from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes
-from .geometry import Modality
 from .inputs import Inputs, check_cache
 from .interactions import ESTIMATORS, score_pairs
 from .pair_scores import PairTable
@@ -124,7 +124,7 @@ def explain(
         problem_type=config.problem_type,
         labels=labels,
         modalities={
-            name: Modality.from_row(
+            name: places_in(
                 sample,
                 name,
                 described.get(name, {}).get("encoder") or encoders.get(name),
