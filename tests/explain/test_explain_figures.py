@@ -73,10 +73,10 @@ def test_lines_keep_all_words_in_order_and_within_the_width():
     row = {"text": text, "text_special_mask": [False], "text_offsets": [[0, 4]]}
     pieces = [(text[p.start : p.end], p.indexes) for p in places_in(row, "text").pieces()]
     flow = Flow(pieces, 120, 8, 12)
-    assert "".join(run.text for run in flow.runs) == "".join(text.split())
-    assert all(run.x + run.width <= 120.01 for run in flow.runs)
-    assert [run.line for run in flow.runs] == sorted(run.line for run in flow.runs)
-    assert flow.runs[0].indexes == (0,)
+    assert "".join(fragment.text for fragment in flow.fragments) == "".join(text.split())
+    assert all(fragment.x + fragment.width <= 120.01 for fragment in flow.fragments)
+    assert [fragment.line for fragment in flow.fragments] == sorted(fragment.line for fragment in flow.fragments)
+    assert flow.fragments[0].indexes == (0,)
 
 
 def test_other_numbers_and_kinds_of_modalities(explanation):

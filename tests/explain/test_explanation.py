@@ -72,7 +72,7 @@ def test_a_text_is_cut_into_tokens_and_what_lies_between():
 
 def test_a_modality_that_is_neither_picture_nor_text():
     modality = places_in({"audio_special_mask": [False, False]}, "audio")
-    assert modality.kind == "other"
+    assert modality.kind == "array"
     assert modality.name_of(1) == "feature 1"
 
 
