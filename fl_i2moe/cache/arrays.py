@@ -21,7 +21,7 @@ from torch import Tensor
 from ..data.arrays import ArrayDataset
 from ..model.encoder_inputs import Preprocessed
 from ..model.encoders import EncodedFeatures
-from ..utils.run_folder import replace_files
+from ..utils.files import replace_files
 
 BATCH = 1000
 SMALLEST_SCALE = 1e-6

@@ -24,7 +24,7 @@ from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.pinned_encoders import RAW_KINDS, takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
-from ..training.finished_run import FUSIONS, Run
+from ..training.runs import FUSION_TITLES, Run
 from .card_tables import (
     agreement_table,
     class_table,
@@ -37,6 +37,7 @@ from .card_tables import (
     weights_table,
 )
 
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 HUB_METRICS = {  # ours → the Hub's identifier
     "micro_f1": "f1",
     "macro_f1": "f1",
@@ -105,11 +106,8 @@ class CardOptions:
             validate_repo_id(self.dataset_id)
 
 
-def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCard:
+def build_card(run: Run, options: CardOptions) -> ModelCard:
     """
-    Args:
-        template: of the card's text, `hub/model_card.md.jinja`.
-
     Raises:
         ValueError: the run lacks a file; a run to compare with was measured on something else.
     """
@@ -118,7 +116,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
     for row in rows:
         _check_comparable(run, row)
     text = render_template(
-        template,
+        TEMPLATE,
         config=config,
         results=results,
         statistics=statistics,
@@ -127,7 +125,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         task=Markup(TASK),
         data=options.dataset_name or options.dataset_id or "a data set that was not named",
         does=_does(config),
-        fusion=FUSIONS[config.fusion],
+        fusion=FUSION_TITLES[config.fusion],
         labels=[config.id2label[index] for index in range(config.num_labels)],
         raw=takes_raw_inputs(config),
         encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in RAW_KINDS},

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...explain.explanation_data import ExplanationData
 from ...explain.pages.sample_page import data_uri, environment
 from ...metrics.figures import expert_colors, expert_title
-from ...utils.run_folder import replace_files
+from ...utils.files import replace_files
 
 THUMBNAIL_PIXELS = 160
 
