@@ -8,16 +8,12 @@ folder and contacts nobody. A second start with the same model changes nothing.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from transformers.utils import logging
 
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.model import choose_license, publish, write_repository
 from fl_i2moe.training.arguments import option, parse_arguments
-from fl_i2moe.training.finished_run import Run
-
-TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
+from fl_i2moe.training.recipe import run_recipe, silence_libraries
+from fl_i2moe.training.runs import Run
 
 
 @dataclass
@@ -43,13 +39,11 @@ class PublishArguments:
 
 
 def main():
-    [arguments] = parse_arguments(
-        (PublishArguments,), presets={"default": {}}, default_preset=lambda given: "default", description=__doc__
-    )
-    logging.disable_progress_bar()
+    [arguments] = parse_arguments((PublishArguments,), description=__doc__)
+    silence_libraries()
     run = Run.open(arguments.model)
     publish(
-        lambda folder: write_repository(run, folder, arguments.card, TEMPLATE),
+        lambda folder: write_repository(run, folder, arguments.card),
         arguments.repo_id,
         private=arguments.private,
         dry_run=arguments.dry_run,
@@ -58,7 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -9,14 +9,12 @@ folder.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fl_i2moe.cache.shared import open_features
 from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.model import choose_license, publish
 from fl_i2moe.training.arguments import option, parse_arguments
-
-TEMPLATE = Path(__file__).parent / "features_card.md.jinja"
+from fl_i2moe.training.recipe import run_recipe
 
 
 @dataclass
@@ -37,19 +35,13 @@ class PublishFeaturesArguments:
 
 
 def main():
-    [arguments] = parse_arguments(
-        (PublishFeaturesArguments,),
-        presets={"default": {}},
-        default_preset=lambda given: "default",
-        description=__doc__,
-    )
+    [arguments] = parse_arguments((PublishFeaturesArguments,), description=__doc__)
     cache = open_features(arguments.features)
     publish(
         lambda folder: write_features(
             cache,
             folder,
             arguments.repo_id,
-            TEMPLATE,
             license=arguments.license,
             dataset_name=arguments.dataset_name,
         ),
@@ -62,7 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

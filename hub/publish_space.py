@@ -22,6 +22,8 @@ import fl_i2moe
 from fl_i2moe.model.kind_image import open_image
 from fl_i2moe.publishing.model import make_empty_folder, publish, write_file_list
 from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.recipe import run_recipe
+from fl_i2moe.utils.files import write_text
 
 SPACE = Path(__file__).parent / "space"
 
@@ -99,7 +101,7 @@ def write_space(folder: str | Path, model_id: str, examples: str | None = None) 
     if examples is not None:
         shutil.rmtree(folder / "examples")
         shutil.copytree(examples, folder / "examples", ignore=leave_out)
-    (folder / "model_id").write_text(model_id + "\n", encoding="utf-8")
+    write_text(folder / "model_id", model_id + "\n")
     requirements = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
     head = {
         "title": "FL-I²MoE",
@@ -112,16 +114,12 @@ def write_space(folder: str | Path, model_id: str, examples: str | None = None) 
     }
     model = f"[{model_id}](https://huggingface.co/{model_id})"
     text = f"Predictions of {model}, and which patches, words and pairs told them.\n"
-    (folder / "README.md").write_text(
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}", encoding="utf-8"
-    )
+    write_text(folder / "README.md", f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}")
     write_file_list(folder)
 
 
 def main():
-    [arguments] = parse_arguments(
-        (PublishSpaceArguments,), presets={"default": {}}, default_preset=lambda given: "default", description=__doc__
-    )
+    [arguments] = parse_arguments((PublishSpaceArguments,), description=__doc__)
     publish(
         lambda folder: write_space(folder, arguments.model_id, arguments.examples),
         arguments.repo_id,
@@ -133,7 +131,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

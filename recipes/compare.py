@@ -24,8 +24,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from fl_i2moe.cache import is_cache, open_cache
 from fl_i2moe.cache.arrays import array_encoders
 from fl_i2moe.cache.shared import open_features
@@ -47,6 +45,7 @@ from fl_i2moe.training.arguments import (
     ArrayArguments,
     EncodingArguments,
     ImageEncoderArguments,
+    Job,
     ModelArguments,
     OutputArguments,
     TextEncoderArguments,
@@ -57,9 +56,10 @@ from fl_i2moe.training.arguments import (
     refuse_raw_options,
     starts_from_features,
 )
-from fl_i2moe.training.experiment import Job, create_accelerator
+from fl_i2moe.training.experiment import start_job
 from fl_i2moe.training.features import choose_encoders, encode
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
+from fl_i2moe.training.recipe import create_console, run_recipe
 
 FUSIONS = {
     "ef": ("EF", "early"),
@@ -184,8 +184,6 @@ def main():
         refuse_raw_options(encoding, data, "data")
     elif not from_features:
         data.check()
-    accelerator = create_accelerator(training, output.output_dir)
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
     systems = choose_systems(SYSTEMS, compare.systems)
     if compare.hyperparameters:
         systems = {
@@ -194,9 +192,9 @@ def main():
             )
             for name, x in systems.items()
         }
-    if accelerator.is_main_process:
-        check_systems(systems, job)
-    accelerator.wait_for_everyone()
+    check_systems(systems, job)
+    accelerator = start_job(job)
+    console = create_console(accelerator)
     if from_features:
         with accelerator.main_process_first():
             cache = open_features(encoding.features)
@@ -204,14 +202,13 @@ def main():
         cache = open_cache(data.data)
     elif is_array_file(data.data):
         raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
-        cache = encode(raw, array_encoders(raw, data.standardize), encoding, accelerator, console)
+        cache = encode(raw, array_encoders(raw, data.standardize), job, accelerator)
     else:
         raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
         layout = find_layout(data.data)
         if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:
             encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS[layout])
-        encoders = choose_encoders(data, ENCODERS[layout], raw.modalities)
-        cache = encode(raw, encoders, encoding, accelerator, console)
+        cache = encode(raw, choose_encoders(data, ENCODERS[layout], raw.modalities), job, accelerator)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]
     if left_out:
         console.print(f"With {len(cache.modalities)} modalities this is no other system: {', '.join(left_out)}.")
@@ -222,7 +219,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -9,31 +9,17 @@ the same with a threshold for each label from the validation split; log losses; 
 where its own experts, and where those of the first run, disagree.
 """
 
-from accelerate import Accelerator
-from datasets import disable_progress_bars
-from transformers.utils import logging as transformers_logging
-
 from fl_i2moe.comparison.runs import RunComparisonArguments, compare_runs
 from fl_i2moe.training.arguments import parse_arguments
+from fl_i2moe.training.recipe import run_recipe, single_process
 from fl_i2moe.training.runs import find_runs
 
 
 def main():
-    (options,) = parse_arguments(
-        (RunComparisonArguments,), presets={"runs": {}}, default_preset=lambda given: "runs", description=__doc__
-    )
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"One process does all of this: launch with --num_processes 1, not {accelerator.num_processes}."
-        )
+    (options,) = parse_arguments((RunComparisonArguments,), description=__doc__)
+    accelerator = single_process()
     compare_runs(find_runs(options.runs, options.cache_dir, options.seeds), options, accelerator)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

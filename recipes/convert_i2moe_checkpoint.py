@@ -13,7 +13,9 @@ import argparse
 from fl_i2moe.model.configuration_fl_i2moe import PROBLEM_TYPES
 from fl_i2moe.training.arguments import HelpFormatter
 from fl_i2moe.training.conversion import convert_i2moe, load_i2moe_checkpoint
-from fl_i2moe.utils.run_folder import check_run_folder, write_new_folder
+from fl_i2moe.training.recipe import run_recipe
+from fl_i2moe.utils.files import write_new_folder
+from fl_i2moe.utils.run_folder import check_run_folder
 
 
 def main():
@@ -37,7 +39,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -10,6 +10,7 @@ Needs h5py, pip install "fl-i2moe[hdf5]".
 import argparse
 
 from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, check_new_file, read_mmimdb_hdf5, write_arrays
+from fl_i2moe.training.recipe import run_recipe
 
 
 def main():
@@ -33,7 +34,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

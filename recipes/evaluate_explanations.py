@@ -10,13 +10,10 @@ second start goes on after the models that are measured already.
 
 from dataclasses import dataclass
 
-from accelerate import Accelerator
-from datasets import disable_progress_bars
-from transformers.utils import logging as transformers_logging
-
 from fl_i2moe.evaluation.ground_truth.run import EvaluationArguments, evaluate_runs
 from fl_i2moe.evaluation.ground_truth.sample_truth import sample_truth
 from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.recipe import run_recipe, single_process
 from fl_i2moe.training.runs import find_runs
 
 
@@ -28,23 +25,12 @@ class PlantedArguments(EvaluationArguments):
 
 
 def main():
-    (options,) = parse_arguments(
-        (PlantedArguments,), presets={"sample": {}}, default_preset=lambda given: "sample", description=__doc__
-    )
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"One process does all of this: launch with --num_processes 1, not {accelerator.num_processes}."
-        )
+    (options,) = parse_arguments((PlantedArguments,), description=__doc__)
+    accelerator = single_process()
     runs = find_runs(options.models, options.cache_dir)
     truth, carriers = sample_truth(runs, options.data_dir, ("train", options.split))
     evaluate_runs(runs, truth, carriers, options, accelerator)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

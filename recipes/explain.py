@@ -12,25 +12,17 @@ explained already.
 from fl_i2moe.evaluation.run.arguments import ExplainArguments
 from fl_i2moe.evaluation.run.explanations import run_explanations
 from fl_i2moe.training.arguments import TrainingArguments, parse_arguments
-from fl_i2moe.training.experiment import create_accelerator
+from fl_i2moe.training.recipe import create_accelerator, run_recipe
 
 # FL-I²MoE, section 4: each pair draws its own coalitions
 PAPER = {"method": "grad_attnroll", "interactions": "per_pair", "num_coalitions": 4, "universe_share": 0.3}
 
 
 def main():
-    [arguments] = parse_arguments(
-        (ExplainArguments,),
-        presets={"default": {}, "paper": PAPER},
-        default_preset=lambda given: "default",
-        description=__doc__,
-    )
+    [arguments] = parse_arguments((ExplainArguments,), presets={"default": {}, "paper": PAPER}, description=__doc__)
     accelerator = create_accelerator(TrainingArguments(num_threads=arguments.num_threads), str(arguments.folder))
     run_explanations(arguments, accelerator)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

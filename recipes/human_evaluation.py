@@ -9,9 +9,6 @@ save a file. The second line turns the files into the distribution of ratings (T
 the controls, which show the weights of another sample, and how far raters agree.
 """
 
-from rich.console import Console
-from transformers.utils import logging as transformers_logging
-
 from fl_i2moe.evaluation.human_evaluation.study import (
     DrawArguments,
     SummarizeArguments,
@@ -19,18 +16,16 @@ from fl_i2moe.evaluation.human_evaluation.study import (
     summarise_answers,
 )
 from fl_i2moe.training.arguments import parse_command
+from fl_i2moe.training.recipe import create_console, run_recipe, silence_libraries
 
 COMMANDS = {"draw": (DrawArguments, draw_questionnaire), "summarize": (SummarizeArguments, summarise_answers)}
 
 
 def main():
     command, arguments = parse_command({name: kind for name, (kind, _) in COMMANDS.items()}, description=__doc__)
-    transformers_logging.disable_progress_bar()
-    COMMANDS[command][1](arguments, Console(highlight=False, markup=False, soft_wrap=True))
+    silence_libraries()
+    COMMANDS[command][1](arguments, create_console())
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -26,14 +26,17 @@ from fl_i2moe.model.sample_encoders import user_cache_dir
 from fl_i2moe.training.arguments import (
     ArrayArguments,
     CacheArguments,
+    Job,
     ModelArguments,
     OutputArguments,
     TrainingArguments,
     option,
     parse_arguments,
 )
-from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.training.experiment import fit, start_job
+from fl_i2moe.training.features import encode
 from fl_i2moe.training.published import published_presets
+from fl_i2moe.training.recipe import run_recipe
 
 # I²MoE, table 7, the columns in which data sets agree, and its published dropout
 ARRAYS = {
@@ -103,14 +106,14 @@ class DataArguments(ArrayArguments):
 
 
 def main():
-    data, cache, model, training, output = parse_arguments(
+    data, encoding, model, training, output = parse_arguments(
         (DataArguments, CacheArguments, ModelArguments, TrainingArguments, OutputArguments),
         presets={"arrays": ARRAYS, **PAPER, "sample": SAMPLE},
         default_preset=lambda given: "arrays" if given.data_file else "sample",
         description=__doc__,
     )
-    job = Job(cache, model, training, output)
-    accelerator = create_accelerator(training, output.output_dir)
+    job = Job(encoding, model, training, output)
+    accelerator = start_job(job)
     if data.data_file:
         file = Path(data.data_file)
     else:
@@ -119,19 +122,17 @@ def main():
         accelerator.print(f"Arrays: a built-in sample with known interactions, {folder}. Give yours with --data_file.")
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
-    raw = load_arrays(file, **data.reading, on_bad_sample=cache.on_bad_sample)
+    raw = load_arrays(file, **data.reading, on_bad_sample=encoding.on_bad_sample)
     encoders = array_encoders(raw, data.standardize)
     if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
         accelerator.print(
             "Each modality is one vector: --level pooled cuts it into --num_patches pieces, as I²MoE does."
         )
-    run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
+    cache = encode(raw, encoders, job, accelerator)
+    fit(cache, job, accelerator, job.settings(**asdict(data)))
     if accelerator.is_main_process and data.standardize:
         save_standardization(encoders, Path(output.output_dir) / "standardization.safetensors")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -8,20 +8,22 @@ set on the Hub>` it starts from a feature cache, without screens and encoder.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from fl_i2moe.data.enrico import load_enrico
 from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
+    Job,
     ModelArguments,
     OutputArguments,
     TrainingArguments,
     option,
     parse_arguments,
 )
-from fl_i2moe.training.experiment import Job, run_on_folder
+from fl_i2moe.training.experiment import run_job
+from fl_i2moe.training.features import choose_encoders
 from fl_i2moe.training.published import ENCODERS, published_presets
+from fl_i2moe.training.recipe import run_recipe
 
 # "paper": I²MoE, table 7 (ENRICO), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
 PAPER = published_presets("enrico")
@@ -38,15 +40,15 @@ def main():
     data, encoding, model, training, output = parse_arguments(
         (DataArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
         presets=PAPER,
-        default_preset=lambda given: "paper",
         description=__doc__,
     )
-    load = partial(load_enrico, data.data_dir, on_bad_sample=encoding.on_bad_sample)
-    run_on_folder(data, Job(encoding, model, training, output), load, ENCODERS["enrico"])
+
+    def read(accelerator):
+        raw = load_enrico(data.data_dir, on_bad_sample=encoding.on_bad_sample)
+        return raw, choose_encoders(data, ENCODERS["enrico"], raw.modalities)
+
+    run_job(Job(encoding, model, training, output), data, read, needs="data_dir")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -9,12 +9,12 @@ or data set on the Hub>` it starts from a feature cache, without tweets and enco
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from fl_i2moe.data.mmhs150k import load_mmhs150k
 from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
+    Job,
     ModelArguments,
     OutputArguments,
     TextEncoderArguments,
@@ -22,8 +22,10 @@ from fl_i2moe.training.arguments import (
     option,
     parse_arguments,
 )
-from fl_i2moe.training.experiment import Job, run_on_folder
+from fl_i2moe.training.experiment import run_job
+from fl_i2moe.training.features import choose_encoders
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, published_presets
+from fl_i2moe.training.recipe import run_recipe
 
 # FL-I²MoE, section 4.1: "a comparable configuration", so that of MM-IMDb (I²MoE, tables 7 to 10)
 PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmhs150k"])
@@ -41,16 +43,16 @@ def main():
     data, encoding, model, training, output = parse_arguments(
         (DataArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
         presets=PAPER,
-        default_preset=lambda given: "paper",
         description=__doc__,
     )
-    options = {"append_image_text": data.append_image_text, "on_bad_sample": encoding.on_bad_sample}
-    load = partial(load_mmhs150k, data.data_dir, **options)
-    run_on_folder(data, Job(encoding, model, training, output), load, ENCODERS["mmhs150k"])
+
+    def read(accelerator):
+        options = {"append_image_text": data.append_image_text, "on_bad_sample": encoding.on_bad_sample}
+        raw = load_mmhs150k(data.data_dir, **options)
+        return raw, choose_encoders(data, ENCODERS["mmhs150k"], raw.modalities)
+
+    run_job(Job(encoding, model, training, output), data, read, needs="data_dir")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

@@ -10,7 +10,7 @@ Without `--data_dir` it makes a sample in the same layout, in which the interact
 With `--features <folder or data set on the Hub>` it starts from a feature cache, without films and encoders.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fl_i2moe.data.mmimdb import load_mmimdb
@@ -19,17 +19,18 @@ from fl_i2moe.model.sample_encoders import user_cache_dir
 from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
+    Job,
     ModelArguments,
     OutputArguments,
     TextEncoderArguments,
     TrainingArguments,
     option,
     parse_arguments,
-    starts_from_features,
 )
-from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
+from fl_i2moe.training.experiment import run_job
 from fl_i2moe.training.features import choose_encoders
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, published_presets
+from fl_i2moe.training.recipe import run_recipe
 
 # "paper": I²MoE, table 7 (MM-IMDb), and FL-I²MoE, section 4.1; "paper-switch", … : I²MoE, tables 8 to 10
 PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmimdb"])
@@ -58,15 +59,13 @@ class DataArguments(ImageEncoderArguments, TextEncoderArguments):
 
     data_dir: str | None = option(None, "Folder in the raw MM-IMDb layout; the built-in sample if not given.")
     labels: list[str] | None = option(None, "Genres to predict; the 23 of MM-IMDb if not given.")
-    min_label_count: int | None = option(None, "Predict all genres with at least so many training films.")
+    min_label_count: int | None = option(None, "Predict all genres with at least so many training films.", at_least=1)
     num_films: int = option(2000, "Films of the built-in sample.")
     sample_seed: int = option(0, "Seed of the built-in sample.")
 
     def __post_init__(self):
         if self.labels and self.min_label_count:
             raise ValueError("`labels` and `min_label_count` exclude each other.")
-        if self.min_label_count is not None and self.min_label_count < 1:
-            raise ValueError(f"`min_label_count` must be at least 1, got {self.min_label_count}.")
 
 
 def main():
@@ -76,36 +75,30 @@ def main():
         default_preset=lambda given: "paper" if given.data_dir or given.features else "sample",
         description=__doc__,
     )
-    job = Job(encoding, model, training, output)
-    from_features = starts_from_features(encoding, data)
-    accelerator = create_accelerator(training, output.output_dir)
-    if from_features:
-        run_experiment(None, {}, job, accelerator, job.settings(**asdict(data)))
-        return
-    if data.data_dir:
-        data_dir = Path(data.data_dir)
-        accelerator.print(f"Films: {data_dir}")
-    else:
-        data_dir = user_cache_dir() / "planted" / planted_folder_name(data.num_films, data.sample_seed)
-        accelerator.print(f"Films: a built-in sample with known interactions, {data_dir}. Give yours with --data_dir.")
-        with accelerator.main_process_first():
-            write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)
-    defaults = ENCODERS["mmimdb"] if data.data_dir else SAMPLE_ENCODERS
-    encoders = choose_encoders(data, defaults, {"image": "image", "text": "text"})
-    for modality, choice in encoders.items():
-        accelerator.print(f"Encoder of {modality}: {choice.name}. Give another with --{modality}_encoder.")
 
-    labels = data.labels
-    if not (data.data_dir or labels or data.min_label_count):
-        labels = list(PLANTED_GENRES)
-    raw = load_mmimdb(
-        data_dir, labels=labels, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample
-    )
-    run_experiment(raw, encoders, job, accelerator, job.settings(**asdict(data)))
+    def read(accelerator):
+        if data.data_dir:
+            data_dir, labels, encoders = Path(data.data_dir), data.labels, ENCODERS["mmimdb"]
+            accelerator.print(f"Films: {data_dir}")
+        else:
+            data_dir = user_cache_dir() / "planted" / planted_folder_name(data.num_films, data.sample_seed)
+            labels, encoders = data.labels, SAMPLE_ENCODERS
+            if not (labels or data.min_label_count):
+                labels = list(PLANTED_GENRES)
+            accelerator.print(
+                f"Films: a built-in sample with known interactions, {data_dir}. Give yours with --data_dir."
+            )
+            with accelerator.main_process_first():
+                write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)
+        options = {"min_label_count": data.min_label_count, "on_bad_sample": encoding.on_bad_sample}
+        raw = load_mmimdb(data_dir, labels=labels, **options)
+        choices = choose_encoders(data, encoders, raw.modalities)
+        for modality, choice in choices.items():
+            accelerator.print(f"Encoder of {modality}: {choice.name}. Give another with --{modality}_encoder.")
+        return raw, choices
+
+    run_job(Job(encoding, model, training, output), data, read)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_recipe(main)

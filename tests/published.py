@@ -20,7 +20,7 @@ from fl_i2moe.data.raw import RawDataset
 from fl_i2moe.metrics.figures import save_statistics_figures
 from fl_i2moe.metrics.statistics import compute_statistics
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.utils.run_folder import write_json
+from fl_i2moe.utils.files import write_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LABELS = ["Drama", "Comedy", "Thriller"]

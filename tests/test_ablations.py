@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import losses_of, make_config, make_inputs, make_model
 
-from fl_i2moe.model.configuration_fl_i2moe import FUSION_NAMES
+from fl_i2moe.model.fusions import FUSIONS
 from fl_i2moe.model.objective_published import interaction_losses
 
 
@@ -50,7 +50,7 @@ def test_losses_on_latents_change_no_prediction():
     assert not torch.allclose(losses_of(on_latents, "interaction_loss"), losses_of(on_logits, "interaction_loss"))
 
 
-@pytest.mark.parametrize("fusion", FUSION_NAMES)
+@pytest.mark.parametrize("fusion", list(FUSIONS))
 def test_every_fusion_has_latents(fusion):
     model, output = run(make_config(fusion=fusion, interaction_loss_on="latents"))
     losses_of(output, "interaction_loss").sum().backward()

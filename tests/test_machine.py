@@ -12,7 +12,7 @@ from fl_i2moe.utils.machine import lock_holder, multiplies_bfloat16
 # the file alone: the package takes its time to import
 WORKER = f"""
 import importlib.util, time
-spec = importlib.util.spec_from_file_location("machine", {str(ROOT / "fl_i2moe" / "machine.py")!r})
+spec = importlib.util.spec_from_file_location("machine", {str(ROOT / "fl_i2moe" / "utils" / "machine.py")!r})
 machine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(machine)
 machine.end_with_launcher(0.05)

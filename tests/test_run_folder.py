@@ -9,7 +9,8 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from fl_i2moe.utils.run_folder import begin_run_folder, check_run_folder, held_run_folder, write_new_folder
+from fl_i2moe.utils.files import write_new_folder
+from fl_i2moe.utils.run_folder import begin_run_folder, check_run_folder, held_run_folder
 
 HOLD = """
 import sys, time

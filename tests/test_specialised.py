@@ -9,7 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny_models import losses_of, make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
-from fl_i2moe.model.objective_specialised import Readings, agreement, either, specialised_losses
+from fl_i2moe.model.fusion import GroupedTransformer
+from fl_i2moe.model.objective_specialised import Readings, SpecialisedTransformer, agreement, either, specialised_losses
 from fl_i2moe.training.thinning import draw_thinning
 
 
@@ -412,10 +413,11 @@ def test_experts_learn_without_a_weight_on_the_penalties():
 
 
 def test_dense_ignores_it_and_saving_keeps_it(tmp_path):
-    assert not make_config(architecture="dense", objective="specialised").is_specialised
+    dense = make_model(make_config(architecture="dense", objective="specialised"))
+    assert type(dense.experts) is GroupedTransformer
     model = make_model(specialised())
     features, masks, _ = make_inputs(model.config)
     model.save_pretrained(tmp_path)
     loaded = FLI2MoEModel.from_pretrained(tmp_path)
-    assert loaded.config.is_specialised
+    assert isinstance(loaded.experts, SpecialisedTransformer)
     torch.testing.assert_close(loaded(features, masks).expert_logits, model(features, masks).expert_logits)

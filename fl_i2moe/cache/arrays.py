@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.arrays import ArrayDataset
 from ..model.kind_array import ArrayEncoder
-from ..utils.run_folder import replace_files
+from ..utils.files import replace_files
 
 BATCH = 1000
 SMALLEST_SCALE = 1e-6

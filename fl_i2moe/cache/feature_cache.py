@@ -29,7 +29,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..utils.disk import explaining_full_disk
+from ..utils.files import explaining_full_disk, write_json, write_text
 from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 from .key import cache_key, check_key
@@ -39,9 +39,7 @@ from .shards import (
     plan_shards,
     read_object,
     verify_shards,
-    write_json,
     write_shard,
-    write_text,
 )
 from .streaming import StreamedSplit
 

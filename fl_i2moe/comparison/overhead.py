@@ -13,7 +13,9 @@ from accelerate.utils import set_seed
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means
 from ..model.modeling_fl_i2moe import FLI2MoEModel
-from ..training.experiment import Job, describe_machine, keep_json, model_config
+from ..training.arguments import Job
+from ..training.experiment import describe_machine, keep_json
+from ..training.features import model_config
 from ..training.loop import create_optimizer, predict
 
 FILE = "overhead.json"
@@ -42,7 +44,7 @@ def measure_overhead(
 
 def _measure(job: Job, cache: FeatureCache, accelerator: Accelerator) -> dict[str, list[float]]:
     accelerator.free_memory()
-    config = model_config(job.model, cache)
+    config = model_config(job.model, cache, cache.modalities)
     set_seed(job.training.seeds[0])
     model = FLI2MoEModel(config)
     if config.keeps_means:

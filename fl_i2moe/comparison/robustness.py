@@ -5,7 +5,6 @@ A missing modality is replaced at its real positions, in hidden space, as in the
 one gets Gaussian noise there, of so many times the root mean square of the sample's own features.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from ..cache.batching import create_data_loader
 from ..metrics.tasks import compute_metrics, defined, difference
 from ..model.inputs import FILLS
 from ..model.modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
-from ..training.experiment import Job, keep_json, summarise_runs
+from ..training.arguments import Job
+from ..training.experiment import keep_json, summarise_runs
 from ..training.loop import predict
+from ..utils.files import read_json
 
 NOISE_LEVELS = (0.5, 1.0)
 FILE = "robustness.json"
@@ -86,7 +87,7 @@ def measure_robustness(
     Raises:
         ValueError: a model keeps no mean features.
     """
-    whole = json.loads((folder / "results.json").read_text())["test"]
+    whole = read_json(folder / "results.json")["test"]
     found = keep_json(folder / FILE, lambda: _evaluate(folder, job, cache, accelerator), accelerator)
     return {
         condition: {

@@ -22,19 +22,18 @@ from rich.console import Console
 
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader
-from ..explain.inputs import check_cache
 from ..metrics import markdown
 from ..metrics.statistics import experts_disagree
 from ..metrics.summaries import CONFIDENCE, describe_draws, interval, resample, weighted_means
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
 from ..metrics.tasks import predict as decide
 from ..metrics.weighted import weighted_metrics
-from ..training.arguments import option
+from ..training.arguments import check_options, option
 from ..training.features import EVALUATION_SPLITS, check_splits
 from ..training.loop import Predictions, predict
-from ..training.runs import Run, refuse_trained_runs, weights_fingerprint
-from ..training.trained import load_any_model
-from ..utils.run_folder import check_run_folder, held_run_folder, write_json, write_text
+from ..training.runs import Run, check_cache, fingerprint, load_model, refuse_trained_runs
+from ..utils.files import write_json, write_text
+from ..utils.run_folder import check_run_folder, held_run_folder
 
 
 @dataclass
@@ -46,21 +45,19 @@ class RunComparisonArguments:
     overwrite: bool = option(False, "Replace what is in --output_dir.")
     seeds: list[str] = option([], "Seeds that are compared; all if not given, which have to be the same in every run.")
     threshold: float | None = option(
-        None, "Probability from which a label counts as predicted (multi-label); the runs' own if not given."
+        None,
+        "Probability from which a label counts as predicted (multi-label); the runs' own if not given.",
+        within="(0, 1)",
     )
-    batch_size: int = option(64, "Samples a step.")
-    num_resamples: int = option(1000, "Bootstrap samples behind an interval.")
-    seed: int = option(0, "Of the bootstrap samples.")
+    batch_size: int = option(64, "Samples a step.", at_least=1)
+    num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)
+    seed: int = option(0, "Seed of the bootstrap.", at_least=0)
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training runs if not given.")
 
     def __post_init__(self):
         if len(self.runs) < 2:
             raise ValueError("`runs` names fewer than two runs: give --runs runs/published runs/specialised.")
-        for name, least in (("batch_size", 1), ("num_resamples", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
+        check_options(self)
 
 
 def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, accelerator: Accelerator) -> dict[str, Any]:
@@ -84,13 +81,16 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
         raise ValueError(f"`runs` names one run alone, {runs[0].folder}.")
     seeds, threshold, cache = common_seeds(runs), common_threshold(runs, arguments.threshold), runs[0].cache
     check_splits(cache.splits, f"The feature cache {cache.path}")
+    weights: dict[str, list[str]] = {run.name: [] for run in runs}
     for run in runs:
         for folder in run.models.values():
-            check_cache(load_any_model(folder), cache)
+            model = load_model(folder)
+            check_cache(model, cache)
+            weights[run.name].append(fingerprint(model))
     settings = {
         "runs": [run.name for run in runs],
         "seeds": seeds,
-        "weights": {run.name: [weights_fingerprint(run.models[seed]) for seed in seeds] for run in runs},
+        "weights": weights,
         "features": {name: x["encoder"] for name, x in cache.modalities.items()},
         "threshold": threshold,
         "num_resamples": arguments.num_resamples,
@@ -146,7 +146,7 @@ def common_threshold(runs: Sequence[Run], wanted: float | None) -> float:
 
 
 def _predict(folder: Path, cache: FeatureCache, batch_size: int, accelerator: Accelerator) -> dict[str, Predictions]:
-    model = load_any_model(folder).to(accelerator.device)
+    model = load_model(folder).to(accelerator.device)
     said = {}
     for split in EVALUATION_SPLITS:
         loader = create_data_loader(
@@ -361,14 +361,8 @@ def _change(metric: str, entry: Mapping[str, Any]) -> str:
     if change["value"] is None:
         return "–"
     around = "" if change["std"] is None else f"\u00a0±\u00a0{markdown.shown(metric, change['std'])}"
-    limits = ",\u00a0".join(_signed(metric, x) for x in change["interval"] or [])
-    return Markup(_signed(metric, change["value"]) + around + (f" [{limits}]" if limits else ""))
-
-
-def _signed(metric: str, value: float) -> str:
-    text = markdown.shown(metric, value)
-    is_zero = not text.strip("−0.")
-    return text.removeprefix("−") if is_zero else text if text.startswith("−") else f"+{text}"
+    limits = ",\u00a0".join(markdown.signed(metric, x) for x in change["interval"] or [])
+    return Markup(markdown.signed(metric, change["value"]) + around + (f" [{limits}]" if limits else ""))
 
 
 def _own_cells(own: Mapping[str, Any] | None) -> list[str]:

@@ -3,7 +3,7 @@ Several systems on the same features with the same options and seeds, and the ta
 
     output_dir/
       run.json        what holds for all systems
-      <system>/       a run as `run_on_cache` leaves it
+      <system>/       a run as `fit` leaves it
       table.json      means, standard deviations and single values of every system that is done
       table.md        the same for reading, as one table or several
 """
@@ -20,11 +20,12 @@ from rich.console import Console
 from ..cache import FeatureCache
 from ..cache.key import key_digest
 from ..metrics import markdown
-from ..metrics.tasks import METRICS_BY_PROBLEM, difference, is_share
-from ..training.arguments import ModelArguments, OutputArguments, check_metric
-from ..training.experiment import Job, format_metric, model_config, run_on_cache
-from ..training.features import check_splits
-from ..utils.run_folder import check_run_folder, held_run_folder, write_json, write_text
+from ..metrics.tasks import METRICS_BY_PROBLEM, difference
+from ..training.arguments import Job, ModelArguments, OutputArguments, check_metric
+from ..training.experiment import fit
+from ..training.features import check_splits, model_config
+from ..utils.files import write_json, write_text
+from ..utils.run_folder import held_run_folder
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """
@@ -78,10 +79,9 @@ def check_systems(systems: Mapping[str, System], job: Job) -> None:
     What can be refused before the features are there, which may take an hour.
 
     Raises:
-        ValueError: a system does not go with the options, or the output folder holds something else.
+        ValueError: a system does not go with the options.
     """
     _own_jobs(systems, job)
-    check_run_folder(job.output.output_dir, resume=job.output.resume, overwrite=job.output.overwrite)
 
 
 def compare_systems(
@@ -117,19 +117,16 @@ def compare_systems(
     check_splits(cache.splits, f"The feature cache {cache.path}")
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
-        model_config(own_job.model, cache)
+        model_config(own_job.model, cache, cache.modalities)
     settings = job.settings(features=key_digest(cache.key))
-    flags = {"resume": job.output.resume, "overwrite": job.output.overwrite}
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
     table: dict[str, Any] = {}
-    with held_run_folder(folder, settings, **flags, is_writer=accelerator.is_main_process):
+    with held_run_folder(folder, settings, **job.output.flags, is_writer=accelerator.is_main_process):
         accelerator.wait_for_everyone()
         for name, own_job in jobs.items():
             console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
-            results[name] = run_on_cache(
-                cache, own_job, accelerator, own_job.settings(system=name), Console(quiet=True)
-            )
+            results[name] = fit(cache, own_job, accelerator, own_job.settings(system=name), quiet=True)
             if measure is not None:
                 measured[name] = measure(folder / name, own_job, cache, accelerator)
             table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)
@@ -283,8 +280,7 @@ def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[st
 
 
 def _cell(metric: str, entry: Mapping[str, Any], with_difference: bool) -> str:
-    text = format_metric(metric, entry)
+    text = markdown.spread(metric, entry)
     if entry["difference"] is None or not with_difference:
         return text
-    change = f"{100 * entry['difference']:+.1f}" if is_share(metric) else f"{entry['difference']:+.3f}"
-    return f"{text} ({change})"
+    return f"{text} ({markdown.signed(metric, entry['difference'])})"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.disk import existing, explaining_full_disk
+from ..utils.files import existing, explaining_full_disk
 from .mmimdb import GENRES
 
 FIELDS = {"text": "features", "image": "vgg_features"}

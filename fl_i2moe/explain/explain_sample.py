@@ -11,10 +11,11 @@ import torch
 from ..cache import FeatureCache
 from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..training.runs import check_cache
 from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes
-from .inputs import Inputs, check_cache
+from .inputs import Inputs
 from .interactions import ESTIMATORS, score_pairs
 from .pair_scores import PairTable
 

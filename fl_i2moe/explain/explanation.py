@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from ..utils.run_folder import replace_files, write_json
+from ..utils.files import replace_files, write_json
 from .explanation_data import ExplanationData
 from .pages.sample_figure import draw_explanation
 from .pages.sample_page import render_page

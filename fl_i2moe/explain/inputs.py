@@ -1,6 +1,5 @@
-"""What explanations work on: a cache that fits the model, projected samples, which of their features may be blamed."""
+"""What explanations work on: projected samples, and which of their features may be blamed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import FeatureCache
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 
@@ -85,28 +83,3 @@ def _name(batch: dict[str, Any], good_rows: Tensor) -> str:
     """Of the first sample that is not good, (B,)."""
     row = int((~good_rows).nonzero()[0])
     return batch["ids"][row] if "ids" in batch else f"in row {row}"
-
-
-def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
-    """
-    Raises:
-        ValueError: the cache lacks a modality, has other classes, or comes from other encoders than the model's.
-    """
-    config = model.config
-    if missing := [name for name in config.modality_order if name not in cache.modalities]:
-        raise ValueError(f"The feature cache {cache.path} lacks {missing}; it has {list(cache.modalities)}.")
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    if names != cache.label_names:
-        raise ValueError(
-            f"The model's classes are {names}, those of the feature cache {cache.path} {cache.label_names}."
-        )
-    for name in config.modality_order:
-        expected = (config.encoders or {}).get(name)
-        found = json.loads(json.dumps(cache.modalities[name]["encoder"]))  # as it comes back from a config.json
-        if expected is None or expected == found:
-            continue
-        different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-        raise ValueError(
-            f"The feature cache {cache.path} was made with another encoder of {name} than the model's:\n"
-            + "\n".join(f"  {key}: {found.get(key)!r}, the model's {expected.get(key)!r}" for key in different)
-        )

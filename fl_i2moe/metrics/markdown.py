@@ -47,6 +47,14 @@ def shown(metric: str, value: float | None) -> str:
     return f"{scale * value:.{digits}f}".replace("-", "−")
 
 
+def signed(metric: str, value: float) -> str:
+    """A change of a metric, as [`shown`], with its sign; none where it is shown as zero."""
+    text = shown(metric, value)
+    if not text.strip("−0."):
+        return text.removeprefix("−")
+    return text if text.startswith("−") else f"+{text}"
+
+
 def escape(value: Any) -> Any:
     """Text as Markdown that shows it letter by letter, in one line; what is Markdown already (`Markup`) as it is."""
     if isinstance(value, Markup) or not isinstance(value, str):

@@ -1,12 +1,16 @@
 """Configuration of FL-I²MoE."""
 
 import math
+from dataclasses import field, fields
 from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+
+from .fusions import FUSIONS
+from .objectives import OBJECTIVES
 
 # Keywords that transformers itself puts into a config beside the declared fields.
 TRANSFORMERS_KEYS = frozenset(
@@ -31,12 +35,82 @@ TRANSFORMERS_KEYS = frozenset(
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MODALITY_KEYS = {"feature_size", "max_features", "pooling"}
-FUSION_NAMES = ("transformer", "switch", "moe++", "interpretcc", "early", "late", "low_rank")
 
 
-def _check_choice(field: str, value: Any, choices: tuple) -> None:
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """
+    A dataclass field with its help, and with bounds that [`check_options`] reads.
+
+    Args:
+        default: a list is copied for every instance.
+        metadata: `choices`, a tuple of values; `at_least`, a number; `positive=True`; `within`, an interval such as
+            `"[0, 1)"`; `on_command_line=False` for a field of the configuration that users do not choose.
+    """
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_options(options: Any) -> None:
+    """
+    Checks each field of a dataclass by itself.
+
+    Raises:
+        ValueError: a number is NaN or infinite, or a value is outside the bounds that its [`option`] gives.
+    """
+    for item in fields(options):
+        name, value, bounds = item.name, getattr(options, item.name), item.metadata
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        if value is None and item.default is None:
+            continue
+        if "choices" in bounds:
+            _check_choice(name, value, bounds["choices"])
+        if "at_least" in bounds and value < bounds["at_least"]:
+            raise ValueError(f"`{name}` must be at least {bounds['at_least']}, got {value}.")
+        if bounds.get("positive") and value <= 0:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
+        if "within" in bounds and not _lies_within(value, bounds["within"]):
+            raise ValueError(f"`{name}` must lie in {bounds['within']}, got {value}.")
+
+
+def check_model_options(options: Any) -> None:
+    """
+    Checks how a model's options go together, as far as they do without the data.
+
+    Args:
+        options: a configuration, or the options of the command line.
+
+    Raises:
+        ValueError: two of them contradict each other.
+    """
+    if options.hidden_size % options.num_attention_heads:
+        raise ValueError(
+            f"`hidden_size` must be divisible by `num_attention_heads` (got {options.hidden_size} and "
+            f"{options.num_attention_heads})."
+        )
+    if options.layer_arithmetic == "published" and options.fusion != "transformer":
+        raise ValueError(f'`layer_arithmetic="published"` needs `fusion="transformer"`, got {options.fusion!r}.')
+    if options.architecture == "dense":  # which has no objective beside its task
+        return
+    for name, needed in OBJECTIVES[options.objective].needs.items():
+        if (value := getattr(options, name, needed)) != needed:
+            others = [other for other, x in OBJECTIVES.items() if x.needs.get(name, value) == value]
+            raise ValueError(
+                f'`objective="{options.objective}"` needs `{name}={needed!r}`, got {value!r}; '
+                f"{' and '.join(map(repr, others))} supports it."
+            )
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"`{field}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _lies_within(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
 @strict
@@ -44,96 +118,8 @@ class FLI2MoEConfig(PreTrainedConfig):
     r"""
     Everything that decides the shape and the objective of an [`FLI2MoEModel`].
 
-    Defaults are the published MM-IMDb settings (I²MoE, table 7) where the paper gives them. `E` is the number of
-    experts, `M` the number of modalities.
-
-    Args:
-        modalities (`dict[str, dict]`):
-            Name → `{"feature_size": D, "max_features": T}` with an optional `"pooling"`, `"mean"` (default) or `"cls"`
-            (the first feature), which pooled mode uses. At least two.
-        modality_order (`list[str]`, *optional*):
-            Order of the modalities in every loop; filled from `modalities`. It is a field because `config.json` is
-            written with sorted keys, which would otherwise exchange the experts.
-        level (`str`, defaults to `"feature"`):
-            `"feature"`: experts see every patch and token (FL-I²MoE). `"pooled"`: each modality is one vector, cut into
-            `num_patches` pieces (I²MoE).
-        architecture (`str`, defaults to `"moe"`):
-            `"moe"`: interaction experts and reweighting. `"dense"`: one expert, no interaction loss.
-        fusion (`str`, defaults to `"transformer"`):
-            What an expert is made of: `"transformer"` (MulT in the papers' tables), `"switch"` and `"moe++"` (the same
-            with routed feed-forward layers), `"late"` (without attention between modalities), `"early"` (a perceptron
-            on the modalities' vectors side by side), `"low_rank"` (LMF), `"interpretcc"` (gated modalities).
-        problem_type (`str`, defaults to `"multi_label_classification"`):
-            Or `"single_label_classification"`, `"regression"`.
-        hidden_size, num_attention_heads, num_fusion_layers (`int`):
-            Width H, heads A and layers L of an expert.
-        intermediate_size (`int`, *optional*):
-            Feed-forward width, `2 * hidden_size` if not given.
-        layer_norm_eps (`float`):
-            Epsilon of the layer normalisations.
-        attention_dropout (`float`): on attention probabilities.
-        residual_dropout (`float`): on what attention and feed-forward add to the residual stream.
-        activation_dropout (`float`): on the feed-forward's hidden activations.
-        embedding_dropout (`float`): on projected features, behind the position embeddings.
-        feature_dropout (`float`):
-            Probability that a modality of a training sample is thinned: a share of its features, drawn from U(0, 1),
-            is zeroed at random, as explanations by masking zero them. The training loop sets in with it late, see
-            `TrainingArguments.feature_dropout_start`.
-        reweighting_dropout (`float`): in the reweighting MLP.
-        num_patches (`int`):
-            Pseudo-patches that a pooled vector is cut into.
-        num_routed_experts (`int`):
-            Feed-forward networks of a routed layer (Switch, MoE++).
-        capacity_factor, eval_capacity_factor (`float`):
-            Switch: room in each network for so many times its even share of a modality's tokens, in training and
-            outside it; the tokens beyond pass by.
-        balance_loss_weight (`float`):
-            Weight of the auxiliary loss, which keeps the routers of Switch and MoE++ from sending all to one network.
-        zero_computation_balance (`float`):
-            MoE++: weight, within that loss, of the choices that compute nothing (its τ).
-        gate_temperature, gate_threshold (`float`), hard_gate (`bool`):
-            InterpretCC: temperature of the gates' sigmoid, value above which a gate is open, and whether gates are
-            open or closed rather than in between.
-        fusion_rank (`int`):
-            Rank of low-rank fusion.
-        layer_arithmetic (`str`, defaults to `"pre_norm"`):
-            `"published"` computes Transformer layers as the published I²MoE code does: no skip around attention, whose
-            output is added to itself.
-        position_embeddings (`str`, defaults to `"shared"`):
-            `"per_expert"`: each expert has its own, as in the published I²MoE code.
-        identical_experts_init (`bool`):
-            Experts start as copies of one another, as in I²MoE.
-        objective (`str`, defaults to `"published"`):
-            `"published"`: experts that differ in how their answers change when a modality is replaced (I²MoE).
-            `"specialised"`: experts that differ in what they see and in what is left to them, see
-            `specialised_losses`.
-        interaction_experts (`str`, defaults to `"all"`):
-            `"synergy_redundancy"`: no uniqueness experts (ablation).
-        interaction_loss_weight (`float`):
-            λ in `L = task + λ · mean over experts of their interaction loss`.
-        interaction_loss_on (`str`, defaults to `"logits"`):
-            `"latents"`: the interaction losses compare what an expert's head reads, not what it says (ablation).
-        triplet_margin (`float`):
-            Margin of the uniqueness loss, and of the bounded losses of regression.
-        regression_interaction_loss (`str`, defaults to `"bounded"`):
-            `"bounded"` hinges uniqueness and synergy at the margin; `"published"` leaves them as in the I²MoE code
-            (uniqueness unbounded below, synergy pulls the views together).
-        perturbation (`str`, defaults to `"random"`):
-            What replaces a modality in its view: `"random"` N(0, 1), `"zero"`, `"mean"` (of the training set),
-            `"shuffle"` (another sample's features; noise where a batch holds one sample).
-        num_perturbed_views (`int`, *optional*):
-            Perturbed views per step, drawn anew each step; all M if not given.
-        keep_feature_means (`bool`):
-            Keep the training set's mean features in the model, which can then stand in for a missing modality.
-            `perturbation="mean"` keeps them anyway.
-        reweighting (`str`, defaults to `"mlp"`):
-            `"mlp"`: expert weights per sample. `"global"`: one learned weight vector.
-        reweighting_temperature (`float`): of the softmax over expert weights.
-        reweighting_hidden_size, num_reweighting_layers (`int`): width and depth of the MLP.
-        encoders (`dict[str, dict]`, *optional*):
-            Identity of the frozen encoder that each modality's features come from.
-        interaction_statistics (`dict`, *optional*):
-            Statistics of a data set that were measured with the trained model.
+    Defaults are the published MM-IMDb settings (I²MoE, table 7) where the paper gives them. What a field means stands
+    in its `metadata["help"]`, below.
 
     Raises:
         ValueError: for an unknown keyword.
@@ -156,56 +142,156 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     model_type = "fl_i2moe"
 
-    modalities: dict | None = None
-    modality_order: list | None = None
-    level: str = "feature"
-    architecture: str = "moe"
-    fusion: str = "transformer"
-    problem_type: str | None = "multi_label_classification"
+    modalities: dict | None = option(
+        None,
+        'Name → {"feature_size": D, "max_features": T}, at least two; and optionally "pooling", "mean" (default) or '
+        '"cls" (the first feature), which pooled mode uses.',
+        on_command_line=False,
+    )
+    # a field because config.json is written with sorted keys, which would otherwise exchange the experts
+    modality_order: list | None = option(
+        None, "Order of the modalities in every loop; that of `modalities` if not given.", on_command_line=False
+    )
+    level: str = option(
+        "feature",
+        "Experts see every patch and token (FL-I²MoE), or one vector a modality, cut into pieces (I²MoE).",
+        choices=("feature", "pooled"),
+    )
+    architecture: str = option("moe", "Interaction experts, or one expert as a baseline.", choices=("moe", "dense"))
+    fusion: str = option(
+        "transformer",
+        "What an expert, or the dense baseline, is made of: a Transformer (MulT in the papers' tables), one with "
+        "routed feed-forward layers (switch, moe++), gated modalities (interpretcc), a perceptron on the modalities' "
+        "vectors (early), a Transformer without attention between modalities (late), or a low-rank product (low_rank, "
+        "LMF).",
+        choices=tuple(FUSIONS),
+    )
+    problem_type: str | None = option(
+        "multi_label_classification", "What is predicted.", choices=PROBLEM_TYPES, on_command_line=False
+    )
 
-    hidden_size: int = 256
-    num_attention_heads: int = 4
-    num_fusion_layers: int = 2
-    intermediate_size: int | None = None
-    layer_norm_eps: float | int = 1e-5
-    attention_dropout: float | int = 0.5
-    residual_dropout: float | int = 0.5
-    activation_dropout: float | int = 0.5
-    embedding_dropout: float | int = 0.0
-    feature_dropout: float | int = 0.0
-    reweighting_dropout: float | int = 0.5
-    num_patches: int = 4
-    identical_experts_init: bool = True
+    hidden_size: int = option(256, "Width of the experts.", at_least=1)
+    num_attention_heads: int = option(4, "Attention heads of the experts.", at_least=1)
+    num_fusion_layers: int = option(2, "Transformer layers of an expert.", at_least=1)
+    intermediate_size: int | None = option(
+        None, "Width of the feed-forward layers; twice `hidden_size` if not given.", at_least=1, on_command_line=False
+    )
+    layer_norm_eps: float | int = option(1e-5, "Epsilon of the layer normalisations.", on_command_line=False)
+    attention_dropout: float | int = option(
+        0.5, "Dropout on attention probabilities.", within="[0, 1)", on_command_line=False
+    )
+    residual_dropout: float | int = option(
+        0.5,
+        "Dropout on what attention and feed-forward layers add to the residual stream.",
+        within="[0, 1)",
+        on_command_line=False,
+    )
+    activation_dropout: float | int = option(
+        0.5, "Dropout on the hidden activations of feed-forward layers.", within="[0, 1)", on_command_line=False
+    )
+    embedding_dropout: float | int = option(
+        0.0, "Dropout on projected features, behind the position embeddings.", within="[0, 1)"
+    )
+    feature_dropout: float | int = option(
+        0.0,
+        "Probability that a modality of a training sample is thinned: a share of its features, drawn from U(0, 1), is "
+        "zeroed at random, as explanations zero them.",
+        within="[0, 1)",
+    )
+    reweighting_dropout: float | int = option(0.5, "Dropout in the reweighting network.", within="[0, 1)")
+    num_patches: int = option(4, "Pieces that a pooled vector is cut into.", at_least=1)
+    identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
 
-    num_routed_experts: int = 4
-    capacity_factor: float | int = 1.25
-    eval_capacity_factor: float | int = 2.0
-    balance_loss_weight: float | int = 0.01
-    zero_computation_balance: float | int = 0.75
-    gate_temperature: float | int = 1.0
-    gate_threshold: float | int = 0.5
-    hard_gate: bool = True
-    fusion_rank: int = 4
-    layer_arithmetic: str = "pre_norm"
-    position_embeddings: str = "shared"
+    num_routed_experts: int = option(4, "Feed-forward networks of a routed layer (switch, moe++).", at_least=1)
+    capacity_factor: float | int = option(
+        1.25,
+        "Room in each network in training, as a multiple of its even share of a modality's tokens; tokens beyond it "
+        "pass by (switch).",
+        positive=True,
+    )
+    eval_capacity_factor: float | int = option(2.0, "The same outside training (switch).", positive=True)
+    balance_loss_weight: float | int = option(
+        0.01, "Weight of the loss that keeps routers from sending all to one network (switch, moe++).", at_least=0
+    )
+    zero_computation_balance: float | int = option(
+        0.75, "Weight, within that loss, of choices that compute nothing (moe++).", at_least=0
+    )
+    gate_temperature: float | int = option(1.0, "Temperature of the gates' sigmoid (interpretcc).", positive=True)
+    gate_threshold: float | int = option(0.5, "Value above which a gate is open (interpretcc).", within="(0, 1)")
+    hard_gate: bool = option(True, "Gates are open or closed, not in between (interpretcc).")
+    fusion_rank: int = option(4, "Rank of low-rank fusion.", at_least=1)
+    layer_arithmetic: str = option(
+        "pre_norm",
+        "Transformer layers as usual, or as the published I²MoE code computes them: without a skip around attention, "
+        "whose output is added to itself.",
+        choices=("pre_norm", "published"),
+    )
+    position_embeddings: str = option(
+        "shared",
+        "Experts share their position embeddings, or each has its own, as in the published I²MoE code.",
+        choices=("shared", "per_expert"),
+    )
 
-    objective: str = "published"
-    interaction_experts: str = "all"
-    interaction_loss_on: str = "logits"
-    interaction_loss_weight: float | int = 0.5
-    triplet_margin: float | int = 1.0
-    regression_interaction_loss: str = "bounded"
-    perturbation: str = "random"
-    num_perturbed_views: int | None = None
-    keep_feature_means: bool = False
+    objective: str = option(
+        "published",
+        "What makes the experts differ: how their answers change when a modality is replaced (I²MoE), or what they see "
+        "and what is left to them. The latter was tested with --feature_dropout 0.5 --lr_scheduler cosine "
+        "--no_load_best_model_at_end and more epochs.",
+        choices=tuple(OBJECTIVES),
+    )
+    interaction_experts: str = option(
+        "all",
+        "Which experts there are; synergy_redundancy leaves out uniqueness (ablation).",
+        choices=("all", "synergy_redundancy"),
+    )
+    interaction_loss_on: str = option(
+        "logits",
+        "What the interaction losses compare: the experts' answers, or what their heads read (ablation).",
+        choices=("logits", "latents"),
+    )
+    interaction_loss_weight: float | int = option(
+        0.5, "Weight λ of the interaction losses, whose mean over the experts is added; 0 for none.", at_least=0
+    )
+    triplet_margin: float | int = option(
+        1.0, "Margin of the uniqueness loss, and of the bounded losses of regression.", on_command_line=False
+    )
+    regression_interaction_loss: str = option(
+        "bounded",
+        "Hinge uniqueness and synergy of a regression at the margin, or leave them as in the I²MoE code (uniqueness "
+        "unbounded below, synergy pulls the views together).",
+        choices=("bounded", "published"),
+        on_command_line=False,
+    )
+    perturbation: str = option(
+        "random",
+        "What replaces a modality in its view: noise from N(0, 1), zeros, the training set's mean, or another sample's "
+        "features (noise where a batch holds one sample).",
+        choices=("random", "zero", "mean", "shuffle"),
+    )
+    num_perturbed_views: int | None = option(
+        None,
+        "Perturbed views a step, drawn anew each time, 2 to the number of modalities; all if not given.",
+        at_least=2,
+    )
+    keep_feature_means: bool = option(
+        False,
+        "Keep the training set's mean features in the model, to stand in for a missing modality; --perturbation mean "
+        "keeps them anyway.",
+    )
 
-    reweighting: str = "mlp"
-    reweighting_temperature: float | int = 2.0
-    reweighting_hidden_size: int = 256
-    num_reweighting_layers: int = 3
+    reweighting: str = option(
+        "mlp", "Expert weights for each sample, or one learned vector.", choices=("mlp", "global")
+    )
+    reweighting_temperature: float | int = option(2.0, "Temperature of the softmax over expert weights.", positive=True)
+    reweighting_hidden_size: int = option(256, "Width of the reweighting network.", at_least=1)
+    num_reweighting_layers: int = option(3, "Layers of the reweighting network.", at_least=1)
 
-    encoders: dict | None = None
-    interaction_statistics: dict | None = None
+    encoders: dict | None = option(
+        None, "Modality → identity of the frozen encoder that its features come from.", on_command_line=False
+    )
+    interaction_statistics: dict | None = option(
+        None, "Statistics of a data set, measured with the trained model.", on_command_line=False
+    )
 
     def __post_init__(self, **kwargs):
         known = set(self.__dataclass_fields__)
@@ -249,11 +335,6 @@ class FLI2MoEConfig(PreTrainedConfig):
         return self.interaction_experts == "all"
 
     @property
-    def is_specialised(self) -> bool:
-        """Whether experts differ in what they see."""
-        return self.objective == "specialised" and self.architecture == "moe"
-
-    @property
     def keeps_means(self) -> bool:
         """Whether the model has a place for the training set's mean features."""
         return self.keep_feature_means or self.perturbation == "mean"
@@ -263,52 +344,11 @@ class FLI2MoEConfig(PreTrainedConfig):
         return len(self.expert_names)
 
     def validate_architecture(self):
-        """Part of `@strict` validation: checks the fields against one another."""
-        _check_choice("level", self.level, ("feature", "pooled"))
-        _check_choice("architecture", self.architecture, ("moe", "dense"))
-        _check_choice("fusion", self.fusion, FUSION_NAMES)
-        _check_choice("layer_arithmetic", self.layer_arithmetic, ("pre_norm", "published"))
-        _check_choice("position_embeddings", self.position_embeddings, ("shared", "per_expert"))
-        _check_choice("interaction_experts", self.interaction_experts, ("all", "synergy_redundancy"))
-        _check_choice("interaction_loss_on", self.interaction_loss_on, ("logits", "latents"))
-        _check_choice("objective", self.objective, ("published", "specialised"))
-        _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        _check_choice("perturbation", self.perturbation, ("random", "zero", "mean", "shuffle"))
-        _check_choice("reweighting", self.reweighting, ("mlp", "global"))
-        _check_choice("regression_interaction_loss", self.regression_interaction_loss, ("bounded", "published"))
+        """Part of `@strict` validation: checks the fields, by themselves and against one another."""
+        check_options(self)
         self._validate_modalities()
-        self._validate_numbers()
-        self._validate_combinations()
-
-    def _validate_combinations(self):
-        if self.layer_arithmetic == "published" and self.fusion != "transformer":
-            raise ValueError(f'`layer_arithmetic="published"` needs `fusion="transformer"`, got {self.fusion!r}.')
-        widest = max(modality["feature_size"] for modality in self.modalities.values())
-        if self.level == "pooled" and self.num_patches > widest:
-            raise ValueError(
-                f"`num_patches` must be at most {widest}, the numbers of the widest pooled vector, got "
-                f"{self.num_patches}: further pieces would be empty."
-            )
-        if not self.is_specialised:
-            return
-        # what the specialised objective takes for granted, and what plays no part in it
-        needed = {
-            "fusion": "transformer",
-            "layer_arithmetic": "pre_norm",
-            "position_embeddings": "shared",
-            "interaction_experts": "all",
-            "interaction_loss_on": "logits",
-            "triplet_margin": 1.0,
-            "regression_interaction_loss": "bounded",
-            "perturbation": "random",
-            "num_perturbed_views": None,
-        }
-        for field, value in needed.items():
-            if getattr(self, field) != value:
-                raise ValueError(
-                    f'`objective="specialised"` needs `{field}={value!r}`, got {getattr(self, field)!r}; '
-                    '`objective="published"` supports it.'
-                )
+        check_model_options(self)
+        self._validate_sizes()
 
     def _validate_modalities(self):
         if len(self.modalities) < 2:
@@ -332,40 +372,15 @@ class FLI2MoEConfig(PreTrainedConfig):
                     raise ValueError(f"`modalities[{name!r}][{key!r}]` must be a positive integer: {modality[key]!r}.")
             _check_choice(f"modalities[{name!r}]['pooling']", modality.get("pooling", "mean"), ("mean", "cls"))
 
-    def _validate_numbers(self):
-        for field in self.__dataclass_fields__:
-            if isinstance(value := getattr(self, field), float) and not math.isfinite(value):
-                raise ValueError(f"`{field}` must be a finite number, got {value}.")
-        for field in (
-            "hidden_size",
-            "num_attention_heads",
-            "num_fusion_layers",
-            "intermediate_size",
-            "num_patches",
-            "reweighting_hidden_size",
-            "num_reweighting_layers",
-            "num_routed_experts",
-            "fusion_rank",
-        ):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
-        if self.hidden_size % self.num_attention_heads:
+    def _validate_sizes(self):
+        """Checks the options against modalities and labels."""
+        widest = max(modality["feature_size"] for modality in self.modalities.values())
+        if self.level == "pooled" and self.num_patches > widest:
             raise ValueError(
-                f"`hidden_size` must be divisible by `num_attention_heads` (got {self.hidden_size} and "
-                f"{self.num_attention_heads})."
+                f"`num_patches` must be at most {widest}, the numbers of the widest pooled vector, got "
+                f"{self.num_patches}: further pieces would be empty."
             )
-        for field in self.__dataclass_fields__:
-            if field.endswith("_dropout") and not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"`{field}` must lie in [0, 1), got {getattr(self, field)}.")
-        for field in ("interaction_loss_weight", "balance_loss_weight", "zero_computation_balance"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
-        for field in ("reweighting_temperature", "capacity_factor", "eval_capacity_factor", "gate_temperature"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")
-        if not 0 < self.gate_threshold < 1:
-            raise ValueError(f"`gate_threshold` must lie in (0, 1), got {self.gate_threshold}.")
-        if self.num_perturbed_views is not None and not 2 <= self.num_perturbed_views <= self.num_modalities:
+        if self.num_perturbed_views is not None and self.num_perturbed_views > self.num_modalities:
             raise ValueError(
                 f"`num_perturbed_views` must lie in 2 … {self.num_modalities} (the number of modalities), "
                 f"got {self.num_perturbed_views}."

@@ -226,8 +226,8 @@ class Kind(ABC):
         """The file that a cell of the raw column comes from, for messages."""
         return "-"
 
-    def without_content(self, cell: Any) -> Any:
-        """A cell as it may be published beside features."""
+    def published_cell(self, cell: Any) -> Any:
+        """A cell of the raw column as it is published beside features."""
         return cell
 
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:

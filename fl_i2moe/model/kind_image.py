@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -377,8 +378,8 @@ class ImageKind(EncodedKind):
     def file_of(self, cell: Mapping[str, Any]) -> str:
         return cell.get("path") or "-"
 
-    def without_content(self, cell: Mapping[str, Any]) -> dict[str, Any]:
-        return {"path": cell["path"], "bytes": None}
+    def published_cell(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        return {"path": re.split(r"[\\/]", cell["path"] or "")[-1] or None, "bytes": None}  # its name, no picture
 
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         return {"geometry": {key: annotation[key] for key in GEOMETRY}}
@@ -424,8 +425,9 @@ class ImageKind(EncodedKind):
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
         height, width = identity["preprocessing"]["input_size"]
-        how = "resized whole" if self.options_of(identity)["resize"] == "whole" else "resized and cropped at the centre"
-        return f"Pictures are {how} to {width} × {height} pixels."
+        whole = self.options_of(identity)["resize"] == "whole"
+        how = "resized whole, which changes their proportions" if whole else "resized and cut to their centre"
+        return f"Pictures are {how}; the encoder sees {height} × {width} pixels."
 
     def places(
         self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any

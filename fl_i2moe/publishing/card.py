@@ -22,10 +22,11 @@ from markupsafe import Markup
 from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
-from ..model.kinds import ENCODED_KINDS
+from ..model.kinds import ENCODED_KINDS, KINDS
+from ..model.objectives import OBJECTIVES
 from ..model.pinned_encoders import takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
-from ..training.finished_run import FUSIONS, Run
+from ..training.runs import FUSION_TITLES, Run
 from .card_tables import (
     agreement_table,
     class_table,
@@ -38,6 +39,7 @@ from .card_tables import (
     weights_table,
 )
 
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 HUB_METRICS = {  # ours → the Hub's identifier
     "micro_f1": "f1",
     "macro_f1": "f1",
@@ -106,11 +108,8 @@ class CardOptions:
             validate_repo_id(self.dataset_id)
 
 
-def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCard:
+def build_card(run: Run, options: CardOptions) -> ModelCard:
     """
-    Args:
-        template: of the card's text, `hub/model_card.md.jinja`.
-
     Raises:
         ValueError: the run lacks a file; a run to compare with was measured on something else.
     """
@@ -119,7 +118,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
     for row in rows:
         _check_comparable(run, row)
     text = render_template(
-        template,
+        TEMPLATE,
         config=config,
         results=results,
         statistics=statistics,
@@ -128,13 +127,18 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         task=Markup(TASK),
         data=options.dataset_name or options.dataset_id or "a data set that was not named",
         does=_does(config),
-        fusion=FUSIONS[config.fusion],
+        fusion=FUSION_TITLES[config.fusion],
         labels=[config.id2label[index] for index in range(config.num_labels)],
         raw=takes_raw_inputs(config),
         encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS},
         encoders_table=encoders_table(config),
-        pictures=[x["preprocessing"] for x in (config.encoders or {}).values() if x["kind"] == "image"],
-        text_lengths=[x["max_length"] for x in (config.encoders or {}).values() if x["kind"] == "text"],
+        preprocessing=list(
+            dict.fromkeys(
+                ENCODED_KINDS[x["kind"]].describe_preprocessing(x)
+                for x in (config.encoders or {}).values()
+                if x["kind"] in ENCODED_KINDS
+            )
+        ),
         parameters=results["seeds"][str(results["best_seed"])]["parameters"],
         minutes=_minutes([seed["training_seconds"] for seed in results["seeds"].values()]),
         settings=_settings(run),
@@ -192,12 +196,10 @@ def card_data(run: Run, options: CardOptions) -> ModelCardData:
 
 def hub_task(config: FLI2MoEConfig) -> str:
     """The nearest of the Hub's tasks, which knows no classification of several modalities."""
-    kinds = {encoder["kind"] for encoder in (config.encoders or {}).values()}
     if config.problem_type == "regression":
         return "other"
-    if "image" in kinds:
-        return "image-classification"
-    return "text-classification" if "text" in kinds else "tabular-classification"
+    kinds = {encoder["kind"] for encoder in (config.encoders or {}).values()}
+    return next((kind.hub_task for name, kind in KINDS.items() if name in kinds), KINDS["array"].hub_task)
 
 
 def evaluation_results(run: Run, options: CardOptions) -> str | None:
@@ -245,8 +247,8 @@ def _settings(run: Run) -> dict[str, Any]:
     config, idle = run.config, set()
     if config.architecture == "dense":
         idle.update(MIXTURE_SETTINGS)
-    elif config.is_specialised:
-        idle.update(("interaction_loss_on", "perturbation"))
+    else:
+        idle.update(OBJECTIVES[config.objective].needs)
     if config.level != "pooled":
         idle.add("num_patches")
     if not config.feature_dropout:
@@ -273,7 +275,4 @@ def _example_values(config: FLI2MoEConfig) -> str:
 
 def _values(config: FLI2MoEConfig) -> dict[str, str]:
     kinds = {name: (config.encoders or {}).get(name, {}).get("kind") for name in config.modality_order}
-    return {
-        name: f'"{re.sub("[^A-Za-z0-9]+", "-", name)}.jpg"' if kind == "image" else '"A pianist …"'
-        for name, kind in kinds.items()
-    }
+    return {name: ENCODED_KINDS[kind].example(name) if kind in ENCODED_KINDS else "…" for name, kind in kinds.items()}

@@ -10,7 +10,7 @@ from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.kinds import ENCODED_KINDS
-from ..training.finished_run import Run
+from ..training.runs import Run
 
 METHODS = {
     "grad_attnroll": "Grad×AttnRoll",

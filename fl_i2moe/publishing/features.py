@@ -11,16 +11,20 @@ from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
 
 from ..cache import FeatureCache
-from ..cache.shards import Shard, plan_shards, write_json, write_shard
+from ..cache.shards import Shard, plan_shards, write_shard
 from ..metrics.markdown import render_template, table
+from ..model.kind import Kind
+from ..model.kinds import KINDS
+from ..utils.files import read_json, write_json, write_text
 from .model import make_empty_folder, without_paths, write_file_list
+
+TEMPLATE = Path(__file__).parent / "templates" / "features_card.md.jinja"
 
 
 def write_features(
     cache: FeatureCache,
     folder: str | Path,
     repo_id: str,
-    template: str | Path,
     *,
     license: str,
     dataset_name: str | None = None,
@@ -31,7 +35,6 @@ def write_features(
     Pictures are left out, and their paths cut to the file's name. The texts are part of it, as explanations show them.
 
     Args:
-        template: of the card's text, `hub/features_card.md.jinja`.
         license: of the data, by the Hub's identifier.
 
     Raises:
@@ -39,31 +42,27 @@ def write_features(
     """
     validate_repo_id(repo_id)
     folder = make_empty_folder(folder)
-    shard_size = json.loads((cache.path / "key.json").read_text())["shard_size"]
+    shard_size = read_json(cache.path / "key.json")["shard_size"]
     sizes = {split: entry["samples"] for split, entry in cache.key["data"]["splits"].items()}
-    pictures = [name for name, modality in cache.modalities.items() if modality["kind"] == "image"]
+    kinds = {name: KINDS[modality["kind"]] for name, modality in cache.modalities.items()}
     for source, target in zip(
         plan_shards(cache.path, sizes, shard_size), plan_shards(folder, sizes, shard_size), strict=True
     ):
-        _copy_shard(source, target, pictures)
+        _copy_shard(source, target, kinds)
     for split in sizes:
         for name in ("state.json", "dataset_info.json"):
             shutil.copyfile(cache.path / split / name, folder / split / name)
-    key, info = (json.loads((cache.path / name).read_text()) for name in ("key.json", "info.json"))
+    key, info = (read_json(cache.path / name) for name in ("key.json", "info.json"))
     write_json(folder / "key.json", _named_encoders(key, key["key"]["encoders"]))
     modalities = info["modalities"]
     write_json(folder / "info.json", _named_encoders(info, {name: x["encoder"] for name, x in modalities.items()}))
     lines = [json.dumps(_skipped_entry(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
-    (folder / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "README.md").write_text(
-        str(features_card(cache, repo_id, template, license=license, dataset_name=dataset_name)), encoding="utf-8"
-    )
+    write_text(folder / "skipped.jsonl", "".join(lines))
+    write_text(folder / "README.md", str(features_card(cache, repo_id, license=license, dataset_name=dataset_name)))
     write_file_list(folder)
 
 
-def features_card(
-    cache: FeatureCache, repo_id: str, template: str | Path, *, license: str, dataset_name: str | None
-) -> DatasetCard:
+def features_card(cache: FeatureCache, repo_id: str, *, license: str, dataset_name: str | None) -> DatasetCard:
     """The data set's card; its head lets `datasets.load_dataset` read and stream the shards."""
     data = DatasetCardData(
         license=license,
@@ -87,7 +86,7 @@ def features_card(
         for name, x in cache.modalities.items()
     ]
     text = render_template(
-        template,
+        TEMPLATE,
         repo_id=Markup(repo_id),
         data=dataset_name or "its data",
         cache=cache,
@@ -97,20 +96,17 @@ def features_card(
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _copy_shard(source: Shard, target: Shard, pictures: list[str]) -> None:
-    """A shard without its pictures, which are named by their files alone."""
+def _copy_shard(source: Shard, target: Shard, kinds: dict[str, Kind]) -> None:
+    """A shard without pictures, which are named by their files alone."""
     record = {key: value for key, value in source.record().items() if key not in ("sha256", "rows")}
     record["skipped"] = [_skipped_entry(entry) for entry in record["skipped"]]
     with pa.memory_map(str(source.path)) as file:
         rows = pa.ipc.open_stream(file).read_all()
-        for name in pictures:
+        for name in (name for name, kind in kinds.items() if kind.keeps_raw):
             index = rows.schema.get_field_index(name)
             column = rows.schema.field(index)
-            named = [
-                None if value is None else {"path": without_paths(value["path"]), "bytes": None}
-                for value in rows[name].to_pylist()
-            ]
-            rows = rows.set_column(index, column, pa.array(named, column.type))
+            cells = [None if cell is None else kinds[name].published_cell(cell) for cell in rows[name].to_pylist()]
+            rows = rows.set_column(index, column, pa.array(cells, column.type))
         write_shard(target, rows.schema, rows.to_batches(), record)
 
 

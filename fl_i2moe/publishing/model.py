@@ -8,12 +8,11 @@ else.
 """
 
 import hashlib
-import json
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from ..model.pinned_encoders import (
 )
 from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from ..model.processing_fl_i2moe import FLI2MoEProcessor
-from ..training.finished_run import Run
+from ..training.runs import Run
+from ..utils.files import read_json, write_json, write_text
 from .card import CardOptions, build_card, evaluation_results
 
 WEIGHTS_FILE = "model.safetensors"
@@ -67,13 +67,10 @@ def choose_license(license: str | None, folder: str | Path, what: str) -> str:
     )
 
 
-def write_repository(run: Run, folder: str | Path, options: CardOptions, template: str | Path) -> None:
+def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None:
     """
     Writes the files of a model's repository into an empty folder: weights, code, processor, card, figures, statistics,
     results, and the encoders that no hub has.
-
-    Args:
-        template: of the card's text.
 
     Raises:
         ValueError: the folder is not empty; the run has no safetensors; an encoder cannot be found, or is another one
@@ -105,11 +102,12 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions, templat
                 shutil.copyfile(file, folder / name / file.name)
     shutil.copyfile(run.folder / "interaction_statistics.json", folder / "interaction_statistics.json")
     results = {**without_paths(run.results), "encoders": model.config.encoders}
-    _write(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    run = replace(run, config=model.config, results=results)
-    _write(folder / "README.md", str(build_card(run, options, template)))
+    write_json(folder / "results.json", results)
+    run = copy(run)
+    run.config, run.results = model.config, results
+    write_text(folder / "README.md", str(build_card(run, options)))
     if (evaluations := evaluation_results(run, options)) is not None:
-        _write(folder / ".eval_results" / f"{options.dataset_id.replace('/', '--')}.yaml", evaluations)
+        write_text(folder / ".eval_results" / f"{options.dataset_id.replace('/', '--')}.yaml", evaluations)
     write_file_list(folder)
 
 
@@ -128,7 +126,7 @@ def make_empty_folder(folder: str | Path) -> Path:
 def write_file_list(folder: Path) -> None:
     """Lists what the folder holds, so that a later version knows which files of the repository are its to remove."""
     (folder / FILE_LIST).unlink(missing_ok=True)
-    _write(folder / FILE_LIST, json.dumps(sorted(_files(folder)), indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / FILE_LIST, sorted(_files(folder)))
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -274,7 +272,7 @@ def _earlier_files(api: HfApi, repo_id: str, repo_type: str, revision: str) -> s
     """What was published last."""
     with tempfile.TemporaryDirectory() as cache:
         path = api.hf_hub_download(repo_id, FILE_LIST, repo_type=repo_type, revision=revision, cache_dir=cache)
-        names = json.loads(Path(path).read_text(encoding="utf-8"))
+        names = read_json(Path(path), kind=list)
     return set(map(str, names))
 
 
@@ -296,8 +294,3 @@ def _explain(error: HfHubHTTPError, repo_id: str) -> str:
 
 def _reason(error: HfHubHTTPError) -> str:
     return (error.server_message or str(error).splitlines()[0]).strip()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -5,27 +5,23 @@ A dataclass holds the options of one part. [`parse_arguments`] turns them into o
 replaces defaults and what the user writes replaces the preset.
 """
 
-import math
 import re
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from transformers import HfArgumentParser
 
 from ..data.raw import ProblemType
 from ..metrics.tasks import METRICS_BY_PROBLEM, default_metric
-from ..model.configuration_fl_i2moe import FLI2MoEConfig, checked_config
+from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_model_options, check_options, checked_config, option
 
-
-def option(default: Any, text: str, **metadata) -> Any:
-    """A dataclass field with a help text."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
-    return field(default=default, metadata={"help": text, **metadata})
+# Settings that may change between a run and its resumption: they decide how a result is computed, not which.
+UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
+UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
 
 
 @dataclass
@@ -35,15 +31,16 @@ class CacheArguments:
     cache_dir: str | None = option(
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
-    encoding_batch_size: int = option(32, "Samples an encoder sees at once.")
-    encoding_workers: int = option(1, "Processes that decode pictures and tokenize texts while the encoders run.")
+    encoding_batch_size: int = option(32, "Samples an encoder sees at once.", at_least=1)
+    encoding_workers: int = option(
+        1, "Processes that decode pictures and tokenize texts while the encoders run.", at_least=0
+    )
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
     )
 
     def __post_init__(self):
-        _at_least(self, 1, "encoding_batch_size")
-        _at_least(self, 0, "encoding_workers")
+        check_options(self)
 
 
 @dataclass
@@ -62,9 +59,13 @@ class EncodingArguments(CacheArguments):
         "are fetched.",
     )
     shuffle_buffer_size: int = option(
-        1024, "Samples in memory that are shuffled, and sorted by --bucket_by_length, where features are streamed."
+        1024,
+        "Samples in memory that are shuffled, and sorted by --bucket_by_length, where features are streamed.",
+        at_least=1,
     )
-    text_max_length: int = option(128, "Tokens of a text that are kept, special ones included; longer texts are cut.")
+    text_max_length: int = option(
+        128, "Tokens of a text that are kept, special ones included; longer texts are cut.", at_least=1
+    )
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
@@ -72,7 +73,6 @@ class EncodingArguments(CacheArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, 1, "text_max_length", "shuffle_buffer_size")
         if self.stream_features and not self.features:
             raise ValueError("`stream_features` needs `features`, a data set on the Hub.")
         if not self.stream_features and self.shuffle_buffer_size != type(self).shuffle_buffer_size:
@@ -108,9 +108,13 @@ class ArrayArguments:
     label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
     split_field: str = option("split", "Field of the splits.")
     id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
-    validation_share: float = option(0.1, "Share of the training samples to validate on, where the file has none.")
-    test_share: float = option(0.2, "Share of the training samples to test on, where the file has none.")
-    split_seed: int = option(0, "Seed of that draw.")
+    validation_share: float = option(
+        0.1, "Share of the training samples to validate on, where the file has no such split.", within="[0, 1)"
+    )
+    test_share: float = option(
+        0.2, "Share of the training samples to test on, where the file has no such split.", within="[0, 1)"
+    )
+    split_seed: int = option(0, "Seed of that draw.", at_least=0)
     standardize: bool = option(
         True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
     )
@@ -118,10 +122,7 @@ class ArrayArguments:
     mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
 
     def __post_init__(self):
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        _at_least(self, 0, "split_seed")
+        check_options(self)
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -175,67 +176,28 @@ def refuse_raw_options(encoding: EncodingArguments, data: Any, instead: str) -> 
                 )
 
 
+def _model_options() -> Iterator[tuple[str, Any, Any]]:
+    """Those fields of [`FLI2MoEConfig`] that users choose; one dropout stands for those of the experts."""
+    for item in fields(FLI2MoEConfig):
+        if item.name == "attention_dropout":
+            text = "Dropout in the experts: on attention, residual and feed-forward activations."
+            yield "dropout", float, option(item.default, text, within="[0, 1)")
+            text = "Dropout on attention alone, if it is to differ from --dropout."
+            yield item.name, float | None, option(None, text, within="[0, 1)")
+        elif "help" in item.metadata and item.metadata.get("on_command_line", True):
+            yield item.name, item.type, field(default=item.default, metadata=item.metadata)
+
+
+_ModelOptions: Any = make_dataclass("_ModelOptions", _model_options())
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(_ModelOptions):
     """What the model is; fields of [`FLI2MoEConfig`]."""
 
-    level: Literal["feature", "pooled"] = option(
-        "feature", "Experts see every patch and token, or one vector a modality."
-    )
-    architecture: Literal["moe", "dense"] = option("moe", "Interaction experts, or one expert as a baseline.")
-    fusion: Literal["transformer", "switch", "moe++", "interpretcc", "early", "late", "low_rank"] = option(
-        "transformer", "What an expert, or the dense baseline, is made of."
-    )
-    hidden_size: int = option(256, "Width of the experts.")
-    num_attention_heads: int = option(4, "Attention heads of the experts.")
-    num_fusion_layers: int = option(2, "Transformer layers of an expert.")
-    dropout: float = option(0.5, "Dropout in the experts: on attention, residual and feed-forward activations.")
-    attention_dropout: float | None = option(None, "Dropout on attention alone, if it is to differ from --dropout.")
-    embedding_dropout: float = option(0.0, "Dropout on projected features.")
-    feature_dropout: float = option(
-        0.0, "Probability that a modality of a training sample is thinned: a random share of its features is zeroed."
-    )
-    reweighting_dropout: float = option(0.5, "Dropout in the reweighting network.")
-    num_patches: int = option(4, "Pieces that a pooled vector is cut into.")
-    num_routed_experts: int = option(4, "Feed-forward networks of a routed layer (switch, moe++).")
-    capacity_factor: float = option(1.25, "Room in each network for so many times its even share (switch, training).")
-    eval_capacity_factor: float = option(2.0, "The same outside training.")
-    balance_loss_weight: float = option(0.01, "Weight of the loss that balances the routers (switch, moe++).")
-    zero_computation_balance: float = option(0.75, "Weight in it of choices that compute nothing (moe++).")
-    gate_temperature: float = option(1.0, "Temperature of the gates (interpretcc).")
-    gate_threshold: float = option(0.5, "Value above which a gate is open (interpretcc).")
-    hard_gate: bool = option(True, "Gates are open or closed, not in between (interpretcc).")
-    fusion_rank: int = option(4, "Rank of low-rank fusion.")
-    layer_arithmetic: Literal["pre_norm", "published"] = option(
-        "pre_norm", "Transformer layers as usual, or as the published I²MoE code computes them."
-    )
-    position_embeddings: Literal["shared", "per_expert"] = option("shared", "Who has position embeddings of its own.")
-    identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
-    objective: Literal["published", "specialised"] = option(
-        "published",
-        "What makes the experts differ: the papers' losses, or what they see and what is left to them. The latter was "
-        "tested with --feature_dropout 0.5 --lr_scheduler cosine --no_load_best_model_at_end and more epochs (README).",
-    )
-    interaction_experts: Literal["all", "synergy_redundancy"] = option(
-        "all", "Which experts there are; synergy_redundancy leaves out uniqueness."
-    )
-    interaction_loss_on: Literal["logits", "latents"] = option(
-        "logits", "What the interaction losses compare: what experts say, or what their heads read."
-    )
-    interaction_loss_weight: float = option(0.5, "Weight λ of the interaction losses; 0 for none.")
-    perturbation: Literal["random", "zero", "mean", "shuffle"] = option(
-        "random", "What replaces a modality in its view."
-    )
-    num_perturbed_views: int | None = option(
-        None, "Perturbed views a step, 2 to the number of modalities; all if not given."
-    )
-    keep_feature_means: bool = option(
-        False, "Keep the training set's mean features in the model, to stand in for a missing modality."
-    )
-    reweighting: Literal["mlp", "global"] = option("mlp", "Expert weights for each sample, or one learned vector.")
-    reweighting_temperature: float = option(2.0, "Temperature of the softmax over expert weights.")
-    reweighting_hidden_size: int = option(256, "Width of the reweighting network.")
-    num_reweighting_layers: int = option(3, "Layers of the reweighting network.")
+    def __post_init__(self):
+        check_options(self)
+        check_model_options(self)
 
     def to_config(self, modalities: Mapping[str, dict], **others) -> FLI2MoEConfig:
         """
@@ -251,73 +213,58 @@ class ModelArguments:
         values |= {"modalities": dict(modalities), "residual_dropout": dropout, "activation_dropout": dropout, **others}
         return checked_config(**values)
 
-    def __post_init__(self):
-        # all that the configuration can check without the data
-        num_modalities = max(2, self.num_perturbed_views or 2)
-        self.to_config(self.unread_modalities(map(str, range(num_modalities))))
-
-    def unread_modalities(self, names: Iterable[str]) -> dict[str, dict[str, int]]:
-        """For [`to_config`], in the place of modalities whose features are not there yet."""
-        return {name: {"feature_size": max(1, self.num_patches), "max_features": 1} for name in names}
-
 
 @dataclass
 class TrainingArguments:
     """How a model is fitted on a feature cache."""
 
-    num_epochs: int = option(40, "Passes over the training split.")
-    batch_size: int = option(32, "Samples a step and process.")
-    learning_rate: float = option(1e-4, "Peak learning rate.")
+    num_epochs: int = option(40, "Passes over the training split.", at_least=1)
+    batch_size: int = option(32, "Samples a step and process.", at_least=1)
+    learning_rate: float = option(1e-4, "Peak learning rate.", positive=True)
     optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW with --weight_decay.")
-    weight_decay: float = option(0.0, "Weight decay (AdamW).")
+    weight_decay: float = option(0.0, "Weight decay (AdamW).", at_least=0)
     lr_scheduler: Literal["constant", "linear", "cosine"] = option("constant", "Course of the learning rate.")
-    warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises to its peak.")
-    feature_dropout_start: float = option(
-        0.35, "Share of the epochs before --feature_dropout sets in; the best epoch is one of those behind."
+    warmup_ratio: float = option(
+        0.0, "Share of all steps in which the learning rate rises to its peak.", within="[0, 1]"
     )
-    max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.")
-    gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.")
+    feature_dropout_start: float = option(
+        0.35,
+        "Share of the epochs before --feature_dropout sets in; the best epoch is picked among those after.",
+        within="[0, 1)",
+    )
+    max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
+    gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Number format of the step; what Accelerate says if not given."
+        None, "Number format of the training step; Accelerate's setting if not given."
     )
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
     metric: str | None = option(
-        None, "Metric of the validation split that picks the checkpoint; fits the task if not given."
+        None, "Metric of the validation split that picks the checkpoint; the task's first one if not given."
     )
     load_best_model_at_end: bool = option(True, "Keep the epoch that is best by that metric; else the last one.")
-    threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).")
-    early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better validation metric.")
-    checkpoint_steps: int = option(
-        200, "Optimizer steps between checkpoints; one is written at every epoch's end, too."
+    threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).", within="(0, 1)")
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many epochs without a better validation metric.", at_least=1
     )
-    keep_checkpoints: int = option(2, "Checkpoints that are kept.")
-    bucket_by_length: bool = option(False, "Put sequences of like length together: less padding, less random batches.")
+    checkpoint_steps: int = option(
+        200, "Optimizer steps between checkpoints; one is written at every epoch's end, too.", at_least=1
+    )
+    keep_checkpoints: int = option(2, "Checkpoints that are kept.", at_least=1)
+    bucket_by_length: bool = option(
+        False, "Batch sequences of similar length together: less padding, but batches are less random."
+    )
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
-    num_workers: int = option(0, "Processes that read the cache; 0 reads between the steps.")
+    num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", at_least=0)
     num_threads: int | None = option(
-        None, "CPU threads a process, where it computes on the CPU; all cores if not given."
+        None, "CPU threads a process, where it computes on the CPU; all cores if not given.", at_least=1
     )
 
     def __post_init__(self):
-        _at_least(
-            self, 1, "num_epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_steps", "keep_checkpoints"
-        )
-        _at_least(self, 0, "weight_decay", "max_grad_norm", "num_workers")
-        for name in ("early_stopping_patience", "num_threads"):
-            if getattr(self, name) is not None:
-                _at_least(self, 1, name)
+        check_options(self)
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("`early_stopping_patience` counts from the best epoch: it needs `load_best_model_at_end`.")
-        if not 0 <= self.feature_dropout_start < 1:
-            raise ValueError(f"`feature_dropout_start` must lie in [0, 1), got {self.feature_dropout_start}.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.weight_decay and self.optimizer == "adam":
             raise ValueError("`weight_decay` needs `optimizer` adamw.")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ValueError(f"`warmup_ratio` must lie in [0, 1], got {self.warmup_ratio}.")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"`threshold` must lie in (0, 1), got {self.threshold}.")
         if not all(0 <= seed < 2**32 for seed in self.seeds):  # what NumPy takes
             raise ValueError(f"`seeds` must lie in 0 … 2³² − 1, got {self.seeds}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -335,6 +282,42 @@ class OutputArguments:
     def __post_init__(self):
         if self.resume and self.overwrite:
             raise ValueError("`resume` goes on with a run and `overwrite` replaces it: give one of them.")
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """What becomes of a run that is in the folder already."""
+        return {"resume": self.resume, "overwrite": self.overwrite}
+
+
+@dataclass
+class Job:
+    """The options of a whole job."""
+
+    encoding: CacheArguments
+    """[`EncodingArguments`] where encoders are to be loaded."""
+
+    model: ModelArguments
+    training: TrainingArguments
+    output: OutputArguments
+
+    def __post_init__(self):
+        start = self.training.feature_dropout_start
+        if start != TrainingArguments.feature_dropout_start and not self.model.feature_dropout:
+            raise ValueError(
+                f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
+            )
+        if not isinstance(self.encoding, EncodingArguments) or not self.encoding.stream_features:
+            return
+        if self.training.num_workers > 1:
+            raise ValueError("`stream_features` reads in one process: `num_workers` can be 0 or 1.")
+        if self.encoding.shuffle_buffer_size < self.training.batch_size:
+            raise ValueError("`shuffle_buffer_size` must be at least `batch_size`.")
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """What decides the result of a run, as plain JSON."""
+        parts = [asdict(part) for part in (self.encoding, self.model, self.training, self.output)]
+        merged = {name: value for part in parts for name, value in part.items() if name not in UNBINDING}
+        return {**merged, **others}
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -357,9 +340,9 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
 def parse_arguments(
     types: Sequence[type],
-    presets: Mapping[str, Mapping[str, Any]],
-    default_preset,
-    description: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    default_preset: Callable[[Namespace], str] | None = None,
+    description: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> tuple:
     """
@@ -367,27 +350,29 @@ def parse_arguments(
 
     Args:
         types: dataclasses whose fields become options.
-        presets: name → option → value; `--preset` chooses among them.
-        default_preset: called with the arguments parsed without a preset; returns the name that holds if none is given.
+        presets: name → option → value; `--preset` chooses among them. There is no such option without them.
+        default_preset: called with the arguments parsed without a preset; returns the name of the one that holds if
+            none is given. The first one if not given.
         description: what the job does, for `--help`.
         arguments: the command line; `sys.argv` if not given.
 
     Returns:
         The instances, in the order of `types`. Wrong values end the program with a message, as argparse does.
     """
-    for kind in types:
-        kind._argument_group_name = re.split("[.;]", kind.__doc__)[0]  # HfArgumentParser's heading
     usage = "%(prog)s [options]"  # argparse would list a hundred of them in front of every message
-    parser = HfArgumentParser(types, description=description, usage=usage, formatter_class=HelpFormatter)
-    choices = {"choices": list(presets), "help": "Set of defaults to start from; with --help, it is shown."}
-    parser.add_argument("--preset", **choices)
+    shown = [_for_parser(kind) for kind in types]
+    parser = HfArgumentParser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    before_help = ArgumentParser(usage=usage, add_help=False)
-    before_help.add_argument("--preset", **choices)
-    asked, _ = before_help.parse_known_args(arguments)
-    parser.set_defaults(**presets.get(asked.preset, {}))
-    first = parser.parse_args(arguments)
-    parser.set_defaults(**presets[first.preset or default_preset(first)])
+    if presets:
+        choices = {"choices": list(presets), "help": "Set of defaults to start from; with --help, it is shown."}
+        parser.add_argument("--preset", **choices)
+        before_help = ArgumentParser(usage=usage, add_help=False)
+        before_help.add_argument("--preset", **choices)
+        asked, _ = before_help.parse_known_args(arguments)
+        parser.set_defaults(**presets.get(asked.preset, {}))
+        first = parser.parse_args(arguments)
+        default = default_preset(first) if default_preset else next(iter(presets))
+        parser.set_defaults(**presets[first.preset or default])
     namespace = parser.parse_args(arguments)
     # argparse leaves alone what a namespace has already, unless the command line says otherwise
     unset = Namespace(**dict.fromkeys(vars(namespace)))
@@ -417,7 +402,11 @@ def parse_command(
     words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
     parsers = {
         word: words.add_parser(
-            word, dataclass_types=kind, description=kind.__doc__, help=kind.__doc__, formatter_class=HelpFormatter
+            word,
+            dataclass_types=_for_parser(kind),
+            description=kind.__doc__,
+            help=kind.__doc__,
+            formatter_class=HelpFormatter,
         )
         for word, kind in commands.items()
     }
@@ -427,16 +416,35 @@ def parse_command(
     return word, instance
 
 
+def _for_parser(kind: type) -> type:
+    """
+    A dataclass as `HfArgumentParser` takes it: all metadata go to argparse, which knows no bounds; choices are a type,
+    and a number has one type.
+    """
+    hints, shown = get_type_hints(kind), []
+    for item in fields(kind):
+        hint = hints[item.name]
+        if choices := item.metadata.get("choices"):
+            hint = Literal[choices]
+        elif hint == float | int:
+            hint = float
+        metadata = {"help": item.metadata["help"]}
+        shown.append(
+            (item.name, hint, field(default=item.default, default_factory=item.default_factory, metadata=metadata))
+        )
+    heading = re.split("[.;]", kind.__doc__ or "")[0]
+    return make_dataclass(kind.__name__, shown, kw_only=True, namespace={"_argument_group_name": heading})
+
+
 def _instances(parser: ArgumentParser, types: Sequence[type], namespace: Namespace) -> list[Any]:
-    for name, value in vars(namespace).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            parser.error(f"`{name}` must be a finite number, got {value}.")
+    parts = []
     try:
-        return [
-            kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in types
-        ]
+        for kind in types:
+            parts.append(kind(**{item.name: getattr(namespace, item.name) for item in fields(kind)}))
+            check_options(parts[-1])
     except ValueError as error:
         parser.error(str(error))
+    return parts
 
 
 def check_metric(metric: str | None, problem_type: str) -> str:
@@ -445,9 +453,3 @@ def check_metric(metric: str | None, problem_type: str) -> str:
     if metric is not None and metric not in known:
         raise ValueError(f"`metric` must be one of {', '.join(known)} for {problem_type}, got {metric!r}.")
     return metric or default_metric(problem_type)[0]
-
-
-def _at_least(arguments: Any, smallest: float, *names: str) -> None:
-    for name in names:
-        if getattr(arguments, name) < smallest:
-            raise ValueError(f"`{name}` must be at least {smallest}, got {getattr(arguments, name)}.")

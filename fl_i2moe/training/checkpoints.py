@@ -1,6 +1,5 @@
 """Checkpoints of a training run: written whole or not at all, few of them kept, found again by a resumed run."""
 
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..utils.disk import explaining_full_disk
+from ..utils.files import explaining_full_disk, read_json, write_json
 
 STATE_FILE = "trainer_state.json"
 
@@ -60,7 +59,7 @@ class Checkpoints:
                 accelerator.save_state(str(unfinished))
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
-                    (unfinished / STATE_FILE).write_text(json.dumps(asdict(state), indent=2))
+                    write_json(unfinished / STATE_FILE, asdict(state))
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -78,7 +77,7 @@ class Checkpoints:
         if not found:
             return TrainerState()
         accelerator.load_state(str(found[-1]))
-        return TrainerState(**json.loads((found[-1] / STATE_FILE).read_text()))
+        return TrainerState(**read_json(found[-1] / STATE_FILE))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
 from ..cache import FeatureCache, build_cache, cache_key
 from ..cache.encoding import Encoder
@@ -14,15 +14,26 @@ from ..cache.key import key_digest
 from ..cache.shared import open_features
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
+from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.encoders import load_encoder
 from ..model.kind import FrozenEncoder
 from ..model.kinds import ENCODED_KINDS
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
-from .arguments import CacheArguments, EncodingArguments, ImageEncoderArguments, TextEncoderArguments
+from .arguments import (
+    CacheArguments,
+    EncodingArguments,
+    ImageEncoderArguments,
+    Job,
+    ModelArguments,
+    TextEncoderArguments,
+    check_metric,
+)
+from .recipe import create_console
 
 EVALUATION_SPLITS = ("validation", "test")
 """Fetched even where features are streamed: they are read whole after every epoch, in their order."""
 TRAINING_SPLITS = ("train", *EVALUATION_SPLITS)
+FEATURE_SIZES = ("feature_size", "max_features")
 
 
 @dataclass(frozen=True)
@@ -73,76 +84,60 @@ def check_splits(found: Collection[str], origin: str, needed: Collection[str] = 
         )
 
 
-def load_encoders(
-    raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], arguments: CacheArguments, accelerator: Accelerator
-) -> dict[str, Encoder]:
-    """Modality → its encoder; one is loaded once, and one that is there already stays."""
-    loaded: dict[str, Encoder] = {}
-    with accelerator.main_process_first():
-        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}  # modalities of one kind, one encoder
-        for name, choice in choices.items():
-            kind = raw.modalities[name]
-            if not isinstance(choice, EncoderChoice):
-                loaded[name] = choice
-                continue
-            if (choice, kind) not in shared:
-                shared[choice, kind] = _load_encoder(kind, choice, arguments, accelerator.device)
-            loaded[name] = shared[choice, kind]
-    return loaded
-
-
 def encode(
-    raw: RawDataset,
-    choices: Mapping[str, EncoderChoice | Encoder],
-    arguments: CacheArguments,
-    accelerator: Accelerator,
-    console: Console,
+    raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], job: Job, accelerator: Accelerator
 ) -> FeatureCache:
-    """Loads the encoders that are not there yet, and opens the feature cache or builds what it lacks."""
-    loaded = load_encoders(raw, choices, arguments, accelerator)
-    for name, encoder in loaded.items():
+    """
+    Opens the feature cache of raw data, or builds what it lacks.
+
+    Args:
+        choices: modality → its encoder, or which one to load.
+
+    Raises:
+        ValueError: the data lack a split, options do not fit data and encoders, or an encoder cannot be had: before
+            anything is encoded. Or the cache's folder holds another one, or a sample cannot be read.
+    """
+    check_splits(raw.splits, "The raw data")
+    check_metric(job.training.metric, raw.problem_type)
+    encoders = _load_encoders(raw, choices, job.encoding, accelerator)
+    model_config(
+        job.model, raw, {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
+    )
+
+    console = create_console(accelerator)
+    for name, encoder in encoders.items():
         origin = encoder.identity()["name"]
         console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
     for note in raw.notes:
         console.print(note)
-    key = cache_key(raw, loaded)
+    key = cache_key(raw, encoders)
     # one folder for each combination of data and encoders, so that runs share what is encoded already
-    cache_dir = arguments.cache_dir or user_cache_dir() / "features" / key_digest(key)
+    cache_dir = job.encoding.cache_dir or user_cache_dir() / "features" / key_digest(key)
     console.print(f"Feature cache: {cache_dir}")
     cache = build_cache(
         raw,
-        loaded,
+        encoders,
         cache_dir,
         key=key,
-        batch_size=arguments.encoding_batch_size,
-        num_workers=arguments.encoding_workers,
-        on_bad_sample=arguments.on_bad_sample,
+        batch_size=job.encoding.encoding_batch_size,
+        num_workers=job.encoding.encoding_workers,
+        on_bad_sample=job.encoding.on_bad_sample,
     )
     for note in cache.notes:
         console.print(note)
     return cache
 
 
-def fetch_features(encoding: EncodingArguments, num_processes: int) -> FeatureCache:
+def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCache:
     """
     The features that a run starts from, of which the training split may stay on the Hub.
 
     Raises:
         ValueError: they cannot be had, or cannot be streamed.
     """
-    if not encoding.stream_features:
-        return open_features(encoding.features)
-    if Path(encoding.features).expanduser().is_dir():
-        raise ValueError(f"`stream_features` is for a data set on the Hub; {encoding.features} lies on this disk.")
-    cache = open_features(encoding.features, fetch=EVALUATION_SPLITS)
-    streamed = replace(cache.splits["train"], buffer_size=encoding.shuffle_buffer_size)
-    streamed.check(num_processes)
-    cache.splits["train"] = streamed
-    return cache
-
-
-def describe(cache: FeatureCache, console: Console) -> None:
-    """Says what a run starts from."""
+    with accelerator.main_process_first():
+        cache = _stream(encoding, accelerator) if encoding.stream_features else open_features(encoding.features)
+    console = create_console(accelerator)
     for name, x in cache.modalities.items():
         console.print(f"{name}: {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
     console.print(f"Feature cache: {cache.path}")
@@ -151,6 +146,56 @@ def describe(cache: FeatureCache, console: Console) -> None:
             console.print(f"{name}: {len(rows):,} samples are read in every epoch from {rows.files}")
     for note in cache.notes:
         console.print(note)
+    return cache
+
+
+def model_config(
+    model: ModelArguments, data: RawDataset | FeatureCache, modalities: Mapping[str, Mapping[str, Any]]
+) -> FLI2MoEConfig:
+    """
+    The configuration of a model on these features.
+
+    Args:
+        modalities: name → its `feature_size`, `max_features` and, where features are there, `encoder`.
+
+    Raises:
+        ValueError: options do not fit the data.
+    """
+    return model.to_config(
+        {name: {key: x[key] for key in FEATURE_SIZES} for name, x in modalities.items()},
+        problem_type=data.problem_type,
+        id2label=dict(enumerate(data.label_names)),
+        label2id={name: index for index, name in enumerate(data.label_names)},
+        encoders={name: x["encoder"] for name, x in modalities.items() if "encoder" in x},
+    )
+
+
+def _stream(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCache:
+    if Path(encoding.features).expanduser().is_dir():
+        raise ValueError(f"`stream_features` is for a data set on the Hub; {encoding.features} lies on this disk.")
+    cache = open_features(encoding.features, fetch=EVALUATION_SPLITS)
+    streamed = replace(cache.splits["train"], buffer_size=encoding.shuffle_buffer_size)
+    streamed.check(accelerator.num_processes)
+    cache.splits["train"] = streamed
+    return cache
+
+
+def _load_encoders(
+    raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], arguments: CacheArguments, accelerator: Accelerator
+) -> dict[str, Encoder]:
+    """Modality → its encoder; modalities of one kind may share one, and one that is there already stays."""
+    encoders: dict[str, Encoder] = {}
+    with accelerator.main_process_first():
+        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}
+        for name, choice in choices.items():
+            kind = raw.modalities[name]
+            if not isinstance(choice, EncoderChoice):
+                encoders[name] = choice
+                continue
+            if (choice, kind) not in shared:
+                shared[choice, kind] = _load_encoder(kind, choice, arguments, accelerator.device)
+            encoders[name] = shared[choice, kind]
+    return encoders
 
 
 def _load_encoder(

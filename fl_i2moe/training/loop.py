@@ -23,7 +23,7 @@ from ..cache.streaming import FeatureStream, StreamedSplit, create_stream_loader
 from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.modeling_fl_i2moe import FLI2MoEModel
-from ..utils.run_folder import replace_files
+from ..utils.files import replace_files
 from .arguments import TrainingArguments
 from .checkpoints import Checkpoints, TrainerState
 from .thinning import draw_thinning

@@ -1,19 +1,40 @@
-"""Runs of a training recipe by their folders: one trained model a seed, and the features that they were trained on."""
+"""Training runs by their folders: a trained model for each seed, its features, and what came of it."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..cache import FeatureCache
-from .trained import find_cache, find_settings
+from safetensors import SafetensorError
+from transformers import AutoModel
+
+from ..cache import FeatureCache, open_cache
+from ..cache.shared import open_features
+from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.sample_encoders import user_cache_dir
+from ..utils.files import read_json
+from ..utils.run_folder import SETTINGS_FILE
+
+RESULTS_FILE, STATISTICS_FILE = "results.json", "interaction_statistics.json"
+FUSION_TITLES = {
+    "transformer": "Transformer",
+    "switch": "Switch Transformer",
+    "moe++": "MoE++ Transformer",
+    "interpretcc": "InterpretCC",
+    "early": "early fusion",
+    "late": "late fusion",
+    "low_rank": "low-rank fusion",
+}
 
 
 @dataclass
 class Run:
-    """Trained models of one configuration and the features they were trained on."""
+    """A training run, or the folder of a single model. What lies in its files is read when it is asked for."""
 
     name: str
     """Of the folder: its last component, or as many as tell it from the other runs."""
@@ -23,14 +44,68 @@ class Run:
     """Seed → folder of the model."""
 
     settings: dict[str, Any]
-    """Those of the training run; empty if they are not known."""
+    """Those of the training; empty if they are not known."""
 
-    cache: FeatureCache
+    cache_dir: str | None = None
+    """Of the features, see [`find_cache`]."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """
+        Raises:
+            ValueError: it is no finished run: a file is missing.
+        """
+        folder = Path(folder)
+        for name in ("config.json", RESULTS_FILE, STATISTICS_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"{folder} is no finished training run: it has no {name}. Give a folder that a recipe made."
+                )
+        return cls(folder.name, folder, _find_models(folder), find_settings(folder)[1])
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        return find_cache(next(iter(self.models.values())), self.cache_dir)
+
+    @cached_property
+    def config(self) -> FLI2MoEConfig:
+        """Of the best seed's model."""
+        return FLI2MoEConfig.from_pretrained(self.folder)
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        return read_json(self.folder / RESULTS_FILE)
+
+    @cached_property
+    def statistics(self) -> dict[str, Any]:
+        """Of the best seed's model on the test split, see [`~fl_i2moe.metrics.statistics.compute_statistics`]."""
+        return read_json(self.folder / STATISTICS_FILE)
+
+    @property
+    def title(self) -> str:
+        """What kind of model it is."""
+        fusion, level = FUSION_TITLES[self.config.fusion], ", pooled" if self.config.level == "pooled" else ""
+        if self.config.architecture == "dense":
+            return f"dense {fusion}{level}"
+        name = "I²MoE, pooled" if level else "FL-I²MoE"
+        if self.config.interaction_experts != "all":
+            name += ", no uniqueness experts"
+        experts = "" if self.config.fusion == "transformer" else f", experts: {fusion}"
+        if self.config.interaction_loss_weight == 0:
+            return f"{name}, no interaction losses{experts}"
+        return f"{name}, {self.config.objective} objective{experts}"
+
+    def explanation(self, name: str) -> Any:
+        """A JSON file of `explanations/`, or `None`."""
+        file = self.folder / "explanations" / name
+        return read_json(file) if file.is_file() else None
 
 
 def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:
     """
     Args:
+        folders: of runs, or of single models.
+        cache_dir: see [`find_cache`].
         seeds: take the models of these alone.
 
     Raises:
@@ -40,22 +115,20 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
     paths = list({Path(folder).resolve(): Path(os.path.abspath(folder)) for folder in folders}.values())
     runs = []
     for path, name in zip(paths, _short_names(paths), strict=True):
-        models = _find_models(path)
-        settings = find_settings(path)[1]
+        models, settings = _find_models(path), find_settings(path)[1]
         if missing := [seed for seed in seeds if seed not in models]:
             raise ValueError(f"{path} has no model of the seeds {missing}, but of {list(models)}.")
         models = {seed: models[seed] for seed in dict.fromkeys(seeds)} or models
         for model in models.values():
             if not (model / "config.json").is_file():
                 raise ValueError(f"{model} holds no model: give the output folder of a training run.")
-            if settings and model.name == "model" and not (model.parent / "results.json").is_file():
+            if settings and model.name == "model" and not (model.parent / RESULTS_FILE).is_file():
                 raise ValueError(
-                    f"{model.parent} has no results.json, its training has not ended: go on with it by --resume."
+                    f"{model.parent} has no {RESULTS_FILE}, its training has not ended: go on with it by --resume."
                 )
-        first = next(iter(models.values()))
-        runs.append(Run(name, path, models, settings, find_cache(first, cache_dir)))
+        runs.append(Run(name, path, models, settings, cache_dir))
     known = {run.settings["features"] for run in runs if "features" in run.settings}
-    if len(known) > 1 or len({run.cache.path for run in runs}) > 1:
+    if len({run.cache.path for run in runs}) > 1 or len(known) > 1:
         raise ValueError(
             "The runs were trained on different features, so that their figures cannot be compared:\n"
             + "\n".join(f"  {run.folder}: {run.settings.get('features', run.cache.path)}" for run in runs)
@@ -63,13 +136,97 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
     return runs
 
 
-def _find_models(folder: Path) -> dict[str, Path]:
-    """Seed → model: of a run all of its seeds, in their order; or that of a single model."""
-    found = {x.parent.name.removeprefix("seed-"): x for x in folder.glob("seed-*/model")}
-    if seeds := sorted((seed for seed in found if seed.isdigit()), key=int):
-        return {seed: found[seed] for seed in seeds}
-    own = folder.parent.name.removeprefix("seed-") if folder.name == "model" else ""
-    return {own if own.isdigit() else "0": folder}
+def load_model(folder: str | Path) -> FLI2MoEModel:
+    """
+    In evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: there is no model of this package in the folder.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: it has no config.json.")
+    try:
+        model = AutoModel.from_pretrained(folder)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} cannot be read ({error}): train the model again.") from error
+    if not isinstance(model, FLI2MoEModel):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
+    return model.eval()
+
+
+def fingerprint(model: FLI2MoEModel) -> str:
+    """Of the weights, whatever file they came from: a model's folder can be trained anew."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split: str | None = None) -> FeatureCache:
+    """
+    Opens the feature cache that a model was trained on.
+
+    Args:
+        model_dir: of the model; its run's settings lie there, or (of one seed's model) above.
+        cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
+        split: fetch this split alone from the Hub.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if cache_dir is not None:
+        return open_features(cache_dir, fetch=None if split is None else [split])
+    model_dir = Path(model_dir).resolve()
+    folder, settings = find_settings(model_dir)
+    if (digest := settings.get("features")) is None:
+        raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
+    if not (path := user_cache_dir() / "features" / digest).is_dir():
+        raise ValueError(
+            f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: "
+            "give its folder by --cache_dir."
+        )
+    return open_cache(path)
+
+
+def find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """
+    The folder of the training run that a model's folder belongs to, the same or up to two above, and its settings; the
+    folder itself without any where there is none.
+
+    Raises:
+        ValueError: the settings are damaged.
+    """
+    for place in (folder, *list(folder.parents)[:2]):
+        if (file := place / SETTINGS_FILE).is_file():
+            return place, read_json(file, "which says what the run was trained on", dict)
+    return folder, {}
+
+
+def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
+    """
+    Raises:
+        ValueError: the cache lacks a modality, has other classes, or comes from other encoders than the model's.
+    """
+    config = model.config
+    if missing := [name for name in config.modality_order if name not in cache.modalities]:
+        raise ValueError(f"The feature cache {cache.path} lacks {missing}; it has {list(cache.modalities)}.")
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if names != cache.label_names:
+        raise ValueError(
+            f"The model's classes are {names}, those of the feature cache {cache.path} {cache.label_names}."
+        )
+    for name in config.modality_order:
+        expected = (config.encoders or {}).get(name)
+        found = json.loads(json.dumps(cache.modalities[name]["encoder"]))  # as it comes back from a config.json
+        if expected is None or expected == found:
+            continue
+        different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+        raise ValueError(
+            f"The feature cache {cache.path} was made with another encoder of {name} than the model's:\n"
+            + "\n".join(f"  {key}: {found.get(key)!r}, the model's {expected.get(key)!r}" for key in different)
+        )
 
 
 def refuse_trained_runs(folder: str | Path) -> None:
@@ -84,12 +241,13 @@ def refuse_trained_runs(folder: str | Path) -> None:
         raise ValueError(f"The output folder {folder} holds trained models; give another --output_dir.")
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Of the weights: a model's folder can be trained anew."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def _find_models(folder: Path) -> dict[str, Path]:
+    """Seed → model: of a run all of its seeds, in their order; or that of a single model."""
+    found = {x.parent.name.removeprefix("seed-"): x for x in folder.glob("seed-*/model")}
+    if seeds := sorted((seed for seed in found if seed.isdigit()), key=int):
+        return {seed: found[seed] for seed in seeds}
+    own = folder.parent.name.removeprefix("seed-") if folder.name == "model" else ""
+    return {own if own.isdigit() else "0": folder}
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

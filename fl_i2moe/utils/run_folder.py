@@ -5,15 +5,14 @@ The folder of a run: whose it is, whether a new start may go on in it, and that 
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from .disk import existing, explaining_full_disk
+from .files import existing, read_json, write_json
 from .machine import take_lock
 
 SETTINGS_FILE = "run.json"
@@ -65,7 +64,7 @@ def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, res
     settings = json.loads(json.dumps(settings))  # as they come back from the file
     file = folder / SETTINGS_FILE
     if file.is_file() and resume:
-        _check_same(json.loads(file.read_text()), settings, folder)
+        _check_same(read_json(file), settings, folder)
         return
     if folder.exists():
         # the settings last: whatever is left after a kill is still known as a run
@@ -109,42 +108,6 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def write_new_folder(folder: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a folder that is not there yet, or is empty, and appears when it is complete."""
-    folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        explaining_full_disk(folder.parent, f"{folder} cannot be written: make room and run again"),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished,
-    ):
-        made = Path(unfinished) / folder.name
-        made.mkdir()
-        write(made)
-        made.rename(folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_files(path.parent, lambda unfinished: (unfinished / path.name).write_text(text))
-
-
-def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a folder beside `folder`'s files and moves what it wrote into place, file by file."""
-    explanation = "what was written before is kept: make room and go on by the same command, with --resume if it has it"
-    with explaining_full_disk(folder, explanation):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-            write(Path(unfinished))
-            for path in Path(unfinished).iterdir():
-                os.replace(path, folder / path.name)
 
 
 def _check_same(stored: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from fake_encoders import fake_encoders, write_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from sklearn.metrics import f1_score, log_loss
 
 from fl_i2moe.cache import build_cache
@@ -24,8 +23,8 @@ from fl_i2moe.comparison.runs import (
     to_markdown,
 )
 from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics
-from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
-from fl_i2moe.training.experiment import Job, create_accelerator, run_on_cache
+from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.training.experiment import fit, start_job
 from fl_i2moe.training.loop import Predictions
 from fl_i2moe.training.runs import Run, find_runs
 
@@ -241,7 +240,7 @@ def trained(tmp_path, fresh_accelerate):
             TrainingArguments(num_epochs=1, batch_size=16, learning_rate=1e-2, num_threads=1, seeds=[0, 1]),
             OutputArguments(str(tmp_path / name)),
         )
-        run_on_cache(cache, job, create_accelerator(job.training, job.output.output_dir), {}, Console(quiet=True))
+        fit(cache, job, start_job(job), {}, quiet=True)
     return tmp_path
 
 

@@ -18,13 +18,13 @@ from fl_i2moe.cache.batching import create_data_loader
 from fl_i2moe.comparison.overhead import measure_overhead
 from fl_i2moe.comparison.robustness import add_noise, measure_robustness
 from fl_i2moe.comparison.systems import System, choose_systems, compare_systems, render_markdown
-from fl_i2moe.metrics.markdown import spread
+from fl_i2moe.metrics import markdown
 from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.training import experiment
 from fl_i2moe.training import features as run_features
-from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
-from fl_i2moe.training.experiment import Job, create_accelerator
+from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.training.features import EncoderChoice
+from fl_i2moe.training.recipe import create_accelerator
 
 SIZES = {"train": 48, "validation": 16, "test": 20}
 SYSTEMS = {
@@ -82,8 +82,8 @@ def test_table_tells_what_the_runs_gave(compare, tmp_path):
     assert text == render_markdown(table)
     header, _, mult, switch = text.splitlines()[:4]
     assert header.startswith("| system | micro_f1 |")
-    assert mult.split(" | ")[1] == f"{100 * first['mean']:.1f} ± {100 * first['std']:.1f}"
-    assert switch.split(" | ")[1].endswith(f"({100 * second['difference']:+.1f})")
+    assert mult.split(" | ")[1] == f"{100 * first['mean']:.1f}\u00a0±\u00a0{100 * first['std']:.1f}"
+    assert switch.split(" | ")[1].endswith(f"({markdown.signed('micro_f1', second['difference'])})")
     history = json.loads((folder / "switch" / "seed-0" / "history.json").read_text())
     assert history[0]["auxiliary_loss"] >= 1  # the balance loss is told
 
@@ -101,15 +101,15 @@ def test_a_stopped_comparison_goes_on(compare, tmp_path, monkeypatch):
     """Systems that are done are not trained again; new ones may join; other options are refused."""
     from fl_i2moe.comparison import systems as comparison
 
-    run, trained = comparison.run_on_cache, []
+    run, trained = comparison.fit, []
 
-    def stop_at_second(cache, job, *others):
+    def stop_at_second(cache, job, *others, **flags):
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(job.output.output_dir)
-        return run(cache, job, *others)
+        return run(cache, job, *others, **flags)
 
-    monkeypatch.setattr(comparison, "run_on_cache", stop_at_second)
+    monkeypatch.setattr(comparison, "fit", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         compare(seeds=[0])
     assert [row["system"] for row in json.loads((tmp_path / "table" / "table.json").read_text())["rows"]] == ["mult"]
@@ -157,7 +157,7 @@ def test_robustness_is_measured_on_the_test_split(compare, cache, tmp_path):
     assert [row[:2] for row in rows[2:]] == [["MulT", name] for name in ("none", *measured)]
     assert rows[2][2] == f"{100 * whole:.1f}"
     noise = measured["noise 0.5 on text"]["metrics"]["micro_f1"]
-    told = f"{100 * noise['mean']:.1f} ({100 * noise['difference']:+.1f})"
+    told = f"{100 * noise['mean']:.1f} ({markdown.signed('micro_f1', noise['difference'])})"
     assert next(row for row in rows if row[1] == "noise 0.5 on text")[2] == told
 
 
@@ -182,13 +182,14 @@ def test_overhead_is_measured_once(compare, tmp_path):
 
 def test_a_regression_has_one_share():
     told = {"mean": 0.8123, "std": 0.01, "difference": -0.02}
-    cells = {"sign_accuracy": "81.2 ± 1.0 (-2.0)", "mae": "0.812 ± 0.010 (-0.020)", "pearson": "0.812 ± 0.010 (-0.020)"}
+    cells = {"sign_accuracy": "81.2 ± 1.0 (−2.0)", "mae": "0.812 ± 0.010 (−0.020)", "pearson": "0.812 ± 0.010 (−0.020)"}
+    cells = {name: cell.replace(" ± ", "\u00a0±\u00a0") for name, cell in cells.items()}
     row = {"title": "MulT", "against": "mult", "metrics": dict.fromkeys(cells, told), "measured": {}}
     row |= {"system": "mult", "parameters": 10, "seconds_per_epoch": 1.0}
     table = {"metrics": [*cells], "rows": [row], "tables": [{"title": "", "systems": {"mult": "MulT"}}], "seeds": [0]}
     table |= {"samples": {"test": 3}, "picked_by": "mae", "machine": {"device": "a CPU"}}
     assert render_markdown(table).splitlines()[2] == f"| MulT | {' | '.join(cells.values())} | 10 | 1.00 |"
-    assert [spread(name, told).replace("\u00a0", " ") for name in cells] == [x.split(" (")[0] for x in cells.values()]
+    assert [markdown.spread(name, told) for name in cells] == [x.split(" (")[0] for x in cells.values()]
 
 
 def test_a_modality_is_called_as_users_like():
@@ -200,7 +201,7 @@ def test_a_modality_is_called_as_users_like():
     conditions = render_markdown(table).split("\n\n")[1].splitlines()
     assert conditions[0] == "| system | condition | mae |"
     assert conditions[1] == "| --- | --- | ---: |"
-    assert conditions[3] == r"| MulT | without left\|right\_eye (zero) | -0.500 (-0.250) |"
+    assert conditions[3] == r"| MulT | without left\|right\_eye (zero) | −0.500 (−0.250) |"
 
 
 def test_names_are_checked():
@@ -236,8 +237,8 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
     }
     np.savez(tmp_path / "views.npz", **arrays)
     trained = []
-    fit = experiment.train
-    monkeypatch.setattr(experiment, "train", lambda *args, **others: trained.append(args[3]) or fit(*args, **others))
+    train = experiment.train
+    monkeypatch.setattr(experiment, "train", lambda *args, **others: trained.append(args[3]) or train(*args, **others))
     monkeypatch.setattr(experiment, "save_statistics_figures", lambda *others: None)
     out = tmp_path / "out"
     command = ["recipes/compare.py", f"--data={tmp_path / 'views.npz'}", f"--output_dir={out}", "--num_threads=1"]
@@ -323,8 +324,8 @@ def test_what_the_papers_have_for_a_data_set(tmp_path, monkeypatch, fresh_accele
     modalities = {"image": "image", "text": "text"}
     given = {}
 
-    def encode(raw, encoders, options, *others):
-        given.update(encoders=encoders, length=options.text_max_length)
+    def encode(raw, encoders, job, *others):
+        given.update(encoders=encoders, length=job.encoding.text_max_length)
         return SimpleNamespace(modalities=modalities)
 
     def stop(systems, *others):

@@ -10,12 +10,13 @@ from explained import make_explainable
 from tiny_models import make_batch, make_config, make_model
 
 from fl_i2moe.evaluation.pair_metrics import pair_curves, pair_masking_table
-from fl_i2moe.explain.inputs import Inputs, check_cache
+from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import cross_modal_pairs, per_pair
 from fl_i2moe.explain.pair_scores import PairTable, SamplePairs
 from fl_i2moe.metrics.plain import from_plain, plain
 from fl_i2moe.metrics.summaries import area_under, describe_draws, drop, interval, resample, spread, weighted_means
 from fl_i2moe.metrics.tasks import compute_metrics
+from fl_i2moe.training.runs import check_cache
 
 
 def test_a_drop_is_greater_the_worse():

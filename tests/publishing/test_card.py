@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,9 +13,8 @@ from tiny_models import make_config, make_model
 from fl_i2moe.explain import Explanation
 from fl_i2moe.metrics.markdown import escape
 from fl_i2moe.publishing.card import CardOptions, build_card, evaluation_results
-from fl_i2moe.training.finished_run import Run
+from fl_i2moe.training.runs import Run
 
-TEMPLATE = Path(__file__).parents[2] / "hub" / "model_card.md.jinja"
 NASTY = [
     "<script>alert(1)</script>",
     "[click](https://evil.example) | **bold**",
@@ -27,7 +25,7 @@ NASTY = [
 def card_of(folder, model, figures=False, **options):
     results = write_run(folder, model, figures=figures)
     options = CardOptions("someone/fl-i2moe-films", "apache-2.0", **options)
-    return str(build_card(Run.open(folder), options, TEMPLATE)), results
+    return str(build_card(Run.open(folder), options)), results
 
 
 def rows(card, heading):
@@ -173,7 +171,7 @@ def test_compared_runs(films, tmp_path):
     same = {"id2label": model.config.id2label, "label2id": model.config.label2id}
     write_run(tmp_path / "dense", make_model(make_config(architecture="dense", **same)), seeds=(4,))
     options = CardOptions("someone/model", "mit", compare=[str(tmp_path / "dense")])
-    _, own, dense = rows(str(build_card(Run.open(folder), options, TEMPLATE)), "## Results")
+    _, own, dense = rows(str(build_card(Run.open(folder), options)), "## Results")
     assert own[0] == "**FL-I²MoE, published objective** (this model)"
     assert dense[:3] == ["dense Transformer", "1", "22.0"]
 
@@ -188,7 +186,7 @@ def test_runs_that_cannot_be_compared(films, tmp_path):
     for name in ("classes", "samples"):
         options = CardOptions("someone/model", "mit", compare=[str(tmp_path / name)])
         with pytest.raises(ValueError, match=f"cannot stand beside .*: it has other .*{name}"):
-            build_card(Run.open(folder), options, TEMPLATE)
+            build_card(Run.open(folder), options)
 
 
 def test_what_explanations_are_worth(tmp_path, run_here):
@@ -198,7 +196,7 @@ def test_what_explanations_are_worth(tmp_path, run_here):
     assert "What explanations of this model are worth" not in card
     options = ["--num_pages=2", "--classes=best", "--num_coalitions=2", "--num_draws=2", "--num_threads=1"]
     run_here("recipes/explain.py", f"--model={tmp_path / 'run'}", f"--features={cache.path}", *options)
-    card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit"), TEMPLATE))
+    card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit")))
     explanations = tmp_path / "run" / "explanations"
 
     measured = json.loads((explanations / "faithfulness.json").read_text())["FL-I²MoE"]

@@ -18,10 +18,9 @@ from test_encoders import noise
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.model import push, write_repository
-from fl_i2moe.training.finished_run import Run
+from fl_i2moe.training.runs import Run
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
 MODEL = "someone/fl-i2moe-mmimdb"
 
 
@@ -66,7 +65,7 @@ def shown_use(markdown):
 
 def test_a_push_by_the_real_client(hub, films, tmp_path, monkeypatch):
     folder, _, _, _ = films
-    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL, "mit"), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(MODEL, "mit"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     address = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -153,7 +152,7 @@ def test_private_repositories_and_unknown_revisions(hub, films, tmp_path, monkey
     folder, _, _, _ = films
     private, cache = "someone/secret", tmp_path / "fresh"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(private, "mit"), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "repository", CardOptions(private, "mit"))
     api = HfApi(endpoint=hub.address, token="hf_someone")
     push(tmp_path / "repository", private, private=True, api=api)
     assert hub.repositories[f"model/{private}"].private
@@ -177,8 +176,7 @@ print(json.dumps([[row["id"] for row in rows], rows[0]["text_features"][1], firs
 
 def test_features_are_streamed_and_downloaded(hub, films, tmp_path, monkeypatch):
     _, _, _, cache = films
-    template = ROOT / "hub" / "features_card.md.jinja"
-    write_features(cache, tmp_path / "features", "someone/features", template, license="other")
+    write_features(cache, tmp_path / "features", "someone/features", license="other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     api = HfApi(endpoint=hub.address, token="hf_someone")
     assert push(tmp_path / "features", "someone/features", repo_type="dataset", api=api)

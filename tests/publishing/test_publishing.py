@@ -16,10 +16,9 @@ from transformers import AutoModel, AutoProcessor
 
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.model import choose_license, push, without_paths, write_file_list, write_repository
-from fl_i2moe.training.finished_run import Run
+from fl_i2moe.training.runs import Run
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "hub" / "model_card.md.jinja"
 REPOSITORY = "someone/fl-i2moe-films"
 
 
@@ -33,7 +32,7 @@ def films(tmp_path_factory):
     (folder / "run" / "explanations" / "run.json").write_text("{}")
     (folder / "run" / "explanations" / "alignment.png").write_bytes(b"a figure")
     (folder / "run" / "explanations" / "samples" / "private.html").write_text("a sample")
-    write_repository(Run.open(folder / "run"), folder / "repository", CardOptions(REPOSITORY, "mit"), TEMPLATE)
+    write_repository(Run.open(folder / "run"), folder / "repository", CardOptions(REPOSITORY, "mit"))
     return folder, model, raw
 
 
@@ -89,7 +88,7 @@ def test_one_commit_and_then_none(films):
 
 def test_the_same_run_makes_the_same_files(films, tmp_path):
     folder, _, _ = films
-    write_repository(Run.open(folder / "run"), tmp_path / "again", CardOptions(REPOSITORY, "mit"), TEMPLATE)
+    write_repository(Run.open(folder / "run"), tmp_path / "again", CardOptions(REPOSITORY, "mit"))
     assert files_of(tmp_path / "again") == files_of(folder / "repository")
 
 
@@ -169,13 +168,13 @@ def test_what_is_refused(films, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(ValueError, match="is not empty"):
-        write_repository(run, tmp_path / "full", CardOptions(REPOSITORY, "mit"), TEMPLATE)
+        write_repository(run, tmp_path / "full", CardOptions(REPOSITORY, "mit"))
 
     write_run(tmp_path / "pickled", model)
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has no model\.safetensors; weights in other formats are not published"):
-        write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
+        write_repository(Run.open(tmp_path / "pickled"), tmp_path / "out", CardOptions(REPOSITORY, "mit"))
     with pytest.raises(OSError, match=r"has no model\.safetensors; pickles can run code and are not read"):
         AutoModel.from_pretrained(tmp_path / "pickled")
     with pytest.raises(ValueError, match="pickles can run code and are not read"):
@@ -186,7 +185,7 @@ def test_what_is_refused(films, tmp_path):
     write_run(tmp_path / "other", model)
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is not the one that this model was trained on"):
-        write_repository(Run.open(tmp_path / "other"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
+        write_repository(Run.open(tmp_path / "other"), tmp_path / "out", CardOptions(REPOSITORY, "mit"))
 
 
 def test_modalities_that_are_arrays(films, tmp_path):
@@ -196,7 +195,7 @@ def test_modalities_that_are_arrays(films, tmp_path):
     array = {"name": "numeric arrays", "kind": "array", "feature_size": 16, "standardised_by": None}
     other.config.encoders = dict.fromkeys(other.config.encoders, array)
     write_run(tmp_path / "run", other)
-    write_repository(Run.open(tmp_path / "run"), tmp_path / "out", CardOptions(REPOSITORY, "mit"), TEMPLATE)
+    write_repository(Run.open(tmp_path / "run"), tmp_path / "out", CardOptions(REPOSITORY, "mit"))
     names = set(files_of(tmp_path / "out"))
     assert "processor_config.json" not in names
     assert not any(name.startswith("encoders/") for name in names)

@@ -72,8 +72,9 @@ def test_mmhs150k(run_here, tmp_path):
 def test_what_a_recipe_starts_from(name, tmp_path, monkeypatch):
     """Features are handed on, not ignored; without them there must be a folder."""
     given, recipe = [], f"recipes/train_{name}.py"
-    monkeypatch.setattr("fl_i2moe.training.experiment.run_experiment", lambda *arguments: given.append(arguments))
-    monkeypatch.setattr("fl_i2moe.training.experiment.create_accelerator", lambda *arguments: None)
+    monkeypatch.setattr("fl_i2moe.training.experiment.start_job", lambda job: None)
+    monkeypatch.setattr("fl_i2moe.training.experiment.fetch_features", lambda encoding, _: encoding.features)
+    monkeypatch.setattr("fl_i2moe.training.experiment.fit", lambda *arguments: given.append(arguments))
 
     def start(*options):
         monkeypatch.setattr("sys.argv", [recipe, f"--output_dir={tmp_path / 'run'}", *options])
@@ -84,6 +85,5 @@ def test_what_a_recipe_starts_from(name, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="`features` and `data_dir` exclude each other"):
         start("--features=someone/features", "--data_dir=folder")
     start("--features=someone/features")
-    [(raw, encoders, job, _, settings)] = given
-    assert (raw, encoders) == (None, {})
-    assert job.encoding.features == settings["features"] == "someone/features"
+    [(features, job, _, settings)] = given
+    assert features == job.encoding.features == settings["features"] == "someone/features"

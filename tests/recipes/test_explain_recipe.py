@@ -196,7 +196,7 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ExplainArguments(**folders, **wrong)
-    with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
         ExplainArguments(**folders, seed=-1)
 
 

@@ -19,8 +19,8 @@ from transformers import AutoModel
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
-from fl_i2moe.training.features import EncoderChoice
+from fl_i2moe.training.experiment import fit, start_job
+from fl_i2moe.training.features import EncoderChoice, encode
 
 # found, not imported: the package imports sentence-transformers
 pytestmark = pytest.mark.skipif(
@@ -212,7 +212,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(train, tmp_path):
 def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
     """Not one weight of the frozen encoders changes in a whole job."""
     from fl_i2moe.training import features as run_features
-    from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
+    from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
 
     encoders, before = [], []
 
@@ -232,7 +232,8 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
     )
     raw = load_mmimdb(shared / "films", labels=list(PLANTED_GENRES))
     choices = {"image": EncoderChoice("sample:efficientnet-lite0"), "text": EncoderChoice("sample:minilm")}
-    run_experiment(raw, choices, job, create_accelerator(job.training, job.output.output_dir), job.settings())
+    accelerator = start_job(job)
+    fit(encode(raw, choices, job, accelerator), job, accelerator, job.settings())
     assert len(encoders) == 2
     for encoder, weights in zip(encoders, before, strict=True):
         assert not encoder.training

@@ -6,6 +6,7 @@ import pytest
 
 from fl_i2moe.training.arguments import (
     EncodingArguments,
+    Job,
     ModelArguments,
     OutputArguments,
     TrainingArguments,
@@ -15,7 +16,6 @@ from fl_i2moe.training.arguments import (
     parse_command,
     starts_from_features,
 )
-from fl_i2moe.training.experiment import Job
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
@@ -55,7 +55,7 @@ def test_options_reach_the_configuration():
         (["--threshold=1"], "`threshold`"),
         (["--no_load_best_model_at_end", "--early_stopping_patience=2"], "needs `load_best_model_at_end`"),
         (["--resume", "--overwrite"], "give one of them"),
-        (["--num_perturbed_views=1"], "2 … 2"),
+        (["--num_perturbed_views=1"], "`num_perturbed_views` must be at least 2, got 1"),
     ],
 )
 def test_wrong_options_end_with_a_message(arguments, message, capsys):

@@ -14,9 +14,9 @@ from fl_i2moe.cache import build_cache, open_cache
 from fl_i2moe.cache.batching import create_data_loader
 from fl_i2moe.data.raw import RawDataset
 from fl_i2moe.training import features as run_features
-from fl_i2moe.training.arguments import EncodingArguments, ModelArguments, OutputArguments, TrainingArguments
-from fl_i2moe.training.experiment import Job, create_accelerator, run_experiment
-from fl_i2moe.training.features import EncoderChoice
+from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.training.experiment import fit, start_job
+from fl_i2moe.training.features import EncoderChoice, encode
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 
@@ -34,8 +34,8 @@ def run(tmp_path, monkeypatch, fresh_accelerate):
             OutputArguments(str(tmp_path / "run")),
         )
         choices = {"image": EncoderChoice("fake"), "text": EncoderChoice("fake")}
-        accelerator = create_accelerator(job.training, job.output.output_dir)
-        return run_experiment(raw, choices, job, accelerator, job.settings())
+        accelerator = start_job(job)
+        return fit(encode(raw, choices, job, accelerator), job, accelerator, job.settings())
 
     monkeypatch.setattr(run_features, "load_encoder", lambda folder, kind, **options: fake_encoders()[kind])
     return start

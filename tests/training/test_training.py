@@ -18,7 +18,7 @@ from fl_i2moe.training import loop as training
 from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.checkpoints import Checkpoints
 from fl_i2moe.training.loop import create_optimizer, predict, train
-from fl_i2moe.utils.run_folder import replace_files
+from fl_i2moe.utils.files import replace_files
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 

@@ -32,7 +32,7 @@ from ...explain.interactions import VARIANTS, score_pairs
 from ...metrics.summaries import resample, weighted_means
 from ...metrics.tasks import FloatArray
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.run_folder import replace_files
+from ...utils.files import replace_files
 from .truth import BoolArray, Evidence, EvidenceProbe, ExpertOutputs, describe, precision_at, right_pairs
 
 Truth = Mapping[str, Mapping[str, Evidence]]

@@ -19,13 +19,12 @@ from rich.console import Console
 from ...cache import FeatureCache
 from ...cache.batching import FeatureRows, create_data_loader
 from ...explain.attribution import METHODS, check_methods
-from ...explain.inputs import check_cache
-from ...explain.interactions import ESTIMATORS
-from ...training.arguments import option
+from ...training.arguments import check_options, option
 from ...training.loop import predict
-from ...training.runs import Run, refuse_trained_runs, weights_fingerprint
-from ...training.trained import load_model
-from ...utils.run_folder import check_run_folder, held_run_folder, replace_files, write_json
+from ...training.runs import Run, check_cache, fingerprint, refuse_trained_runs
+from ...utils.files import replace_files, write_json
+from ...utils.run_folder import check_run_folder, held_run_folder
+from ..run.inputs import load_explainable
 from .evaluation import (
     Case,
     ModelMeasures,
@@ -50,32 +49,26 @@ class EvaluationArguments:
     output_dir: str = option("runs/ground_truth", "Folder for the table, its numbers and the figure.")
     overwrite: bool = option(False, "Replace what is in --output_dir.")
     split: Literal["validation", "test"] = option("test", "Samples that are explained; probes are fitted on train.")
-    num_samples: int = option(200, "Explanations that are checked for evidence: a sample and a label it has.")
-    num_probe_samples: int = option(600, "Training samples that the probes are fitted on.")
-    num_pair_samples: int = option(48, "Explanations that are checked for pairs.")
-    num_coalitions: int = option(2, "Coalitions a pair.")
-    estimator: Literal["shared_context", "per_pair"] = option("shared_context", "How pairs are scored.")
-    universe_share: float = option(0.3, "Share of each modality's features whose pairs are scored.")
+    num_samples: int = option(
+        200, "Explanations that are checked for evidence, each of a sample and one of its labels.", at_least=1
+    )
+    num_probe_samples: int = option(600, "Training samples that the probes are fitted on.", at_least=1)
+    num_pair_samples: int = option(48, "Explanations that are checked for pairs.", at_least=0)
+    num_coalitions: int = option(2, "Coalitions a pair.", at_least=1)
+    estimator: str = option("shared_context", "How pairs are scored.", choices=("shared_context", "per_pair"))
+    universe_share: float = option(0.3, "Share of each modality's features whose pairs are scored.", within="(0, 1]")
     methods: list[str] = option(list(METHODS), "Ways to score features.")
-    num_steps: int = option(16, "Steps of integrated gradients.")
-    num_resamples: int = option(1000, "Bootstrap samples behind an interval.")
+    num_steps: int = option(16, "Steps of integrated gradients.", at_least=1)
+    num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)
     seed: int = option(0, "Of the choice of samples, coalitions and bootstrap samples.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training run if not given.")
 
     def __post_init__(self):
         if not self.models:
             raise ValueError("`models` names no run: give --models runs/sample.")
-        for name in ("num_samples", "num_probe_samples", "num_coalitions", "num_steps", "num_resamples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_pair_samples < 0:
-            raise ValueError(f"`num_pair_samples` must be at least 0, got {self.num_pair_samples}.")
-        if not 0 < self.universe_share <= 1:
-            raise ValueError(f"`universe_share` must lie in (0, 1], got {self.universe_share}.")
+        check_options(self)
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"`methods` has {sorted(unknown)}; there are {', '.join(METHODS)}.")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"`estimator` must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r}.")
 
 
 def evaluate_runs(
@@ -101,14 +94,15 @@ def evaluate_runs(
     refuse_trained_runs(output_dir)
     check_run_folder(output_dir, **flags)
     cache = runs[0].cache
-    experts, weights = {}, {}
+    experts: dict[str, list[str]] = {}
+    weights: dict[str, dict[str, str]] = {run.name: {} for run in runs}
     for run in runs:
-        for folder in run.models.values():
-            model = load_model(folder)
+        for seed, folder in run.models.items():
+            model = load_explainable(folder)
             check_cache(model, cache)
             check_methods(model, arguments.methods, "methods")
             experts[run.name] = model.config.expert_names
-        weights[run.name] = {seed: weights_fingerprint(folder) for seed, folder in run.models.items()}
+            weights[run.name][seed] = fingerprint(model)
     data = _Data(cache, truth, carriers, arguments)
     options = {name: x for name, x in asdict(arguments).items() if name not in ("output_dir", "overwrite")}
     encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
@@ -179,7 +173,7 @@ class _Data:
 
     def measure(self, folder: Path, accelerator: Accelerator) -> ModelMeasures:
         arguments = self.arguments
-        model = load_model(folder).to(accelerator.device)
+        model = load_explainable(folder).to(accelerator.device)
         modalities = model.config.modality_order
         split = self.cache.splits[arguments.split]
         loader = create_data_loader(split, modalities, batch_size=64, shuffle=False)

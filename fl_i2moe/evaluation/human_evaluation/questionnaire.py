@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...utils.run_folder import write_json
+from ...utils.files import write_json
 
 FORMAT_VERSION = 1
 SCALE = {

@@ -23,15 +23,16 @@ from ...cache import FeatureCache
 from ...cache.batching import FeatureRows
 from ...cache.key import key_digest
 from ...explain.explanation_data import true_classes
-from ...explain.inputs import check_cache
 from ...explain.pages.display import signed
 from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
 from ...model.kinds import ENCODED_KINDS, places_in
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...training.arguments import option
-from ...training.trained import find_cache, fingerprint, load_any_model, say_what_is_bad
-from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder, write_json, write_text
+from ...training.arguments import check_options, option
+from ...training.runs import check_cache, find_cache, fingerprint, load_model
+from ...utils.files import write_json, write_text
+from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder
+from ..run.inputs import say_what_is_bad
 from .page import Subject, describe_questions, questionnaire_id, render_questionnaire
 from .questionnaire import Item, Key, exchange_weights, item_ids, order_of_questions, stratified_order
 from .ratings import read_answers, summarise_ratings
@@ -51,7 +52,7 @@ class DrawArguments:
     )
     overwrite: bool = option(False, "Replace the questionnaire in --output_dir.")
     split: str = option("test", "Split of the feature cache.")
-    num_samples: int = option(20, "Samples to ask about; the paper's readers saw 20.")
+    num_samples: int = option(20, "Samples to ask about; the paper's readers saw 20.", at_least=1)
     sampling: Literal["random", "stratified"] = option(
         "random", "Draw from all samples alike, or let true classes take turns."
     )
@@ -70,18 +71,15 @@ class DrawArguments:
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be shown or read: stop, or draw another one."
     )
-    seed: int = option(0, "Seed of the draw, the controls and the order.")
+    seed: int = option(0, "Seed of the draw, the controls and the order.", at_least=0)
 
     def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1, got {self.num_samples}.")
+        check_options(self)
         if self.num_controls == 1 or not 0 <= self.num_controls <= self.num_samples:
             raise ValueError(
                 "`num_controls` must be 0 or from 2, which exchange their weights, to the number of samples "
                 f"({self.num_samples}), got {self.num_controls}."
             )
-        if self.seed < 0:
-            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
         if not self.title.strip():
             raise ValueError("`title` must not be empty.")
 
@@ -98,16 +96,13 @@ class SummarizeArguments:
     answers: list[str] = option([], "Answer files, or folders of them.")
     output_dir: str | None = option(None, "Folder of the table; `ratings` in the questionnaire's if not given.")
     overwrite: bool = option(False, "Replace the table in --output_dir.")
-    num_resamples: int = option(1000, "Bootstrap samples behind an interval.")
-    seed: int = option(0, "Seed of the bootstrap.")
+    num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)
+    seed: int = option(0, "Seed of the bootstrap.", at_least=0)
 
     def __post_init__(self):
+        check_options(self)
         if not self.answers:
             raise ValueError("`answers` names no file: give --answers answers/*.json.")
-        if self.num_resamples < 1:
-            raise ValueError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
 
     @property
     def folder(self) -> Path:
@@ -125,7 +120,7 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
         ValueError: model, cache, samples or the output folder do not fit.
     """
     _check_folder(arguments.folder, arguments.overwrite, (PAGE_FILE, KEY_FILE))
-    model = load_any_model(arguments.model)
+    model = load_model(arguments.model)
     cache = find_cache(arguments.model, arguments.cache_dir, arguments.split)
     _check_model(model, cache, arguments)
     rng = np.random.default_rng(arguments.seed)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...training.arguments import option
+from ...training.arguments import check_options, option
 
 MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
 UNBINDING = {"output_dir", "overwrite", "num_samples", "sample_ids", "num_pages", "measurements", "batch_size"}
@@ -18,9 +18,9 @@ class ExplainArguments:
 
     model: str = field(metadata={"help": "Folder of a trained model, as recipes/train_mmimdb.py leaves it."})
     split: str = option("test", "Split of the feature cache.")
-    num_samples: int | None = option(64, "Samples to explain, from the start of the split.")
+    num_samples: int | None = option(64, "Samples to explain, from the start of the split.", at_least=1)
     sample_ids: list[str] = option([], "Explain these samples instead.")
-    num_pages: int | None = option(None, "How many of the samples get pages and figures; all if not given.")
+    num_pages: int | None = option(None, "How many of the samples get pages and figures; all if not given.", at_least=0)
     classes: Literal["true", "best"] = option(
         "true", "Explain each true class of a sample, or of these the one with the highest logit."
     )
@@ -39,36 +39,28 @@ class ExplainArguments:
     interactions: Literal["shared_context", "per_pair", "exact", "none"] = option(
         "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
     )
-    num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of, at least.")
+    num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of, at least.", at_least=1)
     universe_share: float = option(
-        0.3, "Share of each modality's features, the most important ones, whose pairs are scored."
+        0.3, "Share of each modality's features, the most important ones, whose pairs are scored.", within="(0, 1]"
     )
     measurements: list[str] = option(
         list(MEASUREMENTS), f"What to measure on the data: {', '.join(MEASUREMENTS)}; or none."
     )
     faithfulness_samples: int | None = option(
-        None, "Samples of the split that faithfulness is measured on; all if not given."
+        None, "Samples of the split that faithfulness is measured on; all if not given.", at_least=1
     )
-    num_draws: int = option(10, "Random draws that masking is compared with.")
+    num_draws: int = option(10, "Random draws that masking is compared with.", at_least=1)
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop",
-        "What to do with a sample that lacks a modality or whose features are NaN or infinite. One that is not "
-        "explained but only measured on stops the run after the explanations, where faithfulness is measured.",
+        "What to do with a sample that lacks a modality or whose features are NaN or infinite. One that only "
+        "faithfulness is measured on stops the run after the explanations.",
     )
-    seed: int = option(0, "Seed of everything random.")
-    batch_size: int = option(32, "Samples at once where faithfulness is measured.")
-    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.")
+    seed: int = option(0, "Seed of everything random.", at_least=0)
+    batch_size: int = option(32, "Samples at once where faithfulness is measured.", at_least=1)
+    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", at_least=1)
 
     def __post_init__(self):
-        for name in ("num_samples", "num_coalitions", "faithfulness_samples", "num_draws", "batch_size", "num_threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_pages is not None and self.num_pages < 0:
-            raise ValueError(f"`num_pages` must not be negative, got {self.num_pages}.")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
-        if not 0 < self.universe_share <= 1:
-            raise ValueError(f"`universe_share` must lie in (0, 1], got {self.universe_share}.")
+        check_options(self)
         if self.features and self.cache_dir:
             raise ValueError("`features` and `cache_dir` exclude each other: give one of them.")
         if self.measurements == ["none"]:

@@ -12,8 +12,6 @@ Explanations of many samples: a page, a figure and the data of each, and what th
       index.html
 """
 
-import json
-
 from accelerate import Accelerator
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -22,12 +20,13 @@ from ...cache import FeatureCache
 from ...cache.batching import create_data_loader
 from ...cache.key import key_digest
 from ...explain.attribution import check_methods, methods_of
-from ...explain.inputs import check_cache
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...training.trained import choose_rows, find_cache, fingerprint, load_model, usable_rows
-from ...utils.run_folder import check_run_folder, held_run_folder, write_json
+from ...training.runs import check_cache, find_cache, fingerprint
+from ...utils.files import read_json, write_json
+from ...utils.run_folder import check_run_folder, held_run_folder
 from ..masking import faithfulness
 from .arguments import ExplainArguments
+from .inputs import choose_rows, load_explainable, usable_rows
 from .results import FAITHFULNESS_FILE, write_results
 from .sample import explain_sample, list_samples
 
@@ -43,13 +42,13 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     if accelerator.is_main_process:
         check_run_folder(folder, **flags)
-    model = load_model(arguments.model)
+    model = load_explainable(arguments.model)
     check_methods(model, [arguments.method], "method")
     cache = find_cache(arguments.model, arguments.features or arguments.cache_dir, arguments.split)
     check_cache(model, cache)
     models = {"dense Transformer" if model.config.architecture == "dense" else "FL-I²MoE": model}
     if arguments.dense_model:
-        dense = load_model(arguments.dense_model)
+        dense = load_explainable(arguments.dense_model)
         if dense.config.architecture != "dense" or model.config.architecture == "dense":
             raise ValueError("`dense_model` is a dense model beside a mixture of experts.")
         check_cache(dense, cache)
@@ -91,7 +90,7 @@ def _measure_faithfulness(
             to light here only.
     """
     file = arguments.folder / FAITHFULNESS_FILE
-    results = json.loads(file.read_text()) if file.is_file() else {}
+    results = read_json(file) if file.is_file() else {}
     split = cache.splits[arguments.split]
     first = range(min(len(split), arguments.faithfulness_samples or len(split)))
     order = next(iter(models.values())).config.modality_order

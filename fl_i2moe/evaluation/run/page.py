@@ -9,7 +9,7 @@ from ...explain.explanation_data import ExplanationData
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
 from ...metrics.figures import expert_colors, expert_title
-from ...utils.run_folder import replace_files
+from ...utils.files import replace_files
 
 THUMBNAIL_PIXELS = 160
 

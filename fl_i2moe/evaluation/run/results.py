@@ -17,7 +17,7 @@ from ...explain.pair_scores import kind_of_expert
 from ...metrics.figures import metric_title
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.run_folder import replace_files, write_json
+from ...utils.files import replace_files, write_json
 from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
 from ..pair_metrics import pair_curves, pair_masking_table

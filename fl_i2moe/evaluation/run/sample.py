@@ -21,7 +21,7 @@ from ...explain.inputs import Inputs
 from ...explain.interactions import score_pairs
 from ...explain.pair_scores import SCORE_OF_KIND, kind_of_expert
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.run_folder import write_json
+from ...utils.files import write_json
 from ..alignment import bin_edges, importance_bins, pair_bins
 from ..masking import DIRECTIONS, masked_logits
 from ..pairs import pair_curve_logits, pair_masking_logits

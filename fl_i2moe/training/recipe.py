@@ -1,0 +1,85 @@
+"""What all recipes share: how they end, what they print, and in how many processes they run."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from datasets import disable_progress_bars
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from ..utils.machine import end_with_launcher, keep_freed_memory, multiplies_bfloat16, usable_cores
+from .arguments import TrainingArguments
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Runs a recipe; what it refuses, or a disk or network that fails it, ends the program with one line."""
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def create_console(accelerator: Accelerator | None = None) -> Console:
+    """Prints in the main process alone, each text as it is."""
+    quiet = accelerator is not None and not accelerator.is_main_process
+    return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+
+def silence_libraries() -> None:
+    """Turns off the progress bars of transformers and datasets: ours say what goes on."""
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelerator:
+    """
+    Sets up this process: Accelerate, CPU threads, and libraries' own progress bars (off).
+
+    The long timeout is for processes that wait while another one writes data. One of several processes ends when their
+    launcher was killed.
+
+    Raises:
+        ValueError: the tracker is unknown or not installed, or fp16 is asked for without a GPU.
+    """
+    silence_libraries()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        log_with=training.report_to,
+        project_dir=output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )
+    if training.report_to and not accelerator.log_with:  # Accelerate only warns
+        raise ValueError(f"`report_to` {training.report_to}: no such tracker is installed.")
+    if accelerator.device.type == "cpu":
+        if accelerator.mixed_precision == "fp16":  # Accelerate would compute in float32 and not say so
+            raise ValueError("Mixed precision fp16 needs a GPU; use bf16 or no.")
+        if accelerator.mixed_precision == "bf16" and not multiplies_bfloat16():
+            accelerator.print("This CPU has no bf16 instructions: --mixed_precision bf16 is slower here than no.")
+        # `accelerate launch` allows one thread unless it is told otherwise
+        torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
+        keep_freed_memory()
+    return accelerator
+
+
+def single_process() -> Accelerator:
+    """
+    For a job that is not spread over processes.
+
+    Raises:
+        ValueError: several were launched.
+    """
+    silence_libraries()
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"One process does all of this: launch with --num_processes 1, not {accelerator.num_processes}."
+        )
+    return accelerator

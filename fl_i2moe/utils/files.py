@@ -1,0 +1,126 @@
+"""Files and folders that are written whole or not at all, always in UTF-8, and what is said when the disk is full."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# safetensors and torch.save raise errors of their own: the one with the system's number in its text, the other without
+FULL = tuple(f"(os error {code})" for code in (errno.ENOSPC, errno.EDQUOT))
+TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter")
+KEPT = "what was written before is kept: make room and go on by the same command, with --resume if it has it"
+
+
+def read_json(path: Path, role: str = "", kind: type | tuple[type, ...] = object) -> Any:
+    """
+    Args:
+        role: what the file is for, to follow its name in the message.
+        kind: what it must hold.
+
+    Raises:
+        ValueError: names the file, which is no JSON or holds something else.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{path}{role and f', {role},'} is damaged: {error}.") from error
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """
+    Writes the file whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+        OSError: the disk is full; an earlier file is as it was.
+    """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file whole or not at all, and makes its folder; raises as [`write_json`]."""
+    with explaining_full_disk(path.parent, KEPT):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place on success and is removed on failure."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary folder, and moves its files into `folder`, each in place of one of its name."""
+    with explaining_full_disk(folder, KEPT):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+            write(Path(unfinished))
+            for path in Path(unfinished).iterdir():
+                os.replace(path, folder / path.name)
+
+
+def write_new_folder(folder: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a folder that does not exist yet, or is empty, and appears when it is complete."""
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        explaining_full_disk(folder.parent, f"{folder} cannot be written: make room and run again"),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished,
+    ):
+        made = Path(unfinished) / folder.name
+        made.mkdir()
+        write(made)
+        made.rename(folder)
+
+
+@contextmanager
+def explaining_full_disk(folder: str | os.PathLike, explanation: str) -> Iterator[None]:
+    """
+    Turns every library's "no space left" into one error that names the folder and says what to do.
+
+    Args:
+        folder: the one written into; it or a folder above it exists.
+        explanation: what cannot be written, what is not lost, what to do.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        code = error.errno if isinstance(error, OSError) else errno.ENOSPC
+        free = shutil.disk_usage(existing(folder)).free
+        raise OSError(code, f"the disk is full, {free:,} bytes are free: {explanation}", str(folder)) from error
+
+
+def existing(path: str | os.PathLike) -> Path:
+    """`path` itself, or the nearest path above it that exists."""
+    path = Path(path).absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(text in str(error) for text in (*FULL, *TORCH_WRITER))
