@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from fl_i2moe import metrics
-from fl_i2moe.metrics.tasks import compute_metrics, default_metric
+from fl_i2moe.metrics import TaskMetrics, compute_metrics, default_metric
 
 # No metric may warn, whatever the labels.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -187,77 +186,53 @@ def test_multi_label_metrics_take_the_float_labels_of_training():
     ) == {"f1": pytest.approx(0.8)}
 
 
-def random_split(kind):
+def random_split(problem_type):
     rng = np.random.default_rng(1)
-    scores = rng.normal(size=(40, 3))
-    return {
-        "class": (scores.argmax(1), rng.integers(3, size=40)),
-        "class scores": (scores, rng.integers(3, size=40)),
-        "labels": ((scores > 0).astype(int), rng.integers(2, size=(40, 3))),
-        "label scores": (scores, rng.integers(2, size=(40, 3))),
-        "values": (scores[:, 0], rng.normal(size=40)),
-        "value lists": (scores, rng.normal(size=(40, 3))),
-    }[kind]
+    logits = rng.normal(size=(40, 3))
+    labels = {
+        MULTI: rng.integers(2, size=(40, 3)).astype(float),
+        SINGLE: rng.integers(3, size=40),
+        REGRESSION: rng.normal(size=(40, 3)),
+    }
+    return logits, labels[problem_type]
 
 
-METRICS = [
-    (metrics.F1(), "class", {"average": "micro"}, lambda y, p: sk.f1_score(y, p, average="micro")),
-    (metrics.F1("multilabel"), "labels", {"average": "macro"}, lambda y, p: sk.f1_score(y, p, average="macro")),
-    (metrics.Accuracy(), "class", {}, sk.accuracy_score),
-    (metrics.Accuracy("multilabel"), "labels", {}, sk.accuracy_score),
-    (metrics.MeanAveragePrecision(), "class scores", {}, sk.average_precision_score),
-    (metrics.MeanAveragePrecision("multilabel"), "label scores", {}, sk.average_precision_score),
-    (metrics.AUROC(), "class scores", {}, lambda y, p: sk.roc_auc_score(np.eye(3)[y], p)),
-    (metrics.AUROC("multilabel"), "label scores", {}, sk.roc_auc_score),
-    (metrics.MeanAbsoluteError(), "values", {}, sk.mean_absolute_error),
-    (metrics.MeanAbsoluteError("multilist"), "value lists", {}, sk.mean_absolute_error),
-    (metrics.RootMeanSquaredError(), "values", {}, sk.root_mean_squared_error),
-    (metrics.RootMeanSquaredError("multilist"), "value lists", {}, sk.root_mean_squared_error),
-    (metrics.PearsonCorrelation(), "values", {}, lambda y, p: np.corrcoef(y, p)[0, 1]),
-    (metrics.SignAccuracy(), "values", {}, lambda y, p: sk.accuracy_score(np.array(y) > 0, np.array(p) > 0)),
-    (
-        metrics.PearsonCorrelation("multilist"),
-        "value lists",
-        {},
-        lambda y, p: np.mean([np.corrcoef(y[:, c], p[:, c])[0, 1] for c in range(3)]),
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("metric", "kind", "options", "expected"), METRICS, ids=[f"{m.name}-{m.config_name}" for m, *_ in METRICS]
-)
-def test_metric_classes_equal_scikit_learn_in_batches_and_at_once(metric, kind, options, expected):
-    predictions, references = random_split(kind)
-    at_once = metric.compute(predictions=predictions, references=references, **options)
-    assert list(at_once.values()) == pytest.approx([expected(references, predictions)])
-
+@pytest.mark.parametrize("problem_type", [MULTI, SINGLE, REGRESSION])
+def test_the_evaluate_metric_equals_scikit_learn_in_batches_and_at_once(problem_type):
+    logits, labels = random_split(problem_type)
+    metric = TaskMetrics(problem_type, threshold=0.6)
+    at_once = metric.compute(predictions=logits, references=labels)
+    name, expected = {
+        MULTI: ("macro_f1", lambda: sk.f1_score(labels, expit(logits) > 0.6, average="macro")),
+        SINGLE: ("accuracy", lambda: sk.accuracy_score(labels, logits.argmax(1))),
+        REGRESSION: ("rmse", lambda: sk.root_mean_squared_error(labels, logits)),
+    }[problem_type]
+    assert at_once[name] == pytest.approx(expected())
+    assert at_once == compute_metrics(logits, labels, problem_type, 0.6)
     for start in range(0, 40, 16):
         batch = slice(start, start + 16)
-        metric.add_batch(predictions=torch.tensor(predictions[batch]), references=torch.tensor(references[batch]))
-    assert metric.compute(**options) == at_once
+        metric.add_batch(predictions=torch.tensor(logits[batch]), references=torch.tensor(labels[batch]))
+    assert metric.compute() == at_once
 
 
-def test_metrics_need_no_network_and_leave_no_file(monkeypatch, tmp_path):
+def test_the_evaluate_metric_needs_no_network_and_leaves_no_file(monkeypatch, tmp_path):
     def refuse(*_):
         raise AssertionError("a metric opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    f1, accuracy = metrics.F1(), metrics.Accuracy()
-    for predictions, references in [([0, 1], [0, 1]), ([1, 1], [0, 1])]:  # two at once: nothing is shared on disk
-        f1.add_batch(predictions=predictions, references=references)
-        accuracy.add_batch(predictions=predictions, references=references)
-    assert accuracy.compute() == {"accuracy": 0.75}
-    assert f1.compute(average="micro") == {"f1": 0.75}
-    assert evaluate.combine([metrics.Accuracy(), metrics.F1()]).compute(predictions=[0, 1], references=[0, 1]) == {
-        "accuracy": 1.0,
-        "f1": 1.0,
-    }
+    first, second = TaskMetrics(SINGLE), TaskMetrics(SINGLE)
+    for logits, labels in [([[2.0, 1.0], [0.0, 1.0]], [0, 1]), ([[0.0, 1.0], [0.0, 1.0]], [0, 1])]:  # nothing is shared
+        first.add_batch(predictions=logits, references=labels)
+        second.add_batch(predictions=logits[::-1], references=labels)
+    assert first.compute()["accuracy"] == 0.75
+    assert second.compute()["accuracy"] == 0.25
+    together = evaluate.combine([TaskMetrics(SINGLE)]).compute(predictions=[[2.0, 1.0], [0.0, 1.0]], references=[0, 1])
+    assert together["accuracy"] == 1.0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_configuration_is_refused():
-    with pytest.raises(ValueError, match=r"F1 has the configurations \['default', 'multilabel'\]"):
-        metrics.F1("macro")
+def test_an_unknown_problem_type_is_refused():
+    with pytest.raises(ValueError, match="problem_type must be one of"):
+        TaskMetrics("macro")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_i2moe.metrics.statistics import compute_statistics, local_interpretation
+from fl_i2moe.metrics.statistics import compute_statistics
 from fl_i2moe.metrics.tasks import compute_metrics
 
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
@@ -186,24 +186,3 @@ def test_tensors_and_arrays_give_the_same():
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         compute_statistics(**(random_outputs(MULTI) | change))
-
-
-def test_local_interpretation_sums_to_the_mixture():
-    outputs = random_outputs(MULTI)
-    local = local_interpretation(
-        torch.tensor(outputs["logits"][7]), outputs["expert_logits"][7], outputs["expert_weights"][7], EXPERTS, LABELS
-    )
-    assert json.loads(json.dumps(local, allow_nan=False)) == local
-    assert list(local["experts"]) == EXPERTS
-    assert local["experts"]["synergy"]["weight"] == outputs["expert_weights"][7, 2]
-    assert local["experts"]["synergy"]["logits"]["drama"] == outputs["expert_logits"][7, 2, 1]
-    for c, label in enumerate(LABELS):
-        assert local["logits"][label] == outputs["logits"][7, c]
-        total = sum(expert["weighted_logits"][label] for expert in local["experts"].values())
-        assert total == pytest.approx(local["logits"][label])
-
-
-def test_local_interpretation_refuses_a_batch():
-    outputs = random_outputs(MULTI)
-    with pytest.raises(ValueError, match=r"logits must have shape \(3,\).*got \(60, 3\)"):
-        local_interpretation(outputs["logits"], outputs["expert_logits"], outputs["expert_weights"], EXPERTS, LABELS)

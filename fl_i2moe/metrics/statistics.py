@@ -1,4 +1,4 @@
-"""What a trained mixture says about a data set: expert weights, experts against the mixture, agreement (design 5.7)."""
+"""What a trained mixture says about a data set: expert weights, experts against the mixture, agreement."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -84,48 +84,6 @@ def compute_statistics(
             },
         },
         "agreement": _agreement(scores, expert_scores, targets, problem_type, threshold),
-    }
-
-
-def local_interpretation(
-    logits: ArrayLike | torch.Tensor,
-    expert_logits: ArrayLike | torch.Tensor,
-    expert_weights: ArrayLike | torch.Tensor,
-    expert_names: Sequence[str],
-    label_names: Sequence[str],
-) -> dict[str, Any]:
-    """How one sample's prediction comes about (Figure 3 of the I²MoE paper).
-
-    Args:
-        logits: (C,), of the mixture; expert_logits: (E, C); expert_weights: (E,).
-
-    Returns:
-        {`logits`: {label: value}, `experts`: {expert: {`weight`, `logits`: {label: value}, `weighted_logits`: {label:
-        weight × logit}}}}. The weighted logits of a label sum over the experts to its logit of the mixture.
-
-    Raises:
-        ValueError: for shapes or names that do not fit each other, or values that are not finite.
-    """
-    _check_names(expert_names, "expert_names")
-    _check_names(label_names, "label_names")
-    num_experts, num_classes = len(expert_names), len(label_names)
-    mixture = _checked(logits, "logits", (num_classes,))
-    expert_scores = _checked(expert_logits, "expert_logits", (num_experts, num_classes))
-    weights = _checked(expert_weights, "expert_weights", (num_experts,))
-
-    def by_label(values: FloatArray) -> dict[str, float]:
-        return dict(zip(label_names, values.tolist(), strict=True))
-
-    return {
-        "logits": by_label(mixture),
-        "experts": {
-            name: {
-                "weight": float(weight),
-                "logits": by_label(scores),
-                "weighted_logits": by_label(weight * scores),
-            }
-            for name, weight, scores in zip(expert_names, weights, expert_scores, strict=True)
-        },
     }
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a prediction task: `evaluate.Metric` classes that work offline, and `compute_metrics` for a whole split.
+"""Metrics of a prediction task: `compute_metrics` for a whole split, and the same as an `evaluate.Metric`.
 
 The numbers are scikit-learn's. Where there is no value (a label without positives has no average precision), the
 metric's docstring says what is averaged instead.
@@ -120,7 +120,7 @@ def ranking_inputs(targets: IntArray, logits: FloatArray, problem_type: str) -> 
     if problem_type == "multi_label_classification":
         return targets, logits
     # Ranking needs probabilities here; sigmoids would keep the logits' order and only add ties where they saturate.
-    return _indicators(targets, logits.shape[1]), torch.tensor(logits).softmax(-1).numpy()
+    return np.eye(logits.shape[1], dtype=np.int64)[targets], torch.tensor(logits).softmax(-1).numpy()
 
 
 def mean_average_precision(indicators: IntArray, scores: FloatArray) -> float:
@@ -197,10 +197,6 @@ def to_float_array(values: ArrayLike | torch.Tensor, name: str) -> FloatArray:
     return array
 
 
-def _indicators(classes: IntArray, num_classes: int) -> IntArray:
-    return np.eye(num_classes, dtype=np.int64)[classes]
-
-
 def _mean_over_labels(
     score: Callable[..., float], indicators: IntArray, scores: FloatArray, columns: NDArray[np.intp]
 ) -> float:
@@ -208,136 +204,37 @@ def _mean_over_labels(
     return float(np.mean(values)) if values else _UNDEFINED
 
 
-class _OfflineMetric(evaluate.Metric):
-    """An `evaluate.Metric` that is constructed directly instead of with `evaluate.load`, and touches no disk.
-
-    `add`, `add_batch`, `compute` and `evaluate.combine` work as usual. Under several processes gather first
-    (`Accelerator.gather_for_metrics`) and compute in one.
+class TaskMetrics(evaluate.Metric):
     """
+    [`compute_metrics`] as a metric of the `evaluate` library: with `add_batch`, `compute` and `evaluate.combine`.
 
-    features_of_config: dict[str, Features]
+    It is constructed, not loaded by name, so that it needs no network, and it touches no disk. Predictions are logits.
+    Under several processes gather first (`Accelerator.gather_for_metrics`) and compute in one.
 
-    def __init__(self, config_name: str = "default"):
-        if config_name not in self.features_of_config:
-            raise ValueError(
-                f"{type(self).__name__} has the configurations {sorted(self.features_of_config)}, got {config_name!r}"
-            )
-        super().__init__(config_name, keep_in_memory=True)
+    Args:
+        problem_type, threshold: as in [`compute_metrics`].
+
+    Example:
+
+    ```python
+    >>> metrics = TaskMetrics("multi_label_classification")
+    >>> metrics.add_batch(predictions=logits, references=labels)
+    >>> metrics.compute()["micro_f1"]
+    ```"""
+
+    def __init__(self, problem_type: str, threshold: float = 0.5):
+        default_metric(problem_type)
+        self.threshold = threshold
+        super().__init__(problem_type, keep_in_memory=True)
 
     def _build_data_dir(self) -> str:
         return ""  # evaluate's own makes a folder in the user's cache even when everything stays in memory
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=cleandoc(type(self).__doc__ or ""),
-            citation="",
-            features=self.features_of_config[self.config_name],
-        )
-
-
-def _features(predictions: Any, references: Any) -> Features:
-    return Features({"predictions": predictions, "references": references})
-
-
-_DECISIONS = {
-    "default": _features(Value("int64"), Value("int64")),
-    "multilabel": _features(List(Value("int64")), List(Value("int64"))),
-}
-_RANKINGS = {
-    "default": _features(List(Value("float64")), Value("int64")),
-    "multilabel": _features(List(Value("float64")), List(Value("int64"))),
-}
-_VALUES = {
-    "default": _features(Value("float64"), Value("float64")),
-    "multilist": _features(List(Value("float64")), List(Value("float64"))),
-}
-
-
-class F1(_OfflineMetric):
-    """F1 of class indices (`"default"`) or of 0/1 decisions per label (`"multilabel"`). `average` is `"micro"` or
-    `"macro"` (or another of scikit-learn's); a label without positives that is never predicted counts 0."""
-
-    features_of_config = _DECISIONS
-
-    def _compute(self, predictions: list, references: list, average: str = "macro") -> dict[str, float]:
-        return {"f1": float(f1_score(references, predictions, average=average, zero_division=0))}
-
-
-class Accuracy(_OfflineMetric):
-    """Share of samples whose class is right; `"multilabel"`: `subset_accuracy`, the share with all labels right."""
-
-    features_of_config = _DECISIONS
+        values = List(Value("float64"))
+        references = Value("int64") if self.config_name == "single_label_classification" else values
+        features = Features({"predictions": values, "references": references})
+        return evaluate.MetricInfo(description=cleandoc(type(self).__doc__ or ""), citation="", features=features)
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        name = "accuracy" if self.config_name == "default" else "subset_accuracy"
-        return {name: float(accuracy_score(references, predictions))}
-
-
-class MeanAveragePrecision(_OfflineMetric):
-    """Macro mAP of scores (N, C) against class indices (`"default"`) or 0/1 labels (`"multilabel"`).
-    Labels without positives are left out."""
-
-    features_of_config = _RANKINGS
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"mAP": mean_average_precision(*_ranking_arrays(predictions, references))}
-
-
-class AUROC(_OfflineMetric):
-    """Macro AUROC, one class against the rest, of scores (N, C) against class indices (`"default"`) or 0/1 labels
-    (`"multilabel"`). Labels without positives or without negatives are left out."""
-
-    features_of_config = _RANKINGS
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"auroc": macro_auroc(*_ranking_arrays(predictions, references))}
-
-
-class MeanAbsoluteError(_OfflineMetric):
-    """Mean absolute error of single values (`"default"`) or lists of them (`"multilist"`: the mean over outputs)."""
-
-    features_of_config = _VALUES
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"mae": float(mean_absolute_error(references, predictions))}
-
-
-class RootMeanSquaredError(_OfflineMetric):
-    """Root mean squared error of single values (`"default"`) or lists of them (`"multilist"`: the mean over outputs of
-    each output's RMSE)."""
-
-    features_of_config = _VALUES
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"rmse": float(root_mean_squared_error(references, predictions))}
-
-
-class PearsonCorrelation(_OfflineMetric):
-    """Pearson's correlation of single values (`"default"`) or lists of them (`"multilist"`: the mean over outputs).
-    Outputs where either side is constant are left out."""
-
-    features_of_config = _VALUES
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"pearson": mean_pearson(_columns(references), _columns(predictions))}
-
-
-class SignAccuracy(_OfflineMetric):
-    """Share of single values (`"default"`) or of lists of them (`"multilist"`: the mean over outputs) with the sign of
-    their reference. References of 0 are left out."""
-
-    features_of_config = _VALUES
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return {"sign_accuracy": mean_sign_accuracy(_columns(references), _columns(predictions))}
-
-
-def _columns(values: list) -> FloatArray:
-    """(N, C), of single values (N, 1)."""
-    array = np.asarray(values, dtype=np.float64)
-    return array.reshape(len(array), -1)
-
-
-def _ranking_arrays(predictions: list, references: list) -> tuple[IntArray, FloatArray]:
-    scores, targets = np.asarray(predictions, dtype=np.float64), np.asarray(references)
-    return (targets if targets.ndim == 2 else _indicators(targets, scores.shape[1])), scores
+        return compute_metrics(predictions, references, self.config_name, self.threshold)
