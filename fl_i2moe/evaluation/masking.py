@@ -1,6 +1,6 @@
 """
-Faithfulness: what the model's metric loses when the features that an explanation names are masked (design 5.2;
-FL-I²MoE, section 4.2).
+Faithfulness: what the model's metric loses when the features that an explanation names are masked (FL-I²MoE, section
+4.2).
 
 Shapes: B samples · T_m features of modality m · C classes · K shares of features · R draws.
 """
@@ -26,8 +26,7 @@ from ..explain.attribution import (
     top_features,
 )
 from ..explain.inputs import Inputs
-from ..metrics.plain import plain
-from ..metrics.summaries import area_under, drop, spread
+from ..metrics.summaries import area_under, drop, plain, spread
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 

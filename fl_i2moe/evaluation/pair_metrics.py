@@ -1,5 +1,5 @@
 """
-What masking pairs does to the model's metrics, from the logits of all samples (design 5.6; FL-I²MoE, Table 1).
+What masking pairs does to the model's metrics, from the logits of all samples (FL-I²MoE, Table 1).
 
 Intervals are of a bootstrap over samples, the same ones for all conditions of a comparison.
 
@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..metrics.plain import plain
-from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, resample, spread, with_interval
+from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, plain, resample, spread, with_interval
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics
 from ..metrics.weighted import weighted_metrics
 from .pairs import CURVE_SHARES

@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ...metrics.plain import plain
-from ...metrics.summaries import interval, resample, spread
+from ...explain.game import Player
+from ...metrics.summaries import interval, plain, resample, spread
 from ...metrics.tasks import FloatArray, predict
 from ...metrics.weighted import weighted_average_precision, weighted_f1
 
@@ -299,9 +299,10 @@ def precision_at(scores: ArrayLike, right: ArrayLike, k: int) -> float:
     return float((right[above].sum() + (k - above.sum()) * right[tied].mean()) / k)
 
 
-def right_pairs(pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]], found: Mapping[str, BoolArray]) -> BoolArray:
-    """(P,): whether both ends, each a modality and a position, lie where `found` (modality → (T,)) is true."""
-    return np.array([all(name in found and found[name][index] for name, index in pair) for pair in pairs], np.bool_)
+def right_pairs(pairs: Sequence[tuple[Player, Player]], found: Mapping[str, BoolArray]) -> BoolArray:
+    """(P,): whether both ends, which are features, lie where `found` (modality → (T,)) is true."""
+    right = [all(end.modality in found and found[end.modality][end.place] for end in pair) for pair in pairs]
+    return np.array(right, np.bool_)
 
 
 class EvidenceProbe:
