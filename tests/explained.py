@@ -9,6 +9,8 @@ from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
 from fl_i2moe.explain import Explanation
 from fl_i2moe.explain.attribution import MIXTURE
+from fl_i2moe.explain.game import Player
+from fl_i2moe.explain.interactions import cross_modal_pairs
 from fl_i2moe.explain.pair_scores import PairTable
 from fl_i2moe.model.kinds import places_in
 
@@ -52,17 +54,19 @@ def make_explanation(row=None, seed=0, problem_type="multi_label_classification"
         importance[expert] = {name: np.zeros(x.num_features) for name, x in modalities.items()}
         for name, x in modalities.items():
             importance[expert][name][x.candidates] = rng.permutation(np.linspace(0, 1, len(x.candidates)))
-    ends = [("image", i, "text", j) for i in range(1, 5) for j in range(1, 4)]
+    players = (*(Player("image", i) for i in range(1, 5)), *(Player("text", j) for j in range(1, 4)))
+    pairs = cross_modal_pairs([player.modality for player in players])
     kinds = ("sii", "redundancy", "redundancy_both")
     tables = {
         expert: PairTable(
-            ends,
-            {kind: rng.normal(size=len(ends)) if kind == "sii" else rng.random(len(ends)) for kind in kinds},
-            {kind: 0.1 * rng.random(len(ends)) for kind in kinds},
-            np.full(len(ends), 4),
+            pairs,
+            {kind: rng.normal(size=len(pairs)) if kind == "sii" else rng.random(len(pairs)) for kind in kinds},
+            {kind: 0.1 * rng.random(len(pairs)) for kind in kinds},
+            np.full(len(pairs), 4),
             99,
             "per_pair",
             0,
+            players,
         )
         for expert in ("synergy", "redundancy")
     }

@@ -15,7 +15,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from fl_i2moe import FLI2MoEModel
 from fl_i2moe.explain.attribution import attribute
-from fl_i2moe.explain.game import ValueGame
+from fl_i2moe.explain.feature_game import feature_game
+from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.model import modeling_fl_i2moe
 from fl_i2moe.model.fusion import GroupedLayerNorm, GroupedLinear
@@ -364,9 +365,10 @@ def test_games(fusion):
     """What explanations of pairs ask, one coalition at a time."""
     model = make_model(make_config(fusion=fusion))
     inputs = one_sample(Inputs.from_batch(model, make_batch(model.config)), 0)
-    players = [("text", 2), ("text", 4), ("image", 1), ("image", 3)]
-    values = ValueGame(model, inputs, "synergy", 1, players)(np.eye(4, dtype=bool))
-    for (name, place), value in zip(players, values, strict=True):
+    players = [Player("text", 2), Player("text", 4), Player("image", 1), Player("image", 3)]
+    values = feature_game(model, inputs, "synergy", 1, players)(np.eye(4, dtype=bool))
+    for player, value in zip(players, values, strict=True):
+        name, place = player.modality, player.place
         keep = {m: ~mask for m, mask in inputs.candidate_masks.items()}
         keep[name] = keep[name].clone()
         keep[name][0, place] = True

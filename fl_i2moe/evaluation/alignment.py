@@ -1,6 +1,5 @@
 """
-Do important features interact more: interaction scores of pairs by the importance of their ends (design 5.6; FL-I²MoE,
-Figure 4).
+Do important features interact more: interaction scores of pairs by the importance of their ends (FL-I²MoE, Figure 4).
 
 Intervals are of a bootstrap over samples.
 
@@ -55,11 +54,17 @@ def importance_bins(
     return bins
 
 
-def pair_bins(players: Sequence[Player], pairs: IntArray, bins: dict[str, Tensor]) -> IntArray:
-    """(P,) the bin of both ends, −1 where they differ or lie outside; `bins` are one sample's, modality → (T_m,)."""
-    bin_of = np.array([int(bins[name][position]) for name, position in players])
-    ends = bin_of[pairs]
-    return np.where(ends[:, 0] == ends[:, 1], ends[:, 0], -1)
+def pair_bins(ends: Sequence[tuple[Player, Player]], bins: dict[str, Tensor]) -> IntArray:
+    """
+    Args:
+        ends: of P pairs of features.
+        bins: of the sample, modality → (T_m,).
+
+    Returns:
+        (P,) the bin of both ends, −1 where they differ or lie outside.
+    """
+    bin_of = np.array([[int(bins[end.modality][end.place]) for end in pair] for pair in ends])
+    return np.where(bin_of[:, 0] == bin_of[:, 1], bin_of[:, 0], -1)
 
 
 def alignment(

@@ -1,6 +1,6 @@
 """
-Faithfulness: what the model's metric loses when the features that an explanation names are masked (design 5.2;
-FL-I²MoE, section 4.2).
+Faithfulness: what the model's metric loses when the features that an explanation names are masked (FL-I²MoE, section
+4.2).
 
 Shapes: B samples · T_m features of modality m · C classes · K shares of features · R draws.
 """
@@ -26,8 +26,7 @@ from ..explain.attribution import (
     top_features,
 )
 from ..explain.inputs import Inputs
-from ..metrics.plain import plain
-from ..metrics.summaries import area_under, drop, spread
+from ..metrics.summaries import area_under, drop, plain, spread
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
@@ -122,7 +121,6 @@ def faithfulness(
     model: FLI2MoEModel,
     loader: Iterable[dict[str, Any]],
     *,
-    threshold: float = 0.5,
     accelerator: Accelerator | None = None,
     progress: bool = False,
     **maskings: Any,
@@ -134,7 +132,6 @@ def faithfulness(
 
     Args:
         loader: batches as `FeatureRows` gives them, in any order.
-        threshold: multi-label only, as in `compute_metrics`.
         accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
         progress: show a bar.
         maskings: the fields of [`Maskings`].
@@ -148,7 +145,7 @@ def faithfulness(
     how = Maskings(**maskings)
     parts: list[dict[str, Tensor]] = []
     for batch in tqdm(loader, desc="Masking", unit="batch", disable=not progress, leave=False):
-        part = _logits(model, batch, how)
+        part = faithfulness_logits(model, batch, how)
         part["labels"] = batch["labels"]
         if accelerator is not None:
             part = accelerator.gather_for_metrics({key: x.to(accelerator.device) for key, x in part.items()})
@@ -163,42 +160,17 @@ def faithfulness(
         "num_random": how.num_random,
         "seed": how.seed,
         "target": how.target,
-        **summarise(logits, labels, model.config.problem_type, how.shares, threshold),
+        **summarise(logits, labels, model.config.problem_type, how.shares),
     }
 
 
-def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], **maskings: Any) -> dict[str, Tensor]:
-    """
-    The mixture's logits of a batch under every masking.
-
-    A sample's importance for several classes is the mean of its importance for each. Random draws look at no expert
-    and depend on the seed and the sample's id alone, not on its batch or process.
-
-    Args:
-        batch: as `FeatureRows` gives it.
-        maskings: the fields of [`Maskings`].
-
-    Returns:
-        `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
-        `"<direction>/<method>/<expert>"` (B, R, K, C), where R is `num_random` for random and otherwise 1. Beside the
-        experts there is `"mixture"`, the importance averaged with the expert weights; a dense model has its one expert.
-        Random stands under the last of these alone.
-
-    Raises:
-        ValueError: for maskings that select nothing or are unknown; and as `Inputs.from_batch`.
-    """
-    return _logits(model, batch, Maskings(**maskings))
-
-
-def summarise(
-    logits: dict[str, Tensor], labels: Tensor, problem_type: str, shares: Sequence[float], threshold: float = 0.5
-) -> dict[str, Any]:
+def summarise(logits: dict[str, Tensor], labels: Tensor, problem_type: str, shares: Sequence[float]) -> dict[str, Any]:
     """
     Metrics under masking, from the logits of a whole split.
 
     Args:
         logits: as [`faithfulness_logits`] gives them, all samples together.
-        labels, problem_type, threshold: as in `compute_metrics`.
+        labels, problem_type: as in `compute_metrics`.
         shares: those of the logits.
 
     Returns:
@@ -217,7 +189,7 @@ def summarise(
     """
 
     def measure(values: Tensor) -> dict[str, float]:
-        return compute_metrics(values, labels, problem_type, threshold)
+        return compute_metrics(values, labels, problem_type)
 
     base, emptied = measure(logits["base"]), measure(logits["emptied"])
     result: dict[str, Any] = {
@@ -243,7 +215,25 @@ def summarise(
 
 
 @torch.no_grad()
-def _logits(model: FLI2MoEModel, batch: dict[str, Any], how: Maskings) -> dict[str, Tensor]:
+def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Maskings) -> dict[str, Tensor]:
+    """
+    The mixture's logits of a batch under every masking.
+
+    A sample's importance for several classes is the mean of its importance for each. Random draws look at no expert
+    and depend on the seed and the sample's id alone, not on its batch or process.
+
+    Args:
+        batch: as `FeatureRows` gives it.
+
+    Returns:
+        `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
+        `"<direction>/<method>/<expert>"` (B, R, K, C), where R is `num_random` for random and otherwise 1. Beside the
+        experts there is `"mixture"`, the importance averaged with the expert weights; a dense model has its one expert.
+        Random stands under the last of these alone.
+
+    Raises:
+        ValueError: as `Inputs.from_batch`.
+    """
     with evaluating(model):
         inputs = Inputs.from_batch(model, batch)
         whole = model.run_mixture(inputs.projected, inputs.feature_masks)

@@ -1,21 +1,18 @@
 """
-What masking pairs does to the model's metrics, from the logits of all samples (design 5.6; FL-I²MoE, Table 1).
+What masking pairs does to the model's metrics, from the logits of all samples (FL-I²MoE, Table 1).
 
 Intervals are of a bootstrap over samples, the same ones for all conditions of a comparison.
 
 Shapes: G samples in all, C classes, Q shares, D random draws, R resamples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from ..metrics.plain import plain
-from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, resample, spread, with_interval
+from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, plain, resample, spread, with_interval
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics
 from ..metrics.weighted import weighted_metrics
 from .pairs import CURVE_SHARES
@@ -23,7 +20,7 @@ from .pairs import CURVE_SHARES
 
 def pair_masking_table(
     logits: dict[str, NDArray[Any]],
-    labels: ArrayLike | Tensor,
+    labels: ArrayLike,
     problem_type: str,
     *,
     num_resamples: int = 1000,
@@ -48,10 +45,10 @@ def pair_masking_table(
     Raises:
         ValueError: as `compute_metrics`.
     """
-    measured = _Metrics.of(labels, problem_type, num_resamples, seed)
-    none, ranked = measured(logits["none"]), measured(logits["ranked"])
+    measure = _make_measure(np.asarray(labels), problem_type, num_resamples, seed)
+    none, ranked = measure(logits["none"]), measure(logits["ranked"])
     randoms = {
-        name: np.stack([measured(draw) for draw in logits[name]])  # (D, metrics, 1 + R)
+        name: np.stack([measure(draw) for draw in logits[name]])  # (D, metrics, 1 + R)
         for name in ("random_same_features", "random_same_pairs")
     }
     table = {}
@@ -68,7 +65,7 @@ def pair_masking_table(
         }
     counts = ("num_pairs", "num_features", "num_features_same_pairs")
     return {
-        "num_samples": measured.num_samples,
+        "num_samples": len(labels),
         "confidence": CONFIDENCE,
         **{name: float(np.mean(logits[name])) for name in counts},
         "metrics": table,
@@ -77,7 +74,7 @@ def pair_masking_table(
 
 def pair_curves(
     logits: dict[str, NDArray[Any]],
-    labels: ArrayLike | Tensor,
+    labels: ArrayLike,
     problem_type: str,
     *,
     shares: Sequence[float] = CURVE_SHARES,
@@ -104,11 +101,11 @@ def pair_curves(
     """
     if logits["ranked"].shape[0] != len(shares):
         raise ValueError(f"the logits are of {logits['ranked'].shape[0]} shares, got {len(shares)}")
-    measured = _Metrics.of(labels, problem_type, num_resamples, seed)
+    measure = _make_measure(np.asarray(labels), problem_type, num_resamples, seed)
 
     def curve(points: NDArray[Any]) -> FloatArray:
         """(Q, G, C) → (metrics, 1 + R, Q)"""
-        return np.stack([measured(point) for point in points], axis=-1)
+        return np.stack([measure(point) for point in points], axis=-1)
 
     def height(curves: FloatArray) -> FloatArray:
         return area_under(curves, shares) / (shares[-1] - shares[0])
@@ -127,7 +124,7 @@ def pair_curves(
             "area_ranked_minus_random": with_interval(heights - random_heights.mean(axis=0)),
         }
     return {
-        "num_samples": measured.num_samples,
+        "num_samples": len(labels),
         "confidence": CONFIDENCE,
         "shares": [float(share) for share in shares],
         "num_features": logits["num_features"].mean(axis=-1).tolist(),
@@ -136,26 +133,15 @@ def pair_curves(
     }
 
 
-@dataclass(frozen=True)
-class _Metrics:
-    """All metrics of some logits on the samples themselves and on the resamples."""
+def _make_measure(
+    labels: NDArray[Any], problem_type: str, num_resamples: int, seed: int
+) -> Callable[[NDArray[Any]], FloatArray]:
+    """From logits (G, C) to all metrics of the samples themselves and of the resamples, (metrics, 1 + R)."""
+    weights = resample(len(labels), num_resamples, seed)[1:]
 
-    labels: NDArray[Any]
-    problem_type: str
-    weights: FloatArray
-    """(R, G)"""
+    def measure(logits: NDArray[Any]) -> FloatArray:
+        themselves = compute_metrics(logits, labels, problem_type)
+        resampled = weighted_metrics(logits, labels, problem_type, weights)
+        return np.stack([[themselves[m], *resampled[m]] for m in METRICS_BY_PROBLEM[problem_type]])
 
-    @classmethod
-    def of(cls, labels: ArrayLike | Tensor, problem_type: str, num_resamples: int, seed: int) -> "_Metrics":
-        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-        return cls(array, problem_type, resample(len(array), num_resamples, seed)[1:])
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.labels)
-
-    def __call__(self, logits: NDArray[Any]) -> FloatArray:
-        """(G, C) → (metrics, 1 + R)"""
-        themselves = compute_metrics(logits, self.labels, self.problem_type)
-        resampled = weighted_metrics(logits, self.labels, self.problem_type, self.weights)
-        return np.stack([[themselves[m], *resampled[m]] for m in METRICS_BY_PROBLEM[self.problem_type]])
+    return measure

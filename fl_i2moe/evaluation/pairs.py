@@ -1,5 +1,5 @@
 """
-Masking of pairs: the ones that score highest, and random ones to compare them with (design 5.6; FL-I²MoE, Table 1).
+Masking of pairs: the ones that score highest, and random ones to compare them with (FL-I²MoE, Table 1).
 
 pair_metrics.py tells from the logits of all samples what that does to the model's metrics.
 
@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..explain.attribution import count_share
+from ..explain.feature_game import keep_without
 from ..explain.inputs import Inputs
-from ..explain.pair_scores import SamplePairs
+from ..explain.pair_scores import PairTable
 from ..metrics.tasks import FloatArray, IntArray
 from .masking import DIRECTIONS
 
@@ -68,7 +68,8 @@ def check_share(share: float) -> None:
 def pair_masking_logits(
     evaluate: Evaluate,
     inputs: Inputs,
-    samples: Sequence[SamplePairs],
+    tables: Sequence[PairTable],
+    numbers: Sequence[int],
     kind: str = "sii",
     *,
     share: float = 0.05,
@@ -82,11 +83,12 @@ def pair_masking_logits(
     Args:
         evaluate: the whole model, `masking.masked_logits` with its model.
         inputs: B samples.
-        samples: B, with the candidate pairs: the paper takes all between the top 10 % features of each modality.
-        kind: of score, as `PairScores.score` takes it.
+        tables: each sample's candidate pairs of features: the paper takes all between the top 10 % of each modality.
+        numbers: the samples' own, from which with `seed` their random numbers come.
+        kind: of score, as `PairTable.score` takes it.
         share: of the pairs, rounded up, at least one.
         num_draws: D.
-        seed: of the draws, with each sample's number.
+        seed: of the draws.
 
     Returns:
         `none` and `ranked` (B, C); `random_same_features` (D, B, C): random pairs with as many distinct features as the
@@ -94,14 +96,14 @@ def pair_masking_logits(
         features where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
         `num_features_same_pairs` (D, B). Join batches along the B axis for `pair_masking_table`.
     """
-    _check_samples(inputs, samples, num_draws)
+    _check_samples(inputs, tables, numbers, num_draws)
     ranked: list[BoolArray] = []
     same_features: list[list[BoolArray]] = [[] for _ in range(num_draws)]
     same_pairs: list[list[BoolArray]] = [[] for _ in range(num_draws)]
-    for sample in samples:
-        pairs, num_players = sample.scores.pairs, len(sample.players)
-        rng = np.random.default_rng([seed, sample.number])
-        chosen = top_pairs(sample.scores.score(kind), share)
+    for table, number in zip(tables, numbers, strict=True):
+        pairs, num_players = table.pairs, len(table.players)
+        rng = np.random.default_rng([seed, number])
+        chosen = top_pairs(table.score(kind), share)
         ranked.append(_ends(pairs, chosen, num_players))
         for draw in range(num_draws):
             matched = random_pairs(pairs, int(ranked[-1].sum()), rng)
@@ -110,14 +112,14 @@ def pair_masking_logits(
             same_pairs[draw].append(_ends(pairs, equal, num_players))
 
     def run(masked: Sequence[BoolArray]) -> FloatArray:
-        return _logits(evaluate, inputs, samples, masked)
+        return _logits(evaluate, inputs, tables, masked)
 
     return {
         "none": run([np.zeros_like(mask) for mask in ranked]),
         "ranked": run(ranked),
         "random_same_features": np.stack([run(masked) for masked in same_features]),
         "random_same_pairs": np.stack([run(masked) for masked in same_pairs]),
-        "num_pairs": np.array([count_share(share, len(sample.scores.pairs)) for sample in samples]),
+        "num_pairs": np.array([count_share(share, len(table.pairs)) for table in tables]),
         "num_features": np.array([mask.sum() for mask in ranked]),
         "num_features_same_pairs": np.array([[mask.sum() for mask in masked] for masked in same_pairs]),
     }
@@ -126,7 +128,8 @@ def pair_masking_logits(
 def pair_curve_logits(
     evaluate: Evaluate,
     inputs: Inputs,
-    samples: Sequence[SamplePairs],
+    tables: Sequence[PairTable],
+    numbers: Sequence[int],
     kind: str = "sii",
     *,
     direction: Literal["deletion", "insertion"] = "deletion",
@@ -139,7 +142,7 @@ def pair_curve_logits(
     all ends only those of the first share are there), the highest scores first and in random order.
 
     Args:
-        evaluate, inputs, samples, kind, seed: as [`pair_masking_logits`] takes them.
+        evaluate, inputs, tables, numbers, kind, seed: as [`pair_masking_logits`] takes them.
         shares: Q rising shares of the pairs in [0, 1]; 0 takes none.
         num_draws: D random orders.
 
@@ -150,25 +153,25 @@ def pair_curve_logits(
     Raises:
         ValueError: another direction; shares that are none.
     """
-    _check_samples(inputs, samples, num_draws)
+    _check_samples(inputs, tables, numbers, num_draws)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'deletion' or 'insertion', got {direction!r}")
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")
     masked: list[list[list[BoolArray]]] = [[[] for _ in shares] for _ in range(num_draws + 1)]
-    for sample in samples:
-        pairs = sample.scores.pairs
-        rng = np.random.default_rng([seed, sample.number])
-        by_score = (-sample.scores.score(kind)).argsort(kind="stable")
-        everything = _ends(pairs, by_score, len(sample.players))
+    for table, sample_number in zip(tables, numbers, strict=True):
+        pairs = table.pairs
+        rng = np.random.default_rng([seed, sample_number])
+        by_score = (-table.score(kind)).argsort(kind="stable")
+        everything = _ends(pairs, by_score, len(table.players))
         for order, curve in zip(
             [by_score, *(rng.permutation(len(pairs)) for _ in range(num_draws))], masked, strict=True
         ):
             for share, masks in zip(shares, curve, strict=True):
                 number = count_share(share, len(pairs)) if share else 0
-                ends = _ends(pairs, order[:number], len(sample.players))
+                ends = _ends(pairs, order[:number], len(table.players))
                 masks.append(ends if direction == "deletion" else everything & ~ends)
-    logits = np.stack([np.stack([_logits(evaluate, inputs, samples, masks) for masks in curve]) for curve in masked])
+    logits = np.stack([np.stack([_logits(evaluate, inputs, tables, masks) for masks in curve]) for curve in masked])
     counts = np.array([[[mask.sum() for mask in masks] for masks in curve] for curve in masked])
     return {
         "ranked": logits[0],
@@ -185,24 +188,14 @@ def _ends(pairs: IntArray, chosen: IntArray, num_players: int) -> BoolArray:
     return ends
 
 
-def _keep(inputs: Inputs, samples: Sequence[SamplePairs], masked: Sequence[BoolArray]) -> dict[str, Tensor]:
-    """Modality → (B, T_m), false for the players (N,) of each sample that are `masked`."""
-    keep = {name: torch.ones_like(mask) for name, mask in inputs.feature_masks.items()}
-    for row, (sample, mask) in enumerate(zip(samples, masked, strict=True)):
-        for player in np.flatnonzero(mask):
-            name, position = sample.players[player]
-            keep[name][row, position] = False
-    return keep
+def _logits(evaluate: Evaluate, inputs: Inputs, tables: Sequence[PairTable], masked: Sequence[BoolArray]) -> FloatArray:
+    """Without the players (N,) of each sample that are `masked`."""
+    absent = [[table.players[i] for i in np.flatnonzero(mask)] for table, mask in zip(tables, masked, strict=True)]
+    return evaluate(inputs, keep_without(inputs, absent)).detach().double().cpu().numpy()
 
 
-def _logits(
-    evaluate: Evaluate, inputs: Inputs, samples: Sequence[SamplePairs], masked: Sequence[BoolArray]
-) -> FloatArray:
-    return evaluate(inputs, _keep(inputs, samples, masked)).detach().double().cpu().numpy()
-
-
-def _check_samples(inputs: Inputs, samples: Sequence[SamplePairs], num_draws: int) -> None:
+def _check_samples(inputs: Inputs, tables: Sequence[PairTable], numbers: Sequence[int], num_draws: int) -> None:
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    if len(samples) != len(inputs):
-        raise ValueError(f"{len(inputs)} samples, but pairs of {len(samples)}")
+    if not len(inputs) == len(tables) == len(numbers):
+        raise ValueError(f"{len(inputs)} samples, but pairs of {len(tables)} and {len(numbers)} numbers")

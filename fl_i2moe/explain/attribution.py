@@ -1,5 +1,5 @@
 """
-Importance of features for an expert's decision (design 5.1; FL-I²MoE, section 3.2.1).
+Importance of features for an expert's decision (FL-I²MoE, section 3.2.1).
 
 Shapes: B samples · T_m features of modality m · T features of the joint sequence · A attention heads · L layers ·
 E' experts asked for · C classes · K classes of interest, over all samples.
@@ -88,8 +88,7 @@ def check_methods(model: FLI2MoEModel, methods: Iterable[str], argument: str) ->
 
 
 def universe_method(model: FLI2MoEModel) -> str:
-    """Whose importance chooses the features whose pairs are scored (design 5.3): that of integrated gradients where the
-    fusion has no attention."""
+    """Whose importance chooses the features whose pairs are scored."""
     return "grad_attnroll" if model.experts.has_attention else "ig"
 
 

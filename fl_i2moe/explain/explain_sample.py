@@ -15,9 +15,9 @@ from ..training.runs import check_cache
 from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes
+from .feature_game import feature_game, feature_players
 from .inputs import Inputs
-from .interactions import ESTIMATORS, score_pairs
-from .pair_scores import PairTable
+from .interactions import ESTIMATORS, sample_seed, score_pairs
 
 
 def explain(
@@ -88,19 +88,13 @@ def explain(
         for expert in experts:
             e = following.experts.index(expert)
             of_expert = {name: x[:, e] for name, x in following.scores.items()}
-            [scored] = score_pairs(
-                model,
-                inputs,
-                expert,
-                targets,
-                top_features(of_expert, inputs.candidate_masks, universe_share),
+            players = feature_players(top_features(of_expert, inputs.candidate_masks, universe_share))
+            tables[expert] = score_pairs(
+                feature_game(model, inputs, expert, target_index, players, batch_size=batch_size),
                 estimator=interactions,
                 num_coalitions=num_coalitions,
-                seed=seed,
-                numbers=[sample_number],
-                batch_size=batch_size,
+                seed=sample_seed(seed, sample_number),
             )
-            tables[expert] = PairTable.of(scored)
     scores = {
         expert: {name: _array(x[0, e]) for name, x in importance.scores.items()}
         for e, expert in enumerate(importance.experts)

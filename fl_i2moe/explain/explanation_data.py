@@ -144,8 +144,8 @@ class ExplanationData:
             expert: whose pairs.
             top: how many; all if None.
             kind: `"sii"`, the Shapley interaction index; `"redundancy"`, the redundancy gap as published; or
-                `"redundancy_both"`, its variant that asks both ends to tell it. By default the redundancy gap for the
-                redundancy expert and the index for all others.
+                `"redundancy_both"`, its variant that asks both ends to be useful. By default the redundancy gap for
+                the redundancy expert and the index for all others.
 
         Raises:
             ValueError: for an expert whose pairs were not scored, or an unknown kind.
@@ -158,25 +158,17 @@ class ExplanationData:
                 "and the expert in `pair_experts`."
             )
         table = self.pair_tables[expert]
-        if kind not in table.scores:
-            raise ValueError(f"`kind` must be one of {', '.join(table.scores)}, got {kind!r}.")
-        scores, errors = table.scores[kind], table.standard_errors[kind]
-        pairs = []
-        for row in np.argsort(-scores, kind="stable")[:top].tolist():
-            modality_a, index_a, modality_b, index_b = table.ends[row]
-            pairs.append(
-                Pair(
-                    expert,
-                    kind,
-                    self.feature(modality_a, index_a),
-                    self.feature(modality_b, index_b),
-                    float(scores[row]),
-                    float(errors[row]),
-                    int(table.num_coalitions[row]),
-                    table.evaluations,
-                )
+        best = table.select(np.argsort(-table.score(kind), kind="stable")[:top])
+        return [
+            Pair(expert, kind, *(self.feature(end.modality, end.place) for end in ends), *numbers, table.evaluations)
+            for ends, *numbers in zip(
+                best.ends,
+                best.scores[kind].tolist(),
+                best.standard_errors[kind].tolist(),
+                best.num_coalitions.tolist(),
+                strict=True,
             )
-        return pairs
+        ]
 
     def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
         """The most important features with their importance, best first; none that have no importance at all."""

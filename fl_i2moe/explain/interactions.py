@@ -15,43 +15,71 @@ The same four values of the game serve both. The gap is a ratio of means: its es
 Shapes: N players, P pairs, R draws (a coalition for a pair), S coalitions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from ..metrics.tasks import FloatArray, IntArray
-from ..model.modeling_fl_i2moe import FLI2MoEModel
-from .game import CachedGame, Game, Player, ValueGame, list_players
-from .inputs import Inputs
-from .pair_scores import VARIANTS, PairScores, SamplePairs
+from .game import CachedValues, Game, ValueFunction
+from .pair_scores import PairKind, PairTable
 
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096
 """Draws whose coalitions are held at once."""
 
 
-def cross_modal_pairs(players: Sequence[Player]) -> IntArray:
+def cross_modal_pairs(modalities: Sequence[str]) -> IntArray:
     """All pairs (u, v), u < v, of players of different modalities, (P, 2); `ValueError` if there is none."""
-    names = [name for name, _ in players]
-    pairs = [(u, v) for u in range(len(names)) for v in range(u + 1, len(names)) if names[u] != names[v]]
+    numbered = list(enumerate(modalities))
+    pairs = [(u, v) for u, first in numbered for v, second in numbered[u + 1 :] if first != second]
     if not pairs:
-        raise ValueError(f"no pair between modalities: all {len(names)} players are of {sorted(set(names))}")
+        raise ValueError(f"no pair between modalities: all {len(modalities)} players are of {sorted(set(modalities))}")
     return np.array(pairs, np.int64)
 
 
-# ---- estimators ----------------------------------------------------------------------------------------------------
+def score_pairs(
+    game: Game,
+    pairs: ArrayLike | None = None,
+    *,
+    estimator: str = "shared_context",
+    num_coalitions: int = 16,
+    seed: int = 0,
+) -> PairTable:
+    """
+    Scores pairs of a game's players.
+
+    Args:
+        pairs: (P, 2) players, by their numbers; all between modalities if not given.
+        estimator: a name from `ESTIMATORS`.
+        num_coalitions: per pair, unless `exact`.
+        seed: of the coalitions, see [`sample_seed`].
+
+    Raises:
+        ValueError: an unknown estimator; a pair that is none, or no pair.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"there is no estimator {estimator!r}; there are {', '.join(ESTIMATORS)}")
+    if pairs is None:
+        pairs = cross_modal_pairs([player.modality for player in game.players])
+    table = ESTIMATORS[estimator](game, game.num_players, pairs, num_coalitions=num_coalitions, seed=seed)
+    return replace(table, players=game.players)
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """A sample's own seed, from that of a run and the sample's number: it does not depend on the batch."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def exact(
-    game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int | None = None, seed: int | None = None
-) -> PairScores:
+    value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int | None = None, seed: int | None = None
+) -> PairTable:
     """
     Both scores over all coalitions, from the game's 2^N values.
 
     Args:
-        game: (S, N) booleans → (S,) values.
+        value: coalitions (S, N) → (S,).
         num_players: N.
         pairs: (P, 2) players.
         num_coalitions, seed: taken as by every estimator, and without effect.
@@ -64,7 +92,7 @@ def exact(
             f"exact interactions go through all 2^N coalitions: at most {MAX_EXACT_PLAYERS} players, got {num_players}"
         )
     checked = _checked_pairs(pairs, num_players)
-    cached = CachedGame(game, num_players)
+    cached = CachedValues(value, num_players)
     numbers = np.arange(2**num_players)
     coalitions = (numbers[:, None] >> np.arange(num_players) & 1).astype(np.bool_)
     values = cached(coalitions)
@@ -78,26 +106,24 @@ def exact(
         bit_u, bit_v = 1 << u, 1 << v
         four = np.stack([values[without | bits] for bits in (0, bit_u, bit_v, bit_u | bit_v)], axis=1)
         means[pair] = weights[coalitions[without].sum(axis=1)] @ _terms(four)
-    nothing = np.zeros(len(checked))
-    return PairScores(
+    scores = _scores(means)
+    return PairTable(
         pairs=checked,
-        sii=means[:, 0],
-        sii_standard_error=nothing,
-        redundancy={name: means[:, 2 + i] / (1 + means[:, 1]) for i, name in enumerate(VARIANTS)},
-        redundancy_standard_error=dict.fromkeys(VARIANTS, nothing),
+        scores=scores,
+        standard_errors={kind: np.zeros(len(checked)) for kind in scores},
         num_coalitions=np.full(len(checked), 2 ** (num_players - 2)),
         evaluations=cached.evaluations,
-        seed=None,
         estimator="exact",
+        seed=None,
     )
 
 
-def per_pair(game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairScores:
+def per_pair(value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairTable:
     """
     The paper's estimate: every pair draws coalitions of its own. Unbiased for the index.
 
     Args:
-        game: (S, N) booleans → (S,) values.
+        value: coalitions (S, N) → (S,).
         num_players: N.
         pairs: (P, 2) players.
         num_coalitions: per pair.
@@ -109,10 +135,12 @@ def per_pair(game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     owners = np.repeat(np.arange(len(checked)), num_coalitions)
     coalitions = _draw_own(checked[owners], num_players, rng)
-    return _estimate(game, checked, owners, coalitions, seed, "per_pair")
+    return _estimate(value, checked, owners, coalitions, seed, "per_pair")
 
 
-def shared_context(game: Game, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairScores:
+def shared_context(
+    value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int
+) -> PairTable:
     """
     One coalition serves all pairs outside it, which share its value and those with one more player. Unbiased.
 
@@ -121,10 +149,10 @@ def shared_context(game: Game, num_players: int, pairs: ArrayLike, num_coalition
     pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own.
 
     Args:
-        game: (S, N) booleans → (S,) values.
+        value: coalitions (S, N) → (S,).
         num_players: N.
         pairs: (P, 2) players.
-        num_coalitions: of a pair, at least and on average about; `PairScores.num_coalitions` has each one's.
+        num_coalitions: of a pair, at least and on average about; `PairTable.num_coalitions` has each one's.
         seed: of the draws.
 
     Raises:
@@ -141,7 +169,7 @@ def shared_context(game: Game, num_players: int, pairs: ArrayLike, num_coalition
     missing = np.repeat(np.arange(len(checked)), np.maximum(num_coalitions - served, 0))
     own = _draw_own(checked[missing], num_players, rng)
     coalitions = np.concatenate([shared[contexts], own])
-    return _estimate(game, checked, np.concatenate([owners, missing]), coalitions, seed, "shared_context")
+    return _estimate(value, checked, np.concatenate([owners, missing]), coalitions, seed, "shared_context")
 
 
 ESTIMATORS = {"exact": exact, "per_pair": per_pair, "shared_context": shared_context}
@@ -175,10 +203,10 @@ def _draw_subsets(sizes: IntArray, order: FloatArray) -> NDArray[np.bool_]:
 
 
 def _estimate(
-    game: Game, pairs: IntArray, owners: IntArray, coalitions: NDArray[np.bool_], seed: int, estimator: str
-) -> PairScores:
+    value: ValueFunction, pairs: IntArray, owners: IntArray, coalitions: NDArray[np.bool_], seed: int, estimator: str
+) -> PairTable:
     """Means over the draws: `owners` (R,) are the pairs that `coalitions` (R, N) were drawn for."""
-    cached = CachedGame(game, coalitions.shape[1])
+    cached = CachedValues(value, coalitions.shape[1])
     terms = np.empty((len(owners), 4))
     for start in range(0, len(owners), DRAWS_PER_CALL):
         part = slice(start, start + DRAWS_PER_CALL)
@@ -187,88 +215,37 @@ def _estimate(
     counts = np.bincount(owners, minlength=len(pairs))
     sums = np.stack([np.bincount(owners, column, len(pairs)) for column in terms.T], axis=1)
     means = sums / counts[:, None]
-    redundancy, errors = {}, {}
     with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a pair has one coalition
         deviations = np.bincount(owners, (terms[:, 0] - means[owners, 0]) ** 2, len(pairs))
-        sii_error = np.sqrt(deviations / (counts - 1) / counts)
+        errors: dict[PairKind, FloatArray] = {"sii": np.sqrt(deviations / (counts - 1) / counts)}
         others = (sums[owners] - terms) / (counts[owners, None] - 1)  # each draw left out in turn
-        for i, name in enumerate(VARIANTS):
-            redundancy[name] = means[:, 2 + i] / (1 + means[:, 1])
-            left_out = others[:, 2 + i] / (1 + others[:, 1])
-            centre = np.bincount(owners, left_out, len(pairs)) / counts
-            deviations = np.bincount(owners, (left_out - centre[owners]) ** 2, len(pairs))
-            errors[name] = np.sqrt(deviations * (counts - 1) / counts)
-    return PairScores(
-        pairs, means[:, 0], sii_error, redundancy, errors, counts, cached.evaluations, int(seed), estimator
-    )
+        left_out = _scores(others)
+        for kind in ("redundancy", "redundancy_both"):
+            centre = np.bincount(owners, left_out[kind], len(pairs)) / counts
+            deviations = np.bincount(owners, (left_out[kind] - centre[owners]) ** 2, len(pairs))
+            errors[kind] = np.sqrt(deviations * (counts - 1) / counts)
+    return PairTable(pairs, _scores(means), errors, counts, cached.evaluations, estimator, int(seed))
 
 
-def _four_values(game: CachedGame, coalitions: NDArray[np.bool_], pairs: IntArray) -> FloatArray:
+def _scores(means: FloatArray) -> dict[PairKind, FloatArray]:
+    """From the means (P, 4) of [`_terms`]."""
+    interaction, span, published, both = means.T
+    return {"sii": interaction, "redundancy": published / (1 + span), "redundancy_both": both / (1 + span)}
+
+
+def _four_values(value: CachedValues, coalitions: NDArray[np.bool_], pairs: IntArray) -> FloatArray:
     """(R, 4): of S, S∪u, S∪v and S∪{u, v}."""
     rows = np.arange(len(coalitions))
     asked = np.repeat(coalitions[None], 4, axis=0)
     asked[1, rows, pairs[:, 0]] = asked[3, rows, pairs[:, 0]] = True
     asked[2, rows, pairs[:, 1]] = asked[3, rows, pairs[:, 1]] = True
-    return game(asked.reshape(-1, coalitions.shape[1])).reshape(4, -1).T
+    return value(asked.reshape(-1, coalitions.shape[1])).reshape(4, -1).T
 
 
 def _terms(values: FloatArray) -> FloatArray:
-    """(R, 4): interaction, span, and the base of each of `VARIANTS`, from the four values (R, 4)."""
+    """(R, 4): interaction, span, and the base of the gap and of its variant "both", from the four values (R, 4)."""
     gain_u, gain_v, gain_both = (values[:, 1:] - values[:, :1]).T
     best = np.maximum(gain_u, gain_v)
     published = np.minimum(gain_both, best).clip(min=0)
     both = np.minimum(np.minimum(gain_u, gain_v), gain_both).clip(min=0)
     return np.stack([gain_both - gain_u - gain_v, np.abs(gain_both - best), published, both], axis=1)
-
-
-# ---- samples of a model --------------------------------------------------------------------------------------------
-
-
-def score_pairs(
-    model: FLI2MoEModel,
-    inputs: Inputs,
-    expert: str,
-    targets: Tensor,
-    universe: dict[str, Tensor],
-    *,
-    bins: dict[str, Tensor] | None = None,
-    estimator: str = "shared_context",
-    num_coalitions: int = 16,
-    seed: int = 0,
-    numbers: Sequence[int] | None = None,
-    batch_size: int | None = None,
-) -> Iterator[SamplePairs]:
-    """
-    Plays each sample's game and scores its pairs between modalities, one sample after another.
-
-    Args:
-        model: in eval mode.
-        inputs: B samples.
-        expert: a name from `config.expert_names`.
-        targets: (B,) class indexes; a sample with several classes is repeated.
-        universe: modality → (B, T_m) booleans, the players: the paper's are the top 30 % by importance.
-        bins: modality → (B, T_m) integers; only pairs whose ends have equal numbers are scored. All by default.
-        estimator: a name from `ESTIMATORS`.
-        num_coalitions: per pair, unless `exact`.
-        seed: with a sample's number it gives the sample's own seed, so that a result does not depend on the batch.
-        numbers: (B,) the samples' numbers in their split; 0 … B−1 by default.
-        batch_size: coalitions in one pass.
-
-    Raises:
-        ValueError: an unknown estimator or expert; a class, player or pair that is none; sizes that do not fit.
-    """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"there is no estimator {estimator!r}; there are {', '.join(ESTIMATORS)}")
-    numbers = range(len(inputs)) if numbers is None else numbers
-    if len(targets) != len(inputs) or len(numbers) != len(inputs):
-        raise ValueError(f"{len(inputs)} samples, but {len(targets)} targets and {len(numbers)} numbers")
-    for row, number in enumerate(numbers):
-        players = list_players({name: mask[row] for name, mask in universe.items()}, model.config.modality_order)
-        game = ValueGame(model, inputs.select([row]), expert, int(targets[row]), players, batch_size=batch_size)
-        pairs = cross_modal_pairs(players)
-        if bins is not None:
-            bin_of = np.array([int(bins[name][row, position]) for name, position in players])
-            pairs = pairs[bin_of[pairs[:, 0]] == bin_of[pairs[:, 1]]]
-        sample_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        scores = ESTIMATORS[estimator](game, len(players), pairs, num_coalitions=num_coalitions, seed=sample_seed)
-        yield SamplePairs(int(number), players, scores)

@@ -47,7 +47,8 @@ class MaskedExpert:
         self._no_means = present.new_zeros(1, len(readout), present.shape[-1])
 
         self._parts: list[tuple[list[int], Tensor, MaskedSequence]] = []
-        for modalities in modalities_together(model, expert):
+        read = model.modality_shares([expert])[0].nonzero().flatten().tolist()
+        for modalities in [[modality] for modality in read] if attends_within(model, expert) else [read]:
             is_here = (readout[modalities] > 0).any(dim=0)
             plays_here = is_here[positions]
             is_player = torch.zeros_like(is_here)
@@ -66,6 +67,7 @@ class MaskedExpert:
 
     @staticmethod
     def supports(model: FLI2MoEModel) -> bool:
+        """Whether the model's experts are plain Transformers, whose arithmetic this is."""
         return (
             type(model.experts) in (GroupedTransformer, SpecialisedTransformer)
             and model.config.position_embeddings == "shared"
@@ -83,12 +85,9 @@ class MaskedExpert:
         return logits[:, 0].float()
 
 
-def modalities_together(model: FLI2MoEModel, expert: str) -> list[list[int]]:
-    """Indexes of the modalities that the expert reads, those together whose features attend to each other."""
-    read = model.modality_shares([expert])[0].nonzero().flatten().tolist()
-    if isinstance(model.experts, SpecialisedTransformer) and expert != "synergy":
-        return [[modality] for modality in read]
-    return [read]
+def attends_within(model: FLI2MoEModel, expert: str) -> bool:
+    """Whether the expert's features attend to those of their own modality alone."""
+    return isinstance(model.experts, SpecialisedTransformer) and expert != "synergy"
 
 
 class MaskedSequence:

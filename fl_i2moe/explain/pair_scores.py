@@ -1,26 +1,19 @@
-"""
-Scores of pairs: of any game, whose players are numbers; of a sample, whose players are features; and as an explanation
-keeps them.
-
-Shapes: N players, P pairs.
-"""
+"""Scores of pairs of players: what they are, and how they are saved."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..metrics.plain import from_plain, plain
+from ..metrics.summaries import from_plain, plain
 from ..metrics.tasks import FloatArray, IntArray
 from .game import Player
 
-VARIANTS = ("published", "both")
-"""Of the redundancy gap."""
-
 PairKind = Literal["sii", "redundancy", "redundancy_both"]
-SCORE_OF_KIND: dict[PairKind, str] = {"sii": "sii", "redundancy": "published", "redundancy_both": "both"}
-"""Kind of score in an explanation → its name in [`PairScores`]."""
+"""The Shapley interaction index, positive for synergy; the redundancy gap as published; its variant that asks both ends
+to be useful."""
 
 
 def kind_of_expert(expert: str) -> PairKind:
@@ -29,23 +22,18 @@ def kind_of_expert(expert: str) -> PairKind:
 
 
 @dataclass(frozen=True)
-class PairScores:
-    """Scores of P pairs, and what they rest on."""
+class PairTable:
+    """Scores of P pairs of a game's players, and what they rest on."""
 
     pairs: IntArray
-    """(P, 2) players."""
+    """(P, 2) players, by their numbers."""
 
-    sii: FloatArray
-    """(P,) Shapley interaction index: positive for synergy."""
+    scores: dict[PairKind, FloatArray]
+    """Kind → (P,)."""
 
-    sii_standard_error: FloatArray
-    """(P,) 0 for the exact index, NaN where there is one coalition only."""
-
-    redundancy: dict[str, FloatArray]
-    """Variant → (P,) redundancy gap."""
-
-    redundancy_standard_error: dict[str, FloatArray]
-    """Variant → (P,), by the jackknife; 0 and NaN as above."""
+    standard_errors: dict[PairKind, FloatArray]
+    """Kind → (P,); 0 where the score was enumerated, NaN where there is one coalition only. Of a gap, by the
+    jackknife."""
 
     num_coalitions: IntArray
     """(P,) coalitions that a pair's means are over."""
@@ -53,122 +41,36 @@ class PairScores:
     evaluations: int
     """Distinct coalitions whose value was asked for."""
 
-    seed: int | None
     estimator: str
+    seed: int | None
+    players: tuple[Player, ...] = ()
+    """Of an estimator's own table, whose players are mere numbers, none."""
+
+    @property
+    def ends(self) -> list[tuple[Player, Player]]:
+        """The players of each pair."""
+        return [(self.players[first], self.players[second]) for first, second in self.pairs.tolist()]
 
     def score(self, kind: str) -> FloatArray:
-        """(P,) of `"sii"`, `"published"` or `"both"`, the latter two redundancy gaps; `ValueError` for another kind."""
-        return self._by_kind(kind, self.sii, self.redundancy)
+        """(P,); `ValueError` for a kind that was not scored."""
+        if kind not in self.scores:
+            raise ValueError(f"there is no score {kind!r}; there are {', '.join(self.scores)}")
+        return self.scores[kind]
 
-    def standard_error(self, kind: str) -> FloatArray:
-        """(P,), as `score`."""
-        return self._by_kind(kind, self.sii_standard_error, self.redundancy_standard_error)
-
-    def select(self, rows: IntArray) -> "PairScores":
-        """Those of some of the pairs, by their places."""
+    def select(self, rows: NDArray[Any]) -> "PairTable":
+        """With some of the pairs: their places, or booleans (P,)."""
         return replace(
             self,
             pairs=self.pairs[rows],
-            sii=self.sii[rows],
-            sii_standard_error=self.sii_standard_error[rows],
-            redundancy={name: x[rows] for name, x in self.redundancy.items()},
-            redundancy_standard_error={name: x[rows] for name, x in self.redundancy_standard_error.items()},
+            scores={kind: x[rows] for kind, x in self.scores.items()},
+            standard_errors={kind: x[rows] for kind, x in self.standard_errors.items()},
             num_coalitions=self.num_coalitions[rows],
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with None for NaN."""
+        """Plain JSON, with None for NaN. Labels of players, and players in no pair, are left out."""
         return {
-            "pairs": self.pairs.tolist(),
-            "sii": plain(self.sii),
-            "sii_standard_error": plain(self.sii_standard_error),
-            "redundancy": {name: plain(values) for name, values in self.redundancy.items()},
-            "redundancy_standard_error": {
-                name: plain(values) for name, values in self.redundancy_standard_error.items()
-            },
-            "num_coalitions": self.num_coalitions.tolist(),
-            "evaluations": self.evaluations,
-            "seed": self.seed,
-            "estimator": self.estimator,
-        }
-
-    @staticmethod
-    def _by_kind(kind: str, sii: FloatArray, redundancy: dict[str, FloatArray]) -> FloatArray:
-        by_kind = {"sii": sii, **redundancy}
-        if kind not in by_kind:
-            raise ValueError(f"there is no score {kind!r}; there are {', '.join(by_kind)}")
-        return by_kind[kind]
-
-
-@dataclass(frozen=True)
-class SamplePairs:
-    """A sample's players and the scores of its pairs."""
-
-    number: int
-    """The sample's own, from which its random numbers come."""
-
-    players: list[Player]
-    scores: PairScores
-
-    def select(self, rows: IntArray) -> "SamplePairs":
-        """With some of the pairs, by their places."""
-        return replace(self, scores=self.scores.select(rows))
-
-
-@dataclass
-class PairTable:
-    """Scores of P pairs of one sample in one expert, by kind, as an explanation keeps and saves them."""
-
-    ends: list[tuple[str, int, str, int]]
-    """Modality and feature of either end."""
-
-    scores: dict[PairKind, FloatArray]
-    """Kind → (P,)."""
-
-    standard_errors: dict[PairKind, FloatArray]
-    num_coalitions: IntArray
-    """(P,)"""
-
-    evaluations: int
-    estimator: str
-    seed: int | None
-
-    @classmethod
-    def of(cls, sample: SamplePairs) -> "PairTable":
-        scores, players = sample.scores, sample.players
-        return cls(
-            ends=[(*players[first], *players[second]) for first, second in scores.pairs.tolist()],
-            scores={kind: scores.score(name) for kind, name in SCORE_OF_KIND.items()},
-            standard_errors={kind: scores.standard_error(name) for kind, name in SCORE_OF_KIND.items()},
-            num_coalitions=scores.num_coalitions,
-            evaluations=scores.evaluations,
-            estimator=scores.estimator,
-            seed=scores.seed,
-        )
-
-    def sample_pairs(self, number: int) -> SamplePairs:
-        """The inverse of [`of`], for the sample of this number; players come in the order of their first pairs."""
-        ends = [((a, i), (b, j)) for a, i, b, j in self.ends]
-        players = list(dict.fromkeys(player for pair in ends for player in pair))
-        place = {player: index for index, player in enumerate(players)}
-        gaps = {name: kind for kind, name in SCORE_OF_KIND.items() if name in VARIANTS}
-        scores = PairScores(
-            pairs=np.array([(place[first], place[second]) for first, second in ends], np.int64),
-            sii=self.scores["sii"],
-            sii_standard_error=self.standard_errors["sii"],
-            redundancy={name: self.scores[kind] for name, kind in gaps.items()},
-            redundancy_standard_error={name: self.standard_errors[kind] for name, kind in gaps.items()},
-            num_coalitions=self.num_coalitions,
-            evaluations=self.evaluations,
-            seed=self.seed,
-            estimator=self.estimator,
-        )
-        return SamplePairs(number, players, scores)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with None for NaN."""
-        return {
-            "ends": [list(end) for end in self.ends],
+            "ends": [[u.modality, u.place, v.modality, v.place] for u, v in self.ends],
             "scores": {kind: plain(x) for kind, x in self.scores.items()},
             "standard_errors": {kind: plain(x) for kind, x in self.standard_errors.items()},
             "num_coalitions": self.num_coalitions.tolist(),
@@ -179,11 +81,20 @@ class PairTable:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PairTable":
-        """The inverse of [`to_dict`]."""
+        """The inverse of [`to_dict`]. Where all cross-modal pairs are there, players have their old numbers."""
+        first, second = ([Player(end[i], _as_place(end[i + 1])) for end in values["ends"]] for i in (0, 2))
+        players = tuple(dict.fromkeys(first + second))
+        numbers = {player: number for number, player in enumerate(players)}
         return cls(
-            ends=[tuple(end) for end in values["ends"]],
+            pairs=np.array([[numbers[u], numbers[v]] for u, v in zip(first, second, strict=True)], np.int64),
             scores={kind: from_plain(x) for kind, x in values["scores"].items()},
             standard_errors={kind: from_plain(x) for kind, x in values["standard_errors"].items()},
             num_coalitions=np.array(values["num_coalitions"], dtype=np.int64),
+            players=players,
             **{name: values[name] for name in ("evaluations", "estimator", "seed")},
         )
+
+
+def _as_place(value: Any) -> Any:
+    """JSON makes lists of tuples."""
+    return tuple(map(_as_place, value)) if isinstance(value, list) else value

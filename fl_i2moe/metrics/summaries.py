@@ -1,5 +1,6 @@
 """
-What a metric loses, the area under a curve, the spread over draws, and the bootstrap over samples behind intervals.
+What a metric loses, the area under a curve, the spread over draws, the bootstrap over samples behind intervals, and
+numbers as JSON takes them.
 
 Shapes: N samples or groups of them, R resamples, D draws, Q shares.
 """
@@ -8,12 +9,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .plain import plain
 from .tasks import FloatArray
 
 CONFIDENCE = 0.95
 """Share of the resamples that lie in an interval."""
+
+
+def plain(values: ArrayLike) -> Any:
+    """An array as nested lists, a number as a float; None for NaN, which JSON lacks."""
+    array = np.asarray(values, np.float64)
+    return [plain(value) for value in array] if array.ndim else None if np.isnan(array) else float(array)
+
+
+def from_plain(values: Sequence[float | None]) -> FloatArray:
+    """The inverse of [`plain`] for one list: (n,)."""
+    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def drop(base: FloatArray | float, masked: FloatArray, greater_is_better: bool) -> FloatArray:

@@ -9,9 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.explain.game import ValueGame
+from fl_i2moe.explain.feature_game import feature_game, feature_players
+from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import ESTIMATORS, cross_modal_pairs, per_pair, score_pairs, shared_context
+from fl_i2moe.explain.interactions import (
+    ESTIMATORS,
+    cross_modal_pairs,
+    per_pair,
+    sample_seed,
+    score_pairs,
+    shared_context,
+)
 
 from . import measuring
 from .features import peak_memory_and_time
@@ -51,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 def compare_errors(args: argparse.Namespace) -> None:
     """Squared error of the index on games that are sums of products, whose index is known."""
     num_players = sum(PLAYERS.values())
-    pairs = cross_modal_pairs([(name, i) for name, number in PLAYERS.items() for i in range(number)])
+    pairs = cross_modal_pairs([name for name, number in PLAYERS.items() for _ in range(number)])
     print(f"\nsquared error on {args.num_games} games of {num_players} players, {len(pairs)} pairs")
     for num_coalitions in (args.num_coalitions, 4 * args.num_coalitions):
         errors, evaluations = {"shared": [], "own": []}, {"shared": [], "own": []}
@@ -61,7 +69,7 @@ def compare_errors(args: argparse.Namespace) -> None:
             own_coalitions = max(1, round(shared.evaluations / (4 * len(pairs))))
             own = per_pair(game, num_players, pairs, own_coalitions, seed)
             for name, scores in (("shared", shared), ("own", own)):
-                errors[name].append(float(np.mean((scores.sii - index) ** 2)))
+                errors[name].append(float(np.mean((scores.score("sii") - index) ** 2)))
                 evaluations[name].append(scores.evaluations)
         mean = {name: statistics.mean(values) for name, values in evaluations.items()}
         cost = {name: statistics.mean(values) * mean[name] for name, values in errors.items()}
@@ -94,25 +102,24 @@ def make_model(args: argparse.Namespace) -> FLI2MoEModel:
     return FLI2MoEModel(FLI2MoEConfig(modalities=modalities, num_labels=23, hidden_size=args.hidden_size)).eval()
 
 
-def make_inputs(model: FLI2MoEModel, num_samples: int) -> tuple[Inputs, dict[str, torch.Tensor]]:
-    """Random samples without padding, the first feature special, and their universe."""
+def make_inputs(model: FLI2MoEModel) -> tuple[Inputs, list[Player]]:
+    """A random sample without padding, the first feature special, and the players."""
     batch = {"features": {}, "feature_masks": {}, "special_masks": {}}
     universe = {}
     for name, modality in model.config.modalities.items():
-        size = (num_samples, modality["max_features"])
-        batch["features"][name] = torch.randn(*size, modality["feature_size"])
-        batch["feature_masks"][name] = torch.ones(size, dtype=torch.bool)
-        batch["special_masks"][name] = (torch.arange(size[1]) == 0).expand(size)
-        universe[name] = (torch.arange(size[1]) - 1).expand(size) < PLAYERS[name]
-        universe[name] = universe[name] & ~batch["special_masks"][name]
-    return Inputs.from_batch(model, batch), universe
+        places = torch.arange(modality["max_features"])[None]
+        batch["features"][name] = torch.randn(*places.shape, modality["feature_size"])
+        batch["feature_masks"][name] = torch.ones_like(places, dtype=torch.bool)
+        batch["special_masks"][name] = places == 0
+        universe[name] = (places > 0) & (places <= PLAYERS[name])
+    return Inputs.from_batch(model, batch), feature_players(universe)
 
 
 @torch.inference_mode()
 def plain_loop(
     model: FLI2MoEModel,
     inputs: Inputs,
-    players: list[tuple[str, int]],
+    players: list[Player],
     coalitions: NDArray[np.bool_],
     only_expert: bool,
 ) -> NDArray[np.float64]:
@@ -121,8 +128,8 @@ def plain_loop(
     values = []
     for coalition in coalitions:
         keep = {name: ~mask for name, mask in inputs.candidate_masks.items()}
-        for (name, position), plays in zip(players, coalition.tolist(), strict=True):
-            keep[name][0, position] = plays
+        for player, plays in zip(players, coalition.tolist(), strict=True):
+            keep[player.modality][0, player.place] = plays
         logits = model.run_experts(inputs.projected, keep=keep, experts=[EXPERT] if only_expert else None)
         values.append(float(logits[0, expert, TARGET]))
     return np.array(values)
@@ -130,9 +137,8 @@ def plain_loop(
 
 def compare_with_plain_loop(args: argparse.Namespace) -> None:
     model = make_model(args).to(args.device)
-    inputs, universe = make_inputs(model, 1)
-    players = ValueGame(model, inputs, EXPERT, TARGET, universe).players
-    pairs = cross_modal_pairs(players)
+    inputs, players = make_inputs(model)
+    pairs = cross_modal_pairs([player.modality for player in players])
     title = (
         f"{len(pairs)} pairs × {args.num_coalitions} coalitions, {args.image_features} + {args.text_features} features"
     )
@@ -150,7 +156,7 @@ def compare_with_plain_loop(args: argparse.Namespace) -> None:
         num_calls = 4 * int(recorded.num_coalitions.sum())
         seconds: dict[str, list[float]] = {"game": [], "plain": [], "plain, one expert": []}
         for repetition in range(args.repetitions + 1):
-            game = ValueGame(model, inputs, EXPERT, TARGET, players)
+            game = feature_game(model, inputs, EXPERT, TARGET, players)
             start = measuring.clock()
             ESTIMATORS[name](game, len(players), pairs, args.num_coalitions, seed=0)
             times = {"game": measuring.clock() - start}
@@ -210,8 +216,6 @@ def compare_numbers_of_samples(args: argparse.Namespace) -> None:
 def score_samples(args: argparse.Namespace, num_samples: int) -> None:
     model = make_model(args)
     for number in range(num_samples):  # one at a time, as from a loader
-        inputs, universe = make_inputs(model, 1)
-        for _ in score_pairs(
-            model, inputs, EXPERT, torch.tensor([TARGET]), universe, num_coalitions=1, numbers=[number]
-        ):
-            pass
+        inputs, players = make_inputs(model)
+        game = feature_game(model, inputs, EXPERT, TARGET, players)
+        score_pairs(game, num_coalitions=1, seed=sample_seed(0, number))

@@ -11,6 +11,7 @@ from test_figures import shown_texts
 from test_report import Page, render_page
 
 from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
+from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.pages import sheet
 from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
@@ -93,7 +94,9 @@ def test_other_numbers_and_kinds_of_modalities(explanation):
         scores |= {"front": picture, "back": picture, "text": text, "audio": np.linspace(0, 1, 5)}
     ends = [("front", 1, "back", 2), ("back", 3, "text", 1), ("text", 2, "audio", 4), ("audio", 0, "front", 6)]
     values = {"sii": np.array([4.0, 3.0, 2.0, 1.0])}
-    table = PairTable(ends, values, {"sii": np.full(4, 0.1)}, np.full(4, 8), 20, "per_pair", 1)
+    players = tuple(Player(name, place) for end in ends for name, place in (end[:2], end[2:]))
+    pairs = np.arange(8).reshape(4, 2)
+    table = PairTable(pairs, values, {"sii": np.full(4, 0.1)}, np.full(4, 8), 20, "per_pair", 1, players)
     explanation.pair_tables = {"synergy": table}
     check_page(draw_explanation(explanation))
     page = Page(render_page(explanation))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,19 @@ import torch
 from tiny_models import one_sample
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.explain.game import ValueGame
+from fl_i2moe.explain.feature_game import feature_game, feature_players
+from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import ESTIMATORS, cross_modal_pairs, exact, per_pair, score_pairs, shared_context
+from fl_i2moe.explain.interactions import (
+    ESTIMATORS,
+    cross_modal_pairs,
+    exact,
+    per_pair,
+    sample_seed,
+    score_pairs,
+    shared_context,
+)
+from fl_i2moe.explain.pair_scores import PairTable
 
 SAMPLING = [per_pair, shared_context]
 
@@ -42,12 +53,16 @@ def unanimity_game(num_players: int, seed: int):
     return lambda s: (np.asarray(s, np.float64) @ members.T == sizes) @ weights, index
 
 
+def numbered(num_players: int) -> tuple[Player, ...]:
+    return tuple(Player("ab"[number % 2], number) for number in range(num_players))
+
+
 def all_pairs(num_players: int) -> np.ndarray:
     return np.array(list(itertools.combinations(range(num_players), 2)))
 
 
 def plain(game, num_players: int, u: int, v: int) -> tuple[float, float, float]:
-    """SII and both redundancy gaps as written in design 5.4 and 5.5, one coalition at a time."""
+    """SII and both redundancy gaps as equations 2 to 5 of the FL-I²MoE paper say, one coalition at a time."""
 
     def value(members) -> float:
         return float(game(np.array([[i in members for i in range(num_players)]]))[0])
@@ -75,10 +90,10 @@ def test_exact_is_the_enumeration(num_players):
     game, pairs = table_game(num_players, seed=num_players), all_pairs(num_players)[:, ::-1]
     scores = exact(game, num_players, pairs)
     expected = np.array([plain(game, num_players, u, v) for u, v in pairs.tolist()])
-    np.testing.assert_allclose(scores.sii, expected[:, 0], atol=1e-12)
-    np.testing.assert_allclose(scores.redundancy["published"], expected[:, 1], atol=1e-12)
-    np.testing.assert_allclose(scores.redundancy["both"], expected[:, 2], atol=1e-12)
-    assert (scores.sii_standard_error == 0).all()
+    np.testing.assert_allclose(scores.scores["sii"], expected[:, 0], atol=1e-12)
+    np.testing.assert_allclose(scores.scores["redundancy"], expected[:, 1], atol=1e-12)
+    np.testing.assert_allclose(scores.scores["redundancy_both"], expected[:, 2], atol=1e-12)
+    assert (scores.standard_errors["sii"] == 0).all()
     assert (scores.num_coalitions == 2 ** (num_players - 2)).all()
     assert scores.evaluations == 2**num_players
 
@@ -88,13 +103,13 @@ def test_exact_is_shapiqs(seed):
     game, pairs = table_game(7, seed), all_pairs(7)
     truth = shapiq.ExactComputer(game, n_players=7)("SII", order=2)
     expected = [truth[tuple(pair)] for pair in pairs.tolist()]
-    np.testing.assert_allclose(exact(game, 7, pairs).sii, expected, atol=1e-9)
+    np.testing.assert_allclose(exact(game, 7, pairs).scores["sii"], expected, atol=1e-9)
 
 
 def test_exact_takes_16_players_and_no_more():
     weights = np.arange(16.0)
     scores = exact(lambda coalitions: (coalitions @ weights) ** 2, 16, [(3, 5), (0, 9)])
-    np.testing.assert_allclose(scores.sii, [2 * 3 * 5, 0])
+    np.testing.assert_allclose(scores.scores["sii"], [2 * 3 * 5, 0])
     with pytest.raises(ValueError, match="at most 16 players, got 17"):
         exact(lambda coalitions: coalitions.sum(1), 17, [(0, 1)])
 
@@ -125,23 +140,27 @@ def test_by_hand(name, num_players, estimator):
         return np.array(values)[coalitions[:, u] + 2 * coalitions[:, v]]
 
     scores = ESTIMATORS[estimator](game, num_players, [(u, v)], num_coalitions=3, seed=0)
-    found = (scores.sii[0], scores.redundancy["published"][0], scores.redundancy["both"][0])
+    found = (scores.scores["sii"][0], scores.scores["redundancy"][0], scores.scores["redundancy_both"][0])
     assert found == pytest.approx(expected, abs=1e-12)
-    assert scores.sii_standard_error[0] == pytest.approx(0, abs=1e-12)
-    assert scores.redundancy_standard_error["published"][0] == pytest.approx(0, abs=1e-12)
-    assert [scores.score(kind)[0] for kind in ("sii", "published", "both")] == list(found)
-    assert scores.standard_error("both")[0] == pytest.approx(0, abs=1e-12)
+    assert scores.standard_errors["sii"][0] == pytest.approx(0, abs=1e-12)
+    assert scores.standard_errors["redundancy"][0] == pytest.approx(0, abs=1e-12)
+    assert [scores.score(kind)[0] for kind in ("sii", "redundancy", "redundancy_both")] == list(found)
+    assert scores.standard_errors["redundancy_both"][0] == pytest.approx(0, abs=1e-12)
 
 
 def test_by_hand_where_the_coalition_matters():
     """A third player w switches the pair on; it is there in half of the coalitions ∅ and {w}, sizes 0 and 1."""
     conjunction = exact(lambda s: s.all(axis=1), 3, [(0, 1)])
-    assert (conjunction.sii[0], conjunction.redundancy["both"][0]) == (0.5, 0)
+    assert (conjunction.scores["sii"][0], conjunction.scores["redundancy_both"][0]) == (0.5, 0)
     switched_or = exact(lambda s: (s[:, 0] | s[:, 1]) & s[:, 2], 3, [(0, 1)])
-    assert (switched_or.sii[0], switched_or.redundancy["published"][0]) == (-0.5, 0.5)
+    assert (switched_or.scores["sii"][0], switched_or.scores["redundancy"][0]) == (-0.5, 0.5)
     # for (u, w): gains at ∅ 0, 0, 1, at {v} 0, 1, 1, so base 0 then 1, span 1 then 0, and for both 0 then 0
     other = exact(lambda s: (s[:, 0] | s[:, 1]) & s[:, 2], 3, [(0, 2)])
-    assert (other.sii[0], other.redundancy["published"][0], other.redundancy["both"][0]) == (0.5, 0.5 / 1.5, 0)
+    assert {kind: x[0] for kind, x in other.scores.items()} == {
+        "sii": 0.5,
+        "redundancy": 0.5 / 1.5,
+        "redundancy_both": 0,
+    }
 
 
 # ---- axioms --------------------------------------------------------------------------------------------------------
@@ -151,16 +170,16 @@ def test_by_hand_where_the_coalition_matters():
 def test_a_dummy_has_index_0(estimator):
     inner = table_game(5, seed=1)
     scores = ESTIMATORS[estimator](lambda s: inner(s[:, :5]), 6, [(0, 5), (5, 3), (1, 2)], num_coalitions=4, seed=0)
-    np.testing.assert_allclose(scores.sii[:2], 0, atol=1e-12)
-    np.testing.assert_allclose(scores.redundancy["both"][:2], 0, atol=1e-12)
-    assert abs(scores.sii[2]) > 0.01
+    np.testing.assert_allclose(scores.scores["sii"][:2], 0, atol=1e-12)
+    np.testing.assert_allclose(scores.scores["redundancy_both"][:2], 0, atol=1e-12)
+    assert abs(scores.scores["sii"][2]) > 0.01
 
 
 def test_symmetric_players_score_alike():
     inner = table_game(4, seed=2)
     # players 0 and 1 count together, whichever is there
     scores = exact(lambda s: inner(np.column_stack([s[:, 0] ^ s[:, 1], s[:, 0] & s[:, 1], s[:, 2:]])), 4, all_pairs(4))
-    by_pair = dict(zip(map(tuple, scores.pairs.tolist()), scores.sii, strict=True))
+    by_pair = dict(zip(map(tuple, scores.pairs.tolist()), scores.scores["sii"], strict=True))
     assert by_pair[0, 2] == pytest.approx(by_pair[1, 2])
     assert by_pair[0, 3] == pytest.approx(by_pair[1, 3])
     assert by_pair[0, 2] != pytest.approx(by_pair[0, 3])
@@ -170,8 +189,9 @@ def test_symmetric_players_score_alike():
 def test_the_seed_decides(estimator):
     game, pairs = table_game(6, seed=0), all_pairs(6)
     first, again, other = (estimator(game, 6, pairs, 4, seed) for seed in (1, 1, 2))
-    assert json.dumps(first.to_dict()) == json.dumps(again.to_dict())
-    assert (first.sii != other.sii).any()
+    tables = [replace(one, players=numbered(6)).to_dict() for one in (first, again, other)]
+    assert json.dumps(tables[0]) == json.dumps(tables[1]) != json.dumps(tables[2])
+    assert (first.scores["sii"] != other.scores["sii"]).any()
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -183,14 +203,14 @@ def test_unbiased(estimator):
     game, pairs, num_seeds = table_game(5, seed=3), all_pairs(5), 600
     truth = exact(game, 5, pairs)
     runs = [estimator(game, 5, pairs, 2, seed) for seed in range(num_seeds)]
-    estimates = np.stack([run.sii for run in runs])
+    estimates = np.stack([run.scores["sii"] for run in runs])
     error = estimates.std(axis=0, ddof=1) / num_seeds**0.5
-    assert (np.abs(estimates.mean(axis=0) - truth.sii) < 4.5 * error).all()
+    assert (np.abs(estimates.mean(axis=0) - truth.scores["sii"]) < 4.5 * error).all()
     banzhaf = shapiq.ExactComputer(game, n_players=5)("BII", order=2)
     wrong = np.array([banzhaf[tuple(pair)] for pair in pairs.tolist()])
     assert (np.abs(estimates.mean(axis=0) - wrong) > 4.5 * error).any()
     # the stated standard errors are right on average
-    claimed = np.sqrt(np.mean([run.sii_standard_error**2 for run in runs], axis=0))
+    claimed = np.sqrt(np.mean([run.standard_errors["sii"] ** 2 for run in runs], axis=0))
     np.testing.assert_allclose(claimed, estimates.std(axis=0, ddof=1), rtol=0.15)
 
 
@@ -199,13 +219,13 @@ def test_redundancy_gap_comes_near_with_its_jackknife_error(estimator):
     game, pairs, num_seeds = table_game(5, seed=4), all_pairs(5), 150
     truth = exact(game, 5, pairs)
     runs = [estimator(game, 5, pairs, 64, seed) for seed in range(num_seeds)]
-    for variant in ("published", "both"):
-        estimates = np.stack([run.redundancy[variant] for run in runs])
+    for kind in ("redundancy", "redundancy_both"):
+        estimates = np.stack([run.scores[kind] for run in runs])
         # of a ratio the bias is of the order 1/coalitions, below its error
         np.testing.assert_array_less(
-            np.abs(estimates.mean(axis=0) - truth.redundancy[variant]), 0.25 * estimates.std(axis=0) + 1e-12
+            np.abs(estimates.mean(axis=0) - truth.scores[kind]), 0.25 * estimates.std(axis=0) + 1e-12
         )
-        claimed = np.sqrt(np.mean([run.redundancy_standard_error[variant] ** 2 for run in runs], axis=0))
+        claimed = np.sqrt(np.mean([run.standard_errors[kind] ** 2 for run in runs], axis=0))
         np.testing.assert_allclose(claimed, estimates.std(axis=0, ddof=1), rtol=0.3, atol=1e-9)
 
 
@@ -219,7 +239,7 @@ def test_jackknife_is_the_plain_one():
 
     scores = per_pair(game, 3, [(0, 1)], 7, seed=5)
     # sii is 0.5 at ∅ and −2.5 at {w}: its mean tells how often {w} was drawn
-    with_w = round(float((0.5 - scores.sii[0]) * 7 / 3))
+    with_w = round(float((0.5 - scores.scores["sii"][0]) * 7 / 3))
     assert 0 < with_w < 7
     drawn = [(1.0, 1.0)] * (7 - with_w) + [(2.5, 0.5)] * with_w  # base and span
     left_out = []
@@ -227,7 +247,7 @@ def test_jackknife_is_the_plain_one():
         rest = drawn[:i] + drawn[i + 1 :]
         left_out.append(np.mean([base for base, _ in rest]) / (1 + np.mean([span for _, span in rest])))
     expected = np.sqrt(6 / 7 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
-    assert scores.redundancy_standard_error["published"][0] == pytest.approx(expected)
+    assert scores.standard_errors["redundancy"][0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num_coalitions", [4, 16])
@@ -242,15 +262,17 @@ def test_shared_context_has_at_most_0_6_of_the_squared_error_at_equal_evaluation
         coalitions = shared.evaluations // (4 * len(pairs))
         while (own := per_pair(game, 20, pairs, coalitions, seed)).evaluations < shared.evaluations:
             coalitions += 1
-        shared_errors.append(np.mean((shared.sii - truth) ** 2))
-        own_errors.append(np.mean((own.sii - truth) ** 2))
+        shared_errors.append(np.mean((shared.scores["sii"] - truth) ** 2))
+        own_errors.append(np.mean((own.scores["sii"] - truth) ** 2))
     assert np.mean(shared_errors) <= 0.6 * np.mean(own_errors)
 
 
 def test_index_of_a_unanimity_game():
     game, index = unanimity_game(9, seed=0)
     pairs = all_pairs(9)
-    np.testing.assert_allclose(exact(game, 9, pairs).sii, [index(u, v) for u, v in pairs.tolist()], atol=1e-12)
+    np.testing.assert_allclose(
+        exact(game, 9, pairs).scores["sii"], [index(u, v) for u, v in pairs.tolist()], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("estimator", SAMPLING)
@@ -285,11 +307,10 @@ def test_shared_context_asks_only_what_its_pairs_need():
 
 def test_one_coalition_has_no_error():
     scores = per_pair(table_game(4, 0), 4, [(0, 1), (2, 3)], 1, seed=0)
-    assert np.isnan(scores.sii_standard_error).all()
-    plain_json = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
-    assert plain_json["sii_standard_error"] == [None, None]
-    assert plain_json["redundancy_standard_error"] == {"published": [None, None], "both": [None, None]}
-    assert plain_json["sii"] == scores.sii.tolist()
+    assert np.isnan(scores.standard_errors["sii"]).all()
+    plain_json = json.loads(json.dumps(replace(scores, players=numbered(4)).to_dict(), allow_nan=False))
+    assert plain_json["standard_errors"] == {kind: [None, None] for kind in scores.scores}
+    assert plain_json["scores"]["sii"] == scores.scores["sii"].tolist()
     assert (plain_json["seed"], plain_json["estimator"], plain_json["num_coalitions"]) == (0, "per_pair", [1, 1])
 
 
@@ -312,18 +333,58 @@ def test_pairs_that_are_none(estimator, pairs, message):
 def test_no_coalitions(estimator):
     with pytest.raises(ValueError, match="num_coalitions must be at least 1, got 0"):
         estimator(table_game(4, 0), 4, [(0, 1)], 0, 0)
-    with pytest.raises(ValueError, match="no score 'SII'; there are sii, published, both"):
+    with pytest.raises(ValueError, match="no score 'SII'; there are sii, redundancy, redundancy_both"):
         estimator(table_game(4, 0), 4, [(0, 1)], 1, 0).score("SII")
 
 
-# ---- a model's samples ---------------------------------------------------------------------------------------------
+# ---- games with players --------------------------------------------------------------------------------------------
 
 
 def test_pairs_of_three_modalities():
-    players = [("b", 4), ("a", 1), ("b", 0), ("c", 1)]
-    assert cross_modal_pairs(players).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3], [2, 3]]
+    assert cross_modal_pairs(["b", "a", "b", "c"]).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3], [2, 3]]
     with pytest.raises(ValueError, match="no pair between modalities"):
-        cross_modal_pairs([("a", 0), ("a", 1)])
+        cross_modal_pairs(["a", "a"])
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_a_game_of_words_and_regions(estimator):
+    """Players of any kind: nothing but the value function knows what their places mean."""
+    words = [Player("text", (0, 1), "soup"), Player("text", (5,), "violin")]
+    regions = [Player("image", ((0, 0), (2, 3)), "left half"), Player("image", "sky")]
+    game = Game(lambda s: (s[:, 0] & s[:, 2]) + 2.0 * (s[:, 1] | s[:, 3]), [*words, *regions])
+    table = score_pairs(game, estimator=estimator, num_coalitions=3)
+    assert [[str(end) for end in ends] for ends in table.ends] == [
+        ["soup", "left half"],
+        ["soup", "image sky"],
+        ["violin", "left half"],
+        ["violin", "image sky"],
+    ]
+    np.testing.assert_allclose(table.score("sii"), [1, 0, 0, -2], atol=1e-12)
+    assert table.score("redundancy_both")[3] == pytest.approx(2)
+    some = score_pairs(game, [(0, 1)], estimator=estimator, num_coalitions=3)
+    assert some.ends == [(words[0], words[1])]
+    back = PairTable.from_dict(json.loads(json.dumps(table.to_dict())))
+    assert (back.players, back.ends) == (game.players, table.ends)
+
+
+def test_bad_games():
+    with pytest.raises(ValueError, match="no players"):
+        Game(len, [])
+    with pytest.raises(ValueError, match=r"players come twice: soup$"):
+        Game(len, [Player("text", 1, "soup"), Player("text", 2), Player("text", 1, "soup")])
+    with pytest.raises(ValueError, match="no estimator 'all'; there are exact, per_pair, shared_context"):
+        score_pairs(Game(len, numbered(4)), estimator="all")
+    with pytest.raises(ValueError, match="no pair between modalities"):
+        score_pairs(Game(len, [Player("text", 1), Player("text", 2)]))
+
+
+def test_samples_have_seeds_of_their_own():
+    seeds = {sample_seed(seed, number) for seed in range(20) for number in range(20)}
+    assert len(seeds) == 400
+    assert sample_seed(4, 7) == sample_seed(4, 7)
+
+
+# ---- a model's samples ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -340,26 +401,23 @@ def model_and_inputs():
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
-def test_samples_are_scored_as_by_their_own_games(model_and_inputs, estimator):
+def test_padding_plays_no_part(model_and_inputs, estimator):
+    """A sample of a batch is scored as without its padding."""
     model, inputs = model_and_inputs
-    targets, universe = torch.tensor([2, 0]), inputs.candidate_masks
     options = {"estimator": estimator, "num_coalitions": 3, "seed": 4}
-    together = list(score_pairs(model, inputs, "synergy", targets, universe, numbers=[7, 9], **options))
-    assert [sample.number for sample in together] == [7, 9]
-    assert [len(sample.players) for sample in together] == [9, 7]
-
-    row = one_sample(inputs, 1)
-    (alone,) = score_pairs(model, row, "synergy", targets[1:], row.candidate_masks, numbers=[9], **options)
-    assert alone.players == together[1].players
-    assert alone.scores.seed == together[1].scores.seed
-    np.testing.assert_allclose(alone.scores.sii, together[1].scores.sii, atol=1e-5)
-
-    game = ValueGame(model, row, "synergy", 0, alone.players)
-    pairs = cross_modal_pairs(alone.players)
-    own = ESTIMATORS[estimator](game, 7, pairs, num_coalitions=3, seed=alone.scores.seed)
-    assert (own.pairs == together[1].scores.pairs).all()
-    np.testing.assert_allclose(own.sii, together[1].scores.sii, atol=1e-5)
-    assert np.abs(own.sii).max() > 1e-4
+    tables = []
+    for sample in (inputs.select([1]), one_sample(inputs, 1)):
+        players = feature_players(sample.candidate_masks)
+        tables.append(score_pairs(feature_game(model, sample, "synergy", 0, players), **options))
+    padded, alone = tables
+    assert len(alone.players) == 7
+    assert (padded.players, padded.seed) == (alone.players, alone.seed)
+    np.testing.assert_allclose(padded.score("sii"), alone.score("sii"), atol=1e-5)
+    pairs = cross_modal_pairs(["text"] * 3 + ["image"] * 4)
+    own = ESTIMATORS[estimator](feature_game(model, sample, "synergy", 0, players), 7, pairs, num_coalitions=3, seed=4)
+    assert (own.pairs == alone.pairs).all()
+    np.testing.assert_array_equal(own.score("sii"), alone.score("sii"))
+    assert np.abs(own.score("sii")).max() > 1e-4
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
@@ -369,30 +427,9 @@ def test_an_expert_of_one_modality_has_no_pairs(model_and_inputs, estimator):
     row = one_sample(inputs, 1)
     torch.manual_seed(1)
     model = FLI2MoEModel(FLI2MoEConfig(**{**published.config.to_dict(), "objective": "specialised"})).eval()
-    options = {"estimator": estimator, "num_coalitions": 2}
     found = {}
     for expert in ("uniqueness_text", "synergy", "redundancy"):
-        (scored,) = score_pairs(model, row, expert, torch.tensor([1]), row.candidate_masks, **options)
-        found[expert] = np.abs(scored.scores.sii).max()
+        game = feature_game(model, row, expert, 1, feature_players(row.candidate_masks))
+        found[expert] = np.abs(score_pairs(game, estimator=estimator, num_coalitions=2).score("sii")).max()
     assert found["uniqueness_text"] < 1e-12
     assert min(found["synergy"], found["redundancy"]) > 1e-6
-
-
-def test_only_pairs_of_one_bin(model_and_inputs):
-    model, inputs = model_and_inputs
-    bins = {"text": torch.tensor([[-1, 0, 0, 1, 1, 1]] * 2), "image": torch.tensor([[0, 1, 2, 2]] * 2)}
-    universe = {name: mask & (bins[name] >= 0) for name, mask in inputs.candidate_masks.items()}
-    first, _ = score_pairs(model, inputs, "synergy", torch.tensor([0, 0]), universe, bins=bins, num_coalitions=1)
-    ends = [(first.players[u], first.players[v]) for u, v in first.scores.pairs.tolist()]
-    assert ends == [(("text", i), ("image", 0)) for i in (1, 2)] + [(("text", i), ("image", 1)) for i in (3, 4, 5)]
-
-
-def test_bad_samples(model_and_inputs):
-    model, inputs = model_and_inputs
-    universe, targets = inputs.candidate_masks, torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="no estimator 'all'; there are exact, per_pair, shared_context"):
-        next(score_pairs(model, inputs, "synergy", targets, universe, estimator="all"))
-    with pytest.raises(ValueError, match="2 samples, but 1 targets"):
-        next(score_pairs(model, inputs, "synergy", targets[:1], universe))
-    with pytest.raises(ValueError, match="no pair between modalities"):
-        next(score_pairs(model, inputs, "synergy", targets, {"text": universe["text"]}))

@@ -9,7 +9,14 @@ import torch
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, mean_absolute_error
 from tiny_models import make_batch, make_config, make_model, one_sample
 
-from fl_i2moe.evaluation.masking import faithfulness, faithfulness_logits, masked_logits, summarise, target_classes
+from fl_i2moe.evaluation.masking import (
+    Maskings,
+    faithfulness,
+    faithfulness_logits,
+    masked_logits,
+    summarise,
+    target_classes,
+)
 from fl_i2moe.explain.attribution import METHODS, attribute
 from fl_i2moe.explain.inputs import Inputs
 
@@ -135,7 +142,8 @@ def test_other_problem_types(problem_type, metric, measure, sign):
 
 def test_random_is_the_mean_over_its_draws():
     model, batches = make_case()
-    logits = [faithfulness_logits(model, batch, methods=["random"], shares=SHARES, num_random=4) for batch in batches]
+    how = Maskings(methods=["random"], shares=SHARES, num_random=4)
+    logits = [faithfulness_logits(model, batch, how) for batch in batches]
     logits = {key: torch.cat([part[key] for part in logits]) for key in logits[0]}
     assert logits["deletion/random/mixture"].shape == (18, 4, 3, 3)
     labels = torch.cat([batch["labels"] for batch in batches])
@@ -178,7 +186,7 @@ def test_results_do_not_depend_on_the_batches_but_on_the_seed():
 
 def test_curves_end_where_they_must():
     model, batches = make_case()
-    logits = faithfulness_logits(model, batches[0], shares=[1.0], num_random=1, num_steps=2)
+    logits = faithfulness_logits(model, batches[0], Maskings(shares=[1.0], num_random=1, num_steps=2))
     for method in METHODS:
         torch.testing.assert_close(logits[f"deletion/{method}/mixture"][:, 0, 0], logits["emptied"])
         torch.testing.assert_close(logits[f"insertion/{method}/mixture"][:, 0, 0], logits["base"])

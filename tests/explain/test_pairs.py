@@ -12,13 +12,15 @@ from fl_i2moe.evaluation.alignment import alignment, bin_edges, importance_bins,
 from fl_i2moe.evaluation.pair_metrics import pair_curves, pair_masking_table
 from fl_i2moe.evaluation.pairs import pair_curve_logits, pair_masking_logits, random_pairs, top_pairs
 from fl_i2moe.explain.attribution import top_features
+from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import cross_modal_pairs
-from fl_i2moe.explain.pair_scores import PairScores, SamplePairs
+from fl_i2moe.explain.pair_scores import PairTable
 from fl_i2moe.metrics.tasks import compute_metrics
 
-PLAYERS = [("text", 1), ("text", 2), ("text", 3), ("image", 0), ("image", 1), ("image", 2)]
-PAIRS = cross_modal_pairs(PLAYERS)
+PLAYERS = (*(Player("text", i) for i in (1, 2, 3)), *(Player("image", i) for i in (0, 1, 2)))
+PAIRS = cross_modal_pairs([player.modality for player in PLAYERS])
+ENDS = [(PLAYERS[u], PLAYERS[v]) for u, v in PAIRS]
 
 
 def make_inputs(num_samples: int) -> Inputs:
@@ -29,15 +31,13 @@ def make_inputs(num_samples: int) -> Inputs:
     return Inputs(projected, masks, candidates)
 
 
-def make_scores(sii) -> PairScores:
+def make_samples(num_samples: int, sii) -> dict:
+    """Equal scores for all samples, and the samples' numbers."""
     sii = np.asarray(sii, np.float64)
     nothing = np.zeros(len(sii))
-    gaps = {"published": -sii, "both": nothing}
-    return PairScores(PAIRS, sii, nothing, gaps, gaps, nothing.astype(int), 0, 0, "per_pair")
-
-
-def make_samples(num_samples: int, sii) -> list[SamplePairs]:
-    return [SamplePairs(number, PLAYERS, make_scores(sii)) for number in range(num_samples)]
+    scores = {"sii": sii, "redundancy": -sii, "redundancy_both": nothing}
+    table = PairTable(PAIRS, scores, dict.fromkeys(scores, nothing), nothing.astype(int), 0, "per_pair", 0, PLAYERS)
+    return {"tables": [table] * num_samples, "numbers": range(num_samples)}
 
 
 # ---- bins and alignment --------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_the_bins_are_the_top_features(share):
 
 def test_pair_bins():
     bins = {"text": torch.tensor([-1, 0, 1, -1]), "image": torch.tensor([1, 0, -1, -1])}
-    by_pair = dict(zip(map(tuple, PAIRS.tolist()), pair_bins(PLAYERS, PAIRS, bins).tolist(), strict=True))
+    by_pair = dict(zip(map(tuple, PAIRS.tolist()), pair_bins(ENDS, bins).tolist(), strict=True))
     assert {pair: bin_of for pair, bin_of in by_pair.items() if bin_of >= 0} == {(0, 4): 0, (1, 3): 1}
 
 
@@ -137,9 +137,9 @@ def test_top_pairs():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=3), st.data())
 def test_random_pairs_have_the_features_asked_for(sizes, data):
-    players = [(str(m), position) for m, size in enumerate(sizes) for position in range(size)]
-    pairs = cross_modal_pairs(players)
-    number = data.draw(st.integers(2, len(players)))
+    modalities = [str(m) for m, size in enumerate(sizes) for _ in range(size)]
+    pairs = cross_modal_pairs(modalities)
+    number = data.draw(st.integers(2, len(modalities)))
     chosen = random_pairs(pairs, number, np.random.default_rng(data.draw(st.integers(0, 1000))))
     assert len(set(pairs[chosen].ravel().tolist())) == number
     assert len(set(chosen.tolist())) == len(chosen)
@@ -172,7 +172,7 @@ def test_masks_and_their_number():
         seen.append({name: mask.clone() for name, mask in keep.items()})
         return conjunction(given, keep)
 
-    found = pair_masking_logits(record, inputs, make_samples(3, STAR), share=0.2, num_draws=4)
+    found = pair_masking_logits(record, inputs, **make_samples(3, STAR), share=0.2, num_draws=4)
     assert all(mask.all() for mask in seen[0].values())
     assert seen[1]["text"].tolist() == [[True, False, True, True]] * 3
     assert seen[1]["image"].tolist() == [[False, False, True, True]] * 3
@@ -191,23 +191,24 @@ def test_masks_and_their_number():
     }
     # draws differ between samples and between draws, but not with the batch
     assert len({tuple(keep["text"][0].tolist() + keep["image"][0].tolist()) for keep in seen[2:6]}) > 1
-    alone = pair_masking_logits(conjunction, make_inputs(1), make_samples(3, STAR)[2:], share=0.2, num_draws=4)
+    last = {name: values[2:] for name, values in make_samples(3, STAR).items()}
+    alone = pair_masking_logits(conjunction, make_inputs(1), **last, share=0.2, num_draws=4)
     assert (alone["num_features_same_pairs"][:, 0] == found["num_features_same_pairs"][:, 2]).all()
 
 
 def test_masking_by_another_score():
     """The published gap of these scores is their negative: the lowest go."""
     found = {}
-    for kind in ("sii", "published"):
-        found[kind] = pair_masking_logits(conjunction, make_inputs(2), make_samples(2, STAR), kind, share=0.1)
+    for kind in ("sii", "redundancy"):
+        found[kind] = pair_masking_logits(conjunction, make_inputs(2), **make_samples(2, STAR), kind=kind, share=0.1)
     assert found["sii"]["ranked"][0].tolist() == [1, -1]  # seen no more
-    assert found["published"]["ranked"][0].tolist() == [-1, 1]
+    assert found["redundancy"]["ranked"][0].tolist() == [-1, 1]
 
 
 def test_masking_table():
     inputs, samples = make_inputs(40), make_samples(40, STAR)
     labels = (np.arange(40) % 2 == 0).astype(int)
-    logits = pair_masking_logits(conjunction, inputs, samples, share=0.2, num_draws=2)
+    logits = pair_masking_logits(conjunction, inputs, **samples, share=0.2, num_draws=2)
     table = pair_masking_table(logits, labels, "single_label_classification", num_resamples=25)
     json.dumps(table, allow_nan=False)
     assert (table["num_samples"], table["num_pairs"], table["num_features"]) == (40, 2, 3)
@@ -226,7 +227,7 @@ def test_masking_table():
 
 
 def test_undefined_metrics_are_none():
-    logits = pair_masking_logits(conjunction, make_inputs(4), make_samples(4, STAR), num_draws=2)
+    logits = pair_masking_logits(conjunction, make_inputs(4), **make_samples(4, STAR), num_draws=2)
     table = pair_masking_table(logits, np.zeros(4, int), "single_label_classification", num_resamples=5)
     assert table["metrics"]["auroc"]["none"] is None
     assert table["metrics"]["auroc"]["drop"]["ranked"] == {"value": None, "interval": None}
@@ -241,8 +242,8 @@ def test_curves_end_where_they_must():
     labels = torch.tensor([1, 0] * 5)
     shares = (0.0, 0.2, 0.5, 1.0)
     options = {"shares": shares, "num_draws": 2}
-    deletion = pair_curve_logits(conjunction, inputs, samples, **options)
-    insertion = pair_curve_logits(conjunction, inputs, samples, direction="insertion", **options)
+    deletion = pair_curve_logits(conjunction, inputs, **samples, **options)
+    insertion = pair_curve_logits(conjunction, inputs, **samples, direction="insertion", **options)
     assert deletion["num_features"][:, 0].tolist() == [0, 3, 5, 6]  # 0, 2, 5 and 9 pairs
     assert insertion["num_features"][:, 0].tolist() == [6, 3, 1, 0]
     assert (deletion["num_features_random"][:, [0, -1]] == [[0] * 10, [6] * 10]).all()
@@ -274,12 +275,14 @@ def test_curves_end_where_they_must():
 )
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
-        pair_curve_logits(conjunction, make_inputs(2), make_samples(2, STAR), **change)
+        pair_curve_logits(conjunction, make_inputs(2), **make_samples(2, STAR), **change)
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(ValueError, match="3 samples, but pairs of 2"):
-        pair_masking_logits(conjunction, make_inputs(3), make_samples(2, STAR))
+    with pytest.raises(ValueError, match="3 samples, but pairs of 2 and 2 numbers"):
+        pair_masking_logits(conjunction, make_inputs(3), **make_samples(2, STAR))
+    with pytest.raises(ValueError, match="2 samples, but pairs of 2 and 3 numbers"):
+        pair_masking_logits(conjunction, make_inputs(2), **(make_samples(2, STAR) | {"numbers": range(3)}))
     with pytest.raises(ValueError, match="edges must rise"):
         importance_bins({"a": torch.zeros(2)}, {"a": torch.ones(2, dtype=torch.bool)}, (0.2, 0.1))
     with pytest.raises(ValueError, match="same samples: 1, 2"):
@@ -288,6 +291,6 @@ def test_sizes_that_do_not_fit():
         alignment([np.zeros(2)], [np.zeros(2)], values=[np.zeros(3)])
     with pytest.raises(ValueError, match="share of pairs"):
         alignment([np.zeros(2)], [np.zeros(2)], shares=(0,))
-    logits = pair_curve_logits(conjunction, make_inputs(2), make_samples(2, STAR), shares=(0, 1))
+    logits = pair_curve_logits(conjunction, make_inputs(2), **make_samples(2, STAR), shares=(0, 1))
     with pytest.raises(ValueError, match="logits are of 2 shares, got 3"):
         pair_curves(logits, [0, 1], "single_label_classification", shares=(0, 0.5, 1))

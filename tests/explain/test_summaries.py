@@ -10,11 +10,21 @@ from explained import make_explainable
 from tiny_models import make_batch, make_config, make_model
 
 from fl_i2moe.evaluation.pair_metrics import pair_curves, pair_masking_table
+from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import cross_modal_pairs, per_pair
-from fl_i2moe.explain.pair_scores import PairTable, SamplePairs
-from fl_i2moe.metrics.plain import from_plain, plain
-from fl_i2moe.metrics.summaries import area_under, describe_draws, drop, interval, resample, spread, weighted_means
+from fl_i2moe.explain.interactions import score_pairs
+from fl_i2moe.explain.pair_scores import PairTable
+from fl_i2moe.metrics.summaries import (
+    area_under,
+    describe_draws,
+    drop,
+    from_plain,
+    interval,
+    plain,
+    resample,
+    spread,
+    weighted_means,
+)
 from fl_i2moe.metrics.tasks import compute_metrics
 from fl_i2moe.training.runs import check_cache
 
@@ -141,33 +151,38 @@ def test_areas_of_curves_equal_a_loop_over_resamples():
 
 
 def test_pairs_go_into_a_table_and_come_back():
-    players = [("text", 4), ("image", 2), ("text", 1), ("audio", 0)]
+    players = [Player("text", 4), Player("image", 2), Player("text", 1), Player("audio", 0)]
     weights = np.random.default_rng(0).normal(size=16)
-    scores = per_pair(lambda s: weights[s @ (1 << np.arange(4))], 4, cross_modal_pairs(players), 3, seed=5)
-    sample = SamplePairs(7, players, scores)
-    table = PairTable.from_dict(json.loads(json.dumps(PairTable.of(sample).to_dict())))
-    assert table.ends[0] == ("text", 4, "image", 2)
-    back = table.sample_pairs(7)
-
-    def ends(one):
-        return [[one.players[index] for index in pair] for pair in one.scores.pairs]
-
-    assert (back.number, ends(back)) == (7, ends(sample))
-    for kind in ("sii", "published", "both"):
-        np.testing.assert_array_equal(back.scores.score(kind), scores.score(kind))
-        np.testing.assert_array_equal(back.scores.standard_error(kind), scores.standard_error(kind))
-    assert (back.scores.seed, back.scores.estimator, back.scores.evaluations) == (5, "per_pair", scores.evaluations)
+    game = Game(lambda s: weights[s @ (1 << np.arange(4))], players)
+    scores = score_pairs(game, estimator="per_pair", num_coalitions=3, seed=5)
+    plain_json = json.loads(json.dumps(scores.to_dict()))
+    assert plain_json["ends"][0] == ["text", 4, "image", 2]
+    back = PairTable.from_dict(plain_json)
+    assert back.ends == scores.ends
+    for kind in ("sii", "redundancy", "redundancy_both"):
+        np.testing.assert_array_equal(back.score(kind), scores.score(kind))
+        np.testing.assert_array_equal(back.standard_errors[kind], scores.standard_errors[kind])
+    assert (back.seed, back.estimator, back.evaluations) == (5, "per_pair", scores.evaluations)
 
     some = back.select(np.array([3, 0]))
-    assert ends(some) == [ends(sample)[3], ends(sample)[0]]
+    assert some.ends == [scores.ends[3], scores.ends[0]]
     for item in fields(scores):
-        whole, part = getattr(back.scores, item.name), getattr(some.scores, item.name)
+        whole, part = getattr(back, item.name), getattr(some, item.name)
         if isinstance(whole, dict):
             assert {name: x.tolist() for name, x in part.items()} == {n: x[[3, 0]].tolist() for n, x in whole.items()}
         elif isinstance(whole, np.ndarray):
             assert part.tolist() == whole[[3, 0]].tolist()
         else:
             assert part == whole
+
+
+def test_loaded_players_keep_their_numbers():
+    """What is drawn at random over players is then drawn alike."""
+    players = [Player(name, place) for name, place in (("a", 3), ("a", 1), ("b", 0), ("b", 5), ("c", 2), ("c", 1))]
+    table = score_pairs(Game(lambda s: s.sum(axis=1), players), num_coalitions=1)
+    back = PairTable.from_dict(table.to_dict())
+    assert back.players == table.players
+    assert (back.pairs == table.pairs).all()
 
 
 def test_samples_are_selected():

@@ -160,7 +160,7 @@ def test_a_fusion_without_attention_is_explained_by_gradients(tmp_path):
     [data] = (folder / "samples").glob("*.json")
     explanation = Explanation.load(data)
     top = {name: set(np.argsort(-x)[:1]) for name, x in explanation.importance["synergy"].items()}
-    ends = {(a, int(i)) for pair in explanation.pair_tables["synergy"].ends for a, i in (pair[:2], pair[2:])}
+    ends = {(end.modality, end.place) for pair in explanation.pair_tables["synergy"].ends for end in pair}
     assert {(name, int(i)) for name, features in top.items() for i in features} <= ends
 
 

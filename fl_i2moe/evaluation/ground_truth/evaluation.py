@@ -27,8 +27,11 @@ from ...explain.attribution import (
     top_features,
     universe_method,
 )
+from ...explain.feature_game import feature_game, feature_players
+from ...explain.game import Player
 from ...explain.inputs import Inputs
-from ...explain.interactions import VARIANTS, score_pairs
+from ...explain.interactions import sample_seed, score_pairs
+from ...explain.pair_scores import PairTable
 from ...metrics.summaries import resample, weighted_means
 from ...metrics.tasks import FloatArray
 from ...model.modeling_fl_i2moe import FLI2MoEModel
@@ -42,7 +45,6 @@ Measures = dict[tuple[str, ...], FloatArray]
 
 TOP_FEATURES = 5
 TOP_PAIRS = (1, 5, 10)
-PAIR_SCORES = ("sii_absolute", "sii_signed", *(f"redundancy_{variant}" for variant in VARIANTS))
 OTHER_POSITIONS = 4
 """Positions without evidence that a probe sees of each sample."""
 
@@ -221,23 +223,16 @@ def found_pairs(
             right = [carriers[case.label] for case in part]
             own = [b for b in range(len(part)) if right[b] == expert or right[b] not in experts]
             for universe, chosen in (("top", list(range(len(part)))), ("oracle", own)):
-                if not chosen:
-                    continue
-                players = top if universe == "top" else {n: x | _evidence(part, n, x) for n, x in top.items()}
-                found = score_pairs(
-                    model,
-                    inputs.select(chosen),
-                    expert,
-                    targets[chosen],
-                    {name: x[chosen] for name, x in players.items()},
-                    estimator=estimator,
-                    num_coalitions=num_coalitions,
-                    seed=seed,
-                    numbers=[part[b].row for b in chosen],
-                )
-                for b, sample in zip(chosen, found, strict=True):
-                    pairs = [(sample.players[u], sample.players[v]) for u, v in sample.scores.pairs]
-                    for key, value in _pair_precisions(sample.scores, pairs, part[b].evidence).items():
+                masks = top if universe == "top" else {n: x | _evidence(part, n, x) for n, x in top.items()}
+                for b in chosen:
+                    players = feature_players({name: x[b] for name, x in masks.items()})
+                    table = score_pairs(
+                        feature_game(model, inputs.select([b]), expert, part[b].target, players),
+                        estimator=estimator,
+                        num_coalitions=num_coalitions,
+                        seed=sample_seed(seed, part[b].row),
+                    )
+                    for key, value in _pair_precisions(table, part[b].evidence).items():
                         measures[expert, universe, *key][first + b] = value
                     if universe == "top":
                         bar.update()
@@ -353,26 +348,32 @@ def _feature_precisions(scores: FloatArray, evidence: Evidence, name: str, candi
     return precisions
 
 
-def _pair_precisions(scores: Any, pairs: list[Any], evidence: Evidence) -> dict[tuple[str, str], float]:
+def _pair_precisions(table: PairTable, evidence: Evidence) -> dict[tuple[str, str], float]:
+    pairs = table.ends
     right, exact = right_pairs(pairs, evidence.near), right_pairs(pairs, evidence.features)
-    rankings = {"sii_absolute": np.abs(scores.sii), "sii_signed": scores.sii}
-    rankings |= {f"redundancy_{variant}": scores.redundancy[variant] for variant in VARIANTS}
+    rankings = {
+        "sii_absolute": np.abs(table.score("sii")),
+        "sii_signed": table.score("sii"),
+        "redundancy_published": table.score("redundancy"),
+        "redundancy_both": table.score("redundancy_both"),
+    }
     middle = TOP_PAIRS[1]
     precisions: dict[tuple[str, str], float] = {}
-    for kind in PAIR_SCORES:
+    for score, values in rankings.items():
         for k in TOP_PAIRS:
-            precisions[kind, str(k)] = precision_at(rankings[kind], right, k)
-        precisions[kind, f"{middle}_exact"] = precision_at(rankings[kind], exact, middle)
+            precisions[score, str(k)] = precision_at(values, right, k)
+        precisions[score, f"{middle}_exact"] = precision_at(values, exact, middle)
         for name in evidence.near:
-            precisions[kind, f"{middle}_{name}"] = precision_at(rankings[kind], _ends(pairs, name, evidence), middle)
+            precisions[score, f"{middle}_{name}"] = precision_at(values, _ends(pairs, name, evidence), middle)
     precisions["universe", "chance"] = float(right.mean())
     precisions["universe", "any"] = float(right.any())
     precisions["universe", str(middle)] = min(middle, int(right.sum())) / min(middle, len(right))
     return precisions
 
 
-def _ends(pairs: list[Any], name: str, evidence: Evidence) -> list[bool]:
-    return [any(player[0] == name and evidence.near[name][player[1]] for player in pair) for pair in pairs]
+def _ends(pairs: Sequence[tuple[Player, Player]], name: str, evidence: Evidence) -> list[bool]:
+    near = evidence.near[name]
+    return [any(player.modality == name and near[player.place] for player in pair) for pair in pairs]
 
 
 def _evidence(cases: Sequence[Case], name: str, like: Tensor) -> Tensor:

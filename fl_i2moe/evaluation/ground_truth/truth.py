@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ...metrics.plain import plain
-from ...metrics.summaries import interval, resample, spread
+from ...explain.game import Player
+from ...metrics.summaries import interval, plain, resample, spread
 from ...metrics.tasks import FloatArray, predict
 from ...metrics.weighted import weighted_average_precision, weighted_f1
 
@@ -70,12 +70,11 @@ def patches_in_boxes(boxes: Sequence[Sequence[float]], geometry: Mapping[str, in
     return found
 
 
-def grow(patches: BoolArray, distance: int = 1) -> BoolArray:
-    """(rows, columns) → the same with all patches that are at most `distance` rows and columns away."""
+def grow(patches: BoolArray) -> BoolArray:
+    """(rows, columns) → the same with all neighbours, diagonal ones too."""
     rows, columns = patches.shape
-    padded = np.pad(patches, distance)
-    steps = range(2 * distance + 1)
-    return np.any([padded[i : i + rows, j : j + columns] for i in steps for j in steps], axis=0)
+    padded = np.pad(patches, 1)
+    return np.any([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0)
 
 
 def tokens_in_spans(spans: Sequence[Sequence[int]], offsets: ArrayLike) -> BoolArray:
@@ -148,7 +147,6 @@ def micro_f1(
     *,
     num_resamples: int = 1000,
     seed: int = 0,
-    threshold: float = 0.5,
 ) -> dict[str, Any]:
     """F1 of all decisions of the whole mixture, on (N, C) multi-hot labels, as [`describe`] gives it."""
     true = np.asarray(labels, np.bool_)
@@ -156,7 +154,7 @@ def micro_f1(
     scores = []
     for outputs in seeds:
         logits = (outputs.expert_weights[:, :, None] * outputs.expert_logits).sum(axis=1)
-        decided = predict(logits, "multi_label_classification", threshold).astype(np.bool_)
+        decided = predict(logits, "multi_label_classification").astype(np.bool_)
         scores.append(weighted_f1(decided, true, weights, average="micro"))
     return describe(np.stack(scores))
 
@@ -167,7 +165,6 @@ def replacement_costs(
     weights: FloatArray,
     *,
     replaced: Literal["logits", "contribution"] = "logits",
-    threshold: float = 0.5,
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
     """
     What it costs each label when one expert says the same of every sample.
@@ -197,7 +194,7 @@ def replacement_costs(
         ).transpose(2, 0, 1)
         return scores[:, 0], scores[:, :1] - scores[:, 1:]
 
-    decisions = predict(variants, "multi_label_classification", threshold)
+    decisions = predict(variants, "multi_label_classification")
     return {
         "f1": score(weighted_f1, decisions),
         "average_precision": score(weighted_average_precision, variants),
@@ -220,7 +217,6 @@ def right_experts(
     *,
     num_resamples: int = 1000,
     seed: int = 0,
-    threshold: float = 0.5,
 ) -> dict[str, Any]:
     """
     Does the right expert carry each label: the one whose replacement by its mean costs the label most?
@@ -249,7 +245,7 @@ def right_experts(
     weights = resample(len(true), num_resamples, seed)
     result: dict[str, Any] = {"chance": 1 / len(expert_names)}
     for replaced in ("logits", "contribution"):
-        by_seed = [replacement_costs(x, true, weights, replaced=replaced, threshold=threshold) for x in seeds]
+        by_seed = [replacement_costs(x, true, weights, replaced=replaced) for x in seeds]
         result[replaced] = {}
         for metric in by_seed[0]:
             scores, costs = (np.stack([run[metric][part] for run in by_seed]) for part in (0, 1))  # (S, 1 + R, …)
@@ -299,9 +295,10 @@ def precision_at(scores: ArrayLike, right: ArrayLike, k: int) -> float:
     return float((right[above].sum() + (k - above.sum()) * right[tied].mean()) / k)
 
 
-def right_pairs(pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]], found: Mapping[str, BoolArray]) -> BoolArray:
-    """(P,): whether both ends, each a modality and a position, lie where `found` (modality → (T,)) is true."""
-    return np.array([all(name in found and found[name][index] for name, index in pair) for pair in pairs], np.bool_)
+def right_pairs(pairs: Sequence[tuple[Player, Player]], found: Mapping[str, BoolArray]) -> BoolArray:
+    """(P,): whether both ends, which are features, lie where `found` (modality → (T,)) is true."""
+    right = [all(end.modality in found and found[end.modality][end.place] for end in pair) for pair in pairs]
+    return np.array(right, np.bool_)
 
 
 class EvidenceProbe:
@@ -312,7 +309,7 @@ class EvidenceProbe:
     positions without it apart. A sample's positions are then ranked by the probability of the state it shows.
     """
 
-    def __init__(self, features: FloatArray, states: Sequence[Hashable | None], max_iterations: int = 200):
+    def __init__(self, features: FloatArray, states: Sequence[Hashable | None]):
         """
         Args:
             features: (n, D), single positions of training samples.
@@ -325,7 +322,7 @@ class EvidenceProbe:
         classes = [-1 if state is None else self.states.index(state) for state in states]
         if len(set(classes)) < 2:
             raise ValueError("a probe needs positions with evidence and positions without, or two states")
-        self.model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iterations, C=0.1))
+        self.model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
         self.model.fit(features, classes)
 
     def score(self, features: FloatArray, state: Hashable) -> FloatArray:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...metrics.plain import plain
-from ...metrics.summaries import resample, spread, with_interval
+from ...metrics.summaries import plain, resample, spread, with_interval
 from ...metrics.tasks import FloatArray
 from .questionnaire import FORMAT_VERSION, SCALE, Key
 

@@ -16,7 +16,7 @@ from ...explain.attribution import MIXTURE
 from ...explain.pages.display import METHOD_NAMES, number
 from ...explain.pages.sheet import DPI, INK, MUTED
 from ...metrics.figures import expert_title, metric_title
-from ...metrics.plain import from_plain
+from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
 
 _METHOD_STYLES = {

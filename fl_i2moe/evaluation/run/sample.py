@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...cache import FeatureCache
 from ...explain.attribution import attribute, universe_method
 from ...explain.explain_sample import explain, feature_batch, true_targets
 from ...explain.explanation import Explanation
+from ...explain.feature_game import feature_game
 from ...explain.inputs import Inputs
-from ...explain.interactions import score_pairs
-from ...explain.pair_scores import SCORE_OF_KIND, kind_of_expert
+from ...explain.interactions import sample_seed, score_pairs
+from ...explain.pair_scores import kind_of_expert
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.files import write_json
 from ..alignment import bin_edges, importance_bins, pair_bins
@@ -136,38 +136,32 @@ def _measure_pairs(
     targets = torch.tensor([explanation.target])
     importance = attribute(model, inputs, targets, universe_method(model), experts=list(explanation.pair_tables))
     measured = {}
-    for e, (expert, table) in enumerate(explanation.pair_tables.items()):
+    for e, (expert, first) in enumerate(explanation.pair_tables.items()):
         scores = {name: x[:, e] for name, x in importance.scores.items()}
         bins = importance_bins(scores, inputs.candidate_masks, bin_edges(arguments.universe_share))
-        first = table.sample_pairs(sample.number)
-        bin_of = pair_bins(first.players, first.scores.pairs, {name: x[0] for name, x in bins.items()})
+        bin_of = pair_bins(first.ends, {name: x[0] for name, x in bins.items()})
+        inside = bin_of >= 0
         # scores of their own, so that the best of the first are not valued by their luck
-        [second] = score_pairs(
-            model,
-            inputs,
-            expert,
-            targets,
-            {name: bin_of_feature >= 0 for name, bin_of_feature in bins.items()},
-            bins=bins,
+        second = score_pairs(
+            feature_game(model, inputs, expert, explanation.target, first.players),
+            first.pairs[inside],
             estimator=arguments.interactions,
             num_coalitions=arguments.num_coalitions,
-            seed=arguments.seed + 1,
-            numbers=[sample.number],
+            seed=sample_seed(arguments.seed + 1, sample.number),
         )
-        kind, seed = SCORE_OF_KIND[kind_of_expert(expert)], arguments.seed
-        best = first.select(np.flatnonzero(bin_of == 0))
-        masked = pair_masking_logits(evaluate, inputs, [best], kind, num_draws=arguments.num_draws, seed=seed)
+        kind, seed, numbers = kind_of_expert(expert), arguments.seed, [sample.number]
+        best = first.select(bin_of == 0)
+        masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
         draws = min(CURVE_DRAWS, arguments.num_draws)
         curves = {
             direction: pair_curve_logits(
-                evaluate, inputs, [first], kind, direction=direction, num_draws=draws, seed=seed
+                evaluate, inputs, [first], numbers, kind, direction=direction, num_draws=draws, seed=seed
             )
             for direction in DIRECTIONS
         }
-        inside = bin_of >= 0
         measured[expert] = {
-            "scores": first.scores.score(kind)[inside].tolist(),
-            "values": second.scores.score(kind).tolist(),
+            "scores": first.score(kind)[inside].tolist(),
+            "values": second.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": {name: values.tolist() for name, values in masked.items()},
             "curves": {

@@ -127,7 +127,7 @@ def _board(
     return {
         "title": f"{expert_title(expert)} expert: strongest pairs by the {SCORE_TITLES[kind]}",
         "color": colors[expert],
-        "note": f"{PAIR_NOTES[kind]} {len(table.ends):,} pairs scored by the estimator {table.estimator} from "
+        "note": f"{PAIR_NOTES[kind]} {len(table.pairs):,} pairs scored by the estimator {table.estimator} from "
         f"{table.evaluations:,} evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a pair.",
         "left": [parts[name] for name in left],
         "right": [part for name, part in parts.items() if name not in left],
