@@ -96,10 +96,10 @@ def check_model_options(options: Any) -> None:
         return
     for name, needed in OBJECTIVES[options.objective].needs.items():
         if (value := getattr(options, name, needed)) != needed:
-            others = [other for other, x in OBJECTIVES.items() if x.needs.get(name, value) == value]
+            others = [f'`objective="{x}"`' for x, other in OBJECTIVES.items() if other.needs.get(name, value) == value]
             raise ValueError(
                 f'`objective="{options.objective}"` needs `{name}={needed!r}`, got {value!r}; '
-                f"{' and '.join(map(repr, others))} supports it."
+                f"{' or '.join(others)} supports it."
             )
 
 
