@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..model.fusion import GroupedTransformer
 from ..model.modeling_fl_i2moe import FLI2MoEModel
-from ..model.objective_specialised import SpecialisedTransformer
 
 
 class MaskedExpert:
@@ -48,7 +47,7 @@ class MaskedExpert:
 
         self._parts: list[tuple[list[int], Tensor, MaskedSequence]] = []
         read = model.modality_shares([expert])[0].nonzero().flatten().tolist()
-        for modalities in [[modality] for modality in read] if attends_within(model, expert) else [read]:
+        for modalities in [read] if self._fusion.attends_across(self._index) else [[modality] for modality in read]:
             is_here = (readout[modalities] > 0).any(dim=0)
             plays_here = is_here[positions]
             is_player = torch.zeros_like(is_here)
@@ -69,7 +68,7 @@ class MaskedExpert:
     def supports(model: FLI2MoEModel) -> bool:
         """Whether the model's experts are plain Transformers, whose arithmetic this is."""
         return (
-            type(model.experts) in (GroupedTransformer, SpecialisedTransformer)
+            isinstance(model.experts, GroupedTransformer)
             and model.config.position_embeddings == "shared"
             and model.config.layer_arithmetic == "pre_norm"
         )
@@ -83,11 +82,6 @@ class MaskedExpert:
             means[:, modalities] = torch.cat([sequence(batch) for batch in batches])[inverse]
         logits, _ = self._fusion.read(means.unsqueeze(0), [self._index])
         return logits[:, 0].float()
-
-
-def attends_within(model: FLI2MoEModel, expert: str) -> bool:
-    """Whether the expert's features attend to those of their own modality alone."""
-    return isinstance(model.experts, SpecialisedTransformer) and expert != "synergy"
 
 
 class MaskedSequence:

@@ -110,9 +110,7 @@ def _check_options(kind: str, special_features: str, options: Mapping[str, Any])
             raise ValueError(
                 f"{option}={value!r} was given for an encoder of kind {kind!r}, which has {', '.join(known)}"
             )
-    options = {**known, **options}
-    ENCODED_KINDS[kind].check_options(options)
-    return ENCODED_KINDS[kind], options
+    return ENCODED_KINDS[kind], {**known, **options}
 
 
 def _find(name_or_path: str | Path) -> str:

@@ -10,7 +10,7 @@ Shape letters: B samples, T features of a sequence, D encoder width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -148,10 +148,10 @@ def _drop_special(encoded: EncodedFeatures) -> EncodedFeatures:
 
 
 @dataclass
-class Places(ABC):
+class Places:
     """One modality of a sample, and where each of its T features lies in it."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[str] = "array"
     noun: ClassVar[str] = "features"
     """What its features are called."""
 
@@ -198,8 +198,22 @@ class Places(ABC):
         """The inverse of [`to_dict`]."""
         return cls(**{item.name: values.get(item.name) for item in fields(cls)})
 
+    @classmethod
+    def from_row(
+        cls, row: Mapping[str, Any], name: str, encoder: Mapping[str, Any], grid: Sequence[int] | None
+    ) -> Self:
+        """See [`~fl_i2moe.model.kinds.places_in`]."""
+        is_special = row[f"{name}_special_mask"]
+        return cls(
+            num_features=len(is_special),
+            special=[index for index, special in enumerate(is_special) if special],
+            encoder=encoder.get("name"),
+            hidden_layer=encoder.get("hidden_layer"),
+            special_features=encoder.get("special_features"),
+        )
 
-class Kind(ABC):
+
+class Kind:
     """A kind of raw value. Stateless."""
 
     name: ClassVar[str]
@@ -215,11 +229,14 @@ class Kind(ABC):
     can_be_cut: ClassVar[bool] = False
     """Whether an encoder may leave out the end of a value."""
 
+    places: ClassVar[type[Places]] = Places
+    """Where its features lie."""
+
     hub_task: ClassVar[str]
     """The Hub's task that is nearest to classifying it."""
 
     def cell(self, value: Any) -> Any:
-        """What a reader found, as the raw column takes it."""
+        """A raw value, from a reader or a user, as the raw column takes it."""
         return value
 
     def file_of(self, cell: Any) -> str:
@@ -238,12 +255,8 @@ class Kind(ABC):
         """Which share of a value its encoder left out; None if nothing."""
         return None
 
-    @abstractmethod
-    def places(self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any):
-        """See [`~fl_i2moe.model.kinds.places_in`]; `common` are the fields of [`Places`]."""
 
-
-class EncodedKind(Kind):
+class EncodedKind(Kind, ABC):
     """A kind of raw value that a Hugging Face model encodes, so that users can give it as it is."""
 
     main_input: ClassVar[str]
@@ -259,10 +272,6 @@ class EncodedKind(Kind):
     """Options of its encoders, and their defaults."""
 
     @abstractmethod
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raises `ValueError` for an option's value that is none."""
-
-    @abstractmethod
     def create_encoder(
         self, model: nn.Module, common: tuple[Any, ...], load: Callable[..., Any], options: Mapping[str, Any], name: str
     ) -> FrozenEncoder:
@@ -270,6 +279,9 @@ class EncodedKind(Kind):
         Args:
             common: the first arguments of a [`FrozenEncoder`].
             load: gives a part of the encoder's repository: (auto class, file, further arguments).
+
+        Raises:
+            ValueError: an option does not fit the model.
         """
 
     @abstractmethod
@@ -287,10 +299,6 @@ class EncodedKind(Kind):
     def open(self, value: Any) -> Any:
         """A raw value as a pipeline's worker reads it."""
         return value
-
-    @abstractmethod
-    def raw_cell(self, value: Any) -> Any:
-        """A raw value that a user gives, as the raw column takes it."""
 
     @abstractmethod
     def example(self, modality: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kind import EncodedFeatures, Kind, Places, Preprocessed
+from .kind import EncodedFeatures, Kind, Preprocessed
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,6 @@ class ArrayEncoder:
         }
 
 
-@dataclass
-class ArrayPlaces(Places):
-    """An array, whose features are its rows."""
-
-    kind: ClassVar[str] = "array"
-
-
 class ArrayKind(Kind):
     """Arrays of numbers."""
 
@@ -75,11 +68,6 @@ class ArrayKind(Kind):
     raw_type: ClassVar = {"dtype": "binary", "_type": "Value"}
     keeps_raw = False
     hub_task = "tabular-classification"
-
-    def places(
-        self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any
-    ) -> ArrayPlaces:
-        return ArrayPlaces(**common)
 
 
 def _pad(values: list[bytes], feature_size: int) -> Preprocessed:

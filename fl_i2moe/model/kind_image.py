@@ -349,6 +349,20 @@ class ImagePlaces(Places):
             picture.thumbnail((longest_side, longest_side))
         return picture
 
+    @classmethod
+    def from_row(
+        cls, row: Mapping[str, Any], name: str, encoder: Mapping[str, Any], grid: Sequence[int] | None
+    ) -> Self:
+        places, geometry, picture = super().from_row(row, name, encoder, grid), row[f"{name}_geometry"], row.get(name)
+        num_patches = len(places.candidates)
+        grid = tuple(grid) if grid else _guess_grid(num_patches, (encoder.get("preprocessing") or {}).get("input_size"))
+        places.size = geometry["width"], geometry["height"]
+        places.grid = grid if grid and grid[0] * grid[1] == num_patches else None
+        places.region = tuple(float(geometry[side]) for side in ("left", "top", "right", "bottom"))
+        places.path = (picture or {}).get("path")
+        places.content = (picture or {}).get("bytes") if places.path is None else None
+        return places
+
     def to_dict(self) -> dict[str, Any]:
         content = self.content and base64.b64encode(self.content).decode()
         return {**super().to_dict(), "content": content}
@@ -368,12 +382,19 @@ class ImageKind(EncodedKind):
     name = "image"
     raw_type: ClassVar = {"decode": False, "_type": "Image"}
     annotation_types: ClassVar = {"geometry": {key: {"dtype": "int32", "_type": "Value"} for key in GEOMETRY}}
+    places = ImagePlaces
     hub_task = "image-classification"
     main_input, tower, main_tensor = "pixel_values", "vision_config", "pixels"
     default_options: ClassVar = {"resize": "whole"}
 
-    def cell(self, value: str | Path) -> dict[str, Any]:
-        return {"path": str(value), "bytes": None}
+    def cell(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, (str, Path)):
+            return {"path": str(value), "bytes": None}
+        stream = io.BytesIO()
+        open_image(value).save(stream, "PNG")
+        return {"path": None, "bytes": stream.getvalue()}
 
     def file_of(self, cell: Mapping[str, Any]) -> str:
         return cell.get("path") or "-"
@@ -384,13 +405,11 @@ class ImageKind(EncodedKind):
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         return {"geometry": {key: annotation[key] for key in GEOMETRY}}
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        if options["resize"] not in RESIZES:
-            raise ValueError(f"resize={options['resize']!r} is unknown; choose one of {', '.join(RESIZES)}")
-
     def create_encoder(
         self, model: nn.Module, common: tuple[Any, ...], load: Callable[..., Any], options: Mapping[str, Any], name: str
     ) -> FrozenImageEncoder:
+        if options["resize"] not in RESIZES:
+            raise ValueError(f"resize={options['resize']!r} is unknown; choose one of {', '.join(RESIZES)}")
         processor = load(AutoImageProcessor, "preprocessor_config.json", backend="pil")
         preprocess = ImagePreprocessor.from_processor(processor, model.config, options["resize"], name)
         return FrozenImageEncoder(*common, preprocess=preprocess)
@@ -411,15 +430,6 @@ class ImageKind(EncodedKind):
         is_address = isinstance(value, str) and value.startswith(("http://", "https://"))
         return open_image(_fetch(value) if is_address else value)
 
-    def raw_cell(self, value: Any) -> dict[str, Any]:
-        if isinstance(value, Mapping):
-            return dict(value)
-        if isinstance(value, (str, Path)):
-            return self.cell(value)
-        stream = io.BytesIO()
-        open_image(value).save(stream, "PNG")
-        return {"path": None, "bytes": stream.getvalue()}
-
     def example(self, modality: str) -> str:
         return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.jpg"'
 
@@ -428,22 +438,6 @@ class ImageKind(EncodedKind):
         whole = self.options_of(identity)["resize"] == "whole"
         how = "resized whole, which changes their proportions" if whole else "resized and cut to their centre"
         return f"Pictures are {how}; the encoder sees {height} × {width} pixels."
-
-    def places(
-        self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any
-    ) -> ImagePlaces:
-        geometry, picture = row[f"{name}_geometry"], row.get(name) or {}
-        num_patches = common["num_features"] - len(common["special"])
-        grid = tuple(grid) if grid else _guess_grid(num_patches, (encoder.get("preprocessing") or {}).get("input_size"))
-        path = picture.get("path")
-        return ImagePlaces(
-            **common,
-            size=(geometry["width"], geometry["height"]),
-            grid=grid if grid and grid[0] * grid[1] == num_patches else None,
-            region=tuple(float(geometry[side]) for side in ("left", "top", "right", "bottom")),
-            path=path,
-            content=picture.get("bytes") if path is None else None,
-        )
 
 
 def _fetch(address: str) -> dict[str, Any]:

@@ -227,6 +227,14 @@ class TextPlaces(Places):
             pieces.append(Piece(position, len(self.text)))
         return pieces
 
+    @classmethod
+    def from_row(
+        cls, row: Mapping[str, Any], name: str, encoder: Mapping[str, Any], grid: Sequence[int] | None
+    ) -> Self:
+        places = super().from_row(row, name, encoder, grid)
+        places.text, places.offsets = row.get(name), [(int(a), int(b)) for a, b in row[f"{name}_offsets"]]
+        return places
+
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "offsets": self.offsets and [list(span) for span in self.offsets]}
 
@@ -249,6 +257,7 @@ class TextKind(EncodedKind):
         }
     }
     can_be_cut = True
+    places = TextPlaces
     hub_task = "text-classification"
     main_input, tower, main_tensor = "input_ids", "text_config", "input_ids"
     default_options: ClassVar = {"max_length": None}
@@ -258,9 +267,6 @@ class TextKind(EncodedKind):
 
     def cut_share(self, annotation: Mapping[str, Any]) -> float | None:
         return 1 - len(annotation["offsets"]) / annotation["num_tokens"] if annotation["truncated"] else None
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """A length is checked against the model, see [`TextPreprocessor.from_tokenizer`]."""
 
     def create_encoder(
         self, model: nn.Module, common: tuple[Any, ...], load: Callable[..., Any], options: Mapping[str, Any], name: str
@@ -285,20 +291,11 @@ class TextKind(EncodedKind):
         _check_tokenizer(sha256, identity, modality)
         return TextPreprocessor(tokenizer, identity["max_length"], identity["special_features"] == "keep", sha256)
 
-    def raw_cell(self, value: str) -> str:
-        return value
-
     def example(self, modality: str) -> str:
         return '"A pianist …"'
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
         return f"Texts are cut after {identity['max_length']} tokens."
-
-    def places(
-        self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any
-    ) -> TextPlaces:
-        offsets = [(int(start), int(end)) for start, end in row[f"{name}_offsets"]]
-        return TextPlaces(**common, text=row.get(name), offsets=offsets)
 
 
 def _check_tokenizer(sha256: str, identity: Mapping[str, Any], modality: str) -> None:

@@ -17,7 +17,7 @@ from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pages.sheet import Flow
 from fl_i2moe.explain.pair_scores import PairTable
-from fl_i2moe.model.kind_array import ArrayPlaces
+from fl_i2moe.model.kind import Places
 from fl_i2moe.model.kinds import places_in
 
 
@@ -86,7 +86,7 @@ def test_other_numbers_and_kinds_of_modalities(explanation):
         "front": explanation.modalities["image"],
         "back": explanation.modalities["image"],
         "text": explanation.modalities["text"],
-        "audio": ArrayPlaces(5, []),
+        "audio": Places(5, []),
     }
     explanation.modalities = modalities
     for scores in explanation.importance.values():
