@@ -5,10 +5,10 @@ Train the systems of the I²MoE paper's tables on the same features and print th
 
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
 names it; `--features <folder or data set on the Hub>` stands for the latter. A file is one of arrays, read as
-recipes/train_arrays.py reads it. All systems have the same options, seeds and features; those of the model that make a
-system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set, but
-for options that stand on the command line. A stopped comparison goes on with --resume, which may also name another
-preset (but overhead) or further --systems: what an output folder holds is not trained again.
+recipes/train_arrays.py reads it. All systems have the same options, seeds and features, except for the options of the
+model that define a system. With --hyperparameters, each fusion has those that I²MoE found for it on a data set, except
+for options on the command line. A stopped comparison goes on with --resume, which may also name another preset (but
+overhead) or further --systems: what an output folder holds is not trained again.
 
     tables        tables 1, 2, 4 and 5, each system trained once
     table1        vanilla fusions and I²MoE-MulT
@@ -140,19 +140,19 @@ class DataArguments(ArrayArguments, ImageEncoderArguments, TextEncoderArguments)
 
 @dataclass
 class CompareArguments:
-    """Which systems, and what is told of them."""
+    """Which systems, and what is measured on them."""
 
     tables: list[str] = option([], f"Tables to print, among {', '.join(TABLES)}; the preset's if not given.")
     systems: list[str] = option(
-        [], f"Rows of one table, in place of --tables, among {', '.join(SYSTEMS)}; those of --tables if not given."
+        [], f"Rows of one table, instead of --tables, among {', '.join(SYSTEMS)}; those of --tables if not given."
     )
     measure: Literal["nothing", "robustness", "overhead"] = option(
-        "nothing", "What else is told of each system; robustness needs --keep_feature_means."
+        "nothing", "What else is measured on each system; robustness needs --keep_feature_means."
     )
     hyperparameters: DataSet | None = option(
         None,
-        "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10); an option that is given on "
-        "the command line holds for all systems instead.",
+        "Take those that I²MoE found for this data set, each fusion its own (tables 7 to 10); an option that is given "
+        "on the command line holds for all systems instead.",
     )
 
     def __post_init__(self):

@@ -117,7 +117,7 @@ def compare_systems(
     check_splits(cache.splits, f"The feature cache {cache.path}")
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
-        model_config(own_job.model, cache, cache.modalities)
+        model_config(own_job.model, cache)
     settings = job.settings(features=key_digest(cache.key))
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
