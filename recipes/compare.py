@@ -26,7 +26,6 @@ from typing import Literal
 
 from fl_i2moe.cache import is_cache, open_cache
 from fl_i2moe.cache.arrays import array_encoders
-from fl_i2moe.cache.shared import open_features
 from fl_i2moe.comparison.overhead import measure_overhead
 from fl_i2moe.comparison.robustness import measure_robustness
 from fl_i2moe.comparison.systems import (
@@ -57,7 +56,7 @@ from fl_i2moe.training.arguments import (
     starts_from_features,
 )
 from fl_i2moe.training.experiment import start_job
-from fl_i2moe.training.features import choose_encoders, encode
+from fl_i2moe.training.features import choose_encoders, encode, fetch_features
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 from fl_i2moe.training.recipe import create_console, run_recipe
 
@@ -165,6 +164,18 @@ class CompareArguments:
         choose_systems(SYSTEMS, self.systems)
 
 
+def read(data, encoding):
+    """Raw data, and the encoder of each modality."""
+    if is_array_file(data.data):
+        raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
+        return raw, array_encoders(raw, data.standardize)
+    raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
+    layout = find_layout(data.data)
+    if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:
+        encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS[layout])
+    return raw, choose_encoders(data, ENCODERS[layout], raw.modalities)
+
+
 def main():
     data, compare, encoding, model, training, output = parse_arguments(
         (DataArguments, CompareArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments),
@@ -196,19 +207,11 @@ def main():
     accelerator = start_job(job)
     console = create_console(accelerator)
     if from_features:
-        with accelerator.main_process_first():
-            cache = open_features(encoding.features)
+        cache = fetch_features(encoding, accelerator)
     elif is_cache(data.data):
         cache = open_cache(data.data)
-    elif is_array_file(data.data):
-        raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
-        cache = encode(raw, array_encoders(raw, data.standardize), job, accelerator)
     else:
-        raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
-        layout = find_layout(data.data)
-        if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:
-            encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS[layout])
-        cache = encode(raw, choose_encoders(data, ENCODERS[layout], raw.modalities), job, accelerator)
+        cache = encode(*read(data, encoding), job, accelerator)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]
     if left_out:
         console.print(f"With {len(cache.modalities)} modalities this is no other system: {', '.join(left_out)}.")
