@@ -31,9 +31,9 @@ from fl_i2moe.comparison.robustness import measure_robustness
 from fl_i2moe.comparison.systems import (
     System,
     Table,
-    check_systems,
     choose_systems,
     compare_systems,
+    own_jobs,
     render_markdown,
     with_options,
 )
@@ -203,7 +203,7 @@ def main():
             )
             for name, x in systems.items()
         }
-    check_systems(systems, job)
+    own_jobs(systems, job)  # refuses what does not go together, before an hour of encoding
     accelerator = start_job(job)
     console = create_console(accelerator)
     if from_features:

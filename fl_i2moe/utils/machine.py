@@ -24,11 +24,8 @@ def multiplies_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
     """Whether the processor has instructions for products in bfloat16; true where the system does not tell."""
     if not cpu_info.exists():
         return True
-    return bool(
-        re.search(
-            r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", cpu_info.read_text(encoding="utf-8"), re.MULTILINE
-        )
-    )
+    flags = r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b"
+    return re.search(flags, cpu_info.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def usable_cores() -> int:
