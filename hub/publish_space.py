@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from PIL.Image import registered_extensions
 
 import fl_i2moe
-from fl_i2moe.model.encoder_inputs import open_image
+from fl_i2moe.model.kind_image import open_image
 from fl_i2moe.publishing.model import make_empty_folder, publish, write_file_list
 from fl_i2moe.training.arguments import option, parse_arguments
 

@@ -10,9 +10,9 @@ from fl_i2moe.cache import build_cache
 from fl_i2moe.explain import Explanation
 from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.game import Player
-from fl_i2moe.explain.geometry import Modality
 from fl_i2moe.explain.interactions import cross_modal_pairs
 from fl_i2moe.explain.pair_scores import PairTable
+from fl_i2moe.model.kinds import places_in
 
 SENTENCE = 'He said "<script>alert(1)</script>" & left. The rest was cut'
 
@@ -45,8 +45,8 @@ def make_explanation(row=None, seed=0, problem_type="multi_label_classification"
     rng = np.random.default_rng(seed)
     row = row or make_row()
     modalities = {
-        "image": Modality.from_row(row, "image", {"name": "some/vision"}, (3, 2)),
-        "text": Modality.from_row(row, "text", {"name": "some/text", "hidden_layer": 2}),
+        "image": places_in(row, "image", {"name": "some/vision"}, (3, 2)),
+        "text": places_in(row, "text", {"name": "some/text", "hidden_layer": 2}),
     }
     experts = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]
     importance = {}

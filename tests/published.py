@@ -69,7 +69,7 @@ def make_published(folder: Path, modalities=None, names=None, splits=False, **ch
             folders[name],
             kind,
             name=(names or {}).get(name),
-            max_length=9 if kind == "text" else None,
+            **({"max_length": 9} if kind == "text" else {}),
             special_features=changes.pop("special_features", "keep"),
         )
         for name, kind in raw.modalities.items()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import make_config, make_inputs, make_model
+from tiny_models import losses_of, make_config, make_inputs, make_model
 
 from fl_i2moe.model.configuration_fl_i2moe import FUSION_NAMES
-from fl_i2moe.model.objective import interaction_losses
+from fl_i2moe.model.objective_published import interaction_losses
 
 
 def run(config, seed=0, **options):
@@ -25,10 +25,10 @@ def of_experts(model, loss):
 def test_losses_on_latents_train_the_layers(num_modalities):
     """In the published code the latents are detached: there this loss trains nothing."""
     model, output = run(make_config(num_modalities, interaction_loss_on="latents"))
-    layer, head = of_experts(model, output.interaction_losses.sum())
+    layer, head = of_experts(model, losses_of(output, "interaction_loss").sum())
     assert (layer.flatten(1).abs().sum(dim=1) > 0).all()  # of every expert
     assert head is None  # what the head says is not compared
-    assert output.loss == output.task_loss + 0.5 * output.interaction_losses.mean()
+    assert output.loss == output.losses["task_loss"] + 0.5 * losses_of(output, "interaction_loss").mean()
 
 
 def test_losses_on_latents_are_those_of_what_the_head_reads():
@@ -39,29 +39,29 @@ def test_losses_on_latents_are_those_of_what_the_head_reads():
     model.experts.head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     output = model(features=features, feature_masks=masks, with_interaction_losses=True)
     latents = seen[0].transpose(0, 1).unflatten(0, (4, 4))  # (V, B, E, M·H)
-    torch.testing.assert_close(output.interaction_losses, interaction_losses(latents, [0, 1, 2], config))
+    torch.testing.assert_close(losses_of(output, "interaction_loss"), interaction_losses(latents, [0, 1, 2], config))
 
 
 def test_losses_on_latents_change_no_prediction():
     _, on_logits = run(make_config(3))
     _, on_latents = run(make_config(3, interaction_loss_on="latents"))
     torch.testing.assert_close(on_latents.logits, on_logits.logits)
-    torch.testing.assert_close(on_latents.task_loss, on_logits.task_loss)
-    assert not torch.allclose(on_latents.interaction_losses, on_logits.interaction_losses)
+    torch.testing.assert_close(on_latents.losses["task_loss"], on_logits.losses["task_loss"])
+    assert not torch.allclose(losses_of(on_latents, "interaction_loss"), losses_of(on_logits, "interaction_loss"))
 
 
 @pytest.mark.parametrize("fusion", FUSION_NAMES)
 def test_every_fusion_has_latents(fusion):
     model, output = run(make_config(fusion=fusion, interaction_loss_on="latents"))
-    output.interaction_losses.sum().backward()
+    losses_of(output, "interaction_loss").sum().backward()
     assert model.experts.head.weight.grad is None
     assert sum(p.grad.abs().sum() for p in model.experts.parameters() if p.grad is not None) > 0
 
 
 def test_no_interaction_loss_trains_on_the_task_alone():
     _, output = run(make_config(interaction_loss_weight=0.0))
-    assert output.interaction_losses is None
-    assert output.loss == output.task_loss
+    assert losses_of(output, "interaction_loss") is None
+    assert output.loss == output.losses["task_loss"]
     _, full = run(make_config())
     torch.testing.assert_close(output.logits, full.logits)
 
@@ -84,9 +84,11 @@ def test_synergy_and_redundancy_alone(problem_type):
         outputs.append(one(features=features, feature_masks=masks, labels=labels, with_interaction_losses=True))
     ours, theirs = outputs
     torch.testing.assert_close(ours.expert_logits, theirs.expert_logits[:, -2:], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.interaction_losses, theirs.interaction_losses[-2:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        losses_of(ours, "interaction_loss"), losses_of(theirs, "interaction_loss")[-2:], rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(ours.expert_weights.sum(dim=1), torch.ones(4))
-    torch.testing.assert_close(ours.loss, ours.task_loss + 0.5 * ours.interaction_losses.mean())
+    torch.testing.assert_close(ours.loss, ours.losses["task_loss"] + 0.5 * losses_of(ours, "interaction_loss").mean())
 
 
 def test_global_weight_and_fewer_views_change_their_part_alone():
@@ -98,7 +100,7 @@ def test_global_weight_and_fewer_views_change_their_part_alone():
     )  # the full model's differ between samples
     _, fewer = run(make_config(3, num_perturbed_views=2))
     torch.testing.assert_close(fewer.logits, full.logits)
-    assert (fewer.interaction_losses[:3] == 0).sum() == 1  # the modality that keeps its place
+    assert (losses_of(fewer, "interaction_loss")[:3] == 0).sum() == 1  # the modality that keeps its place
 
 
 @pytest.mark.parametrize("perturbation", ["random", "zero", "mean"])
@@ -110,4 +112,4 @@ def test_perturbations_change_the_interaction_losses_alone(perturbation):
     output = model(features=features, feature_masks=masks, labels=labels, with_interaction_losses=True)
     _, random = run(make_config(3), seed=9)
     torch.testing.assert_close(output.logits, random.logits)
-    assert not torch.allclose(output.interaction_losses, random.interaction_losses)
+    assert not torch.allclose(losses_of(output, "interaction_loss"), losses_of(random, "interaction_loss"))

@@ -12,7 +12,8 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from fl_i2moe.model.encoder_inputs import ImagePreprocessor, TextPreprocessor, open_image
+from fl_i2moe.model.kind_image import ImagePreprocessor, open_image
+from fl_i2moe.model.kind_text import TextPreprocessor
 
 SQUARE = {"height": 32, "width": 32}
 

@@ -340,7 +340,7 @@ def test_identity_tells_encoders_apart(make_folder):
         assert {key for key in first if changed[key] != first[key]} == {option}
     half = identity(dtype=torch.bfloat16)
     assert {key for key in first if half[key] != first[key]} == {"dtype", "weights_sha256"}
-    whole, crop = (identity("clip", "image", image_resize=resize) for resize in ("whole", "crop"))
+    whole, crop = (identity("clip", "image", resize=resize) for resize in ("whole", "crop"))
     assert {key for key in whole if crop[key] != whole[key]} == {"preprocessing"}
 
 
@@ -390,8 +390,8 @@ def test_wrong_options(make_folder):
     for options, message in (
         ({"kind": "audio"}, "kind='audio' is unknown; choose one of image, text"),
         ({"kind": "image", "special_features": "no"}, "special_features='no' is unknown"),
-        ({"kind": "image", "image_resize": "pad"}, "image_resize='pad' is unknown"),
-        ({"kind": "image", "max_length": 7}, "max_length=7 was given for an image encoder"),
+        ({"kind": "image", "resize": "pad"}, "resize='pad' is unknown"),
+        ({"kind": "image", "max_length": 7}, "max_length=7 was given for an encoder of kind 'image'"),
     ):
         with pytest.raises(ValueError, match=message):
             load_encoder(folder, **options)

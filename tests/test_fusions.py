@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from tiny_models import make_batch, make_config, make_inputs, make_model, one_sample
+from tiny_models import losses_of, make_batch, make_config, make_inputs, make_model, one_sample
 from torch import nn
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from fl_i2moe import FLI2MoEModel, modeling_fl_i2moe
+from fl_i2moe import FLI2MoEModel
 from fl_i2moe.explain.attribution import attribute
 from fl_i2moe.explain.feature_game import feature_game
 from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.inputs import Inputs
+from fl_i2moe.model import modeling_fl_i2moe
 from fl_i2moe.model.configuration_fl_i2moe import FUSION_NAMES
 from fl_i2moe.model.fusion import GroupedLayerNorm, GroupedLinear
 from fl_i2moe.model.fusion_routed import _mean
@@ -241,7 +242,7 @@ def test_training_takes_the_same_path(fusion):
     output = model.train()(features=features, feature_masks=masks, labels=labels)
     if fusion != "interpretcc":
         torch.testing.assert_close(output.expert_logits, expected, **CLOSE)
-    assert output.interaction_losses.shape == (5,)
+    assert losses_of(output, "interaction_loss").shape == (5,)
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())  # none is left out, several processes need all
 
@@ -254,7 +255,7 @@ def test_dense_baseline_is_one_expert(fusion):
     output = model(features=features, feature_masks=masks, labels=labels)
     assert output.expert_logits.shape == (4, 1, 3)
     torch.testing.assert_close(output.logits[1], PLAIN[fusion](model, 0, sequences(model, features, masks, 1)), **CLOSE)
-    assert model.train()(features=features, feature_masks=masks, labels=labels).interaction_losses is None
+    assert losses_of(model.train()(features=features, feature_masks=masks, labels=labels), "interaction_loss") is None
 
 
 @pytest.mark.parametrize("fusion", NEW)
@@ -407,7 +408,9 @@ def test_what_views_have_in_common_is_computed_once(changes, monkeypatch):
     monkeypatch.setattr(modeling_fl_i2moe, "replaced_slices", lambda *_: None)
     expected, expected_gradients = run()
     assert widths[0].numel() < widths[1].numel()
-    torch.testing.assert_close(output.interaction_losses, expected.interaction_losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        losses_of(output, "interaction_loss"), losses_of(expected, "interaction_loss"), rtol=1e-5, atol=1e-6
+    )
     for one, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -464,8 +467,8 @@ def test_balance_loss_by_hand(fusion):
         share = sum(j in row.topk(chosen).indices for row in tokens) / len(tokens)
         importance = 1.0 if j < config.num_routed_experts else config.zero_computation_balance
         expected += importance * share * tokens[:, j].mean() * number / chosen
-    torch.testing.assert_close(output.auxiliary_loss, expected)
-    torch.testing.assert_close(output.loss, output.task_loss + 0.3 * expected)
+    torch.testing.assert_close(output.losses["auxiliary_loss"], expected)
+    torch.testing.assert_close(output.loss, output.losses["task_loss"] + 0.3 * expected)
 
 
 @pytest.mark.parametrize("fusion", ROUTED)
@@ -476,14 +479,14 @@ def test_balance_loss_reaches_the_routers(fusion):
     features, masks, labels = make_inputs(config)
     routers = [layer.feed_forward.router.weight for layer in model.experts.layers]
     output = model(features=features, feature_masks=masks, labels=labels)
-    for gradient in torch.autograd.grad(output.auxiliary_loss, routers, retain_graph=True):
+    for gradient in torch.autograd.grad(output.losses["auxiliary_loss"], routers, retain_graph=True):
         assert (gradient.abs().amax(dim=(1, 2)) > 0).all()  # of every expert
     without = make_model(make_config(fusion=fusion, balance_loss_weight=0.0)).train()
     torch.manual_seed(1)
     with_loss = model(features=features, feature_masks=masks, labels=labels)
     torch.manual_seed(1)
     plain = without(features=features, feature_masks=masks, labels=labels)
-    torch.testing.assert_close(with_loss.loss, plain.loss + with_loss.auxiliary_loss)
+    torch.testing.assert_close(with_loss.loss, plain.loss + with_loss.losses["auxiliary_loss"])
 
 
 def test_balance_loss_balances():
@@ -499,7 +502,7 @@ def test_balance_loss_balances():
     optimizer = torch.optim.Adam([router], lr=0.05)
     losses = []
     for _ in range(100):
-        loss = model(features=features, feature_masks=masks).auxiliary_loss
+        loss = model(features=features, feature_masks=masks).losses["auxiliary_loss"]
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -513,8 +516,10 @@ def test_other_fusions_have_no_auxiliary_loss(fusion):
     config = make_config(fusion=fusion)
     features, masks, labels = make_inputs(config)
     output = make_model(config).train()(features=features, feature_masks=masks, labels=labels)
-    assert output.auxiliary_loss is None
-    torch.testing.assert_close(output.loss, output.task_loss + 0.5 * output.interaction_losses.mean())
+    assert "auxiliary_loss" not in output.losses
+    torch.testing.assert_close(
+        output.loss, output.losses["task_loss"] + 0.5 * losses_of(output, "interaction_loss").mean()
+    )
 
 
 def test_tokens_beyond_the_capacity_pass_by():

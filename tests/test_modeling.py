@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import SIZES, make_config, make_inputs, make_model
+from tiny_models import SIZES, losses_of, make_config, make_inputs, make_model
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
@@ -149,7 +149,7 @@ def test_grouped_path_equals_plain_loop(num_modalities, level, attention):
     torch.testing.assert_close(output.expert_logits, logits[0], **close)
     torch.testing.assert_close(output.logits, mixture, **close)
     torch.testing.assert_close(output.expert_weights, weights, **close)
-    torch.testing.assert_close(output.interaction_losses, torch.stack(losses), **close)
+    torch.testing.assert_close(losses_of(output, "interaction_loss"), torch.stack(losses), **close)
     torch.testing.assert_close(output.loss, loss, **close)
     for (name, _), gradient, expected in zip(model.named_parameters(), gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, **close, msg=lambda text, name=name: f"{name}: {text}")
@@ -162,12 +162,12 @@ def test_dense_is_one_expert_without_interaction_loss():
     logits, mixture, _ = plain_forward(model, features, masks, draw_noises(model, features, masks, 0))
     output = model.train()(features=features, feature_masks=masks, labels=labels)
     assert config.expert_names == ["dense"]
-    assert output.interaction_losses is None
+    assert losses_of(output, "interaction_loss") is None
     assert output.expert_logits.shape == (4, 1, 3)
     torch.testing.assert_close(output.expert_weights, torch.ones(4, 1))
     torch.testing.assert_close(output.logits, mixture, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.logits, logits[0, :, 0], rtol=1e-5, atol=1e-5)
-    assert output.loss == output.task_loss
+    assert output.loss == output.losses["task_loss"]
 
 
 @pytest.mark.parametrize("level", ["feature", "pooled"])
@@ -281,7 +281,7 @@ def test_views_replace_one_modality(perturbation):
     projected = model.embed(features, masks)
     for index, name in enumerate(config.modality_order):
         torch.manual_seed(7)
-        replaced, replaced_masks = model._without(index, projected, masks, model.config.perturbation)
+        replaced, replaced_masks = model.without(index, (projected, masks), model.config.perturbation)
         for other in config.modality_order:
             if other != name:
                 assert replaced[other] is projected[other]
@@ -308,7 +308,7 @@ def test_fewer_perturbed_views_leave_the_others_without_loss():
     seen = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        losses = model(features=features, feature_masks=masks, labels=labels).interaction_losses
+        losses = losses_of(model(features=features, feature_masks=masks, labels=labels), "interaction_loss")
         given = frozenset(losses[:4].nonzero().flatten().tolist())
         assert len(given) <= 2
         seen |= given
@@ -327,9 +327,9 @@ def test_interaction_losses_are_computed_when_they_count_or_are_asked_for():
     ]:
         model = make_model(make_config(interaction_loss_weight=weight)).train(training)
         output = model(features=features, feature_masks=masks, labels=labels, with_interaction_losses=asked)
-        assert (output.interaction_losses is not None) == expected
+        assert (losses_of(output, "interaction_loss") is not None) == expected
         if not expected:
-            assert output.loss == output.task_loss
+            assert output.loss == output.losses["task_loss"]
 
 
 def test_global_reweighting_is_one_vector_for_all():
@@ -369,10 +369,10 @@ def test_problem_types(problem_type, num_labels):
         labels = torch.randn(4, num_labels)
         reference = nn.SmoothL1Loss()
     output = model(features=features, feature_masks=masks, labels=labels)
-    torch.testing.assert_close(output.task_loss, reference(output.logits, labels))
+    torch.testing.assert_close(output.losses["task_loss"], reference(output.logits, labels))
     if (problem_type, num_labels) == ("regression", 1):
         flat = model(features=features, feature_masks=masks, labels=labels[:, 0])
-        torch.testing.assert_close(flat.task_loss, output.task_loss)
+        torch.testing.assert_close(flat.losses["task_loss"], output.losses["task_loss"])
     with pytest.raises(ValueError, match=r"[Ll]abels"):
         model(features=features, feature_masks=masks, labels=torch.zeros(4, num_labels + 1))
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fl_i2moe import FLI2MoEConfig
-from fl_i2moe.model.objective import interaction_losses, task_loss
+from fl_i2moe.model.objective import task_loss
+from fl_i2moe.model.objective_published import interaction_losses
 
 
 def make_config(num_modalities=2, **changes):

@@ -93,9 +93,7 @@ def test_a_local_copy_of_a_tokenizer(tmp_path, monkeypatch):
     model, raw, _ = make_published(tmp_path, names={"text": "nobody/no-such-model"})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     processor = FLI2MoEProcessor.from_config(model.config)
-    expected = (
-        r"(?s)tokenizer of 'text' \(nobody/no-such-model\).*processor\.load_preprocessors\(\{'text': '<folder>'\}\)"
-    )
+    expected = r"(?s)tokenizer\.json of 'text' \(nobody/no-such-model\).*processor\.load_preprocessors\(\{'text': '<folder>'\}\)"
     with pytest.raises(ValueError, match=expected):
         processor(**rows_of(raw)[0])
     with pytest.raises(ValueError, match=r"Unknown inputs \['txt'\].*Did you mean 'text'"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fl_i2moe import sample_encoders
+from fl_i2moe.model import sample_encoders
 from fl_i2moe.model.encoders import load_encoder
 from fl_i2moe.model.sample_encoders import SAMPLE_ENCODERS, resolve_encoder
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from tiny_models import make_config, make_inputs, make_model
+from tiny_models import losses_of, make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
-from fl_i2moe.model.fusion_specialised import Readings, either
-from fl_i2moe.model.specialised import agreement, specialised_losses
+from fl_i2moe.model.objective_specialised import Readings, agreement, either, specialised_losses
+from fl_i2moe.training.thinning import draw_thinning
 
 
 def specialised(num_modalities=2, **changes):
@@ -275,8 +275,8 @@ def test_what_is_exchanged(monkeypatch):
     model = make_model(config).train()
     features, masks, labels = make_inputs(config)
     seen = []
-    original = model._join
-    monkeypatch.setattr(model, "_join", lambda views, *rest: (seen.append(views), original(views, *rest))[1])
+    original = model.join
+    monkeypatch.setattr(model, "join", lambda views, *rest: (seen.append(views), original(views, *rest))[1])
     model(features, masks, labels)
     (full,), views = seen
     assert len(views) == 3
@@ -296,10 +296,15 @@ def test_what_is_fitted_to_what():
     features, masks, labels = make_inputs(config)
     output = model(features, masks, labels)
     experts = list(model.experts.parameters())
-    assert all(g is None for g in torch.autograd.grad(output.task_loss, experts, retain_graph=True, allow_unused=True))
-    (of_weights,) = torch.autograd.grad(output.task_loss, [model.reweighting.global_scores], retain_graph=True)
+    assert all(
+        g is None
+        for g in torch.autograd.grad(output.losses["task_loss"], experts, retain_graph=True, allow_unused=True)
+    )
+    (of_weights,) = torch.autograd.grad(
+        output.losses["task_loss"], [model.reweighting.global_scores], retain_graph=True
+    )
     assert (of_weights != 0).any()
-    assert output.interaction_losses.shape == (4,)
+    assert losses_of(output, "interaction_loss").shape == (4,)
 
     logits, readings, exchanged = draw()
     given = [logits, readings.redundancy, readings.alone, readings.together]
@@ -334,10 +339,14 @@ def test_the_loss_is_the_sum_of_its_parts():
     config = specialised(interaction_loss_weight=0.3)
     model = make_model(config).train()
     output = model(*make_inputs(config))
-    parts = output.task_loss + output.fitted_losses.sum() + 0.3 * output.interaction_losses.mean()
+    parts = (
+        output.losses["task_loss"]
+        + losses_of(output, "fitted_loss").sum()
+        + 0.3 * losses_of(output, "interaction_loss").mean()
+    )
     torch.testing.assert_close(output.loss, parts)
-    assert output.fitted_losses.shape == (4,)
-    assert make_model(make_config()).train()(*make_inputs(make_config())).fitted_losses is None
+    assert losses_of(output, "fitted_loss").shape == (4,)
+    assert losses_of(make_model(make_config()).train()(*make_inputs(make_config())), "fitted_loss") is None
 
 
 @pytest.mark.parametrize("feature_dropout", [0.0, 0.5])
@@ -350,16 +359,17 @@ def test_nobody_learns_from_what_stands_for_a_missing_modality(feature_dropout, 
     masks[name][[0, 2]] = False
     seen = []
     monkeypatch.setattr(
-        "fl_i2moe.model.modeling_fl_i2moe.specialised_losses",
+        "fl_i2moe.model.objective_specialised.specialised_losses",
         lambda *given: (seen.append(given[-1]), specialised_losses(*given))[1],
     )
-    model(features, masks, labels, fill_missing="random")
+    thinning = [{}, dict(zip(("keep", "is_whole"), draw_thinning(features, config), strict=True))][feature_dropout > 0]
+    model(features, masks, labels, fill_missing="random", **thinning)
     is_whole = seen[0]
     assert is_whole[:, 1].tolist()[::2] == [False, False]
     if not feature_dropout:
         assert is_whole.sum() == 4 * 3 - 2
-    model(features, {**masks, name: torch.ones_like(masks[name])}, labels, fill_missing="random")
-    assert (seen[1] is None) == (not feature_dropout)
+    model(features, {**masks, name: torch.ones_like(masks[name])}, labels, fill_missing="random", **thinning)
+    assert seen[1] is thinning.get("is_whole")
 
 
 @pytest.mark.parametrize(
@@ -380,28 +390,18 @@ def test_thinning_zeroes_whole_features_of_a_training_step(objective, level, mon
     features, masks, labels = make_inputs(config, num_samples=64)
     whole = model.embed(features, masks)
     seen = []
-    original = model._join
-    monkeypatch.setattr(model, "_join", lambda views, *rest: (seen.append(views), original(views, *rest))[1])
-    model(features, masks)  # evaluation drops nothing
-    assert all(torch.equal(seen[0][0][0][name], x) for name, x in whole.items())
-    model.train()(features, masks, labels)
-    thinned, _ = seen[1][0]
+    original = model.join
+    monkeypatch.setattr(model, "join", lambda views, *rest: (seen.append(views), original(views, *rest))[1])
+    keep, is_whole = draw_thinning(features, config)
+    model.train()(features, masks, labels, keep=keep, is_whole=is_whole)
+    thinned, _ = seen[0][0]
     for name, x in whole.items():
         zero = (thinned[name] == 0).all(dim=-1)
         assert ((thinned[name] == x).all(dim=-1) | zero).all()
         untouched = (~zero).all(dim=1)
         assert 16 <= untouched.sum() <= 56  # half of them and those that lose none by chance
-
-
-def test_no_draw_without_thinning():
-    """A seeded run is what it was before there was an option to thin."""
-    model = make_model(make_config(feature_dropout=0.0)).train()
-    features, masks, _ = make_inputs(model.config)
-    torch.manual_seed(0)
-    model(features, masks, with_interaction_losses=False)
-    drawn = torch.rand(1)
-    torch.manual_seed(0)
-    assert drawn == torch.rand(1)
+    assert 16 <= is_whole[:, 0].sum() <= 48
+    assert all(keep[name][is_whole[:, m]].all() for m, name in enumerate(config.modality_order))
 
 
 def test_experts_learn_without_a_weight_on_the_penalties():

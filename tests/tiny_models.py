@@ -62,6 +62,12 @@ def make_batch(config: FLI2MoEConfig, num_samples: int = 4, seed: int = 0) -> di
     return {"features": features, "feature_masks": masks, "special_masks": special, "labels": labels, "ids": ids}
 
 
+def losses_of(output, name: str) -> torch.Tensor | None:
+    """The losses `<name>/<expert>` of an output, (E,); None where there are none."""
+    found = [loss for key, loss in output.losses.items() if key.startswith(f"{name}/")]
+    return torch.stack(found) if found else None
+
+
 def one_sample(inputs: Inputs, row: int) -> Inputs:
     """One of several samples, without its padding."""
     parts = (inputs.projected, inputs.feature_masks, inputs.candidate_masks)

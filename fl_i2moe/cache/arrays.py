@@ -4,12 +4,8 @@ Arrays that are features already, on their way into the feature cache: nothing i
 Shape letters: B samples, T features of a sequence, D numbers of a feature.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,55 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.arrays import ArrayDataset
-from ..model.encoder_inputs import Preprocessed
-from ..model.encoders import EncodedFeatures
+from ..model.kind_array import ArrayEncoder
 from ..utils.run_folder import replace_files
 
 BATCH = 1000
 SMALLEST_SCALE = 1e-6
 """Of a number's standard deviation, beside its mean: what is smaller is rounding."""
-
-
-@dataclass(frozen=True)
-class ArrayEncoder:
-    """Stands where a frozen encoder stands: bytes of float32 arrays (T, D) in, `(x − mean) / scale` out."""
-
-    feature_size: int
-    """D"""
-
-    max_features: int
-    """The longest T."""
-
-    mean: Tensor | None = None
-    """(D,); None where features stay as they are."""
-
-    scale: Tensor | None = None
-
-    kind = "array"
-    grid = None
-
-    @property
-    def preprocess(self) -> Callable[[list[bytes]], Preprocessed]:
-        return partial(_pad, feature_size=self.feature_size)
-
-    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
-        features, lengths = inputs["features"], inputs["lengths"]
-        if self.mean is not None:
-            features = (features - self.mean) / self.scale
-        mask = torch.arange(features.shape[1]) < lengths[:, None]
-        return EncodedFeatures(features.masked_fill(~mask[..., None], 0.0), mask, torch.zeros_like(mask))
-
-    def identity(self) -> dict[str, Any]:
-        """What the features depend on beside the arrays, as plain JSON."""
-        digest = None
-        if self.mean is not None:
-            digest = hashlib.sha256(torch.cat([self.mean, self.scale]).numpy().tobytes()).hexdigest()
-        return {
-            "name": "numeric arrays",
-            "kind": self.kind,
-            "feature_size": self.feature_size,
-            "standardised_by": digest,
-        }
 
 
 def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, ArrayEncoder]:
@@ -101,15 +54,6 @@ def load_standardization(file: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     tensors = load_file(file)
     names = [key.removesuffix(".mean") for key in tensors if key.endswith(".mean")]
     return {name: (tensors[f"{name}.mean"], tensors[f"{name}.scale"]) for name in names}
-
-
-def _pad(values: list[bytes], feature_size: int) -> Preprocessed:
-    arrays = [np.frombuffer(value, np.float32).reshape(-1, feature_size) for value in values]
-    lengths = [len(array) for array in arrays]
-    features = torch.zeros(len(arrays), max(lengths), feature_size)
-    for row, array in zip(features.numpy(), arrays, strict=True):
-        row[: len(array)] = array
-    return Preprocessed({"features": features, "lengths": torch.tensor(lengths)}, [{} for _ in values])
 
 
 def _contents(split: Dataset, name: str) -> Iterator[bytes]:

@@ -14,28 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
+from ..model.kind import EncodedFeatures, Kind, Preprocessed
+from ..model.kinds import KINDS
 from .shards import Shard
 
-GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 FLOAT16_MAX = 65504
 
 
-class Preprocessed(Protocol):
-    inputs: dict[str, Tensor]
-    annotations: list[dict[str, Any]]
-
-
-class EncodedFeatures(Protocol):
-    features: Tensor
-    feature_mask: Tensor
-    special_mask: Tensor
-
-
 class Encoder(Protocol):
-    """What the cache needs of a frozen encoder; `fl_i2moe.model.encoders` has the real ones."""
+    """What the cache needs of an encoder; see `fl_i2moe.model.encoders` and `fl_i2moe.model.kind_array`."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """A name in `KINDS`."""
 
     @property
     def feature_size(self) -> int: ...
@@ -59,16 +50,14 @@ def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features
     """The columns of a feature cache: the raw ones, but for arrays, which are features already; then those that the
     encoders add."""
     raw_features = next(iter(raw.splits.values())).features
-    arrays = {name for name, encoder in encoders.items() if encoder.kind == "array"}
-    features = {name: feature for name, feature in raw_features.items() if name not in arrays}
+    dropped = {name for name, encoder in encoders.items() if not KINDS[encoder.kind].keeps_raw}
+    features = Features({name: feature for name, feature in raw_features.items() if name not in dropped})
     for name, encoder in encoders.items():
         features[f"{name}_features"] = Array2D((None, encoder.feature_size), "float16")
         features[f"{name}_special_mask"] = List(Value("bool"))
-        if encoder.kind == "text":
-            features[f"{name}_offsets"] = List(List(Value("int32"), length=2))
-        elif encoder.kind == "image":
-            features[f"{name}_geometry"] = {key: Value("int32") for key in GEOMETRY}
-    return Features(features)
+        added = {f"{name}_{suffix}": x for suffix, x in KINDS[encoder.kind].annotation_types.items()}
+        features.update(Features.from_dict(added))
+    return features
 
 
 def has_non_finite(features: NDArray[np.float16]) -> bool:
@@ -102,6 +91,7 @@ class _Decoder(torch.utils.data.Dataset):
     def __init__(self, raw: RawDataset, encoders: Mapping[str, Encoder]) -> None:
         self.splits: dict[str, Dataset] = {str(name): split.with_format("arrow") for name, split in raw.splits.items()}
         self.preprocess = {name: encoder.preprocess for name, encoder in encoders.items()}
+        self.kinds = {name: encoder.kind for name, encoder in encoders.items()}
 
     def __getitem__(self, task: tuple[Shard, range]) -> DecodedBatch:
         shard, rows = task
@@ -124,14 +114,13 @@ class _Decoder(torch.utils.data.Dataset):
             try:
                 preprocess(row[name].to_pylist())
             except ValueError as error:
-                return _sample_error(row, 0, split, name, str(error))
+                return _sample_error(row, 0, split, name, self.kinds[name], str(error))
         return None
 
 
-def _sample_error(table: pa.Table, row: int, split: str, modality: str, reason: str) -> SampleError:
-    value = table[modality][row].as_py()
-    file = value.get("path") if isinstance(value, dict) else None
-    return SampleError(split, table["id"][row].as_py(), modality, file or "-", reason)
+def _sample_error(table: pa.Table, row: int, split: str, modality: str, kind: str, reason: str) -> SampleError:
+    file = KINDS[kind].file_of(table[modality][row].as_py())
+    return SampleError(split, table["id"][row].as_py(), modality, file, reason)
 
 
 def decode(
@@ -165,8 +154,8 @@ def _identity(value: Any) -> Any:
 
 
 def new_record(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
-    """What is counted per shard: samples left out, and per text modality how many were cut and by what share in sum."""
-    cut = {name: {"samples": 0, "share": 0.0} for name, encoder in encoders.items() if encoder.kind == "text"}
+    """What is counted per shard: samples left out, and per modality that can be cut how many were, by what share."""
+    cut = {name: {"samples": 0, "share": 0.0} for name, x in encoders.items() if KINDS[x.kind].can_be_cut}
     return {"skipped": [], "cut": cut}
 
 
@@ -190,17 +179,21 @@ class BatchEncoder:
         columns = {name: table[name].combine_chunks() for name in table.column_names}
         bad: dict[int, SampleError] = {}
         for name, preprocessed in decoded.inputs.items():
+            kind = self.encoders[name].kind
             values_ND, lengths_B, special_N = _encode(self.encoders[name], preprocessed.inputs)
             for row, reason in _find_bad_rows(values_ND, lengths_B):
-                bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, reason))
+                bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, kind, reason))
             columns |= _feature_columns(name, values_ND, lengths_B, special_N)
-            columns |= _annotation_columns(name, self.encoders[name].kind, preprocessed.annotations)
+            cells = [KINDS[kind].annotation_cells(annotation) for annotation in preprocessed.annotations]
+            for suffix in KINDS[kind].annotation_types:
+                column = f"{name}_{suffix}"
+                columns[column] = pa.array([cell[suffix] for cell in cells], self.schema.field(column).type)
         self._leave_out([bad[row] for row in sorted(bad)], record)
         keep = [row not in bad for row in range(table.num_rows)]
         if not any(keep):
             return None
         for name, counts in record["cut"].items():
-            _count_cuts(counts, decoded.inputs[name].annotations, keep)
+            _count_cuts(counts, KINDS[self.encoders[name].kind], decoded.inputs[name].annotations, keep)
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
         return batch if all(keep) else batch.filter(pa.array(keep))
 
@@ -255,23 +248,13 @@ def _feature_columns(
     }
 
 
-def _annotation_columns(name: str, kind: str, annotations: list[dict[str, Any]]) -> dict[str, pa.Array]:
-    if kind == "text":
-        pair_type = pa.list_(pa.int32(), 2)
-        offsets = [[list(pair) for pair in annotation["offsets"]] for annotation in annotations]
-        return {f"{name}_offsets": pa.array(offsets, pa.list_(pair_type))}
-    if kind == "image":
-        struct_type = pa.struct([(key, pa.int32()) for key in GEOMETRY])
-        return {f"{name}_geometry": pa.array([{k: a[k] for k in GEOMETRY} for a in annotations], struct_type)}
-    return {}
-
-
 def _offsets(lengths: NDArray[np.int64]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
 
 
-def _count_cuts(counts: dict[str, Any], annotations: list[dict[str, Any]], keep: list[bool]) -> None:
+def _count_cuts(counts: dict[str, Any], kind: Kind, annotations: list[dict[str, Any]], keep: list[bool]) -> None:
     for annotation, kept in zip(annotations, keep, strict=True):
-        if kept and annotation["truncated"]:
+        share = kind.cut_share(annotation)
+        if kept and share is not None:
             counts["samples"] += 1
-            counts["share"] += 1 - len(annotation["offsets"]) / annotation["num_tokens"]
+            counts["share"] += share

@@ -18,7 +18,7 @@ from torch import nn
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader
 from ..metrics.tasks import compute_metrics, defined, difference
-from ..model.missing import FILLS
+from ..model.inputs import FILLS
 from ..model.modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
 from ..training.experiment import Job, keep_json, summarise_runs
 from ..training.loop import predict

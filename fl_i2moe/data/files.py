@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from datasets.utils import tqdm
 
+from ..model.kinds import KINDS
 from .raw import OnBadSample, SampleError
 
 Sample = TypeVar("Sample")
@@ -131,16 +132,14 @@ def read_samples(
 
 def single_label_splits(samples: Mapping[str, list[Mapping[str, Any]]], modalities: Mapping[str, str]) -> DatasetDict:
     """Samples with `id`, one value for each modality (a path of a picture, or a text) and `labels`, a class."""
-    kinds = {"image": Image(decode=False), "text": Value("string")}
-    features = Features(
-        {"id": Value("string"), **{name: kinds[kind] for name, kind in modalities.items()}, "labels": Value("int64")}
-    )
+    kinds = {name: KINDS[kind] for name, kind in modalities.items()}
+    raw = Features.from_dict({name: kind.raw_type for name, kind in kinds.items()})
+    features = Features({"id": Value("string"), **raw, "labels": Value("int64")})
     columns = {
-        split: {name: [_value(sample[name], modalities.get(name)) for sample in rows] for name in features}
+        split: {
+            name: [kinds[name].cell(sample[name]) if name in kinds else sample[name] for sample in rows]
+            for name in features
+        }
         for split, rows in samples.items()
     }
     return DatasetDict({split: Dataset.from_dict(column, features=features) for split, column in columns.items()})
-
-
-def _value(value: Any, kind: str | None) -> Any:
-    return {"path": str(value), "bytes": None} if kind == "image" else value

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ..cache import FeatureCache
+from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_game import feature_game, feature_players
-from .geometry import Modality
 from .inputs import Inputs, check_cache
 from .interactions import ESTIMATORS, sample_seed, score_pairs
 
@@ -118,7 +118,7 @@ def explain(
         problem_type=config.problem_type,
         labels=labels,
         modalities={
-            name: Modality.from_row(
+            name: places_in(
                 sample,
                 name,
                 described.get(name, {}).get("encoder") or encoders.get(name),

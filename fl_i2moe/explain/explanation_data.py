@@ -7,7 +7,10 @@ from typing import Any, Self
 import numpy as np
 
 from ..metrics.tasks import FloatArray
-from .geometry import Box, Modality, Span
+from ..model.kind import Places
+from ..model.kind_image import Box
+from ..model.kind_text import Span
+from ..model.kinds import places_from_dict
 from .pair_scores import PairKind, PairTable, kind_of_expert
 
 FORMAT_VERSION = 1
@@ -24,12 +27,22 @@ class Feature:
     name: str
     """What a person calls it: the token's text, or row and column of the patch."""
 
-    box: Box | None = None
-    """The patch: left, top, right, bottom in pixels of the picture."""
+    place: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Where it lies, in the words of its kind: `box`, or `token` and `span`."""
 
-    token: str | None = None
-    span: Span | None = None
-    """The token's characters in the text."""
+    @property
+    def box(self) -> Box | None:
+        """The patch: left, top, right, bottom in pixels of the picture."""
+        return self.place.get("box")
+
+    @property
+    def token(self) -> str | None:
+        return self.place.get("token")
+
+    @property
+    def span(self) -> Span | None:
+        """The token's characters in the text."""
+        return self.place.get("span")
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class ExplanationData:
     """What is true: (C,) zeros and ones of a multi-label sample, the one class index, or (C,) numbers of a regression;
     None if unknown."""
 
-    modalities: dict[str, Modality]
+    modalities: dict[str, Places]
     expert_names: list[str]
     expert_weights: FloatArray
     """(E,)"""
@@ -120,10 +133,8 @@ class ExplanationData:
         return np.flatnonzero(self.logits > 0).tolist()
 
     def feature(self, modality: str, index: int) -> Feature:
-        place = self.modalities[modality]
-        span = place.span(index)
-        token = None if span is None else place.text[slice(*span)]
-        return Feature(modality, index, place.name_of(index), place.box(index), token, span)
+        places = self.modalities[modality]
+        return Feature(modality, index, places.name_of(index), places.place_of(index))
 
     def pairs(self, expert: str, top: int | None = 10, kind: PairKind | None = None) -> list[Pair]:
         """
@@ -171,7 +182,7 @@ class ExplanationData:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["format"] = FORMAT_VERSION
         values["target_name"] = self.target_name
-        values["modalities"] = {name: modality.to_dict() for name, modality in self.modalities.items()}
+        values["modalities"] = {name: places.to_dict() for name, places in self.modalities.items()}
         for name in ("expert_weights", "expert_logits", "logits"):
             values[name] = getattr(self, name).tolist()
         values["importance"] = {
@@ -192,7 +203,7 @@ class ExplanationData:
         if values.get("format") != FORMAT_VERSION:
             raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
         values = {item.name: values[item.name] for item in fields(cls)}
-        values["modalities"] = {name: Modality.from_dict(x) for name, x in values["modalities"].items()}
+        values["modalities"] = {name: places_from_dict(x) for name, x in values["modalities"].items()}
         for name in ("expert_weights", "expert_logits", "logits"):
             values[name] = np.array(values[name], dtype=np.float64)
         values["importance"] = {

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.fusion import GroupedTransformer
-from ..model.fusion_specialised import SpecialisedTransformer
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.objective_specialised import SpecialisedTransformer
 
 
 class MaskedExpert:
@@ -41,14 +41,15 @@ class MaskedExpert:
         self._fusion = model.experts
         self._index = model.config.expert_names.index(expert)
         masks = {name: feature_masks.get(name) for name in projected}
-        absent, _, _ = model._join([({name: torch.zeros_like(x) for name, x in projected.items()}, masks)])
-        present, _, readout = model._join([(projected, masks)])
+        absent, _, _ = model.join([({name: torch.zeros_like(x) for name, x in projected.items()}, masks)])
+        present, _, readout = model.join([(projected, masks)])
         x, readout = torch.where(always_kept[:, None], present, absent)[0], readout[0]
         self._no_means = present.new_zeros(1, len(readout), present.shape[-1])
 
         self._parts: list[tuple[list[int], Tensor, MaskedSequence]] = []
         read = model.modality_shares([expert])[0].nonzero().flatten().tolist()
-        for modalities in [[modality] for modality in read] if attends_within(model, expert) else [read]:
+        is_joint = self._fusion.attends_across(self._index)
+        for modalities in [read] if is_joint else [[modality] for modality in read]:
             is_here = (readout[modalities] > 0).any(dim=0)
             plays_here = is_here[positions]
             is_player = torch.zeros_like(is_here)
@@ -71,6 +72,7 @@ class MaskedExpert:
         return (
             type(model.experts) in (GroupedTransformer, SpecialisedTransformer)
             and model.config.position_embeddings == "shared"
+            and model.config.layer_arithmetic == "pre_norm"
         )
 
     def __call__(self, coalitions: Tensor, batch_size: int) -> Tensor:
@@ -82,11 +84,6 @@ class MaskedExpert:
             means[:, modalities] = torch.cat([sequence(batch) for batch in batches])[inverse]
         logits, _ = self._fusion.read(means.unsqueeze(0), [self._index])
         return logits[:, 0].float()
-
-
-def attends_within(model: FLI2MoEModel, expert: str) -> bool:
-    """Whether the expert's features attend to those of their own modality alone."""
-    return isinstance(model.experts, SpecialisedTransformer) and expert != "synergy"
 
 
 class MaskedSequence:

@@ -1,11 +1,8 @@
 """A raw sample as a row of a feature cache, so that it can be explained without one."""
 
-import io
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..model.encoder_inputs import open_image
+from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 
@@ -33,25 +30,12 @@ def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> di
     row: dict[str, Any] = {"id": sample_id}
     for name in order:
         encoder = model.raw_inputs.load(name).to(model.device)
+        kind = ENCODED_KINDS[encoder.kind]
         prepared = encoder.preprocess([raw[name]])
         encoded = encoder.encode(prepared.inputs)
-        [annotation] = prepared.annotations
+        row[name] = kind.raw_cell(raw[name])
         row[f"{name}_features"] = encoded.features[0].half().cpu().numpy()
         row[f"{name}_special_mask"] = encoded.special_mask[0].cpu().numpy()
-        if encoder.kind == "text":
-            row[name] = raw[name]
-            row[f"{name}_offsets"] = [list(pair) for pair in annotation["offsets"]]
-        else:
-            row[name] = _picture(raw[name])
-            row[f"{name}_geometry"] = annotation
+        [annotation] = prepared.annotations
+        row |= {f"{name}_{suffix}": cell for suffix, cell in kind.annotation_cells(annotation).items()}
     return row
-
-
-def _picture(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (str, Path)):
-        return {"path": str(value), "bytes": None}
-    stream = io.BytesIO()
-    open_image(value).save(stream, "PNG")
-    return {"path": None, "bytes": stream.getvalue()}

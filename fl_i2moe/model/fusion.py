@@ -8,8 +8,10 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 A attention heads · C classes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,10 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout, self_attention
+
+if TYPE_CHECKING:
+    from .configuration_fl_i2moe import FLI2MoEConfig
 
 
 @dataclass
@@ -273,11 +277,40 @@ class GroupedTransformerLayer(nn.Module):
         return x + dropout(update, p, self.training), weights
 
 
+class PublishedTransformerLayer(GroupedTransformerLayer):
+    """
+    The layer as the published I²MoE code computes it, for checkpoints that were trained with it: attention replaces the
+    residual stream and is added to itself, `x ← attention(norm(x))`, `x ← x + dropout(x)`.
+    """
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        experts: list[int] | None,
+        replaced: list[slice] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        p = self.config.residual_dropout
+        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
+        update = dropout(update, p, self.training)
+        x = update + dropout(update, p, self.training)
+        update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
+        return x + dropout(update, p, self.training), weights
+
+
+LAYERS = {"pre_norm": GroupedTransformerLayer, "published": PublishedTransformerLayer}
+"""Transformer layers by the `layer_arithmetic` of a configuration."""
+
+
 class Fusion(nn.Module):
     """Experts as one stack. A subclass is called as [`GroupedTransformer.forward`] is."""
 
     has_attention = True
     """Whether it can give attention probabilities."""
+
+    def attends_across(self, expert: int) -> bool:
+        """Whether features of different modalities attend to each other in an expert."""
+        return self.has_attention
 
     def __init__(self, config: FLI2MoEConfig):
         super().__init__()
@@ -294,12 +327,10 @@ class GroupedTransformer(Fusion):
     masked mean per modality, one linear head.
     """
 
-    layer_class = GroupedTransformerLayer
-
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config)
-        num_groups = config.num_experts
-        self.layers = nn.ModuleList(self.layer_class(config, num_groups) for _ in range(config.num_fusion_layers))
+        num_groups, layer = config.num_experts, LAYERS[config.layer_arithmetic]
+        self.layers = nn.ModuleList(layer(config, num_groups) for _ in range(config.num_fusion_layers))
         self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
 
     def forward(
@@ -344,6 +375,22 @@ class GroupedTransformer(Fusion):
     ) -> torch.Tensor | None:
         """True where to attend: (1, N, 1, T), or what broadcasts to (E, N, T, T); `None` if everywhere."""
         return None if feature_mask is None else feature_mask[None, :, None, :]
+
+
+class LateFusion(GroupedTransformer):
+    """
+    MulT without attention between modalities. The head is linear in the modalities' means, so its logits are a sum of
+    one term for each modality.
+    """
+
+    def attends_across(self, expert: int) -> bool:
+        return False
+
+    def attention_mask(
+        self, feature_mask: torch.Tensor | None, readout: torch.Tensor, experts: list[int] | None
+    ) -> torch.Tensor:
+        """True where to attend, (1, N, T, T): inside a modality."""
+        return attend_within(readout).unsqueeze(0)
 
 
 def attend_within(readout: torch.Tensor) -> torch.Tensor:

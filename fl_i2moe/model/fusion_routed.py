@@ -9,12 +9,15 @@ H hidden width · K feed-forward networks of a layer · J choices of a router (K
 C constant choices.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import (
     Fusion,
@@ -25,6 +28,9 @@ from .fusion import (
     GroupedVectors,
     _select,
 )
+
+if TYPE_CHECKING:
+    from .configuration_fl_i2moe import FLI2MoEConfig
 
 ROWS = 64
 """A network's tokens are padded to a multiple of this."""
@@ -185,14 +191,13 @@ def _mean(x: torch.Tensor, is_of: torch.Tensor) -> torch.Tensor:
 class RoutedTransformerLayer(nn.Module):
     """Pre-norm Transformer layer of E experts with a routed feed-forward layer."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int, is_first: bool):
+    def __init__(self, config: FLI2MoEConfig, num_groups: int, is_first: bool, feed_forward: type[nn.Module]):
         super().__init__()
         self.config = config
         self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
         self.attention = GroupedSelfAttention(config, num_groups)
         self.feed_forward_norm = GroupedLayerNorm(num_groups, config.hidden_size)
-        kind = SwitchFeedForward if config.fusion == "switch" else MoEPlusPlusFeedForward
-        self.feed_forward = kind(config, num_groups, is_first)
+        self.feed_forward = feed_forward(config, num_groups, is_first)
 
     def forward(
         self,
@@ -216,12 +221,14 @@ class RoutedTransformerLayer(nn.Module):
 
 
 class RoutedTransformer(Fusion):
-    """The experts with Switch ("SwitchGate" in I²MoE's tables) or MoE++ fusion: MulT with routed layers."""
+    """The experts with routed feed-forward layers, otherwise MulT."""
+
+    feed_forward: type[nn.Module]
 
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config)
         self.layers = nn.ModuleList(
-            RoutedTransformerLayer(config, config.num_experts, is_first=index == 0)
+            RoutedTransformerLayer(config, config.num_experts, index == 0, self.feed_forward)
             for index in range(config.num_fusion_layers)
         )
         self.head = GroupedLinear(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
@@ -249,3 +256,15 @@ class RoutedTransformer(Fusion):
         latents = torch.matmul(readout.to(x.dtype), x).flatten(-2)  # (E, N, M·H)
         logits = self.head(latents, experts).transpose(0, 1)
         return logits, FusionExtra(latents, torch.stack(balances).sum(dim=0))
+
+
+class SwitchTransformer(RoutedTransformer):
+    """Switch fusion, "SwitchGate" in I²MoE's tables."""
+
+    feed_forward = SwitchFeedForward
+
+
+class MoEPlusPlusTransformer(RoutedTransformer):
+    """MoE++ fusion."""
+
+    feed_forward = MoEPlusPlusFeedForward

@@ -7,15 +7,20 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 D width of a modality's vector · R rank · C classes.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import Fusion, FusionExtra, GroupedLinear
+
+if TYPE_CHECKING:
+    from .configuration_fl_i2moe import FLI2MoEConfig
 
 
 class VectorFusion(Fusion, ABC):

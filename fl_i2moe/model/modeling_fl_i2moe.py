@@ -7,8 +7,10 @@ E experts · V views · P pseudo-patches · C classes.
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -17,15 +19,21 @@ from transformers.utils import ModelOutput
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .cpu_training import dropout
 from .fusion import init_grouped_weights
-from .fusions import create_fusion
-from .input_checks import as_bool, check_inputs, check_mask_shape, check_names
-from .missing import FILLS, complete_inputs
-from .objective import interaction_losses, task_loss
+from .inputs import (
+    FILLS,
+    ModalityStem,
+    View,
+    as_bool,
+    check_inputs,
+    check_mask_shape,
+    check_names,
+    complete_inputs,
+    join_masks,
+    replaced_slices,
+)
+from .objective import Step, Term, task_loss, weigh
+from .objectives import create_objective
 from .pinned_encoders import PinnedEncoders, Repository
-from .reweighting import Reweighting
-from .specialised import specialised_losses
-from .stem import ModalityStem
-from .views import View, join_masks, replaced_slices, thin
 
 
 @dataclass
@@ -33,18 +41,12 @@ class FLI2MoEOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, scalar, with `labels`):
-            `task_loss + fitted_losses.sum() + interaction_loss_weight · interaction_losses.mean() +
-            balance_loss_weight · auxiliary_loss`, without the terms that are `None`.
-        task_loss (`torch.Tensor`, scalar, with `labels`):
-            Loss of the mixture's logits. Specialised experts get no gradient of it, only their weights and what these
-            read.
-        fitted_losses (`torch.Tensor` of shape `(E,)`, with `labels`, in training mode or when asked for):
-            What each specialised expert is fitted by, see `specialised_losses`. `None` for other experts.
-        interaction_losses (`torch.Tensor` of shape `(E,)`, in training mode or when asked for):
-            In the order of `config.expert_names`. `None` for the dense architecture, and of specialised experts without
-            `labels`.
-        auxiliary_loss (`torch.Tensor`, scalar):
-            Mean over the experts of what their fusion adds: the balance loss of Switch and MoE++, `None` for others.
+            What a training step minimises: the task loss and the terms that the objective and the fusion add to it.
+        losses (`dict[str, torch.Tensor]`):
+            What the loss is made of, by name: `task_loss` (with `labels`), of the mixture's logits;
+            `interaction_loss/<expert>` and, of specialised experts, `fitted_loss/<expert>`, in training mode or when
+            asked for; `auxiliary_loss`, the mean over the experts of what their fusion adds (the balance loss of Switch
+            and MoE++).
         logits (`torch.Tensor` of shape `(B, C)`):
             `Σ_e expert_weights[:, e] · expert_logits[:, e]`.
         expert_logits (`torch.Tensor` of shape `(B, E, C)`):
@@ -54,13 +56,41 @@ class FLI2MoEOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
-    task_loss: torch.Tensor | None = None
-    fitted_losses: torch.Tensor | None = None
-    interaction_losses: torch.Tensor | None = None
-    auxiliary_loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
     logits: torch.Tensor | None = None
     expert_logits: torch.Tensor | None = None
     expert_weights: torch.Tensor | None = None
+
+
+class Reweighting(nn.Module):
+    """
+    How much each expert counts for a sample (I²MoE, section 3.3.1): a softmax over scores that an MLP makes of the
+    modalities' means; or one learned vector for all samples.
+    """
+
+    def __init__(self, config: FLI2MoEConfig):
+        super().__init__()
+        self.config = config
+        if config.reweighting == "global":
+            self.global_scores = nn.Parameter(torch.zeros(config.num_experts))
+            return
+        sizes = [
+            config.num_modalities * config.hidden_size,
+            *[config.reweighting_hidden_size] * (config.num_reweighting_layers - 1),
+            config.num_experts,
+        ]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+
+    def forward(self, means: torch.Tensor) -> torch.Tensor:
+        """(B, M, H) → (B, E), rows that sum to 1."""
+        if self.config.reweighting == "global":
+            scores = self.global_scores.expand(means.shape[0], -1)
+        else:
+            scores = means.flatten(1)
+            for layer in self.layers[:-1]:
+                scores = dropout(F.relu(layer(scores)), self.config.reweighting_dropout, self.training)
+            scores = self.layers[-1](scores)
+        return (scores.float() / self.config.reweighting_temperature).softmax(dim=-1)
 
 
 class FLI2MoEPreTrainedModel(PreTrainedModel):
@@ -98,10 +128,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config)
         self.stems = nn.ModuleList(ModalityStem(config, name) for name in config.modality_order)
-        self.experts = create_fusion(config)
+        self.objective = create_objective(config)
+        self.experts = self.objective.create_fusion()
         self.reweighting = Reweighting(config) if config.architecture == "moe" else None
         self.raw_inputs = PinnedEncoders(config.encoders)  # no module: frozen encoders are not the model's weights
-        self.feature_dropout = config.feature_dropout  # the training loop sets in with it late
         self.post_init()
 
     @classmethod
@@ -143,6 +173,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         with_interaction_losses: bool | None = None,
         fill_missing: str | None = None,
         missing_lengths: dict[str, int] | None = None,
+        keep: dict[str, torch.Tensor] | None = None,
+        is_whole: torch.Tensor | None = None,
         **kwargs,
     ) -> FLI2MoEOutput:
         r"""
@@ -151,13 +183,16 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             feature_masks: modality → (B, T_m), true (or 1) where a feature is real. A modality without a mask has no
                 padding.
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
-            with_interaction_losses: whether to run the perturbed views; by default in training mode, if the
-                interaction losses have a weight or the experts are specialised.
+            with_interaction_losses: whether to make the objective's terms of the loss, which may need further views;
+                by default in training mode, unless `interaction_loss_weight` is 0 and the experts learn without them.
             fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
                 `"zero"` or `"mean"` (of the training set, of models that keep it); by default every sample has all. A
                 sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
                 vector (B, D) that is NaN throughout.
             missing_lengths: modality → features that stand for a missing sequence; `max_features` if not given.
+            keep: modality → (B, T_m), false where a feature is zeroed, as for [`run_experts`].
+            is_whole: (B, M), false where a sample shows only a part of a modality, from which a specialised objective
+                lets no other modality learn. All are whole if not given.
             kwargs: instead of `features`, the raw values by the modalities' names: pictures (paths, PIL images, uint8
                 arrays) and texts, one or a list each, or what the processor made of them. The frozen encoders that
                 `config.encoders` names are fetched on first use.
@@ -176,58 +211,42 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             )
         masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
         if with_interaction_losses is None:
-            # specialised experts have no other losses to learn from
-            needed = self.config.interaction_loss_weight > 0 or self.config.is_specialised
-            with_interaction_losses = self.training and needed
-        with_interaction_losses = with_interaction_losses and self.config.architecture == "moe"
-
+            with_interaction_losses = self.training and (
+                self.config.interaction_loss_weight > 0 or not self.objective.is_optional
+            )
         projected = self._embed(features, masks)
-        is_whole = None
-        if self.training and self.feature_dropout > 0:
-            projected, is_whole = thin(projected, self.config.modality_order, self.feature_dropout)
+        if keep is not None:
+            projected = self._zero(projected, keep)
         for name, rows in missing.items():
             filled = self._replacement(name, projected[name], fill_missing)
             projected[name] = torch.where(rows[:, None, None], filled, projected[name])
             if is_whole is None:
                 is_whole = rows.new_ones(len(rows), self.config.num_modalities)
+            is_whole = is_whole.clone()
             is_whole[:, self.config.modality_order.index(name)] &= ~rows
-        if self.config.level == "pooled":
-            masks = dict.fromkeys(masks)
-        specialised = self.config.is_specialised
-        perturbed = self._draw_perturbed() if with_interaction_losses and not specialised else []
-        views = [
-            (projected, masks),
-            *(self._without(index, projected, masks, self.config.perturbation) for index in perturbed),
-        ]
-        x, feature_mask, readout = self._join(views)
-        num_samples = len(readout) // len(views)
+        full = (projected, dict.fromkeys(masks) if self.config.level == "pooled" else masks)
+        replaced, others = self.objective.views(self, full) if with_interaction_losses else ([], [])
+        x, feature_mask, readout = self.join([full, *others])
         # dropout on embeddings makes all views differ everywhere
         differs_everywhere = self.training and self.config.embedding_dropout > 0
-        replaced = None if differs_everywhere else replaced_slices(projected, self.config.modality_order, perturbed)
-        logits, extra = self.experts(x, feature_mask, readout, replaced=replaced)
-        view_logits = logits.float().unflatten(0, (len(views), num_samples))
-        output = self._mix(view_logits[0], projected, readout[:num_samples])
-        if with_interaction_losses and not specialised:
-            compared = view_logits
-            if self.config.interaction_loss_on == "latents":
-                compared = extra.latents.float().transpose(0, 1).unflatten(0, (len(views), num_samples))
-            output.interaction_losses = interaction_losses(compared, perturbed, self.config)
-        if extra.auxiliary_loss is not None:
-            output.auxiliary_loss = extra.auxiliary_loss.mean()
+        slices = None if differs_everywhere else replaced_slices(projected, self.config.modality_order, replaced)
+        logits, extra = self.experts(x, feature_mask, readout, replaced=slices)
+        view_logits = logits.float().unflatten(0, (1 + len(others), -1))
+        output = self._mix(view_logits[0], projected, readout[: view_logits.shape[1]])
         if labels is not None:
-            # specialised experts have losses of their own, and no part in that of their mixture
-            mixed = weigh(output.expert_weights, view_logits[0].detach()) if specialised else output.logits
-            output.task_loss = output.loss = task_loss(mixed, labels, self.config)
-            if with_interaction_losses:
-                if specialised:
-                    exchanged = self._exchange(projected, masks)
-                    output.fitted_losses, output.interaction_losses = specialised_losses(
-                        view_logits[0], extra.readings, exchanged, labels, self.config, is_whole
-                    )
-                    output.loss = output.loss + output.fitted_losses.sum()
-                output.loss = output.loss + self.config.interaction_loss_weight * output.interaction_losses.mean()
-            if output.auxiliary_loss is not None:
-                output.loss = output.loss + self.config.balance_loss_weight * output.auxiliary_loss
+            task_logits = self.objective.task_logits(output.expert_weights, view_logits[0])
+            output.loss = output.losses["task_loss"] = task_loss(task_logits, labels, self.config)
+        terms = []
+        if with_interaction_losses:
+            step = Step(full, labels, is_whole, replaced, view_logits, extra)
+            terms += self.objective.terms(self, step)
+        if extra.auxiliary_loss is not None:
+            auxiliary = extra.auxiliary_loss.mean()
+            terms.append(Term(self.config.balance_loss_weight * auxiliary, {"auxiliary_loss": auxiliary}))
+        for term in terms:
+            output.losses.update(term.losses)
+            if labels is not None:
+                output.loss = output.loss + term.total
         return output
 
     def embed(
@@ -304,10 +323,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         for name, x in projected.items():
             if x.dim() == 4 and x.shape[0] != num_experts:
                 raise ValueError(f"`projected[{name!r}]` has inputs for {x.shape[0]} experts, {num_experts} run.")
-        projected, masks = self._zero(projected, feature_masks, keep)
+        projected, masks = self._keep(projected, feature_masks, keep)
         indexes = None if experts is None else [names.index(name) for name in experts]
         attentions = [] if output_attentions else None
-        joined = self._join([(projected, masks)], indexes)
+        joined = self.join([(projected, masks)], indexes)
         logits, _ = self.experts(*joined, experts=indexes, attentions=attentions)
         logits = logits.float()
         return logits if attentions is None else (logits, tuple(attentions))
@@ -331,8 +350,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         Raises:
             ValueError: for an unknown modality or a mask of the wrong shape.
         """
-        projected, masks = self._zero(projected, feature_masks, keep)
-        x, feature_mask, readout = self._join([(projected, masks)])
+        projected, masks = self._keep(projected, feature_masks, keep)
+        x, feature_mask, readout = self.join([(projected, masks)])
         logits, _ = self.experts(x, feature_mask, readout)
         return self._mix(logits.float(), projected, readout)
 
@@ -376,25 +395,29 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             projected[name] = stem(x, mask)
         return projected
 
-    def _zero(
+    def _keep(
         self,
         projected: dict[str, torch.Tensor],
         feature_masks: dict[str, torch.Tensor] | None,
         keep: dict[str, torch.Tensor] | None,
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+    ) -> View:
         """Zeroes what is not kept, after checks; also a boolean mask, or `None`, for every modality."""
-        feature_masks, keep = feature_masks or {}, keep or {}
+        feature_masks = feature_masks or {}
         check_names(projected, "projected", self.config, complete=True)
         check_names(feature_masks, "feature_masks", self.config)
-        check_names(keep, "keep", self.config)
         if feature_masks and self.config.level == "pooled":
             raise ValueError("A pooled model's pseudo-patches are all real: give no `feature_masks` here.")
-        for argument, given in (("feature_masks", feature_masks), ("keep", keep)):
-            for name, mask in given.items():
-                check_mask_shape(f"{argument}[{name!r}]", mask, projected[name])
-        zeroed = {name: projected[name] * mask.unsqueeze(-1).to(projected[name].dtype) for name, mask in keep.items()}
+        for name, mask in feature_masks.items():
+            check_mask_shape(f"feature_masks[{name!r}]", mask, projected[name])
         masks = {name: as_bool(feature_masks.get(name)) for name in self.config.modality_order}
-        return {**projected, **zeroed}, masks
+        return self._zero(projected, keep or {}), masks
+
+    def _zero(self, projected: dict[str, torch.Tensor], keep: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        check_names(keep, "keep", self.config)
+        for name, mask in keep.items():
+            check_mask_shape(f"keep[{name!r}]", mask, projected[name])
+        zeroed = {name: projected[name] * mask.unsqueeze(-1).to(projected[name].dtype) for name, mask in keep.items()}
+        return {**projected, **zeroed}
 
     def _mix(
         self, expert_logits: torch.Tensor, projected: dict[str, torch.Tensor], readout: torch.Tensor
@@ -405,38 +428,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         else:
             expert_weights = self.reweighting(self._means(projected, readout))
         logits = weigh(expert_weights, expert_logits)
-        return FLI2MoEOutput(logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
+        return FLI2MoEOutput(losses={}, logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
 
-    def _draw_perturbed(self) -> list[int]:
-        """The modalities that this step's views lack."""
-        num_modalities = self.config.num_modalities
-        if self.config.num_perturbed_views in (None, num_modalities):
-            return list(range(num_modalities))
-        return sorted(torch.randperm(num_modalities)[: self.config.num_perturbed_views].tolist())
-
-    def _exchange(self, projected: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        """
-        The synergy expert's logits when all modalities but one come from other samples of the batch, each from one of
-        its own, (M, B, C); they are noise where a batch has one sample.
-        """
-        views = []
-        for kept in range(self.config.num_modalities):
-            view = (projected, masks)
-            for index in range(self.config.num_modalities):
-                if index != kept:
-                    view = self._without(index, *view, "shuffle")
-            views.append(view)
-        logits, _ = self.experts(*self._join(views), experts=[self.config.num_modalities])
-        return logits[:, 0].float().unflatten(0, (len(views), -1))
-
-    def _without(
-        self,
-        index: int,
-        projected: dict[str, torch.Tensor],
-        masks: dict[str, torch.Tensor | None],
-        perturbation: str,
-    ) -> View:
-        """The view in which modality `index` is replaced. One draw serves all experts."""
+    def without(self, index: int, view: View, perturbation: str) -> View:
+        """The view in which modality `index` is replaced, by `config.perturbation`. One draw serves all experts."""
+        projected, masks = view
         name = self.config.modality_order[index]
         x, mask = projected[name], masks[name]
         if perturbation == "shuffle" and x.shape[0] > 1:
@@ -457,7 +453,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             case _:
                 return torch.randn_like(x)
 
-    def _join(
+    def join(
         self, views: list[View], experts: list[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """
@@ -480,12 +476,6 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def _means(self, projected: dict[str, torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
         """Mean projected feature of each modality, (B, M, H)."""
         return torch.bmm(readout, torch.cat([projected[name] for name in self.config.modality_order], dim=1))
-
-
-def weigh(expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
-    """The mixture of logits (B, E, C) under weights (B, E), (B, C)."""
-    # not a matrix product, which autocast would round
-    return (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
 
 
 __all__ = ["FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPreTrainedModel"]

@@ -1,14 +1,103 @@
 """
-The objective of I²MoE (section 3.3): a task loss on the mixture and, per expert, what its role asks of its views.
+What a step learns from: the task loss of the mixture, and the terms that an objective adds to it.
 
-Shapes: V views (0 is the full input, view 1 + k lacks `perturbed[k]`) · B samples · E experts · M modalities ·
-C classes.
+An objective decides what makes the experts of a mixture differ. It names the fusion that its experts are made of, and
+the options that it takes for granted; it asks for views of the batch, and makes named losses of what the experts say of
+them.
+
+Shapes: V views (view 0 is the full input) · B samples · E experts · M modalities · C classes.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .fusion import Fusion, FusionExtra
+from .fusions import FUSIONS
+
+if TYPE_CHECKING:
+    from .configuration_fl_i2moe import FLI2MoEConfig
+    from .inputs import View
+    from .modeling_fl_i2moe import FLI2MoEModel
+
+
+@dataclass
+class Step:
+    """What a training step knows, for the terms of its loss."""
+
+    full: View
+    """The full view."""
+
+    labels: torch.Tensor | None
+    is_whole: torch.Tensor | None
+    """(B, M), false where a sample shows only a part of a modality, or none of it; `None` if all are whole."""
+
+    replaced: list[int]
+    """The modality that each of the views behind the first lacks."""
+
+    view_logits: torch.Tensor
+    """(V, B, E, C)"""
+
+    extra: FusionExtra
+    """What the fusion gives beside the logits, for V · B rows."""
+
+
+@dataclass
+class Term:
+    """One term of a step's loss."""
+
+    total: torch.Tensor
+    """What it adds to the loss, its weight included: a scalar."""
+
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What it is made of: name → scalar, as training logs it."""
+
+
+class Objective:
+    """
+    No objective: one expert, or several that learn from the task alone.
+
+    A subclass is stateless but for the configuration.
+    """
+
+    needs: ClassVar[dict[str, Any]] = {}
+    """Field of the configuration → the only value that this objective takes."""
+
+    is_optional: ClassVar[bool] = True
+    """Whether experts also learn without its terms, which a weight of 0 then leaves out."""
+
+    def __init__(self, config: FLI2MoEConfig):
+        self.config = config
+
+    def create_fusion(self) -> Fusion:
+        """The experts."""
+        return FUSIONS[self.config.fusion](self.config)
+
+    def views(self, model: FLI2MoEModel, full: View) -> tuple[list[int], list[View]]:
+        """The views to run beside the full one, and the modality that each of them lacks."""
+        return [], []
+
+    def task_logits(self, expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
+        """The logits (B, C) that the task loss is taken of, from weights (B, E) and logits (B, E, C)."""
+        return weigh(expert_weights, expert_logits)
+
+    def terms(self, model: FLI2MoEModel, step: Step) -> list[Term]:
+        """What is added to the task loss."""
+        return []
+
+    def by_expert(self, name: str, losses: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(E,) → `<name>/<expert>` → scalar."""
+        return {f"{name}/{expert}": loss for expert, loss in zip(self.config.expert_names, losses, strict=True)}
+
+
+def weigh(expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
+    """The mixture (B, C) of logits (B, E, C) under weights (B, E)."""
+    # not a matrix product, which autocast would round
+    return (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
 
 
 def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
@@ -33,75 +122,3 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: FLI2MoEConfig)
     if config.problem_type == "regression":
         return F.smooth_l1_loss(logits, labels.to(logits.dtype))
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-
-
-def interaction_losses(view_logits: torch.Tensor, perturbed: list[int], config: FLI2MoEConfig) -> torch.Tensor:
-    r"""
-    The interaction loss of every expert, averaged over the batch.
-
-    With \\(\hat y^{(0)}\\) an expert's logits on the full view and \\(\hat y^{(j)}\\) those without modality j:
-
-    - uniqueness of modality i: mean over j≠i of `TripletMargin(anchor ŷ⁽⁰⁾, positive ŷ⁽ʲ⁾, negative ŷ⁽ⁱ⁾)`;
-    - synergy: mean over j of `cos(ŷ⁽⁰⁾, ŷ⁽ʲ⁾)`;
-    - redundancy: mean over j of `1 − cos(ŷ⁽⁰⁾, ŷ⁽ʲ⁾)`.
-
-    Regression replaces them by squared errors, see [`_regression_losses`].
-
-    Args:
-        view_logits: (V, B, E, C).
-        perturbed: the modality that each of the V − 1 views lacks. A modality that is not among them gives its
-            uniqueness expert no loss in this step.
-
-    Returns:
-        (E,), in the order of `config.expert_names`.
-
-    The `"latents"` ablation gives what the heads read in the place of logits, (V, B, E, F).
-    """
-    losses = _regression_losses if config.problem_type == "regression" else _classification_losses
-    return torch.stack(losses(view_logits, perturbed, config))
-
-
-def _classification_losses(
-    view_logits: torch.Tensor, perturbed: list[int], config: FLI2MoEConfig
-) -> list[torch.Tensor]:
-    losses = []
-    for modality in range(config.num_modalities if config.has_uniqueness else 0):
-        full, *without = view_logits[:, :, modality].unbind(0)
-        triplets = [
-            F.triplet_margin_loss(
-                full, without[positive], without[negative], margin=config.triplet_margin, p=2, eps=1e-7
-            )
-            for positive, negative in _contrasts(modality, perturbed)
-        ]
-        losses.append(torch.stack(triplets).mean() if triplets else full.sum() * 0)
-    cosines = F.cosine_similarity(view_logits[:1, :, -2:], view_logits[1:, :, -2:], dim=-1).mean(dim=(0, 1))  # (2,)
-    return [*losses, cosines[0], 1 - cosines[1]]
-
-
-def _regression_losses(view_logits: torch.Tensor, perturbed: list[int], config: FLI2MoEConfig) -> list[torch.Tensor]:
-    """
-    Squared errors between the views, per sample: uniqueness `relu(mse(0,j) − mse(0,i) + margin)`, synergy
-    `relu(margin − mse(0,j))`, redundancy `mse(0,j)`.
-
-    As published, uniqueness is `mse(0,j) − mse(0,i)`, which has no lower bound, and synergy `mse(0,j)`, which pulls
-    the views together against the paper's text.
-    """
-    bounded = config.regression_interaction_loss == "bounded"
-    margin = config.triplet_margin
-    errors = (view_logits[1:] - view_logits[:1]).square().mean(dim=-1)  # (V - 1, B, E)
-    losses = []
-    for modality in range(config.num_modalities if config.has_uniqueness else 0):
-        error = errors[:, :, modality]
-        gaps = [error[positive] - error[negative] for positive, negative in _contrasts(modality, perturbed)]
-        gaps = [F.relu(gap + margin) if bounded else gap for gap in gaps]
-        losses.append(torch.stack(gaps).mean() if gaps else error.sum() * 0)
-    synergy = F.relu(margin - errors[:, :, -2]) if bounded else errors[:, :, -2]
-    return [*losses, synergy.mean(), errors[:, :, -1].mean()]
-
-
-def _contrasts(modality: int, perturbed: list[int]) -> list[tuple[int, int]]:
-    """Positions in `perturbed` of (view that keeps `modality`, view that lacks it)."""
-    if modality not in perturbed:
-        return []
-    negative = perturbed.index(modality)
-    return [(position, negative) for position in range(len(perturbed)) if position != negative]

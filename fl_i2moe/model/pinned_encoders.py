@@ -7,8 +7,6 @@ are no part of the model: neither its weights nor its parameters know them.
 Shapes: B samples · T_m features of modality m · D_m encoder width.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,25 +15,23 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .encoder_inputs import ImagePreprocessor, Preprocessed, TextPreprocessor, as_batch, hash_tokenizer
-from .encoders import FrozenEncoder, load_encoder
+from .encoders import load_encoder
+from .kind import FrozenEncoder, as_batch
+from .kinds import ENCODED_KINDS
+from .sample_encoders import resolve_encoder
 
 logger = logging.get_logger(__name__)
 
 ENCODERS_FOLDER = "encoders"
 """Folder of a model's repository with those of its encoders that no hub has: `encoders/<modality>/`."""
-SAMPLE_PREFIX = "sample:"
-RAW_KINDS = ("image", "text")
-"""Kinds of encoders that raw values go through; numeric arrays are their own features."""
 
 
 def takes_raw_inputs(config: Any) -> bool:
     """Whether every modality of a model's configuration has an encoder that raw values can go through."""
     encoders = config.encoders or {}
-    return all(encoders.get(name, {}).get("kind") in RAW_KINDS for name in config.modality_order)
+    return all(encoders.get(name, {}).get("kind") in ENCODED_KINDS for name in config.modality_order)
 
 
 @dataclass
@@ -85,7 +81,7 @@ def find_encoder(identity: Mapping[str, Any], modality: str, repository: Reposit
     Where an encoder can be loaded from.
 
     One with a commit is a hub model. Another one lies beside the model in `encoders/<modality>/`, is a `sample:…` one
-    (where this package is installed) or a local folder.
+    or a local folder.
 
     Args:
         identity: of the encoder, from the model's configuration.
@@ -94,20 +90,13 @@ def find_encoder(identity: Mapping[str, Any], modality: str, repository: Reposit
         A folder or hub id, and the commit of the latter.
 
     Raises:
-        ValueError: a `sample:` encoder is not to be found.
+        ValueError: a `sample:` encoder is unknown or its package is not installed.
     """
     if identity.get("revision"):
         return identity["name"], identity["revision"]
     if (folder := repository.folder(f"{ENCODERS_FOLDER}/{modality}")) is not None:
         return str(folder), None
-    if not identity["name"].startswith(SAMPLE_PREFIX):
-        return identity["name"], None
-    if importlib.util.find_spec("fl_i2moe") is None:
-        raise ValueError(
-            f"the encoder {identity['name']!r} of {modality!r} has no hub id: it lies in "
-            f"{ENCODERS_FOLDER}/{modality}/ of a published model, which {repository.name or 'this model'} lacks"
-        )
-    return importlib.import_module("fl_i2moe.model.sample_encoders").resolve_encoder(identity["name"]), None
+    return resolve_encoder(identity["name"]), None
 
 
 def load_pinned_encoder(
@@ -128,21 +117,20 @@ def load_pinned_encoder(
     Raises:
         ValueError: the encoder cannot be found or read, or has other weights.
     """
-    kind, preprocessing = identity["kind"], identity["preprocessing"]
+    kind = ENCODED_KINDS[identity["kind"]]
     try:
         name, revision = (str(folder), None) if folder is not None else find_encoder(identity, modality, repository)
         encoder = load_encoder(
             name,
-            kind,
+            kind.name,
             name=identity["name"],
             revision=revision,
             hidden_layer=identity["hidden_layer"],
             special_features=identity["special_features"],
-            max_length=identity["max_length"],
-            image_resize="crop" if kind == "image" and _is_cropped(preprocessing) else "whole",
             dtype=getattr(torch, identity["dtype"]),
             trust_remote_code=trust_remote_code,
             client_options=repository.client_options,
+            **kind.options_of(identity),
         )
     except ValueError as error:
         raise ValueError(
@@ -155,52 +143,34 @@ def load_pinned_encoder(
             f"({identity['name']}, weights {identity['weights_sha256'][:12]}…): its weights are "
             f"{found['weights_sha256'][:12]}…."
         )
-    if kind == "image":
-        encoder.preprocess = image_preprocessor(identity)
-    else:
-        _check_tokenizer(found["preprocessing"]["tokenizer_sha256"], identity, modality)
+    kind.pin(encoder, identity, modality)
     return encoder
 
 
 def load_preprocessor(
     identity: Mapping[str, Any], modality: str, repository: Repository, trust_remote_code: bool = False
-) -> ImagePreprocessor | TextPreprocessor:
+) -> Any:
     """
-    What turns raw values into an encoder's inputs, without the encoder: nothing is fetched for pictures, the tokenizer
-    for texts.
+    What turns raw values into an encoder's inputs, without the encoder: what the identity describes is made of it, a
+    tokenizer is fetched.
 
     Raises:
-        ValueError: the tokenizer cannot be loaded.
+        ValueError: a part cannot be loaded.
     """
-    if identity["kind"] == "image":
-        return image_preprocessor(identity)
-    try:
-        name, revision = find_encoder(identity, modality, repository)
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, **repository.client_options
-        )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(
-            f"the tokenizer of {modality!r} ({identity['name']}) could not be loaded: {error} To use a local copy of "
-            f"this encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}); the model has load_encoders."
-        ) from error
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    sha256 = hash_tokenizer(tokenizer)
-    _check_tokenizer(sha256, identity, modality)
-    return TextPreprocessor(tokenizer, identity["max_length"], identity["special_features"] == "keep", sha256)
 
+    def load(auto_class: Any, file: str) -> Any:
+        try:
+            name, revision = find_encoder(identity, modality, repository)
+            return auto_class.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code, **repository.client_options
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(
+                f"{file} of {modality!r} ({identity['name']}) could not be loaded: {error} To use a local copy of this "
+                f"encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}); the model has load_encoders."
+            ) from error
 
-def image_preprocessor(identity: Mapping[str, Any]) -> ImagePreprocessor:
-    """The preprocessing of pictures as it was at training."""
-    values = dict(identity["preprocessing"])
-    resize_to = values["resize_to"]
-    return ImagePreprocessor(
-        input_size=tuple(values["input_size"]),
-        resize_to=resize_to if isinstance(resize_to, int) else tuple(resize_to),
-        resample=values["resample"],
-        scale=tuple(values["scale"]),
-        offset=tuple(values["offset"]),
-    )
+    return ENCODED_KINDS[identity["kind"]].load_preprocessor(identity, modality, load)
 
 
 class PinnedEncoders:
@@ -221,7 +191,7 @@ class PinnedEncoders:
         Raises:
             ValueError: as [`load_pinned_encoder`]; or the configuration names no encoder.
         """
-        if self.identities.get(modality, {}).get("kind") not in RAW_KINDS:
+        if self.identities.get(modality, {}).get("kind") not in ENCODED_KINDS:
             raise ValueError(
                 f"The model's configuration names no encoder of {modality!r} for pictures or texts: give `features`."
             )
@@ -245,7 +215,7 @@ class PinnedEncoders:
         encoder = self.load(modality)
         pinned = getattr(torch, self.identities[modality]["dtype"])
         encoder.to(device=device, dtype=pinned if dtype == torch.float32 else dtype)
-        if is_preprocessed(value):
+        if isinstance(value, Mapping) and ENCODED_KINDS[encoder.kind].main_tensor in value:  # by the processor
             inputs = value
         else:
             inputs = encoder.preprocess(as_batch(value)).inputs
@@ -253,28 +223,8 @@ class PinnedEncoders:
         return encoded.features.to(torch.float16), encoded.feature_mask
 
 
-def is_preprocessed(value: Any) -> bool:
-    """Whether a modality's value is what the processor gives, and not a raw one."""
-    return isinstance(value, Mapping) and ("pixels" in value or "input_ids" in value)
-
-
-def _is_cropped(preprocessing: Mapping[str, Any]) -> bool:
-    return preprocessing["resize_to"] != preprocessing["input_size"]
-
-
-def _check_tokenizer(sha256: str, identity: Mapping[str, Any], modality: str) -> None:
-    if sha256 != identity["preprocessing"]["tokenizer_sha256"]:  # which another version of tokenizers may write, too
-        logger.warning(
-            "The tokenizer of %r describes itself differently than at training (tokenizers %s); if it cuts texts "
-            "differently, so do predictions.",
-            modality,
-            identity["preprocessing"]["tokenizers"],
-        )
-
-
 __all__ = [
     "PinnedEncoders",
-    "Preprocessed",
     "Repository",
     "load_pinned_encoder",
     "load_preprocessor",

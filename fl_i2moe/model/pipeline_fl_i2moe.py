@@ -1,16 +1,14 @@
 """The transformers pipeline "image-text-classification": raw samples → labels, scores and what the experts say."""
 
 from collections.abc import Iterator, Mapping
-from http.client import HTTPException
 from typing import Any
-from urllib.request import urlopen
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .encoder_inputs import open_image
+from .kinds import ENCODED_KINDS
 
 TASK = "image-text-classification"
 FUNCTIONS = {
@@ -77,14 +75,8 @@ class FLI2MoEPipeline(Pipeline):
             raise ValueError(f"A sample is a dictionary with {order}, got {type(inputs).__name__}.")
         if missing := [name for name in order if inputs.get(name) is None]:
             raise ValueError(f"A sample lacks {missing}; it has {sorted(inputs)}, this model takes {order}.")
-        return {name: [self._open(self.processor.encoders[name]["kind"], inputs[name])] for name in order}
-
-    def _open(self, kind: str, value: Any) -> Any:
-        if kind != "image":
-            return value
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
-            value = _fetch(value)
-        return open_image(value)
+        kinds = {name: ENCODED_KINDS[self.processor.encoders[name]["kind"]] for name in order}
+        return {name: [kinds[name].open(inputs[name])] for name in order}
 
     def _forward(self, model_inputs: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
         output = self.model(**self.processor(**model_inputs))
@@ -134,15 +126,6 @@ class FLI2MoEPipeline(Pipeline):
         )
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
-
-
-def _fetch(address: str) -> dict[str, Any]:
-    """A picture, not decoded yet: how large it is must be seen first."""
-    try:
-        with urlopen(address, timeout=60) as answer:
-            return {"path": address, "bytes": answer.read()}
-    except (OSError, HTTPException) as error:
-        raise ValueError(f"{address}: could not be fetched: {error}. Give another address, or a file.") from error
 
 
 def _collate(samples: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .encoder_inputs import ImagePreprocessor, Preprocessed, TextPreprocessor, as_batch
+from .kind import Preprocessed, as_batch
 from .pinned_encoders import Repository, load_preprocessor, takes_raw_inputs
 
 
@@ -38,7 +38,7 @@ class FLI2MoEProcessor(ProcessorMixin):
         self.encoders = encoders or {}
         self.modality_order = list(modality_order or self.encoders)
         self._repository = Repository()
-        self._preprocessors: dict[str, ImagePreprocessor | TextPreprocessor] = {}
+        self._preprocessors: dict[str, Any] = {}
 
     @classmethod
     def from_config(cls, config: FLI2MoEConfig) -> "FLI2MoEProcessor":

@@ -22,7 +22,8 @@ from markupsafe import Markup
 from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
-from ..model.pinned_encoders import RAW_KINDS, takes_raw_inputs
+from ..model.kinds import ENCODED_KINDS
+from ..model.pinned_encoders import takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
 from ..training.finished_run import FUSIONS, Run
 from .card_tables import (
@@ -130,7 +131,7 @@ def build_card(run: Run, options: CardOptions, template: str | Path) -> ModelCar
         fusion=FUSIONS[config.fusion],
         labels=[config.id2label[index] for index in range(config.num_labels)],
         raw=takes_raw_inputs(config),
-        encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in RAW_KINDS},
+        encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS},
         encoders_table=encoders_table(config),
         pictures=[x["preprocessing"] for x in (config.encoders or {}).values() if x["kind"] == "image"],
         text_lengths=[x["max_length"] for x in (config.encoders or {}).values() if x["kind"] == "text"],

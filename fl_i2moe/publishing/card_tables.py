@@ -9,7 +9,7 @@ from ..explain import Explanation
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
-from ..model.pinned_encoders import RAW_KINDS
+from ..model.kinds import ENCODED_KINDS
 from ..training.finished_run import Run
 
 METHODS = {
@@ -105,7 +105,7 @@ def encoders_table(config: FLI2MoEConfig) -> Markup:
         x = (config.encoders or {}).get(name)
         if x is None:
             continue
-        if x["kind"] not in RAW_KINDS:  # arrays, which are features already
+        if x["kind"] not in ENCODED_KINDS:  # arrays, which are features already
             layer, special, number_format = "–", "–", "–"
         else:
             layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]

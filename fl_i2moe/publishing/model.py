@@ -23,10 +23,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.hf_api import RepoFile
 from transformers import AutoModel
 
+from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.pinned_encoders import (
     ENCODERS_FOLDER,
-    RAW_KINDS,
     Repository,
     find_encoder,
     load_pinned_encoder,
@@ -252,7 +252,7 @@ def without_paths(value: Any) -> Any:
 
 def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: Path) -> dict[str, Any]:
     """Pins an encoder of the Hub, or copies another one; its identity as it is published."""
-    if identity.get("revision") or identity["kind"] not in RAW_KINDS:
+    if identity.get("revision") or identity["kind"] not in ENCODED_KINDS:
         return identity
     repository = Repository(str(run.folder))
     encoder = load_pinned_encoder(identity, modality, repository)  # refuses one with other weights

@@ -14,7 +14,9 @@ from ..cache.key import key_digest
 from ..cache.shared import open_features
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
-from ..model.encoders import FrozenEncoder, load_encoder
+from ..model.encoders import load_encoder
+from ..model.kind import FrozenEncoder
+from ..model.kinds import ENCODED_KINDS
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
 from .arguments import CacheArguments, EncodingArguments, ImageEncoderArguments, TextEncoderArguments
 
@@ -161,9 +163,8 @@ def _load_encoder(
         revision=choice.revision,
         hidden_layer=choice.hidden_layer,
         special_features=arguments.special_features,
-        max_length=arguments.text_max_length if kind == "text" else None,
-        image_resize=arguments.image_resize,
         device=device,
         dtype=getattr(torch, arguments.encoding_dtype),
         trust_remote_code=arguments.trust_remote_code,
+        **{name: getattr(arguments, f"{kind}_{name}") for name in ENCODED_KINDS[kind].default_options},
     )

@@ -26,6 +26,7 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.run_folder import replace_files
 from .arguments import TrainingArguments
 from .checkpoints import Checkpoints, TrainerState
+from .thinning import draw_thinning
 
 
 @dataclass
@@ -112,7 +113,7 @@ class _Run:
             accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **options)
         self.arguments, self.accelerator, self.seed, self.metric = arguments, accelerator, seed, metric
         self.greater_is_better = METRICS_BY_PROBLEM[config.problem_type][metric]
-        self.problem_type = config.problem_type
+        self.config = config
         self.run_dir = run_dir
         self.checkpoints = Checkpoints(run_dir, arguments.keep_checkpoints)
 
@@ -154,8 +155,7 @@ class _Run:
     def _train_epoch(self, state: TrainerState) -> None:
         self.model.train()
         # none at first: an interaction is hard to find where part of its evidence is often missing
-        model = self.accelerator.unwrap_model(self.model)
-        model.feature_dropout = model.config.feature_dropout if state.epoch >= self.first_thinned_epoch else 0.0
+        thins = self.config.feature_dropout > 0 and state.epoch >= self.first_thinned_epoch
         self.train_loader.set_epoch(state.epoch)
         loader = self.train_loader
         if state.step_in_epoch:
@@ -170,7 +170,7 @@ class _Run:
             leave=False,
         )
         for batch in loader:
-            losses = self._train_step(batch)
+            losses = self._train_step(batch, thins)
             state.step_in_epoch += 1
             for name, value in losses.items():
                 state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
@@ -183,10 +183,15 @@ class _Run:
                     self.checkpoints.save(self.accelerator, state)
         bar.close()
 
-    def _train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+    def _train_step(self, batch: dict[str, Any], thins: bool) -> dict[str, float]:
+        keep, is_whole = draw_thinning(batch["features"], self.config) if thins else (None, None)
         with self.accelerator.accumulate(self.model):
             output = self.model(
-                features=batch["features"], feature_masks=batch["feature_masks"], labels=batch["labels"]
+                features=batch["features"],
+                feature_masks=batch["feature_masks"],
+                labels=batch["labels"],
+                keep=keep,
+                is_whole=is_whole,
             )
             self.accelerator.backward(output.loss)
             if self.accelerator.sync_gradients and self.arguments.max_grad_norm:
@@ -195,13 +200,7 @@ class _Run:
             if self.accelerator.sync_gradients:
                 self.scheduler.step()
             self.optimizer.zero_grad()
-        losses = {"loss": output.loss, "task_loss": output.task_loss}
-        names = self.accelerator.unwrap_model(self.model).config.expert_names
-        for kind, by_expert in (("fitted", output.fitted_losses), ("interaction", output.interaction_losses)):
-            if by_expert is not None:
-                losses.update({f"{kind}_loss/{name}": x for name, x in zip(names, by_expert, strict=True)})
-        if output.auxiliary_loss is not None:
-            losses["auxiliary_loss"] = output.auxiliary_loss
+        losses = {"loss": output.loss, **output.losses}
         values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
         if not math.isfinite(values[0]):
             raise FloatingPointError(
@@ -213,8 +212,8 @@ class _Run:
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
         predictions = predict(self.model, self.validation_loader, self.accelerator)
-        metrics = compute_metrics(predictions.logits, predictions.labels, self.problem_type, self.arguments.threshold)
-        metrics = defined(metrics)
+        problem, threshold = self.config.problem_type, self.arguments.threshold
+        metrics = defined(compute_metrics(predictions.logits, predictions.labels, problem, threshold))
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})

@@ -12,12 +12,13 @@ from test_report import Page, render_page
 
 from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
 from fl_i2moe.explain.game import Player
-from fl_i2moe.explain.geometry import Modality
 from fl_i2moe.explain.pages import sheet
 from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pages.sheet import Flow
 from fl_i2moe.explain.pair_scores import PairTable
+from fl_i2moe.model.kind_array import ArrayPlaces
+from fl_i2moe.model.kinds import places_in
 
 
 def shown(figure):
@@ -71,12 +72,12 @@ def test_long_texts_foreign_letters_and_a_missing_picture(monkeypatch):
 def test_lines_keep_all_words_in_order_and_within_the_width():
     text = "Anna-Lena’s aunt, who sings; “Well!” " * 5
     row = {"text": text, "text_special_mask": [False], "text_offsets": [[0, 4]]}
-    pieces = [(text[p.start : p.end], p.indexes) for p in Modality.from_row(row, "text").pieces()]
+    pieces = [(text[p.start : p.end], p.indexes) for p in places_in(row, "text").pieces()]
     flow = Flow(pieces, 120, 8, 12)
-    assert "".join(run.text for run in flow.runs) == "".join(text.split())
-    assert all(run.x + run.width <= 120.01 for run in flow.runs)
-    assert [run.line for run in flow.runs] == sorted(run.line for run in flow.runs)
-    assert flow.runs[0].indexes == (0,)
+    assert "".join(fragment.text for fragment in flow.fragments) == "".join(text.split())
+    assert all(fragment.x + fragment.width <= 120.01 for fragment in flow.fragments)
+    assert [fragment.line for fragment in flow.fragments] == sorted(fragment.line for fragment in flow.fragments)
+    assert flow.fragments[0].indexes == (0,)
 
 
 def test_other_numbers_and_kinds_of_modalities(explanation):
@@ -85,7 +86,7 @@ def test_other_numbers_and_kinds_of_modalities(explanation):
         "front": explanation.modalities["image"],
         "back": explanation.modalities["image"],
         "text": explanation.modalities["text"],
-        "audio": Modality("other", 5, []),
+        "audio": ArrayPlaces(5, []),
     }
     explanation.modalities = modalities
     for scores in explanation.importance.values():

@@ -10,7 +10,8 @@ from explained import SENTENCE, make_explainable, make_explanation
 
 from fl_i2moe.explain import Explanation, explain
 from fl_i2moe.explain.attribution import MIXTURE
-from fl_i2moe.explain.geometry import Modality, Piece
+from fl_i2moe.model.kind_text import Piece
+from fl_i2moe.model.kinds import places_in
 
 # ---- where features lie ----------------------------------------------------------------------------------------------
 
@@ -21,7 +22,7 @@ def image_row(special, width=200, height=100, region=(0, 0, 200, 100)):
 
 
 def test_patches_behind_a_special_feature_in_pixels_of_the_picture():
-    image = Modality.from_row(image_row([True] + [False] * 6), "image", grid=[2, 3])
+    image = places_in(image_row([True] + [False] * 6), "image", grid=[2, 3])
     assert image.kind == "image"
     assert image.cell(0) is None
     assert image.box(0) is None
@@ -33,29 +34,29 @@ def test_patches_behind_a_special_feature_in_pixels_of_the_picture():
 
 
 def test_patches_of_a_centre_crop_cover_the_crop_alone():
-    image = Modality.from_row(image_row([False] * 4, region=(50, 0, 150, 100)), "image", grid=[2, 2])
+    image = places_in(image_row([False] * 4, region=(50, 0, 150, 100)), "image", grid=[2, 2])
     boxes = [image.box(index) for index in range(4)]
     assert boxes == [(50, 0, 100, 50), (100, 0, 150, 50), (50, 50, 100, 100), (100, 50, 150, 100)]
 
 
 def test_patches_in_the_padding_have_no_extent():
     """Of a wide picture on a square, the first and the last row of patches show nothing."""
-    image = Modality.from_row(image_row([False] * 4, region=(0, -100, 200, 300)), "image", grid=[4, 1])
+    image = places_in(image_row([False] * 4, region=(0, -100, 200, 300)), "image", grid=[4, 1])
     assert [image.box(index) for index in range(4)] == [(0, 0, 200, 0), (0, 0, 200, 100), *[(0, 100, 200, 100)] * 2]
 
 
 def test_the_grid_follows_from_the_input_size_where_it_is_not_given():
     encoder = {"preprocessing": {"input_size": [224, 448]}}
-    assert Modality.from_row(image_row([False] * 8), "image", encoder).grid == (2, 4)
-    assert Modality.from_row(image_row([False] * 7), "image", encoder).grid is None
-    assert Modality.from_row(image_row([False] * 7), "image", encoder, [2, 4]).grid is None  # does not fit
+    assert places_in(image_row([False] * 8), "image", encoder).grid == (2, 4)
+    assert places_in(image_row([False] * 7), "image", encoder).grid is None
+    assert places_in(image_row([False] * 7), "image", encoder, [2, 4]).grid is None  # does not fit
 
 
 def test_a_text_is_cut_into_tokens_and_what_lies_between():
     text = "Ein 🎬-Film, cut"
     offsets = [[0, 0], [0, 3], [4, 5], [4, 5], [5, 6], [6, 10], [0, 0]]
     row = {"text": text, "text_offsets": offsets, "text_special_mask": [True] + [False] * 5 + [True]}
-    modality = Modality.from_row(row, "text")
+    modality = places_in(row, "text")
     assert modality.pieces() == [
         Piece(0, 3, (1,)),
         Piece(3, 4),
@@ -70,8 +71,8 @@ def test_a_text_is_cut_into_tokens_and_what_lies_between():
 
 
 def test_a_modality_that_is_neither_picture_nor_text():
-    modality = Modality.from_row({"audio_special_mask": [False, False]}, "audio")
-    assert modality.kind == "other"
+    modality = places_in({"audio_special_mask": [False, False]}, "audio")
+    assert modality.kind == "array"
     assert modality.name_of(1) == "feature 1"
 
 

@@ -22,7 +22,7 @@ from fl_i2moe.evaluation.human_evaluation.questionnaire import (
     order_of_questions,
     stratified_order,
 )
-from fl_i2moe.explain.geometry import Modality
+from fl_i2moe.model.kinds import places_in
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ def test_versions_of_a_sample_lie_in_different_halves():
 
 def make_questions(tmp_path, weights=(0.1, 0.2, 0.3, 0.4)):
     row = make_row(write_picture(tmp_path / "poster.png"))
-    modalities = {name: Modality.from_row(row, name, grid=(3, 2)) for name in ("image", "text")}
+    modalities = {name: places_in(row, name, grid=(3, 2)) for name in ("image", "text")}
     subject = Subject(row["id"], modalities, ["<i>Noir</i>"], ["Comedy & <b>Fun</b> 71 %"])
     items = [Item("aaa", row["id"], row["id"], list(weights)), Item("bbb", row["id"], "other", [0.4, 0.3, 0.2, 0.1])]
     return describe_questions(items, {row["id"]: subject}, EXPERTS)

@@ -11,18 +11,20 @@ from fl_i2moe import FLI2MoEModel
 CODE = {
     "configuration_fl_i2moe.py",
     "cpu_training.py",
-    "encoder_inputs.py",
     "encoders.py",
     "fusion.py",
-    "input_checks.py",
+    "fusions.py",
+    "inputs.py",
+    "kind_image.py",
+    "kind_text.py",
+    "kinds.py",
     "modeling_fl_i2moe.py",
-    "objective.py",
+    "objective_published.py",
+    "objective_specialised.py",
+    "objectives.py",
     "pinned_encoders.py",
     "pipeline_fl_i2moe.py",
     "processing_fl_i2moe.py",
-    "specialised.py",
-    "stem.py",
-    "views.py",
 }
 
 

@@ -237,12 +237,12 @@ def test_early_stopping_and_rotation(cache, tmp_path):
 
 
 def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, monkeypatch):
-    shares, values = [], iter([0.9, 0.8, 0.3, 0.5, 0.4, 0.2])
+    thinned, values = [], iter([0.9, 0.8, 0.3, 0.5, 0.4, 0.2])
     original = FLI2MoEModel.forward
 
     def forward(self, *args, **kwargs):
         if self.training:
-            shares.append(self.feature_dropout)
+            thinned.append(kwargs["keep"] is not None)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(FLI2MoEModel, "forward", forward)
@@ -250,7 +250,7 @@ def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, mon
     config = make_config(cache, feature_dropout=0.4)
     fitted = fit(cache, tmp_path, config=config, num_epochs=6, feature_dropout_start=0.4, early_stopping_patience=2)
     steps = 96 // 16
-    assert shares == [0.0] * 2 * steps + [0.4] * 4 * steps
+    assert thinned == [False] * 2 * steps + [True] * 4 * steps
     assert (fitted.state.best_epoch, fitted.state.best_value) == (3, 0.5)
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...explain.geometry import Modality
 from ...explain.pages.display import modality_title
-from ...explain.pages.sample_page import data_uri, environment
+from ...explain.pages.drawing import drawing_of
+from ...explain.pages.sample_page import environment
 from ...metrics.figures import expert_colors, expert_title
+from ...model.kind import Places
 from .questionnaire import FORMAT_VERSION, SCALE, Item, percentages
-
-PICTURE_PIXELS = 640
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Subject:
     """A sample as readers see it."""
 
     sample_id: str
-    modalities: Mapping[str, Modality]
+    modalities: Mapping[str, Places]
     true: list[str] | None
     """Classes, or values in a regression; None: not to be shown."""
 
@@ -69,7 +68,7 @@ def render_questionnaire(
         samples_return: whether there are controls, so that samples come twice, which readers are told.
     """
     return (
-        environment()
+        environment("fl_i2moe.evaluation")
         .get_template("questionnaire.html.jinja")
         .render(
             format=FORMAT_VERSION,
@@ -105,13 +104,5 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _modality(name: str, modality: Modality) -> dict[str, Any]:
-    shown: dict[str, Any] = {"title": modality_title(name), "kind": modality.kind}
-    if modality.kind == "image":
-        picture = modality.picture(PICTURE_PIXELS)
-        return shown | {"uri": data_uri(picture, 82), "size": picture.size}
-    if modality.kind == "text":
-        read = max((piece.end for piece in modality.pieces() if piece.indexes), default=0)
-        text, rest = modality.text[:read], modality.text[read:]
-        return shown | ({"text": text, "rest": rest} if rest.strip() else {"text": modality.text, "rest": ""})
-    return shown | {"num_features": modality.num_features}
+def _modality(name: str, places: Places) -> dict[str, Any]:
+    return {"title": modality_title(name), **drawing_of(places).question(places)}

@@ -23,11 +23,11 @@ from ...cache import FeatureCache
 from ...cache.batching import FeatureRows
 from ...cache.key import key_digest
 from ...explain.explanation_data import true_classes
-from ...explain.geometry import Modality
 from ...explain.inputs import check_cache
 from ...explain.pages.display import signed
 from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
+from ...model.kinds import ENCODED_KINDS, places_in
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.arguments import option
 from ...training.trained import find_cache, fingerprint, load_any_model, say_what_is_bad
@@ -221,7 +221,7 @@ def _check_model(model: FLI2MoEModel, cache: FeatureCache, arguments: DrawArgume
             "weights. Give --num_controls 0."
         )
     check_cache(model, cache)
-    if all(cache.modalities[name]["kind"] not in ("image", "text") for name in config.modality_order):
+    if not any(cache.modalities[name]["kind"] in ENCODED_KINDS for name in config.modality_order):
         raise ValueError(
             f"The model in {arguments.model} reads arrays of numbers ({', '.join(config.modality_order)}): there is no "
             "picture or text that a reader could judge its expert weights by."
@@ -280,12 +280,10 @@ def _subject(row: dict[str, Any], model: FLI2MoEModel, cache: FeatureCache, show
     modalities = {}
     for name in model.config.modality_order:
         described = cache.modalities[name]
-        modality = modalities[name] = Modality.from_row(row, name, described.get("encoder"), described.get("grid"))
-        if modality.kind == "image" and modality.picture() is None:
-            where = modality.path or "the feature cache has none"
-            raise ValueError(f"The {name} of sample {row['id']} is not at hand or cannot be read ({where}).")
-        if modality.kind == "text" and row.get(name) is None:
-            raise ValueError(f"The {name} of sample {row['id']} is not in the feature cache.")
+        places = places_in(row, name, described.get("encoder"), described.get("grid"))
+        if (reason := places.missing()) is not None:
+            raise ValueError(f"The {name} of sample {row['id']} {reason}.")
+        modalities[name] = places
     return Subject(row["id"], modalities, _true(row["labels"], cache) if show_true else None)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...explain.explanation_data import ExplanationData
-from ...explain.pages.sample_page import data_uri, environment
+from ...explain.pages.drawing import data_uri, drawing_of
+from ...explain.pages.sample_page import environment
 from ...metrics.figures import expert_colors, expert_title
 from ...utils.run_folder import replace_files
 
@@ -38,7 +39,7 @@ class IndexEntry:
             pages: their relative links.
         """
         first = explanations[0]
-        pictures = (x.picture(THUMBNAIL_PIXELS) for x in first.modalities.values() if x.kind == "image")
+        pictures = (drawing_of(x).thumbnail(x, THUMBNAIL_PIXELS) for x in first.modalities.values())
         picture = next((picture for picture in pictures if picture is not None), None)
         return cls(
             sample_id=first.sample_id,
@@ -86,7 +87,7 @@ def save_index(
     path = Path(path)
     experts = entries[0].expert_names if entries else []
     page = (
-        environment()
+        environment("fl_i2moe.evaluation")
         .get_template("index.html.jinja")
         .render(
             title=title,

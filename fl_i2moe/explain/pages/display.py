@@ -1,12 +1,11 @@
-"""What the pages and the figures say and show alike: titles, numbers as text, the mixture's colour, pale pictures."""
+"""What the pages and the figures say and show alike: titles, numbers as text, the mixture's colour."""
 
 import math
 
-from PIL import Image
-
+from ...model.kind import Places
 from ..explanation_data import ExplanationData, Feature, Pair
-from ..geometry import Modality
 from ..pair_scores import PairKind
+from .drawing import drawing_of
 
 MIXTURE_COLOR = "#222222"
 METHOD_NAMES = {
@@ -71,21 +70,13 @@ def layer_text(hidden_layer: int | None) -> str:
     return "last hidden layer" if hidden_layer is None else f"hidden layer {hidden_layer}"
 
 
-def encoder_text(modality: Modality) -> str:
+def encoder_text(places: Places) -> str:
     """`openai/clip-vit-base-patch16, last hidden layer, 7 × 7 patches`."""
-    parts = [modality.encoder or "unknown encoder"]
-    if modality.kind != "other":  # which has no encoder: arrays that were features already
-        parts.append(layer_text(modality.hidden_layer))
-    count = len(modality.candidates)
-    if modality.grid:
-        parts.append(f"{modality.grid[0]} × {modality.grid[1]} patches")
-    else:
-        parts.append(f"{count} {'tokens' if modality.kind == 'text' else 'features'}")
-    if modality.special:
-        parts.append(f"{len(modality.special)} special, never blamed")
+    drawing = drawing_of(places)
+    parts = [places.encoder or "unknown encoder"]
+    if drawing.has_layers:
+        parts.append(layer_text(places.hidden_layer))
+    parts.append(drawing.extent(places))
+    if places.special:
+        parts.append(f"{len(places.special)} special, never blamed")
     return ", ".join(parts)
-
-
-def faded(picture: Image.Image) -> Image.Image:
-    """In greys from two fifths up to white, on which a colour shows also where the picture is black."""
-    return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])

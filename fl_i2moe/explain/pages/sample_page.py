@@ -1,18 +1,15 @@
 """An explanation as a page: one self-contained HTML file that works from disk, without any network."""
 
-import base64
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from ...metrics.figures import expert_colors, expert_title
+from ...model.kind import Places
 from ..attribution import MIXTURE
-from ..explanation_data import ExplanationData, Feature, Pair
-from ..geometry import Modality
+from ..explanation_data import ExplanationData, Pair
 from ..pair_scores import kind_of_expert
 from .display import (
     METHOD_TITLES,
@@ -21,15 +18,11 @@ from .display import (
     SCORE_TITLES,
     encoder_text,
     end_name,
-    faded,
     modality_title,
     score_text,
     signed,
 )
-
-PICTURE_PIXELS = 640
-LONG_TEXT = 700
-"""Characters from which a text of a card gets a scroll bar."""
+from .drawing import Ids, drawing_of
 
 
 def render_page(explanation: ExplanationData, index_href: str | None = None, top: int = 10) -> str:
@@ -40,7 +33,7 @@ def render_page(explanation: ExplanationData, index_href: str | None = None, top
         index_href: relative link to the page of the whole run.
         top: pairs shown per expert.
     """
-    ids = _Numbers(explanation)
+    ids = _ids(explanation)
     colors = expert_colors(explanation.expert_names)
     target = explanation.target
     experts = [
@@ -58,10 +51,10 @@ def render_page(explanation: ExplanationData, index_href: str | None = None, top
             predicted=[explanation.label_names[index] for index in explanation.predicted_classes],
             true_names=[explanation.label_names[index] for index in explanation.true_classes],
             method=METHOD_TITLES.get(explanation.method, explanation.method),
-            modalities=[_modality(name, x, ids) for name, x in explanation.modalities.items()],
+            modalities=[_modality(i, *x) for i, x in enumerate(explanation.modalities.items())],
             experts=experts,
             total_weight=explanation.expert_weights.sum(),
-            cards=[_card(explanation, name, colors, ids) for name in explanation.importance],
+            cards=[_card(explanation, name, colors) for name in explanation.importance],
             boards=[_board(explanation, name, colors, ids, top) for name in explanation.pair_tables],
             classes=_classes(explanation),
             settings=", ".join(f"{name.replace('_', ' ')} {value}" for name, value in explanation.settings.items()),
@@ -70,47 +63,27 @@ def render_page(explanation: ExplanationData, index_href: str | None = None, top
     )
 
 
-def environment() -> Environment:
-    """Of the templates of all pages."""
-    return Environment(
-        loader=PackageLoader("fl_i2moe.explain"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+def environment(package: str = "fl_i2moe.explain") -> Environment:
+    """Of the templates of a package's pages, which may build on those of this one."""
+    loaders = [PackageLoader(name) for name in dict.fromkeys((package, "fl_i2moe.explain"))]
+    return Environment(loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
-def data_uri(picture: Image.Image, quality: int) -> str:
-    """The picture as a JPEG inside a page."""
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-class _Numbers:
-    """Ids of features in a page, which names of modalities could spoil."""
-
-    def __init__(self, explanation: ExplanationData):
-        self.of = {name: number for number, name in enumerate(explanation.modalities)}
-
-    def __call__(self, modality: str, index: int) -> str:
-        return f"{self.of[modality]}-{index}"
-
-
-def _modality(name: str, modality: Modality, ids: _Numbers) -> dict[str, Any]:
-    picture = modality.picture(PICTURE_PIXELS) if modality.kind == "image" else None
-    remark = ""
-    if modality.grid and modality.region != (0, 0, *modality.size):
-        remark = f"Only the part of the {modality_title(name)} under the patches was encoded."
+def _ids(explanation: ExplanationData) -> dict[str, dict[int, str]]:
+    """Modality → feature → its id in the page; names of modalities could spoil it."""
     return {
-        "number": ids.of[name],
-        "title": modality_title(name).capitalize(),
-        "encoder": encoder_text(modality),
-        "size": modality.size,
-        "remark": remark,
-        "color_uri": None if picture is None else data_uri(picture, 82),
-        "gray_uri": None if picture is None else data_uri(faded(picture), 78),
+        name: {index: f"{number}-{index}" for index in range(x.num_features)}
+        for number, (name, x) in enumerate(explanation.modalities.items())
     }
 
 
-def _card(explanation: ExplanationData, name: str, colors: Mapping[str, str], ids: _Numbers) -> dict[str, Any]:
+def _modality(number: int, name: str, places: Places) -> dict[str, Any]:
+    title = modality_title(name)
+    head = {"number": number, "title": title.capitalize(), "encoder": encoder_text(places)}
+    return head | drawing_of(places).head(places, title)
+
+
+def _card(explanation: ExplanationData, name: str, colors: Mapping[str, str]) -> dict[str, Any]:
     if name == MIXTURE:
         title, color, subtitle = "Mixture", MIXTURE_COLOR, "importance averaged over the experts by their weights"
     else:
@@ -123,14 +96,14 @@ def _card(explanation: ExplanationData, name: str, colors: Mapping[str, str], id
         best = explanation.top_features(name, modality, 3)
         ranks = {feature.index: str(rank) for rank, (feature, _) in enumerate(best, 1)}
         strongest = "; ".join(f"{feature.name} ({score:.2f})" for feature, score in best) or "none"
-        part = _part(explanation, modality, f"gray-{ids.of[modality]}", ranks, scores)
+        part = _part(explanation, modality, "gray", ranks, scores)
         part["label"] = f"{part['title']} under its heat map. Strongest patches: {strongest}"
         parts.append(part | {"strongest": strongest})
     return {"title": title, "color": color, "subtitle": subtitle, "parts": parts}
 
 
 def _board(
-    explanation: ExplanationData, expert: str, colors: Mapping[str, str], ids: _Numbers, top: int
+    explanation: ExplanationData, expert: str, colors: Mapping[str, str], ids: Mapping[str, Ids], top: int
 ) -> dict[str, Any]:
     """The strongest pairs of an expert: pictures to the left, their ranking in the middle, texts to the right."""
     pairs = explanation.pairs(expert, top)
@@ -142,15 +115,15 @@ def _board(
     parts = {}
     for name, of_feature in ranks.items():
         shown = {index: _rank_text(numbers) for index, numbers in of_feature.items()}
-        parts[name] = _part(explanation, name, f"color-{ids.of[name]}", shown, None, ids)
+        parts[name] = _part(explanation, name, "color", shown, None, ids[name])
         parts[name]["label"] = f"{parts[name]['title']} with the patches of the pairs, numbered by rank"
-    left = [name for name, x in explanation.modalities.items() if x.kind == "image"]
+    left = [name for name, x in explanation.modalities.items() if drawing_of(x).is_picture]
     if len(left) in (0, len(parts)):  # no picture, or nothing else
         left = list(parts)[: len(parts) // 2]
     kind = kind_of_expert(expert)
     twins = {}
     if kind == "redundancy" and "redundancy_both" in table.scores:
-        twins = {(x.first, x.second): x for x in explanation.pairs(expert, None, "redundancy_both")}
+        twins = {_ends(x): x for x in explanation.pairs(expert, None, "redundancy_both")}
     return {
         "title": f"{expert_title(expert)} expert: strongest pairs by the {SCORE_TITLES[kind]}",
         "color": colors[expert],
@@ -158,11 +131,11 @@ def _board(
         f"{table.evaluations:,} evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a pair.",
         "left": [parts[name] for name in left],
         "right": [part for name, part in parts.items() if name not in left],
-        "pairs": [_row(explanation, pair, twins.get((pair.first, pair.second)), ids) for pair in pairs],
+        "pairs": [_row(explanation, pair, twins.get(_ends(pair)), ids) for pair in pairs],
     }
 
 
-def _row(explanation: ExplanationData, pair: Pair, twin: Pair | None, ids: _Numbers) -> dict[str, Any]:
+def _row(explanation: ExplanationData, pair: Pair, twin: Pair | None, ids: Mapping[str, Ids]) -> dict[str, Any]:
     """One of the strongest pairs; its `twin` is the same pair by the redundancy gap of both ends."""
     names = [{"name": end_name(explanation, end), "token": end.token is not None} for end in (pair.second, pair.first)]
     names.sort(key=lambda end: not end["token"])  # the token first: it is what a reader looks for
@@ -172,11 +145,15 @@ def _row(explanation: ExplanationData, pair: Pair, twin: Pair | None, ids: _Numb
     if abs(pair.score) < 2 * pair.standard_error:
         more.append("within 2 errors of 0")
     return {
-        "ends": " ".join(ids(end.modality, end.index) for end in (pair.first, pair.second)),
+        "ends": " ".join(ids[end.modality][end.index] for end in (pair.first, pair.second)),
         "names": names,
         "score": score_text(pair),
         "more": " · ".join(more),
     }
+
+
+def _ends(pair: Pair) -> tuple[str, int, str, int]:
+    return pair.first.modality, pair.first.index, pair.second.modality, pair.second.index
 
 
 def _rank_text(ranks: Sequence[int]) -> str:
@@ -186,104 +163,16 @@ def _rank_text(ranks: Sequence[int]) -> str:
 def _part(
     explanation: ExplanationData,
     name: str,
-    uri_id: str,
+    tone: str,
     ranks: Mapping[int, str],
     scores: np.ndarray | None,
-    ids: _Numbers | None = None,
+    ids: Ids | None = None,
 ) -> dict[str, Any]:
     """One modality on a card (with `scores`) or on a board of pairs (with `ids`, its ranked features alone)."""
-    modality = explanation.modalities[name]
-    part = {"title": modality_title(name), "kind": modality.kind, "size": modality.size, "long": False, "uri_id": None}
-    shown = list(ranks) if scores is None else modality.candidates
-    if modality.kind == "image" and modality.grid:
-        width, height = modality.size
-        part["unit"] = round(max(width / 330, height / 400), 3)
-        if modality.picture() is not None:
-            part["uri_id"] = uri_id
-        part["patches"] = [
-            _patch(explanation.feature(name, index), ranks.get(index), scores, ids) for index in sorted(shown)
-        ]
-        part["patches"] = [patch for patch in part["patches"] if patch["width"] > 0 and patch["height"] > 0]
-    elif modality.kind == "text":
-        part["words"] = _words(modality, name, ranks, scores, ids)
-        part["long"] = scores is not None and len(modality.text) > LONG_TEXT
-    else:
-        part["kind"] = "other"
-        part["words"] = [
-            _word(str(index), name, (index,), ranks, scores, ids, f"feature {index}") for index in sorted(shown)
-        ]
-    return part
-
-
-def _patch(feature: Feature, rank: str | None, scores: np.ndarray | None, ids: _Numbers | None) -> dict[str, Any]:
-    left, top, right, bottom = feature.box
-    score = None if scores is None else round(float(scores[feature.index]), 3)
-    return {
-        "class": "heat" if ids is None else "patch",
-        "id": ids and ids(feature.modality, feature.index),
-        "x": round(left, 2),
-        "y": round(top, 2),
-        "width": round(right - left, 2),
-        "height": round(bottom - top, 2),
-        "score": score,
-        "rank": rank,
-        "title": feature.name if score is None else f"{feature.name}: {score:.2f}",
-    }
-
-
-def _words(
-    modality: Modality,
-    name: str,
-    ranks: Mapping[int, str],
-    scores: np.ndarray | None,
-    ids: _Numbers | None,
-) -> list[dict[str, Any]]:
-    words = []
-    pieces = modality.pieces()
-    last_token = max((number for number, piece in enumerate(pieces) if piece.indexes), default=-1)
-    for number, piece in enumerate(pieces):
-        text = modality.text[piece.start : piece.end]
-        if piece.indexes:
-            words.append(_word(text, name, piece.indexes, ranks, scores, ids))
-        elif number > last_token and text.strip():
-            words.append(
-                {"text": text, "class": "cut", "id": None, "score": None, "rank": None, "title": "not encoded"}
-            )
-        else:
-            words.append({"text": text, "class": None})
-    return words
-
-
-def _word(
-    text: str,
-    name: str,
-    indexes: tuple[int, ...],
-    ranks: Mapping[int, str],
-    scores: np.ndarray | None,
-    ids: _Numbers | None,
-    title: str | None = None,
-) -> dict[str, Any]:
-    rank = ",".join(ranks[index] for index in indexes if index in ranks) or None
-    if ids is not None:
-        named = " ".join(ids(name, index) for index in indexes)
-        return {
-            "text": text,
-            "class": "end" if rank else None,
-            "id": named,
-            "score": None,
-            "rank": rank,
-            "title": title,
-        }
-    score = round(max(float(scores[index]) for index in indexes), 3)
-    title = f"{title}: {score:.2f}" if title else f"{score:.2f}"
-    return {
-        "text": text,
-        "class": "token top" if rank else "token",
-        "id": None,
-        "score": score,
-        "rank": rank,
-        "title": title,
-    }
+    places = explanation.modalities[name]
+    drawing, number = drawing_of(places), list(explanation.modalities).index(name)
+    part = drawing.part(places, f"{tone}-{number}", ranks, scores, ids)
+    return {"title": modality_title(name), "macro": drawing.macro, **part}
 
 
 def _classes(explanation: ExplanationData) -> list[dict[str, Any]]:

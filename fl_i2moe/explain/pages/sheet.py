@@ -50,7 +50,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Run:
+class Fragment:
     """Characters of one token, or of none, on one line."""
 
     text: str
@@ -65,7 +65,7 @@ class Flow:
 
     def __init__(self, pieces: Sequence[tuple[str, tuple[int, ...]]], width: float, size: float, leading: float):
         self.size, self.leading = size, leading
-        self.runs: list[Run] = []
+        self.fragments: list[Fragment] = []
         x, line = 0.0, 0
         for space, word in _split_words(pieces):
             advance = _width(" ", size) if space and x else 0.0
@@ -76,12 +76,12 @@ class Flow:
             for (text, indexes), run_width in zip(word, widths, strict=True):
                 if x and x + run_width > width:
                     x, line = 0.0, line + 1
-                self.runs.append(Run(text, indexes, x, line, run_width))
+                self.fragments.append(Fragment(text, indexes, x, line, run_width))
                 x += run_width
         if line >= _MAX_LINES:
-            self.runs = [run for run in self.runs if run.line < _MAX_LINES - 1]
-            self.runs.append(Run("… (the page has the whole text)", (), 0.0, _MAX_LINES - 1, 0.0))
-        self.height = leading * (1 + max((run.line for run in self.runs), default=0)) + 4
+            self.fragments = [fragment for fragment in self.fragments if fragment.line < _MAX_LINES - 1]
+            self.fragments.append(Fragment("… (the page has the whole text)", (), 0.0, _MAX_LINES - 1, 0.0))
+        self.height = leading * (1 + max((fragment.line for fragment in self.fragments), default=0)) + 4
 
     def draw(
         self,
@@ -101,15 +101,15 @@ class Flow:
             Where each token begins, at the upper edge of its line.
         """
         anchors: dict[int, tuple[float, float]] = {}
-        for run in self.runs:
-            x, y = left + run.x, top + (run.line + 0.5) * self.leading
+        for fragment in self.fragments:
+            x, y = left + fragment.x, top + (fragment.line + 0.5) * self.leading
             low, height = y - 0.55 * self.size, 1.15 * self.size
-            if run.indexes and scores is not None:
-                sheet.shade(x, low, run.width, height, float(max(scores[index] for index in run.indexes)))
-            if any(index in underlined for index in run.indexes):
-                sheet.axes.add_patch(Rectangle((x, low + height), run.width, 1.1, color=color, linewidth=0))
-            sheet.text(x, y, run.text, self.size)
-            for index in run.indexes:
+            if fragment.indexes and scores is not None:
+                sheet.shade(x, low, fragment.width, height, float(max(scores[index] for index in fragment.indexes)))
+            if any(index in underlined for index in fragment.indexes):
+                sheet.axes.add_patch(Rectangle((x, low + height), fragment.width, 1.1, color=color, linewidth=0))
+            sheet.text(x, y, fragment.text, self.size)
+            for index in fragment.indexes:
                 anchors.setdefault(index, (x, y - 0.5 * self.leading + 1))
         return anchors
 

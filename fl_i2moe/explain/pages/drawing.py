@@ -1,0 +1,307 @@
+"""
+How each kind of modality is drawn: on pages and figures of explanations, as a thumbnail, and before readers.
+
+A page shows a modality as a *part*: a dictionary that one of the macros of `parts.html.jinja` turns into HTML. A figure
+shows it as a *block* on a [`Sheet`].
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from ...model.kind import Places
+from ...model.kind_image import ImagePlaces
+from ...model.kind_text import TextPlaces
+from .sheet import MUTED, Flow, Sheet
+
+PICTURE_PIXELS = 640
+LONG_TEXT = 700
+"""Characters from which a text on a card gets a scroll bar."""
+
+Ids = Mapping[int, str]
+"""Feature → its id in a page."""
+
+
+class Block(Protocol):
+    """A modality on a figure."""
+
+    width: float
+    height: float
+    is_picture: bool
+
+    def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
+        """With heat by scores, and the ranks of the best features."""
+
+    def draw_ends(
+        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
+    ) -> dict[int, tuple[float, float]]:
+        """With the ends of pairs; where links to them begin."""
+
+
+class ArrayDrawing:
+    """Any modality: its features by their numbers."""
+
+    macro = "cells"
+    """Of `parts.html.jinja`."""
+
+    is_picture = False
+    """Whether it stands to the left, and links to it end in its midst."""
+
+    has_layers = False
+    """Whether its encoder has hidden layers."""
+
+    def extent(self, places: Places) -> str:
+        """`49 patches`"""
+        return f"{len(places.candidates)} {places.noun}"
+
+    def head(self, places: Places, title: str) -> dict[str, Any]:
+        """What a page says and defines once: `remark`, `size`, and the data URIs of a picture."""
+        return {"size": None, "remark": "", "color_uri": None, "gray_uri": None}
+
+    def part(
+        self, places: Places, uri_id: str, ranks: Mapping[int, str], scores: np.ndarray | None, ids: Ids | None
+    ) -> dict[str, Any]:
+        """
+        Args:
+            uri_id: of the picture that the page defines.
+            ranks: feature → what is written beside it.
+            scores: (T,) of a card with a heat map; None on a board of pairs, which shows the ranked features alone.
+            ids: of a board's features.
+        """
+        shown = places.candidates if scores is not None else list(ranks)
+        return {
+            "words": [_word(str(i), (i,), ranks, scores, ids, f"feature {i}") for i in sorted(shown)],
+            "long": False,
+        }
+
+    def block(self, places: Places, width: float, size: float, leading: float) -> Block:
+        pieces = [piece for index in places.candidates for piece in ((f" {index}", (index,)), (" ", ()))]
+        return TextBlock(Flow(pieces, width, size, leading), width)
+
+    def thumbnail(self, places: Places, pixels: int) -> Image.Image | None:
+        """A small picture of the sample."""
+        return None
+
+    def question(self, places: Places) -> dict[str, Any]:
+        """What readers of a questionnaire see of it."""
+        return {"num_features": places.num_features}
+
+
+class PictureDrawing(ArrayDrawing):
+    """A picture under its grid of patches."""
+
+    macro = "picture"
+    is_picture = True
+    has_layers = True
+
+    def extent(self, places: ImagePlaces) -> str:
+        return f"{places.grid[0]} × {places.grid[1]} patches"
+
+    def head(self, places: ImagePlaces, title: str) -> dict[str, Any]:
+        picture = places.picture(PICTURE_PIXELS)
+        is_part = places.region != (0, 0, *places.size)
+        return {
+            "size": places.size,
+            "remark": f"Only the part of the {title} under the patches was encoded." if is_part else "",
+            "color_uri": None if picture is None else data_uri(picture, 82),
+            "gray_uri": None if picture is None else data_uri(faded(picture), 78),
+        }
+
+    def part(
+        self, places: ImagePlaces, uri_id: str, ranks: Mapping[int, str], scores: np.ndarray | None, ids: Ids | None
+    ) -> dict[str, Any]:
+        width, height = places.size
+        shown = places.candidates if scores is not None else list(ranks)
+        patches = [_patch(places, index, ranks.get(index), scores, ids) for index in sorted(shown)]
+        return {
+            "size": places.size,
+            "unit": round(max(width / 330, height / 400), 3),
+            "uri_id": uri_id if places.picture() is not None else None,
+            "patches": [patch for patch in patches if patch["width"] > 0 and patch["height"] > 0],
+        }
+
+    def block(self, places: ImagePlaces, width: float, size: float, leading: float) -> Block:
+        return PictureBlock(places, min(width / places.size[0], 280 / places.size[1]))
+
+    def thumbnail(self, places: ImagePlaces, pixels: int) -> Image.Image | None:
+        return places.picture(pixels)
+
+    def question(self, places: ImagePlaces) -> dict[str, Any]:
+        picture = places.picture(PICTURE_PIXELS)
+        return {"uri": data_uri(picture, 82), "size": picture.size}
+
+
+class TextDrawing(ArrayDrawing):
+    """A text with its tokens."""
+
+    macro = "words"
+    has_layers = True
+
+    def part(
+        self, places: TextPlaces, uri_id: str, ranks: Mapping[int, str], scores: np.ndarray | None, ids: Ids | None
+    ) -> dict[str, Any]:
+        words, pieces = [], places.pieces()
+        last_token = max((number for number, piece in enumerate(pieces) if piece.indexes), default=-1)
+        for number, piece in enumerate(pieces):
+            text = places.text[piece.start : piece.end]
+            if piece.indexes:
+                words.append(_word(text, piece.indexes, ranks, scores, ids))
+            elif number > last_token and text.strip():
+                unread = {"class": "cut", "id": None, "score": None, "rank": None, "title": "not encoded"}
+                words.append({"text": text, **unread})
+            else:
+                words.append({"text": text, "class": None})
+        return {"words": words, "long": scores is not None and len(places.text) > LONG_TEXT}
+
+    def block(self, places: TextPlaces, width: float, size: float, leading: float) -> Block:
+        pieces = [(places.text[piece.start : piece.end], piece.indexes) for piece in places.pieces()]
+        return TextBlock(Flow(pieces, width, size, leading), width)
+
+    def question(self, places: TextPlaces) -> dict[str, Any]:
+        read = max((piece.end for piece in places.pieces() if piece.indexes), default=0)
+        rest = places.text[read:]
+        return {"text": places.text[:read], "rest": rest} if rest.strip() else {"text": places.text, "rest": ""}
+
+
+DRAWINGS = {"image": PictureDrawing(), "text": TextDrawing(), "array": ArrayDrawing()}
+"""By the name of a kind."""
+
+
+def drawing_of(places: Places) -> ArrayDrawing:
+    """How a modality is drawn; one whose features lie nowhere is drawn by their numbers."""
+    return DRAWINGS[places.kind if places.is_placed else "array"]
+
+
+# ---- parts of pages --------------------------------------------------------------------------------------------------
+
+
+def data_uri(picture: Image.Image, quality: int) -> str:
+    """The picture as a JPEG inside a page."""
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def faded(picture: Image.Image) -> Image.Image:
+    """In greys from two fifths up to white, on which a colour shows also where the picture is black."""
+    return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])
+
+
+def _patch(
+    places: ImagePlaces, index: int, rank: str | None, scores: np.ndarray | None, ids: Ids | None
+) -> dict[str, Any]:
+    left, top, right, bottom = places.box(index)
+    score = None if scores is None else round(float(scores[index]), 3)
+    name = places.name_of(index)
+    return {
+        "class": "heat" if ids is None else "patch",
+        "id": ids and ids[index],
+        "x": round(left, 2),
+        "y": round(top, 2),
+        "width": round(right - left, 2),
+        "height": round(bottom - top, 2),
+        "score": score,
+        "rank": rank,
+        "title": name if score is None else f"{name}: {score:.2f}",
+    }
+
+
+def _word(
+    text: str,
+    indexes: Sequence[int],
+    ranks: Mapping[int, str],
+    scores: np.ndarray | None,
+    ids: Ids | None,
+    title: str | None = None,
+) -> dict[str, Any]:
+    rank = ",".join(ranks[index] for index in indexes if index in ranks) or None
+    word = {"text": text, "id": None, "score": None, "rank": rank, "title": title}
+    if ids is not None:
+        return word | {"class": "end" if rank else None, "id": " ".join(ids[index] for index in indexes)}
+    score = round(max(float(scores[index]) for index in indexes), 3)
+    title = f"{title}: {score:.2f}" if title else f"{score:.2f}"
+    return word | {"class": "token top" if rank else "token", "score": score, "title": title}
+
+
+# ---- blocks of figures -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TextBlock:
+    """A text set in lines."""
+
+    flow: Flow
+    width: float
+    is_picture = False
+
+    @property
+    def height(self) -> float:
+        return self.flow.height
+
+    def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
+        self.flow.draw(sheet, left, top, scores, ranks)
+
+    def draw_ends(
+        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
+    ) -> dict[int, tuple[float, float]]:
+        anchors = self.flow.draw(sheet, left, top, None, ranks, color)
+        for index, rank in ranks.items():
+            if index in anchors:  # not behind the end of a text that was cut
+                sheet.badge(anchors[index][0], anchors[index][1] - 3.6, rank, 5.2)
+        return anchors
+
+
+class PictureBlock:
+    """A picture in a place on the sheet."""
+
+    is_picture = True
+
+    def __init__(self, places: ImagePlaces, scale: float):
+        self.places, self.scale = places, scale
+        self.width, self.height = places.size[0] * scale, places.size[1] * scale
+
+    def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
+        self._draw(sheet, left, top, gray=True)
+        for index in self.places.candidates:
+            sheet.shade(*self._box(index, left, top), float(scores[index]))
+        for index, rank in ranks.items():
+            self._outline(sheet, self._box(index, left, top), "white", rank)
+
+    def draw_ends(
+        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
+    ) -> dict[int, tuple[float, float]]:
+        self._draw(sheet, left, top, gray=False)
+        boxes = {index: self._box(index, left, top) for index in ranks}
+        for index, rank in ranks.items():
+            self._outline(sheet, boxes[index], color, rank)
+        return {index: (x + width / 2, y + height / 2) for index, (x, y, width, height) in boxes.items()}
+
+    def _box(self, index: int, x: float, y: float) -> tuple[float, float, float, float]:
+        """Left, top, width, height on the sheet."""
+        left, top, right, bottom = (side * self.scale for side in self.places.box(index))
+        return x + left, y + top, right - left, bottom - top
+
+    def _draw(self, sheet: Sheet, left: float, top: float, gray: bool) -> None:
+        extent = (left, left + self.width, top + self.height, top)
+        picture = self.places.picture(900)
+        if picture is None:
+            sheet.axes.add_patch(Rectangle((left, top), self.width, self.height, color="#e8e8e4", linewidth=0))
+            middle = left + self.width / 2, top + self.height / 2
+            sheet.text(*middle, "picture not at hand", 8, color=MUTED, ha="center")
+            return
+        pixels = np.asarray(faded(picture).convert("RGB") if gray else picture)
+        limits = sheet.axes.get_xlim(), sheet.axes.get_ylim()
+        sheet.axes.imshow(pixels, extent=extent, aspect="auto", zorder=0)
+        sheet.axes.set(xlim=limits[0], ylim=limits[1])  # an image moves them
+
+    @staticmethod
+    def _outline(sheet: Sheet, box: tuple[float, float, float, float], color: str, rank: str) -> None:
+        sheet.frame(*box, edgecolor="#111111", linewidth=2.2, zorder=3)
+        sheet.frame(*box, edgecolor=color, linewidth=1, zorder=3)
+        sheet.badge(*box[:2], rank)

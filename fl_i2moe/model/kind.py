@@ -1,0 +1,318 @@
+"""
+What a kind of raw value is: how it is read, encoded, stored in a feature cache, and found again.
+
+A modality of a sample is a picture, a text, an array. All that differs between them is in one object each, a [`Kind`],
+in a file of its own; `kinds.py` lists them. How a kind is drawn is the one other place (`explain/pages/drawing.py`).
+
+Shape letters: B samples, T features of a sequence, D encoder width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass
+class Preprocessed:
+    """A preprocessed batch.
+
+    Args:
+        inputs: what `encode` takes; every tensor has B rows.
+        annotations: one per sample, what explanations need to know; see each kind's `preprocess`.
+    """
+
+    inputs: dict[str, Tensor]
+    annotations: list[dict[str, Any]]
+
+
+def as_batch(value: Any) -> list[Any]:
+    """A list of raw values as it is, one value (or an array of several pictures) as a list."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4):
+        return list(value)
+    return [value]
+
+
+@dataclass
+class EncodedFeatures:
+    """A batch of feature sequences; where `feature_mask` is false the features are zero (padding, always on the right).
+
+    Args:
+        features: (B, T, D).
+        feature_mask: (B, T) bool, true for a real feature.
+        special_mask: (B, T) bool, true for a special feature (CLS, BOS, SEP, a register).
+    """
+
+    features: Tensor
+    feature_mask: Tensor
+    special_mask: Tensor
+
+
+class FrozenEncoder(nn.Module, ABC):
+    """A Hugging Face encoder that never trains. Made by [`load_encoder`].
+
+    Attributes:
+        kind: name of the kind of its raw values.
+        preprocess: callable, raw values → [`Preprocessed`]; picklable and without the weights.
+        feature_size: D.
+        max_features: the longest T, kept special features included.
+        grid: (rows, columns) of patches, which are in reading order; None where features form no grid.
+    """
+
+    kind: str
+    preprocess: Any
+    feature_size: int
+    max_features: int
+    grid: tuple[int, int] | None = None
+
+    def __init__(self, model: nn.Module, origin: dict[str, Any], hidden_layer: int | None, special_features: str):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.hidden_layer = hidden_layer
+        self.special_features = special_features
+        self._origin = origin
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Does nothing: a frozen encoder stays in evaluation mode, whatever the model around it does."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @torch.no_grad()
+    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
+        """Encodes what `preprocess` made of a batch.
+
+        Args:
+            inputs: `Preprocessed.inputs`, on any device.
+        """
+        encoded = self._encode({key: value.to(self.device, non_blocking=True) for key, value in inputs.items()})
+        if self.special_features == "drop":
+            encoded = _drop_special(encoded)
+        encoded.features = encoded.features.masked_fill(~encoded.feature_mask[..., None], 0.0)
+        return encoded
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the features, as plain JSON: for the key of a feature cache and the config of a model."""
+        return {
+            **self._origin,
+            "kind": self.kind,
+            "hidden_layer": self.hidden_layer,
+            "special_features": self.special_features,
+            "max_length": getattr(self.preprocess, "max_length", None),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "preprocessing": self.preprocess.identity(),
+        }
+
+    @abstractmethod
+    def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
+        """`encode` before special features are dropped and padding is zeroed."""
+
+    def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
+        outputs = self.model(**inputs, output_hidden_states=self.hidden_layer is not None)
+        if self.hidden_layer is None:
+            return outputs.last_hidden_state
+        last = len(outputs.hidden_states) - 1
+        if not 0 <= self.hidden_layer <= last:
+            raise ValueError(
+                f"hidden_layer={self.hidden_layer} is out of range: {self._origin['name']} has {last} layers; give 0 "
+                f"(the embeddings) to {last}, or None for its last hidden state"
+            )
+        return outputs.hidden_states[self.hidden_layer]
+
+
+def _drop_special(encoded: EncodedFeatures) -> EncodedFeatures:
+    """Takes special features out of the sequences and closes the gaps."""
+    keep = encoded.feature_mask & ~encoded.special_mask
+    lengths = keep.sum(1, keepdim=True)
+    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    features = encoded.features.gather(1, order[..., None].expand(-1, -1, encoded.features.shape[2]))
+    feature_mask = torch.arange(order.shape[1], device=order.device) < lengths
+    return EncodedFeatures(features, feature_mask, torch.zeros_like(feature_mask))
+
+
+@dataclass
+class Places(ABC):
+    """One modality of a sample, and where each of its T features lies in it."""
+
+    kind: ClassVar[str]
+    noun: ClassVar[str] = "features"
+    """What its features are called."""
+
+    num_features: int
+    special: list[int]
+    """Features that are special: they lie nowhere and are never blamed."""
+
+    encoder: str | None = None
+    hidden_layer: int | None = None
+    """None: the encoder's last layer."""
+
+    special_features: str | None = None
+    """`"keep"` or `"drop"`: whether the sequence holds CLS, BOS and SEP."""
+
+    @property
+    def candidates(self) -> list[int]:
+        """Features that are not special, in order."""
+        special = set(self.special)
+        return [index for index in range(self.num_features) if index not in special]
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is known where features lie."""
+        return False
+
+    def name_of(self, index: int) -> str:
+        """What a person calls the feature."""
+        return f"feature {index}"
+
+    def place_of(self, index: int) -> dict[str, Any]:
+        """Where the feature lies, in the words of its kind; empty where that is not known."""
+        return {}
+
+    def missing(self) -> str | None:
+        """Why the raw value cannot be shown, as the end of a sentence; None if it can."""
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in vars(self).items()}
+        return {"kind": self.kind, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of [`to_dict`]."""
+        return cls(**{item.name: values.get(item.name) for item in fields(cls)})
+
+
+class Kind(ABC):
+    """A kind of raw value. Stateless."""
+
+    name: ClassVar[str]
+    raw_type: ClassVar[dict[str, Any]]
+    """The column of raw values in a data set, as `datasets` writes a type."""
+
+    keeps_raw: ClassVar[bool] = True
+    """Whether a feature cache keeps that column."""
+
+    annotation_types: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Suffix → type of the column `<modality>_<suffix>` that a feature cache has of it."""
+
+    can_be_cut: ClassVar[bool] = False
+    """Whether an encoder may leave out the end of a value."""
+
+    hub_task: ClassVar[str]
+    """The Hub's task that is nearest to classifying it."""
+
+    def cell(self, value: Any) -> Any:
+        """What a reader found, as the raw column takes it."""
+        return value
+
+    def file_of(self, cell: Any) -> str:
+        """The file that a cell of the raw column comes from, for messages."""
+        return "-"
+
+    def without_content(self, cell: Any) -> Any:
+        """A cell as it may be published beside features."""
+        return cell
+
+    def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        """Suffix → cell of the annotation column."""
+        return {}
+
+    def cut_share(self, annotation: Mapping[str, Any]) -> float | None:
+        """Which share of a value its encoder left out; None if nothing."""
+        return None
+
+    @abstractmethod
+    def places(self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any):
+        """See [`~fl_i2moe.model.kinds.places_in`]; `common` are the fields of [`Places`]."""
+
+
+class EncodedKind(Kind):
+    """A kind of raw value that a Hugging Face model encodes, so that users can give it as it is."""
+
+    main_input: ClassVar[str]
+    """The main input of its models."""
+
+    tower: ClassVar[str]
+    """Its part of a two-tower model's configuration."""
+
+    main_tensor: ClassVar[str]
+    """What its preprocessing always gives, by which a preprocessed value is known."""
+
+    default_options: ClassVar[dict[str, Any]]
+    """Options of its encoders, and their defaults."""
+
+    @abstractmethod
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises `ValueError` for an option's value that is none."""
+
+    @abstractmethod
+    def create_encoder(
+        self, model: nn.Module, common: tuple[Any, ...], load: Callable[..., Any], options: Mapping[str, Any], name: str
+    ) -> FrozenEncoder:
+        """
+        Args:
+            common: the first arguments of a [`FrozenEncoder`].
+            load: gives a part of the encoder's repository: (auto class, file, further arguments).
+        """
+
+    @abstractmethod
+    def options_of(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the encoder with this identity."""
+
+    @abstractmethod
+    def pin(self, encoder: FrozenEncoder, identity: Mapping[str, Any], modality: str) -> None:
+        """Makes the preprocessing of a loaded encoder that of this identity, or warns where it may differ."""
+
+    @abstractmethod
+    def load_preprocessor(self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]) -> Any:
+        """The preprocessing with this identity, without the encoder; `load` gives a part of its repository."""
+
+    def open(self, value: Any) -> Any:
+        """A raw value as a pipeline's worker reads it."""
+        return value
+
+    @abstractmethod
+    def raw_cell(self, value: Any) -> Any:
+        """A raw value that a user gives, as the raw column takes it."""
+
+    @abstractmethod
+    def example(self, modality: str) -> str:
+        """An example value as Python source."""
+
+    @abstractmethod
+    def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
+        """What happens to a value before the encoder, in one sentence."""
+
+
+def load_part(auto_class: Any, file: str, name: str, source: str, **kwargs: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        advice = (
+            f"The folder must hold a Hugging Face model with {file}."
+            if Path(source).is_dir()
+            else "Check the id; where the hub cannot be reached, give the path of a local folder with the model."
+        )
+        if file == WEIGHTS_FILE:
+            advice += (
+                " Only safetensors are read: convert other weights, if you trust them, with "
+                "AutoModel.from_pretrained(...).save_pretrained(folder)."
+            )
+        raise ValueError(f"encoder {name!r}: {file} could not be loaded. {advice} The reason: {error}") from error

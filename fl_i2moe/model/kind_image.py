@@ -1,0 +1,462 @@
+"""
+Pictures: read as they are displayed, resized, encoded as patches, and found again as boxes in their pixels.
+
+Shape letters: B samples, D encoder width, C colour channels, H and W pixel rows and columns.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, ClassVar, Self
+from urllib.request import urlopen
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from transformers import AutoImageProcessor
+
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed
+
+# What Pillow raises for bytes that are no sound picture.
+_PICTURE_ERRORS = (
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
+RESIZES = ("whole", "crop")
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels of the picture."""
+
+
+def open_image(value: Any) -> Image.Image:
+    """Opens a picture as 8-bit RGB, as it is displayed: EXIF rotation applied, transparency on white.
+
+    Args:
+        value: a path, a `PIL.Image`, a uint8 array (H, W) or (H, W, 3 or 4), or the dictionary of an undecoded
+            `datasets.Image`: `{"path": ..., "bytes": ...}`.
+
+    Raises:
+        ValueError: the file is missing, empty, truncated, no picture, or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the
+            message names the file and the reason.
+    """
+    if isinstance(value, Mapping):
+        source, name = value.get("bytes"), value.get("path") or "a picture given as bytes"
+        source = io.BytesIO(source) if source is not None else value.get("path")
+    else:
+        source, name = value, value if isinstance(value, (str, Path)) else f"a picture given as {type(value).__name__}"
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        if isinstance(source, np.ndarray):
+            return _to_rgb(Image.fromarray(source))
+        if not isinstance(source, (str, Path, io.BytesIO)):
+            raise ValueError("give a path, a PIL image, a uint8 array or {'path': ..., 'bytes': ...}")
+        with Image.open(source) as image:
+            # Pillow warns from this size on and refuses only twice as much.
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than the {limit} that Pillow deems safe"
+                )
+            return _to_rgb(image)
+    except _PICTURE_ERRORS as error:
+        reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        raise ValueError(
+            f"{name}: cannot be read as a picture: {reason.rstrip('.')}. Replace or leave out this picture."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have 32 bits (mode {image.mode}); convert it to 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """Pictures to uint8 pixels (B, H, W, C) of the encoder's input size. An annotation is `width` and `height` of the
+    picture as displayed (EXIF rotation applied) and `left`, `top`, `right`, `bottom`, its region that the grid covers.
+
+    Only the resizing happens here. What a processor does after it is affine per channel, `pixels * scale + offset`, and
+    costs less in one go on the device (`FrozenImageEncoder.encode`).
+
+    Args:
+        input_size: rows and columns of the encoder's input.
+        resize_to: rows and columns to resize to before the centre crop, or the length of the shorter edge.
+        resample: a `PIL.Image.Resampling`.
+        scale, offset: one value per channel.
+    """
+
+    input_size: tuple[int, int]
+    resize_to: int | tuple[int, int]
+    resample: int
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def __call__(self, values: Sequence[Any]) -> Preprocessed:
+        pixels, annotations = zip(*(self._one(open_image(value)) for value in values), strict=True)
+        return Preprocessed({"pixels": torch.from_numpy(np.stack(pixels))}, list(annotations))
+
+    def _one(self, image: Image.Image) -> tuple[np.ndarray, dict[str, int]]:
+        (rows, cols), (height, width) = self._resized_size(image), self.input_size
+        top, left = (rows - height) // 2, (cols - width) // 2
+        pixels = np.asarray(image.resize((cols, rows), self.resample))[top : top + height, left : left + width]
+        geometry = {
+            "width": image.width,
+            "height": image.height,
+            "left": round(left * image.width / cols),
+            "top": round(top * image.height / rows),
+            "right": round((left + width) * image.width / cols),
+            "bottom": round((top + height) * image.height / rows),
+        }
+        return pixels, geometry
+
+    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
+        if not isinstance(self.resize_to, int):
+            return self.resize_to
+        shorter, longer = sorted(image.size)
+        other = int(self.resize_to * longer / shorter)
+        return (other, self.resize_to) if image.width <= image.height else (self.resize_to, other)
+
+    @classmethod
+    def from_processor(cls, processor: Any, config: Any, resize: str, name: str) -> ImagePreprocessor:
+        """Reads off a Hugging Face image processor what it does to a picture.
+
+        Args:
+            processor: an image processor of the PIL backend.
+            config: the model's, asked for `image_size` where the processor has no fixed size.
+            resize: `"whole"` or `"crop"`, see `load_encoder`.
+            name: of the encoder, for messages.
+
+        Raises:
+            ValueError: the processor does more than resize, centre crop, rescale and normalise.
+        """
+        input_size = _input_size(processor, config, name)
+        resize_to = input_size if resize == "whole" else _size_before_crop(processor, input_size)
+        as_is = {"do_resize": False, "do_center_crop": False}
+        black, white = (_process(processor, np.full((*input_size, 3), level, np.uint8), as_is) for level in (0, 255))
+        offset = black[0, 0].astype(np.float64)
+        scale = (white[0, 0] - offset) / 255
+        resample = Image.Resampling.BILINEAR if processor.resample is None else processor.resample
+        preprocessor = cls(input_size, resize_to, int(resample), tuple(scale.tolist()), tuple(offset.tolist()))
+
+        shape = input_size if resize == "whole" else (171, 233)
+        noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        expected = _process(processor, noise, as_is if resize == "whole" else {})
+        found = preprocessor([noise]).inputs["pixels"][0].numpy() * scale + offset
+        if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3):
+            raise ValueError(
+                f"encoder {name!r}: resize={resize!r} cannot follow its image processor "
+                f"({type(processor).__name__}), which does more than resize, centre crop, rescale and normalise"
+            )
+        return preprocessor
+
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> ImagePreprocessor:
+        """The inverse of [`identity`]."""
+        resize_to = identity["resize_to"]
+        return cls(
+            input_size=tuple(identity["input_size"]),
+            resize_to=resize_to if isinstance(resize_to, int) else tuple(resize_to),
+            resample=identity["resample"],
+            scale=tuple(identity["scale"]),
+            offset=tuple(identity["offset"]),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the pixels, as plain JSON."""
+        return json.loads(json.dumps(asdict(self))) | {"pillow": PIL.__version__}
+
+
+def _process(processor: Any, image: np.ndarray, options: dict[str, bool]) -> np.ndarray:
+    return processor(Image.fromarray(image), return_tensors="pt", **options)["pixel_values"][0].permute(1, 2, 0).numpy()
+
+
+def _input_size(processor: Any, config: Any, name: str) -> tuple[int, int]:
+    size = (processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size) or {}
+    if "height" in size:
+        return size["height"], size["width"]
+    edge = size["shortest_edge"] if "shortest_edge" in size else getattr(config, "image_size", None)
+    if not isinstance(edge, int):
+        raise ValueError(f"encoder {name!r}: neither its image processor nor its config names one input size ({size=})")
+    return edge, edge
+
+
+def _size_before_crop(processor: Any, input_size: tuple[int, int]) -> int | tuple[int, int]:
+    size = processor.size or {}
+    if "height" in size:
+        return size["height"], size["width"]
+    if "shortest_edge" not in size:
+        return input_size
+    edge = size["shortest_edge"]
+    crop_pct = getattr(processor, "crop_pct", None)  # of ConvNext and ResNet, which crop pictures below 384 pixels only
+    if crop_pct is None:
+        return edge
+    return int(edge / crop_pct) if edge < 384 else input_size
+
+
+class FrozenImageEncoder(FrozenEncoder):
+    """Pictures → patches. A feature map (B, D, rows, columns) is read row by row; a sequence has its special features
+    (CLS, registers) in front."""
+
+    kind = "image"
+    preprocess: ImagePreprocessor
+
+    def __init__(self, *args: Any, preprocess: ImagePreprocessor):
+        super().__init__(*args)
+        self.preprocess = preprocess
+        hidden = self._hidden_state(self._pixel_values(torch.zeros(1, *preprocess.input_size, 3, dtype=torch.uint8)))
+        self.grid = self._find_grid(hidden)
+        self.num_special = 0 if hidden.ndim == 4 else hidden.shape[1] - math.prod(self.grid)
+        self.feature_size = hidden.shape[1] if hidden.ndim == 4 else hidden.shape[2]
+        self.max_features = math.prod(self.grid) + (self.num_special if self.special_features == "keep" else 0)
+
+    def _find_grid(self, hidden: Tensor) -> tuple[int, int]:
+        if hidden.ndim == 4:
+            return hidden.shape[2], hidden.shape[3]
+        num_features, patch_size = hidden.shape[1], getattr(self.model.config, "patch_size", None)
+        if isinstance(patch_size, int):
+            rows, cols = (edge // patch_size for edge in self.preprocess.input_size)
+            if rows * cols <= num_features:
+                return rows, cols
+        side = math.isqrt(num_features)  # hierarchical transformers (Swin) merge patches on the way
+        if side * side != num_features:
+            raise ValueError(
+                f"{self._origin['name']}: its {num_features} features are no grid of patches of {patch_size} pixels"
+            )
+        return side, side
+
+    def _pixel_values(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
+        scale, offset = (
+            torch.tensor(values, device=self.device) for values in (self.preprocess.scale, self.preprocess.offset)
+        )
+        return {"pixel_values": (pixels_BHWC.to(self.device) * scale + offset).permute(0, 3, 1, 2).to(self.dtype)}
+
+    def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
+        hidden = self._hidden_state(self._pixel_values(inputs["pixels"]))
+        features = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+        feature_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device)
+        special_mask = feature_mask.clone()
+        special_mask[:, self.num_special :] = False
+        return EncodedFeatures(features, feature_mask, special_mask)
+
+
+@dataclass
+class ImagePlaces(Places):
+    """A picture, and its grid of patches."""
+
+    kind: ClassVar[str] = "image"
+    noun: ClassVar[str] = "patches"
+
+    size: tuple[int, int] | None = None
+    """Width and height."""
+
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches."""
+
+    region: Box | None = None
+    """The part of the picture that the grid covers."""
+
+    path: str | None = None
+    """Its file."""
+
+    content: bytes | None = None
+    """The picture itself, where it has no file."""
+
+    @property
+    def is_placed(self) -> bool:
+        return self.grid is not None
+
+    def cell(self, index: int) -> tuple[int, int] | None:
+        """Row and column of a patch, from 0; None where there is no grid or the feature is special."""
+        if self.grid is None or index in self.special:
+            return None
+        place = index - sum(special < index for special in self.special)
+        return divmod(place, self.grid[1])
+
+    def box(self, index: int) -> Box | None:
+        """The patch in pixels of the picture; what reaches out of the picture (padding) is cut off, and of a patch that
+        lies outside nothing is left but an edge."""
+        cell = self.cell(index)
+        if cell is None or self.region is None or self.size is None:
+            return None
+        (rows, columns), (left, top, right, bottom) = self.grid, self.region
+        width, height = (right - left) / columns, (bottom - top) / rows
+        x, y = left + cell[1] * width, top + cell[0] * height
+        across, down = (float(side) for side in self.size)
+        return (
+            min(max(0.0, x), across),
+            min(max(0.0, y), down),
+            min(max(0.0, x + width), across),
+            min(max(0.0, y + height), down),
+        )
+
+    def name_of(self, index: int) -> str:
+        """`row 2, column 3`."""
+        cell = self.cell(index)
+        return super().name_of(index) if cell is None else f"row {cell[0] + 1}, column {cell[1] + 1}"
+
+    def place_of(self, index: int) -> dict[str, Any]:
+        box = self.box(index)
+        return {} if box is None else {"box": box}
+
+    def missing(self) -> str | None:
+        if self.picture() is not None:
+            return None
+        return f"is not at hand or cannot be read ({self.path or 'the feature cache has none'})"
+
+    def picture(self, longest_side: int | None = None) -> Image.Image | None:
+        """The picture in RGB, at most `longest_side` pixels long; None where its file is gone, cannot be read, or has
+        another size than when it was encoded."""
+        if self.path is None and self.content is None:
+            return None
+        try:
+            picture = open_image({"path": self.path, "bytes": self.content})
+        except ValueError:
+            return None
+        if picture.size != self.size:
+            return None
+        if longest_side and max(picture.size) > longest_side:
+            picture.thumbnail((longest_side, longest_side))
+        return picture
+
+    def to_dict(self) -> dict[str, Any]:
+        content = self.content and base64.b64encode(self.content).decode()
+        return {**super().to_dict(), "content": content}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        places = super().from_dict(values)
+        for name in ("size", "grid", "region"):
+            setattr(places, name, values[name] and tuple(values[name]))
+        places.content = values["content"] and base64.b64decode(values["content"])
+        return places
+
+
+class ImageKind(EncodedKind):
+    """Pictures."""
+
+    name = "image"
+    raw_type: ClassVar = {"decode": False, "_type": "Image"}
+    annotation_types: ClassVar = {"geometry": {key: {"dtype": "int32", "_type": "Value"} for key in GEOMETRY}}
+    hub_task = "image-classification"
+    main_input, tower, main_tensor = "pixel_values", "vision_config", "pixels"
+    default_options: ClassVar = {"resize": "whole"}
+
+    def cell(self, value: str | Path) -> dict[str, Any]:
+        return {"path": str(value), "bytes": None}
+
+    def file_of(self, cell: Mapping[str, Any]) -> str:
+        return cell.get("path") or "-"
+
+    def without_content(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        return {"path": cell["path"], "bytes": None}
+
+    def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        return {"geometry": {key: annotation[key] for key in GEOMETRY}}
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        if options["resize"] not in RESIZES:
+            raise ValueError(f"resize={options['resize']!r} is unknown; choose one of {', '.join(RESIZES)}")
+
+    def create_encoder(
+        self, model: nn.Module, common: tuple[Any, ...], load: Callable[..., Any], options: Mapping[str, Any], name: str
+    ) -> FrozenImageEncoder:
+        processor = load(AutoImageProcessor, "preprocessor_config.json", backend="pil")
+        preprocess = ImagePreprocessor.from_processor(processor, model.config, options["resize"], name)
+        return FrozenImageEncoder(*common, preprocess=preprocess)
+
+    def options_of(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        preprocessing = identity["preprocessing"]
+        return {"resize": "crop" if preprocessing["resize_to"] != preprocessing["input_size"] else "whole"}
+
+    def pin(self, encoder: FrozenEncoder, identity: Mapping[str, Any], modality: str) -> None:
+        encoder.preprocess = ImagePreprocessor.from_identity(identity["preprocessing"])
+
+    def load_preprocessor(
+        self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]
+    ) -> ImagePreprocessor:
+        return ImagePreprocessor.from_identity(identity["preprocessing"])  # nothing is fetched
+
+    def open(self, value: Any) -> Image.Image:
+        is_address = isinstance(value, str) and value.startswith(("http://", "https://"))
+        return open_image(_fetch(value) if is_address else value)
+
+    def raw_cell(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, (str, Path)):
+            return self.cell(value)
+        stream = io.BytesIO()
+        open_image(value).save(stream, "PNG")
+        return {"path": None, "bytes": stream.getvalue()}
+
+    def example(self, modality: str) -> str:
+        return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.jpg"'
+
+    def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
+        height, width = identity["preprocessing"]["input_size"]
+        how = "resized whole" if self.options_of(identity)["resize"] == "whole" else "resized and cropped at the centre"
+        return f"Pictures are {how} to {width} × {height} pixels."
+
+    def places(
+        self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any
+    ) -> ImagePlaces:
+        geometry, picture = row[f"{name}_geometry"], row.get(name) or {}
+        num_patches = common["num_features"] - len(common["special"])
+        grid = tuple(grid) if grid else _guess_grid(num_patches, (encoder.get("preprocessing") or {}).get("input_size"))
+        path = picture.get("path")
+        return ImagePlaces(
+            **common,
+            size=(geometry["width"], geometry["height"]),
+            grid=grid if grid and grid[0] * grid[1] == num_patches else None,
+            region=tuple(float(geometry[side]) for side in ("left", "top", "right", "bottom")),
+            path=path,
+            content=picture.get("bytes") if path is None else None,
+        )
+
+
+def _fetch(address: str) -> dict[str, Any]:
+    """A picture, not decoded yet: how large it is must be seen first."""
+    try:
+        with urlopen(address, timeout=60) as answer:
+            return {"path": address, "bytes": answer.read()}
+    except (OSError, HTTPException) as error:
+        raise ValueError(f"{address}: could not be fetched: {error}. Give another address, or a file.") from error
+
+
+def _guess_grid(num_patches: int, input_size: Sequence[int] | None) -> tuple[int, int] | None:
+    """The grid whose patches are square in the encoder's input."""
+    if not input_size or not num_patches:
+        return None
+    height, width = input_size
+    rows = math.isqrt(num_patches * height // width)
+    return (rows, num_patches // rows) if rows and rows * rows * width == num_patches * height else None

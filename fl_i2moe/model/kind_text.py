@@ -1,0 +1,311 @@
+"""
+Texts: tokenized, cut, encoded as tokens, and found again as spans of their characters.
+
+Shape letters: B samples, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import tokenizers
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_MAX_LENGTH = 512
+
+Span = tuple[int, int]
+"""First character and the one behind the last."""
+
+
+@dataclass(frozen=True)
+class TextPreprocessor:
+    """Texts to token ids, padded on the right to the longest of the batch and cut at `max_length` tokens. An annotation
+    is `offsets`, the (start, end) characters of every feature, (0, 0) for a special one; `num_tokens` before the cut,
+    special ones included; `truncated`.
+
+    Args:
+        tokenizer: a fast tokenizer (only those know the characters of a token).
+        max_length: tokens of a sequence, special ones included.
+        keep_special: whether special tokens are features, and so have offsets.
+        tokenizer_sha256: of the tokenizer's own description.
+    """
+
+    tokenizer: Any
+    max_length: int
+    keep_special: bool
+    tokenizer_sha256: str
+
+    def __call__(self, values: Sequence[str]) -> Preprocessed:
+        for value in values:
+            _check_text(value)
+        batch = self.tokenizer(
+            list(values),
+            max_length=self.max_length,
+            truncation=True,
+            padding=True,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        offsets = batch.pop("offset_mapping").tolist()
+        annotations = [self._annotate(encoding, row) for encoding, row in zip(batch.encodings, offsets, strict=True)]
+        return Preprocessed(dict(batch), annotations)
+
+    def _annotate(self, encoding: Any, offsets: list[list[int]]) -> dict[str, Any]:
+        # What truncation cut off follows in `overflowing`, each part with special tokens of its own.
+        cut_off = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
+        special, real = encoding.special_tokens_mask, encoding.attention_mask
+        kept = [i for i in range(len(real)) if real[i] and (self.keep_special or not special[i])]
+        if not kept:
+            raise ValueError("a text has no tokens but special ones, which special_features='drop' leaves out")
+        return {
+            "offsets": [(0, 0) if special[i] else tuple(offsets[i]) for i in kept],
+            "num_tokens": sum(real) + cut_off,
+            "truncated": cut_off > 0,
+        }
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: Any, model: nn.Module, max_length: int | None, keep_special: bool, name: str
+    ) -> TextPreprocessor:
+        """Checks a tokenizer and the length asked for.
+
+        Args:
+            tokenizer: of the model.
+            model: the text model, whose positions limit the length.
+            max_length: tokens of a sequence; None for the limit, at most 512.
+            keep_special: see the class.
+            name: of the encoder, for messages.
+
+        Raises:
+            ValueError: a slow or empty tokenizer, or a `max_length` that the encoder does not take.
+        """
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"encoder {name!r}: {type(tokenizer).__name__} is a slow tokenizer and cannot tell which characters a "
+                "token covers; use an encoder with a fast tokenizer (tokenizer.json)"
+            )
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers builds an empty one where files are missing
+            raise ValueError(f"encoder {name!r}: its tokenizer has no vocabulary; is tokenizer.json missing?")
+        limit = min(tokenizer.model_max_length, _position_limit(model))
+        num_special = tokenizer.num_special_tokens_to_add(pair=False)
+        if max_length is None:
+            max_length = min(limit, DEFAULT_MAX_LENGTH)
+        if not num_special < max_length <= limit:
+            raise ValueError(
+                f"max_length={max_length} does not fit encoder {name!r}: it takes {num_special + 1} to {limit} tokens, "
+                f"{num_special} special ones included"
+            )
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        return cls(tokenizer, max_length, keep_special, hash_tokenizer(tokenizer))
+
+    @property
+    def max_features(self) -> int:
+        """The longest sequence that comes out."""
+        return self.max_length - (0 if self.keep_special else self.tokenizer.num_special_tokens_to_add(pair=False))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the token ids besides `max_length`, as plain JSON."""
+        return {"tokenizer_sha256": self.tokenizer_sha256, "tokenizers": tokenizers.__version__}
+
+
+def _check_text(value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"a text must be a string, got {type(value).__name__}: {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text is no valid Unicode at character {error.start}: {value!r:.80}") from error
+
+
+def _position_limit(model: nn.Module) -> int:
+    """The longest sequence the model has positions for; RoBERTa and its kin count from behind the padding index."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2].startswith("position_embedding"):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None) or 10**9  # relative positions have no limit
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """sha256 of a fast tokenizer's description of itself."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings_of_a_call = ("truncation", "padding")
+    return hashlib.sha256(
+        json.dumps({key: state[key] for key in state if key not in settings_of_a_call}, sort_keys=True).encode()
+    ).hexdigest()
+
+
+class FrozenTextEncoder(FrozenEncoder):
+    """Texts → tokens, with the tokenizer's special tokens (CLS, BOS, SEP) marked."""
+
+    kind = "text"
+    preprocess: TextPreprocessor
+
+    def __init__(self, *args: Any, preprocess: TextPreprocessor):
+        super().__init__(*args)
+        self.preprocess = preprocess
+        self.max_features = preprocess.max_features
+        self.feature_size = self.encode(preprocess(["a"]).inputs).features.shape[2]
+
+    def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
+        model_inputs = {key: value for key, value in inputs.items() if key != "special_tokens_mask"}
+        feature_mask = inputs["attention_mask"].bool()
+        return EncodedFeatures(
+            self._hidden_state(model_inputs), feature_mask, inputs["special_tokens_mask"].bool() & feature_mask
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of characters: one token, several that share characters, or none (between tokens, behind the last)."""
+
+    start: int
+    end: int
+    indexes: tuple[int, ...] = ()
+
+
+@dataclass
+class TextPlaces(Places):
+    """A text, and its tokens."""
+
+    kind: ClassVar[str] = "text"
+    noun: ClassVar[str] = "tokens"
+
+    text: str | None = None
+    offsets: list[Span] | None = None
+
+    @property
+    def is_placed(self) -> bool:
+        return self.text is not None
+
+    def span(self, index: int) -> Span | None:
+        """The token's characters; None for a special feature and a token without any."""
+        if self.offsets is None or index in self.special:
+            return None
+        start, end = self.offsets[index]
+        return (start, end) if end > start else None
+
+    def name_of(self, index: int) -> str:
+        """`“soup”`."""
+        span = self.span(index)
+        return super().name_of(index) if span is None else f"“{self.text[slice(*span)]}”"
+
+    def place_of(self, index: int) -> dict[str, Any]:
+        span = self.span(index)
+        return {} if span is None else {"token": self.text[slice(*span)], "span": span}
+
+    def missing(self) -> str | None:
+        return "is not in the feature cache" if self.text is None else None
+
+    def pieces(self) -> list[Piece]:
+        """The whole text, cut into tokens and what lies between them."""
+        tokens: list[Piece] = []
+        spans = [(span, index) for index in self.candidates if (span := self.span(index))]
+        for (start, end), index in sorted(spans):
+            if tokens and start < tokens[-1].end:  # tokens of parts of one character
+                last = tokens.pop()
+                tokens.append(Piece(last.start, max(last.end, end), (*last.indexes, index)))
+            else:
+                tokens.append(Piece(start, end, (index,)))
+        pieces, position = [], 0
+        for token in tokens:
+            if token.start > position:
+                pieces.append(Piece(position, token.start))
+            pieces.append(token)
+            position = token.end
+        if self.text is not None and position < len(self.text):
+            pieces.append(Piece(position, len(self.text)))
+        return pieces
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "offsets": self.offsets and [list(span) for span in self.offsets]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        places = super().from_dict(values)
+        places.offsets = values["offsets"] and [tuple(span) for span in values["offsets"]]
+        return places
+
+
+class TextKind(EncodedKind):
+    """Texts."""
+
+    name = "text"
+    raw_type: ClassVar = {"dtype": "string", "_type": "Value"}
+    annotation_types: ClassVar = {
+        "offsets": {
+            "feature": {"feature": {"dtype": "int32", "_type": "Value"}, "length": 2, "_type": "List"},
+            "_type": "List",
+        }
+    }
+    can_be_cut = True
+    hub_task = "text-classification"
+    main_input, tower, main_tensor = "input_ids", "text_config", "input_ids"
+    default_options: ClassVar = {"max_length": None}
+
+    def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        return {"offsets": [list(pair) for pair in annotation["offsets"]]}
+
+    def cut_share(self, annotation: Mapping[str, Any]) -> float | None:
+        return 1 - len(annotation["offsets"]) / annotation["num_tokens"] if annotation["truncated"] else None
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """A length is checked against the model, see [`TextPreprocessor.from_tokenizer`]."""
+
+    def create_encoder(
+        self, model: nn.Module, common: tuple[Any, ...], load: Callable[..., Any], options: Mapping[str, Any], name: str
+    ) -> FrozenTextEncoder:
+        tokenizer = load(AutoTokenizer, "tokenizer.json")
+        keeps_special = common[-1] == "keep"
+        preprocess = TextPreprocessor.from_tokenizer(tokenizer, model, options["max_length"], keeps_special, name)
+        return FrozenTextEncoder(*common, preprocess=preprocess)
+
+    def options_of(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        return {"max_length": identity["max_length"]}
+
+    def pin(self, encoder: FrozenEncoder, identity: Mapping[str, Any], modality: str) -> None:
+        _check_tokenizer(encoder.preprocess.tokenizer_sha256, identity, modality)
+
+    def load_preprocessor(
+        self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]
+    ) -> TextPreprocessor:
+        tokenizer = load(AutoTokenizer, "tokenizer.json")
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        sha256 = hash_tokenizer(tokenizer)
+        _check_tokenizer(sha256, identity, modality)
+        return TextPreprocessor(tokenizer, identity["max_length"], identity["special_features"] == "keep", sha256)
+
+    def raw_cell(self, value: str) -> str:
+        return value
+
+    def example(self, modality: str) -> str:
+        return '"A pianist …"'
+
+    def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
+        return f"Texts are cut after {identity['max_length']} tokens."
+
+    def places(
+        self, row: Mapping[str, Any], name: str, common: dict[str, Any], encoder: Mapping[str, Any], grid: Any
+    ) -> TextPlaces:
+        offsets = [(int(start), int(end)) for start, end in row[f"{name}_offsets"]]
+        return TextPlaces(**common, text=row.get(name), offsets=offsets)
+
+
+def _check_tokenizer(sha256: str, identity: Mapping[str, Any], modality: str) -> None:
+    if sha256 != identity["preprocessing"]["tokenizer_sha256"]:  # which another version of tokenizers may write, too
+        logger.warning(
+            "The tokenizer of %r describes itself differently than at training (tokenizers %s); if it cuts texts "
+            "differently, so do predictions.",
+            modality,
+            identity["preprocessing"]["tokenizers"],
+        )
