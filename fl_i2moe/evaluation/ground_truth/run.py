@@ -84,7 +84,7 @@ def evaluate_runs(
     Args:
         runs: on the same features.
         truth: of all samples of the training split and of `arguments.split`.
-        carriers: label → expert that ought to carry it.
+        carriers: label → expert that should carry it.
 
     Raises:
         ValueError: a model and the features do not fit, or the output folder holds something else.
