@@ -15,10 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def threads_given_back():
     """A job takes all cores if nobody says how many, and would leave them to the tests behind it."""
+    number = torch.get_num_threads()
     yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
 
 
 @pytest.fixture
