@@ -74,7 +74,7 @@ def train(shared, tmp_path, run_here, no_figures):
     return start
 
 
-TWO_SEEDS = ["--batch_size=8", "--seeds", "0", "1"]
+TWO_SEEDS = ["--batch_size=8", "--num_epochs=5", "--seeds", "0", "1"]
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def kill_after(process, checkpoint):
         part.kill()
     process.communicate()
     assert checkpoint.exists()
+    assert not list(checkpoint.parent.glob("*-epoch-0005"))  # there is something left to train
 
 
 def assert_same_end(first, second):
@@ -197,7 +198,7 @@ def test_killed_and_resumed_ends_bit_for_bit_alike(train, launch, two_seeds, tmp
 
 
 def test_two_processes_killed_and_resumed_end_bit_for_bit_alike(train, launch, tmp_path):
-    options, how = ["--batch_size=4", "--checkpoint_steps=2"], {"by": launch, "forked": 2}
+    options, how = ["--batch_size=4", "--num_epochs=5", "--checkpoint_steps=2"], {"by": launch, "forked": 2}
     train(*options, output="whole", **how)
     process = train(*options, output="killed", wait=False, **how)
     # in the second epoch of 5 steps
