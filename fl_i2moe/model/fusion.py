@@ -8,22 +8,18 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 A attention heads · C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cpu_training import dropout, self_attention
-
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
 
 
 @dataclass
@@ -194,7 +190,7 @@ class _InViews(torch.autograd.Function):
 class GroupedSelfAttention(nn.Module):
     """Multi-head self-attention of E experts; q, k and v have no bias."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int):
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads
@@ -236,7 +232,7 @@ class GroupedSelfAttention(nn.Module):
 class GroupedFeedForward(nn.Module):
     """Linear, GELU, linear, for E experts."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int):
         super().__init__()
         self.config = config
         intermediate_size = config.intermediate_size or 2 * config.hidden_size
@@ -252,7 +248,7 @@ class GroupedFeedForward(nn.Module):
 class GroupedTransformerLayer(nn.Module):
     """Pre-norm Transformer layer of E experts."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int):
         super().__init__()
         self.config = config
         self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
@@ -305,14 +301,17 @@ LAYERS = {"pre_norm": GroupedTransformerLayer, "published": PublishedTransformer
 class Fusion(nn.Module):
     """Experts as one stack. A subclass is called as [`GroupedTransformer.forward`] is."""
 
-    has_attention = True
+    title: ClassVar[str]
+    """What people call it."""
+
+    has_attention: ClassVar[bool] = True
     """Whether it can give attention probabilities."""
 
     def attends_across(self, expert: int) -> bool:
         """Whether features of different modalities attend to each other in an expert."""
         return self.has_attention
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
 
@@ -327,7 +326,9 @@ class GroupedTransformer(Fusion):
     masked mean per modality, one linear head.
     """
 
-    def __init__(self, config: FLI2MoEConfig):
+    title = "Transformer"
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         num_groups, layer = config.num_experts, LAYERS[config.layer_arithmetic]
         self.layers = nn.ModuleList(layer(config, num_groups) for _ in range(config.num_fusion_layers))
@@ -382,6 +383,8 @@ class LateFusion(GroupedTransformer):
     MulT without attention between modalities. The head is linear in the modalities' means, so its logits are a sum of
     one term for each modality.
     """
+
+    title = "late fusion"
 
     def attends_across(self, expert: int) -> bool:
         return False

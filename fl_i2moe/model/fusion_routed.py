@@ -9,13 +9,10 @@ H hidden width · K feed-forward networks of a layer · J choices of a router (K
 C constant choices.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .cpu_training import dropout
@@ -29,9 +26,6 @@ from .fusion import (
     _select,
 )
 
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
-
 ROWS = 64
 """A network's tokens are padded to a multiple of this."""
 
@@ -39,7 +33,7 @@ ROWS = 64
 class RoutedNetworks(nn.Module):
     """K feed-forward networks for each of E experts; a token passes through the one that it is sent to."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int):
         super().__init__()
         self.config = config
         self.num_networks = config.num_routed_experts
@@ -78,7 +72,7 @@ class SwitchFeedForward(nn.Module):
     others pass by the layer. (The paper counts over a whole batch, which makes a prediction depend on its neighbours.)
     """
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int, is_first: bool):
+    def __init__(self, config: PreTrainedConfig, num_groups: int, is_first: bool):
         super().__init__()
         self.config = config
         self.router = GroupedLinear(num_groups, config.hidden_size, config.num_routed_experts, bias=False)
@@ -129,7 +123,7 @@ class MoEPlusPlusFeedForward(nn.Module):
     NUM_CHOICES = 2
     NUM_CONSTANTS = 2
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int, is_first: bool):
+    def __init__(self, config: PreTrainedConfig, num_groups: int, is_first: bool):
         super().__init__()
         self.config = config
         num_choices = config.num_routed_experts + 2 + self.NUM_CONSTANTS
@@ -191,7 +185,7 @@ def _mean(x: torch.Tensor, is_of: torch.Tensor) -> torch.Tensor:
 class RoutedTransformerLayer(nn.Module):
     """Pre-norm Transformer layer of E experts with a routed feed-forward layer."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int, is_first: bool, feed_forward: type[nn.Module]):
+    def __init__(self, config: PreTrainedConfig, num_groups: int, is_first: bool, feed_forward: type[nn.Module]):
         super().__init__()
         self.config = config
         self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
@@ -225,7 +219,7 @@ class RoutedTransformer(Fusion):
 
     feed_forward: type[nn.Module]
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.layers = nn.ModuleList(
             RoutedTransformerLayer(config, config.num_experts, index == 0, self.feed_forward)
@@ -261,10 +255,12 @@ class RoutedTransformer(Fusion):
 class SwitchTransformer(RoutedTransformer):
     """Switch fusion, "SwitchGate" in I²MoE's tables."""
 
+    title = "Switch Transformer"
     feed_forward = SwitchFeedForward
 
 
 class MoEPlusPlusTransformer(RoutedTransformer):
     """MoE++ fusion."""
 
+    title = "MoE++ Transformer"
     feed_forward = MoEPlusPlusFeedForward
