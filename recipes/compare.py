@@ -5,10 +5,10 @@ Train the systems of the I²MoE paper's tables on the same features and print th
 
 The folder is raw data in the layout of MM-IMDb, ENRICO or MMHS150K, or a feature cache, as a training recipe leaves and
 names it; `--features <folder or data set on the Hub>` stands for the latter. A file is one of arrays, read as
-recipes/train_arrays.py reads it. All systems have the same options, seeds and features; those of the model that make a
-system what it is are its own. With --hyperparameters, each fusion has those that I²MoE found for it on a data set, but
-for options that stand on the command line. A stopped comparison goes on with --resume, which may also name another
-preset (but overhead) or further --systems: what an output folder holds is not trained again.
+recipes/train_arrays.py reads it. All systems have the same options, seeds and features, except for the options of the
+model that define a system. With --hyperparameters, each fusion has those that I²MoE found for it on a data set, except
+for options on the command line. A stopped comparison goes on with --resume, which may also name another preset (but
+overhead) or further --systems: what an output folder holds is not trained again.
 
     tables        tables 1, 2, 4 and 5, each system trained once
     table1        vanilla fusions and I²MoE-MulT
@@ -26,15 +26,14 @@ from typing import Literal
 
 from fl_i2moe.cache import is_cache, open_cache
 from fl_i2moe.cache.arrays import array_encoders
-from fl_i2moe.cache.shared import open_features
 from fl_i2moe.comparison.overhead import measure_overhead
 from fl_i2moe.comparison.robustness import measure_robustness
 from fl_i2moe.comparison.systems import (
     System,
     Table,
-    check_systems,
     choose_systems,
     compare_systems,
+    own_jobs,
     render_markdown,
     with_options,
 )
@@ -57,7 +56,7 @@ from fl_i2moe.training.arguments import (
     starts_from_features,
 )
 from fl_i2moe.training.experiment import start_job
-from fl_i2moe.training.features import choose_encoders, encode
+from fl_i2moe.training.features import choose_encoders, encode, fetch_features
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings
 from fl_i2moe.training.recipe import create_console, run_recipe
 
@@ -140,19 +139,19 @@ class DataArguments(ArrayArguments, ImageEncoderArguments, TextEncoderArguments)
 
 @dataclass
 class CompareArguments:
-    """Which systems, and what is told of them."""
+    """Which systems, and what is measured on them."""
 
     tables: list[str] = option([], f"Tables to print, among {', '.join(TABLES)}; the preset's if not given.")
     systems: list[str] = option(
-        [], f"Rows of one table, in place of --tables, among {', '.join(SYSTEMS)}; those of --tables if not given."
+        [], f"Rows of one table, instead of --tables, among {', '.join(SYSTEMS)}; those of --tables if not given."
     )
     measure: Literal["nothing", "robustness", "overhead"] = option(
-        "nothing", "What else is told of each system; robustness needs --keep_feature_means."
+        "nothing", "What else is measured on each system; robustness needs --keep_feature_means."
     )
     hyperparameters: DataSet | None = option(
         None,
-        "Take those that I²MoE has for this data set, each fusion its own (tables 7 to 10); an option that is given on "
-        "the command line holds for all systems instead.",
+        "Take those that I²MoE found for this data set, each fusion its own (tables 7 to 10); an option that is given "
+        "on the command line holds for all systems instead.",
     )
 
     def __post_init__(self):
@@ -163,6 +162,18 @@ class CompareArguments:
         else:
             self.systems = list(dict.fromkeys(name for table in self.tables for name in TABLES[table].systems))
         choose_systems(SYSTEMS, self.systems)
+
+
+def read(data, encoding):
+    """Raw data, and the encoder of each modality."""
+    if is_array_file(data.data):
+        raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
+        return raw, array_encoders(raw, data.standardize)
+    raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
+    layout = find_layout(data.data)
+    if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:
+        encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS[layout])
+    return raw, choose_encoders(data, ENCODERS[layout], raw.modalities)
 
 
 def main():
@@ -192,23 +203,15 @@ def main():
             )
             for name, x in systems.items()
         }
-    check_systems(systems, job)
+    own_jobs(systems, job)  # refuses what does not go together, before an hour of encoding
     accelerator = start_job(job)
     console = create_console(accelerator)
     if from_features:
-        with accelerator.main_process_first():
-            cache = open_features(encoding.features)
+        cache = fetch_features(encoding, accelerator)
     elif is_cache(data.data):
         cache = open_cache(data.data)
-    elif is_array_file(data.data):
-        raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
-        cache = encode(raw, array_encoders(raw, data.standardize), job, accelerator)
     else:
-        raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
-        layout = find_layout(data.data)
-        if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:
-            encoding.text_max_length = min(encoding.text_max_length, TEXT_LENGTHS[layout])
-        cache = encode(raw, choose_encoders(data, ENCODERS[layout], raw.modalities), job, accelerator)
+        cache = encode(*read(data, encoding), job, accelerator)
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]
     if left_out:
         console.print(f"With {len(cache.modalities)} modalities this is no other system: {', '.join(left_out)}.")

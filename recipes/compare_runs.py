@@ -1,5 +1,5 @@
 """
-Hold trained runs against the first of them, sample by sample.
+Compare trained runs with the first of them, sample by sample.
 
     python recipes/compare_runs.py --runs runs/published runs/specialised --output_dir runs/compared
 

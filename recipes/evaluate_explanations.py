@@ -1,11 +1,11 @@
 """
-Hold explanations against what is planted in the built-in samples: right expert, evidence, pairs.
+Check explanations against the interactions that are planted in the built-in samples: right expert, evidence, pairs.
 
     python recipes/evaluate_explanations.py --models runs/sample runs/dense --output_dir runs/ground_truth
 
 Each of `--models` is the output folder of recipes/train_mmimdb.py or recipes/train_arrays.py on its sample, with one
 trained model a seed, or the folder of one model. It leaves ground_truth.json, ground_truth.md and carriers.png. A
-second start goes on after the models that are measured already.
+second start skips the models that are measured already.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fl_i2moe.training.runs import find_runs
 
 @dataclass
 class PlantedArguments(EvaluationArguments):
-    """What is held against the truth, and where that is."""
+    """What is compared with the truth, and where that is."""
 
     data_dir: str | None = option(None, "Folder of the sample; what the run was trained on if not given.")
 

@@ -89,10 +89,10 @@ class DataArguments(ArrayArguments):
     num_modalities: int = option(2, "Modalities of the built-in sample, 2 or 3.")
     num_samples: int = option(3000, "Samples of the built-in sample.")
     num_tokens: int = option(20, "Features of each sequence of the built-in sample.")
-    evidence_tokens: int = option(3, "Features that show what a modality tells of one label.")
+    evidence_tokens: int = option(3, "Features of a modality that show its evidence for one label.")
     evidence_positions: list[int] | None = option(None, "Where those may lie; anywhere if not given.")
     fixed_positions: bool = option(False, "Keep them in the same place in every sample.")
-    noise: float = option(0.2, "Standard deviation of the noise on every number; what is told has size 1.")
+    noise: float = option(0.2, "Standard deviation of the noise on every number; evidence has size 1.")
     labels_per_kind: int | None = option(
         None, "Labels of each interaction and set of modalities; 2 of two modalities, 1 of three if not given."
     )
@@ -119,7 +119,9 @@ def main():
     else:
         settings = NumericSettings.from_options(vars(data))
         folder = user_cache_dir() / "numeric" / settings.folder_name
-        accelerator.print(f"Arrays: a built-in sample with known interactions, {folder}. Give yours with --data_file.")
+        accelerator.print(
+            f"Arrays: a built-in sample with known interactions, {folder}. Give your own with --data_file."
+        )
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
     raw = load_arrays(file, **data.reading, on_bad_sample=encoding.on_bad_sample)

@@ -86,7 +86,7 @@ def main():
             if not (labels or data.min_label_count):
                 labels = list(PLANTED_GENRES)
             accelerator.print(
-                f"Films: a built-in sample with known interactions, {data_dir}. Give yours with --data_dir."
+                f"Films: a built-in sample with known interactions, {data_dir}. Give your own with --data_dir."
             )
             with accelerator.main_process_first():
                 write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)

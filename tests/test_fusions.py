@@ -612,7 +612,7 @@ def test_predictions_draw_nothing():
         ({"fusion": "mult"}, "'low_rank'"),
         ({"num_routed_experts": 0}, "`num_routed_experts` must be at least 1"),
         ({"capacity_factor": 0}, "`capacity_factor` must be positive"),
-        ({"balance_loss_weight": -1}, "`balance_loss_weight` must not be negative"),
+        ({"balance_loss_weight": -1}, "`balance_loss_weight` must be at least 0"),
         ({"gate_threshold": 1}, r"`gate_threshold` must lie in \(0, 1\)"),
         ({"gate_temperature": 0}, "`gate_temperature` must be positive"),
         ({"fusion_rank": 0}, "`fusion_rank` must be at least 1"),

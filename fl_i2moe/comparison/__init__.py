@@ -1,7 +1,7 @@
 """
 Several systems side by side.
 
-- `systems`: the papers' tables, each system trained where it is not yet
+- `systems`: the papers' tables, each system trained unless it is already
 - `robustness`, `overhead`: what they do with missing or noised modalities, and what they cost
-- `runs`: runs that are trained already, held against the first of them
+- `runs`: runs that are trained already, compared with the first of them
 """

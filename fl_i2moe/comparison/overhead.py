@@ -44,7 +44,7 @@ def measure_overhead(
 
 def _measure(job: Job, cache: FeatureCache, accelerator: Accelerator) -> dict[str, list[float]]:
     accelerator.free_memory()
-    config = model_config(job.model, cache, cache.modalities)
+    config = model_config(job.model, cache)
     set_seed(job.training.seeds[0])
     model = FLI2MoEModel(config)
     if config.keeps_means:

@@ -1,5 +1,5 @@
 """
-Trained runs held against the first of them, sample by sample: metrics, thresholds, log losses, disagreeing experts.
+Trained runs compared with the first of them, sample by sample: metrics, thresholds, log losses, disagreeing experts.
 
     output_dir/
       run.json                  what the numbers depend on; a folder with another one is refused
@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from markupsafe import Markup
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader
@@ -31,6 +30,7 @@ from ..metrics.weighted import weighted_metrics
 from ..training.arguments import check_options, option
 from ..training.features import EVALUATION_SPLITS, check_splits
 from ..training.loop import Predictions, predict
+from ..training.recipe import create_console
 from ..training.runs import Run, check_cache, fingerprint, load_model, refuse_trained_runs
 from ..utils.files import write_json, write_text
 from ..utils.run_folder import check_run_folder, held_run_folder
@@ -40,10 +40,12 @@ from ..utils.run_folder import check_run_folder, held_run_folder
 class RunComparisonArguments:
     """Which runs, and how they are compared."""
 
-    runs: list[str] = option([], "Folders of runs, two or more; the others are held against the first.")
+    runs: list[str] = option([], "Folders of runs, two or more; each is compared with the first.")
     output_dir: str = option("runs/compared", "Folder for the tables.")
     overwrite: bool = option(False, "Replace what is in --output_dir.")
-    seeds: list[str] = option([], "Seeds that are compared; all if not given, which have to be the same in every run.")
+    seeds: list[str] = option(
+        [], "Seeds that are compared; all of them if not given, which must then be the same in every run."
+    )
     threshold: float | None = option(
         None,
         "Probability from which a label counts as predicted (multi-label); the runs' own if not given.",
@@ -65,7 +67,7 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
     Evaluates the models of all runs on validation and test split and writes the tables.
 
     Args:
-        runs: on the same features, the one that others are held against first.
+        runs: on the same features; the others are compared with the first.
 
     Returns:
         The content of `runs.json`.
@@ -74,7 +76,7 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
         ValueError: it is one run only, runs have different seeds or thresholds, a model cannot be read or does not go
             with the features, or the output folder holds something else.
     """
-    console, output_dir = Console(highlight=False, markup=False, soft_wrap=True), Path(arguments.output_dir)
+    console, output_dir = create_console(accelerator), Path(arguments.output_dir)
     refuse_trained_runs(output_dir)
     check_run_folder(output_dir, resume=True, overwrite=arguments.overwrite)
     if len(runs) < 2:

@@ -74,16 +74,6 @@ def with_options(system: System, options: Mapping[str, Any], but: Collection[str
     return replace(system, model={**model, **system.model}, training={**training, **system.training})
 
 
-def check_systems(systems: Mapping[str, System], job: Job) -> None:
-    """
-    What can be refused before the features are there, which may take an hour.
-
-    Raises:
-        ValueError: a system does not go with the options.
-    """
-    _own_jobs(systems, job)
-
-
 def compare_systems(
     systems: Mapping[str, System],
     cache: FeatureCache,
@@ -113,11 +103,11 @@ def compare_systems(
     """
     folder = Path(job.output.output_dir)
     systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}
-    jobs = _own_jobs(systems, job)
+    jobs = own_jobs(systems, job)
     check_splits(cache.splits, f"The feature cache {cache.path}")
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
-        model_config(own_job.model, cache, cache.modalities)
+        model_config(own_job.model, cache)
     settings = job.settings(features=key_digest(cache.key))
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
@@ -137,8 +127,13 @@ def compare_systems(
     return table
 
 
-def _own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
-    """Name of a system → its job, in a folder of its own."""
+def own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
+    """
+    Name of a system → its job, in a folder of its own.
+
+    Raises:
+        ValueError: a system does not go with the options.
+    """
     jobs = {}
     for name, system in systems.items():
         try:

@@ -43,7 +43,7 @@ def importance_bins(
         Modality → (B, …, T_m) int64, −1 outside all bins. `bins[m] >= 0` is the universe of the top `edges[-1]`.
 
     Raises:
-        ValueError: edges that are none.
+        ValueError: edges that do not rise within (0, 1].
     """
     if not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0 or edges[-1] > 1:
         raise ValueError(f"edges must rise within (0, 1], got {list(edges)}")

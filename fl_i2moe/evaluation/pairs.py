@@ -1,7 +1,7 @@
 """
 Masking of pairs: the ones that score highest, and random ones to compare them with (FL-I²MoE, Table 1).
 
-pair_metrics.py tells from the logits of all samples what that does to the model's metrics.
+pair_metrics.py computes from the logits of all samples what that does to the model's metrics.
 
 Shapes: B samples of a batch, T_m features of modality m, N players of a sample, P pairs, C classes, Q shares, D random
 draws.
@@ -151,7 +151,7 @@ def pair_curve_logits(
         `num_features_random` (D, Q, B). Join batches along the B axis for `pair_curves`.
 
     Raises:
-        ValueError: another direction; shares that are none.
+        ValueError: an unknown direction; invalid shares.
     """
     _check_samples(inputs, tables, numbers, num_draws)
     if direction not in DIRECTIONS:

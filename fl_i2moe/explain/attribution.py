@@ -38,13 +38,14 @@ class Importance:
     """Names of the E' experts."""
 
     raw: dict[str, Tensor]
-    """Modality → (B, E', T_m), special features too. Of integrated gradients signed: what speaks for the class."""
+    """Modality → (B, E', T_m), special features too. Signed for integrated gradients: positive where a feature
+    supports the class."""
 
     completeness_gap: Tensor | None
     """Integrated gradients: (B, E'), |sum of all attributions − (f(x) − f(0))|."""
 
     candidate_masks: dict[str, Tensor]
-    """Modality → (B, T_m), true where a feature may be blamed."""
+    """Modality → (B, T_m), true where a feature can have importance."""
 
 
 @contextmanager
@@ -104,13 +105,14 @@ def attribute(
     seed: int | Sequence[int | Sequence[int]] = 0,
 ) -> Importance:
     """
-    Scores every feature by its part in one class's logit, for each expert by itself.
+    Scores every feature by its part in one class's logit, for each expert separately.
 
     - `"attnroll"`: attention rollout. A layer is `0.5·A + 0.5·I`, A the mean over heads, whose rows sum to 1 as A's
-      do. The target plays no part.
+      do. It does not depend on the target.
     - `"grad_attnroll"`: `R ← R + Ā·R` from `R = I`, `Ā` = mean over heads of `relu(∂logit/∂A ⊙ A)`.
     - `"ig"`: integrated gradients over the projected features from a baseline of zeros (special features too),
-      Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class rank last.
+      Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class
+      rank last.
     - `"random"`: uniform in [0, 1).
 
     The published layer arithmetic has no skip around attention: its layers are `A`, and `R ← Ā·R`.
@@ -171,7 +173,7 @@ def attribute_classes(
     counts = classes.sum(dim=1)
     if not (counts > 0).all():
         raise ValueError(f"`classes` names none in rows {(counts == 0).nonzero().flatten().tolist()}.")
-    if method in ("attnroll", "random"):  # no class plays a part in them
+    if method in ("attnroll", "random"):  # they depend on no class
         return attribute(model, inputs, classes.int().argmax(dim=1), method, **options)
     rows, targets = classes.nonzero(as_tuple=True)
     each = attribute(model, inputs.select(rows), targets, method, **options)

@@ -1,4 +1,4 @@
-"""What explanations work on: projected samples, and which of their features may be blamed."""
+"""What explanations work on: projected samples, and their candidate features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Inputs:
     """Modality → (B, T_m), true where a feature is real."""
 
     candidate_masks: dict[str, Tensor]
-    """Modality → (B, T_m), true where a feature is real and not special: what may be masked and blamed."""
+    """Modality → (B, T_m), true where a feature is real and not special: what can be masked and have importance."""
 
     @classmethod
     @torch.no_grad()
@@ -41,7 +41,7 @@ class Inputs:
         config = model.config
         if config.level != "feature":
             raise ValueError(
-                "Explanations need a feature-level model; this one is pooled, its inputs are no patches and tokens."
+                "Explanations need a feature-level model; this one is pooled; its inputs are not patches and tokens."
             )
         check_batch(batch, config.modality_order)
         features, masks, special = (

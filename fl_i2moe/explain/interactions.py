@@ -8,7 +8,7 @@ players, and the mean over S that draws the size of S uniformly from 0 … N−2
   plain mean over sampled S, is this one. Sizes drawn as they fall among all subsets would give the Banzhaf index.
 - the redundancy gap (equations 3 to 5) is `mean(base) / (1 + mean(|g_uv − g_max|))`, `g_max = max(g_u, g_v)`. The
   published `base = max(0, min(g_uv, g_max))` rewards a feature that is useful alone, whatever its partner; the variant
-  "both" takes `max(0, min(g_u, g_v, g_uv))`, which wants both.
+  "both" takes `max(0, min(g_u, g_v, g_uv))`, which requires both to be useful.
 
 The same four values of the game serve both. The gap is a ratio of means: its estimate is consistent, not unbiased.
 
@@ -57,7 +57,7 @@ def score_pairs(
         seed: of the coalitions, see [`sample_seed`].
 
     Raises:
-        ValueError: an unknown estimator; a pair that is none, or no pair.
+        ValueError: an unknown estimator; an invalid pair, or no pair.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"there is no estimator {estimator!r}; there are {', '.join(ESTIMATORS)}")
@@ -82,10 +82,10 @@ def exact(
         value: coalitions (S, N) → (S,).
         num_players: N.
         pairs: (P, 2) players.
-        num_coalitions, seed: taken as by every estimator, and without effect.
+        num_coalitions, seed: without effect; every estimator takes them.
 
     Raises:
-        ValueError: more than 16 players; pairs that are none.
+        ValueError: more than 16 players; invalid pairs.
     """
     if num_players > MAX_EXACT_PLAYERS:
         raise ValueError(
@@ -130,7 +130,7 @@ def per_pair(value: ValueFunction, num_players: int, pairs: ArrayLike, num_coali
         seed: of the draws.
 
     Raises:
-        ValueError: no coalitions; pairs that are none.
+        ValueError: no coalitions; invalid pairs.
     """
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     owners = np.repeat(np.arange(len(checked)), num_coalitions)
@@ -156,7 +156,7 @@ def shared_context(
         seed: of the draws.
 
     Raises:
-        ValueError: no coalitions; pairs that are none.
+        ValueError: no coalitions; invalid pairs.
     """
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     outside = num_players - np.arange(num_players - 1)  # N − s

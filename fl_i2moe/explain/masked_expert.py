@@ -47,7 +47,8 @@ class MaskedExpert:
 
         self._parts: list[tuple[list[int], Tensor, MaskedSequence]] = []
         read = model.modality_shares([expert])[0].nonzero().flatten().tolist()
-        for modalities in [read] if self._fusion.attends_across(self._index) else [[modality] for modality in read]:
+        is_joint = self._fusion.attends_across(self._index)
+        for modalities in [read] if is_joint else [[modality] for modality in read]:
             is_here = (readout[modalities] > 0).any(dim=0)
             plays_here = is_here[positions]
             is_player = torch.zeros_like(is_here)

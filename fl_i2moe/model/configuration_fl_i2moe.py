@@ -36,6 +36,8 @@ TRANSFORMERS_KEYS = frozenset(
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MODALITY_KEYS = {"feature_size", "max_features", "pooling"}
 
+SHARE = "[0, 1)"
+
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """
@@ -44,7 +46,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     Args:
         default: a list is copied for every instance.
         metadata: `choices`, a tuple of values; `at_least`, a number; `positive=True`; `within`, an interval such as
-            `"[0, 1)"`; `on_command_line=False` for a field of the configuration that users do not choose.
+            `"[0, 1)"`; `internal=True` for what is no option of the command line.
     """
     metadata = {"help": help, **metadata}
     if isinstance(default, list):
@@ -53,12 +55,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 def check_options(options: Any) -> None:
-    """
-    Checks each field of a dataclass by itself.
-
-    Raises:
-        ValueError: a number is NaN or infinite, or a value is outside the bounds that its [`option`] gives.
-    """
+    """Raises `ValueError` for a field of a dataclass that is NaN, infinite, or outside the bounds of its [`option`]."""
     for item in fields(options):
         name, value, bounds = item.name, getattr(options, item.name), item.metadata
         if isinstance(value, float) and not math.isfinite(value):
@@ -96,10 +93,10 @@ def check_model_options(options: Any) -> None:
         return
     for name, needed in OBJECTIVES[options.objective].needs.items():
         if (value := getattr(options, name, needed)) != needed:
-            others = [other for other, x in OBJECTIVES.items() if x.needs.get(name, value) == value]
+            others = [f'`objective="{x}"`' for x, other in OBJECTIVES.items() if other.needs.get(name, value) == value]
             raise ValueError(
                 f'`objective="{options.objective}"` needs `{name}={needed!r}`, got {value!r}; '
-                f"{' and '.join(map(repr, others))} supports it."
+                f"{' or '.join(others)} supports it."
             )
 
 
@@ -144,13 +141,13 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     modalities: dict | None = option(
         None,
-        'Name → {"feature_size": D, "max_features": T}, at least two; and optionally "pooling", "mean" (default) or '
-        '"cls" (the first feature), which pooled mode uses.',
-        on_command_line=False,
+        'Name → {"feature_size": D, "max_features": T}, two or more; with "pooling", "mean" (default) or "cls" (the '
+        "first feature), for pooled mode.",
+        internal=True,
     )
     # a field because config.json is written with sorted keys, which would otherwise exchange the experts
     modality_order: list | None = option(
-        None, "Order of the modalities in every loop; that of `modalities` if not given.", on_command_line=False
+        None, "Order of the modalities in every loop; that of `modalities` if not given.", internal=True
     )
     level: str = option(
         "feature",
@@ -160,45 +157,35 @@ class FLI2MoEConfig(PreTrainedConfig):
     architecture: str = option("moe", "Interaction experts, or one expert as a baseline.", choices=("moe", "dense"))
     fusion: str = option(
         "transformer",
-        "What an expert, or the dense baseline, is made of: a Transformer (MulT in the papers' tables), one with "
-        "routed feed-forward layers (switch, moe++), gated modalities (interpretcc), a perceptron on the modalities' "
-        "vectors (early), a Transformer without attention between modalities (late), or a low-rank product (low_rank, "
-        "LMF).",
+        "What an expert, or the dense baseline, is made of: a Transformer (MulT in the papers' tables), without "
+        "attention between modalities (late), with routed feed-forward layers (switch, moe++); gated modalities "
+        "(interpretcc); a perceptron (early) or a low-rank product (low_rank) of the modalities' vectors.",
         choices=tuple(FUSIONS),
     )
     problem_type: str | None = option(
-        "multi_label_classification", "What is predicted.", choices=PROBLEM_TYPES, on_command_line=False
+        "multi_label_classification", "What is predicted.", choices=PROBLEM_TYPES, internal=True
     )
 
     hidden_size: int = option(256, "Width of the experts.", at_least=1)
     num_attention_heads: int = option(4, "Attention heads of the experts.", at_least=1)
     num_fusion_layers: int = option(2, "Transformer layers of an expert.", at_least=1)
     intermediate_size: int | None = option(
-        None, "Width of the feed-forward layers; twice `hidden_size` if not given.", at_least=1, on_command_line=False
+        None, "Width of the feed-forward layers; twice `hidden_size` if not given.", at_least=1, internal=True
     )
-    layer_norm_eps: float | int = option(1e-5, "Epsilon of the layer normalisations.", on_command_line=False)
-    attention_dropout: float | int = option(
-        0.5, "Dropout on attention probabilities.", within="[0, 1)", on_command_line=False
-    )
+    layer_norm_eps: float | int = option(1e-5, "Epsilon of the layer normalisations.", internal=True)
+    attention_dropout: float | int = option(0.5, "Dropout on attention probabilities.", within=SHARE, internal=True)
     residual_dropout: float | int = option(
-        0.5,
-        "Dropout on what attention and feed-forward layers add to the residual stream.",
-        within="[0, 1)",
-        on_command_line=False,
+        0.5, "Dropout on what a layer adds to its input.", within=SHARE, internal=True
     )
-    activation_dropout: float | int = option(
-        0.5, "Dropout on the hidden activations of feed-forward layers.", within="[0, 1)", on_command_line=False
-    )
-    embedding_dropout: float | int = option(
-        0.0, "Dropout on projected features, behind the position embeddings.", within="[0, 1)"
-    )
+    activation_dropout: float | int = option(0.5, "Dropout in feed-forward layers.", within=SHARE, internal=True)
+    embedding_dropout: float | int = option(0.0, "Dropout on projected features.", within=SHARE)
     feature_dropout: float | int = option(
         0.0,
         "Probability that a modality of a training sample is thinned: a share of its features, drawn from U(0, 1), is "
         "zeroed at random, as explanations zero them.",
-        within="[0, 1)",
+        within=SHARE,
     )
-    reweighting_dropout: float | int = option(0.5, "Dropout in the reweighting network.", within="[0, 1)")
+    reweighting_dropout: float | int = option(0.5, "Dropout in the reweighting network.", within=SHARE)
     num_patches: int = option(4, "Pieces that a pooled vector is cut into.", at_least=1)
     identical_experts_init: bool = option(True, "Let the experts start as copies of one another, as in I²MoE.")
 
@@ -222,8 +209,8 @@ class FLI2MoEConfig(PreTrainedConfig):
     fusion_rank: int = option(4, "Rank of low-rank fusion.", at_least=1)
     layer_arithmetic: str = option(
         "pre_norm",
-        "Transformer layers as usual, or as the published I²MoE code computes them: without a skip around attention, "
-        "whose output is added to itself.",
+        "Transformer layers as usual, or as in the published I²MoE code: no skip around attention, whose output is "
+        "added to itself.",
         choices=("pre_norm", "published"),
     )
     position_embeddings: str = option(
@@ -240,9 +227,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         choices=tuple(OBJECTIVES),
     )
     interaction_experts: str = option(
-        "all",
-        "Which experts there are; synergy_redundancy leaves out uniqueness (ablation).",
-        choices=("all", "synergy_redundancy"),
+        "all", "Which experts there are: all, or none of uniqueness (ablation).", choices=("all", "synergy_redundancy")
     )
     interaction_loss_on: str = option(
         "logits",
@@ -252,15 +237,13 @@ class FLI2MoEConfig(PreTrainedConfig):
     interaction_loss_weight: float | int = option(
         0.5, "Weight λ of the interaction losses, whose mean over the experts is added; 0 for none.", at_least=0
     )
-    triplet_margin: float | int = option(
-        1.0, "Margin of the uniqueness loss, and of the bounded losses of regression.", on_command_line=False
-    )
+    triplet_margin: float | int = option(1.0, "Margin of uniqueness, and of regression's losses.", internal=True)
     regression_interaction_loss: str = option(
         "bounded",
         "Hinge uniqueness and synergy of a regression at the margin, or leave them as in the I²MoE code (uniqueness "
         "unbounded below, synergy pulls the views together).",
         choices=("bounded", "published"),
-        on_command_line=False,
+        internal=True,
     )
     perturbation: str = option(
         "random",
@@ -269,9 +252,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         choices=("random", "zero", "mean", "shuffle"),
     )
     num_perturbed_views: int | None = option(
-        None,
-        "Perturbed views a step, drawn anew each time, 2 to the number of modalities; all if not given.",
-        at_least=2,
+        None, "Perturbed views a step, drawn anew, 2 to the number of modalities; all if not given.", at_least=2
     )
     keep_feature_means: bool = option(
         False,
@@ -286,12 +267,8 @@ class FLI2MoEConfig(PreTrainedConfig):
     reweighting_hidden_size: int = option(256, "Width of the reweighting network.", at_least=1)
     num_reweighting_layers: int = option(3, "Layers of the reweighting network.", at_least=1)
 
-    encoders: dict | None = option(
-        None, "Modality → identity of the frozen encoder that its features come from.", on_command_line=False
-    )
-    interaction_statistics: dict | None = option(
-        None, "Statistics of a data set, measured with the trained model.", on_command_line=False
-    )
+    encoders: dict | None = option(None, "Modality → identity of the encoder of its features.", internal=True)
+    interaction_statistics: dict | None = option(None, "Statistics of a data set that was predicted.", internal=True)
 
     def __post_init__(self, **kwargs):
         known = set(self.__dataclass_fields__)

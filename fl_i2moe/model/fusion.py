@@ -11,7 +11,7 @@ A attention heads · C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -305,7 +305,10 @@ LAYERS = {"pre_norm": GroupedTransformerLayer, "published": PublishedTransformer
 class Fusion(nn.Module):
     """Experts as one stack. A subclass is called as [`GroupedTransformer.forward`] is."""
 
-    has_attention = True
+    title: ClassVar[str]
+    """What people call it."""
+
+    has_attention: ClassVar[bool] = True
     """Whether it can give attention probabilities."""
 
     def attends_across(self, expert: int) -> bool:
@@ -326,6 +329,8 @@ class GroupedTransformer(Fusion):
     The experts with Transformer fusion ("MulT" in the papers' tables): L layers over all modalities together, the
     masked mean per modality, one linear head.
     """
+
+    title = "Transformer"
 
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config)
@@ -382,6 +387,8 @@ class LateFusion(GroupedTransformer):
     MulT without attention between modalities. The head is linear in the modalities' means, so its logits are a sum of
     one term for each modality.
     """
+
+    title = "late fusion"
 
     def attends_across(self, expert: int) -> bool:
         return False

@@ -261,10 +261,12 @@ class RoutedTransformer(Fusion):
 class SwitchTransformer(RoutedTransformer):
     """Switch fusion, "SwitchGate" in I²MoE's tables."""
 
+    title = "Switch Transformer"
     feed_forward = SwitchFeedForward
 
 
 class MoEPlusPlusTransformer(RoutedTransformer):
     """MoE++ fusion."""
 
+    title = "MoE++ Transformer"
     feed_forward = MoEPlusPlusFeedForward

@@ -71,6 +71,8 @@ def vector_size(config: FLI2MoEConfig) -> int:
 class EarlyFusion(VectorFusion):
     """The modalities side by side before any network sees them, then a multilayer perceptron with L hidden layers."""
 
+    title = "early fusion"
+
     def __init__(self, config: FLI2MoEConfig):
         width = config.intermediate_size or 2 * config.hidden_size
         super().__init__(config, width)
@@ -90,6 +92,8 @@ class LowRankFusion(VectorFusion):
     Low-rank multimodal fusion (LMF, arXiv 1806.00064, equation 6): \\(h = \sum_r \prod_m W_m^{(r)} [z_m; 1]\\), what a
     weight tensor of rank R makes of the outer product of all modalities' vectors.
     """
+
+    title = "low-rank fusion"
 
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config, config.hidden_size)
@@ -118,6 +122,8 @@ class InterpretCCFusion(VectorFusion):
     `hard_gate` the forward pass sees 0 or 1 and the gradient is that of the sigmoid (straight-through Gumbel). Outside
     training there is no noise, so a prediction is always the same.
     """
+
+    title = "InterpretCC"
 
     def __init__(self, config: FLI2MoEConfig):
         super().__init__(config, config.hidden_size)

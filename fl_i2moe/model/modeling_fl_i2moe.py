@@ -204,6 +204,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """
         if features is None:
             features, feature_masks = self._encode(kwargs)
+        elif kwargs:
+            raise ValueError(f"Unknown arguments {sorted(kwargs)}: with `features` there are no raw inputs.")
         missing: dict[str, torch.Tensor] = {}
         if fill_missing is not None:
             features, feature_masks, missing = complete_inputs(

@@ -22,11 +22,12 @@ from markupsafe import Markup
 from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.fusions import FUSIONS
 from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.objectives import OBJECTIVES
 from ..model.pinned_encoders import takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
-from ..training.runs import FUSION_TITLES, Run
+from ..training.runs import Run
 from .card_tables import (
     agreement_table,
     class_table,
@@ -127,7 +128,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         task=Markup(TASK),
         data=options.dataset_name or options.dataset_id or "a data set that was not named",
         does=_does(config),
-        fusion=FUSION_TITLES[config.fusion],
+        fusion=FUSIONS[config.fusion].title,
         labels=[config.id2label[index] for index in range(config.num_labels)],
         raw=takes_raw_inputs(config),
         encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS},

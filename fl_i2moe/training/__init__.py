@@ -1,9 +1,11 @@
 """
-Training under Accelerate, from arguments to results.
+Training under Accelerate, from options to results, and trained runs found again.
 
 Each imports only what stands above it:
 
-- `published`: what the papers trained with; `arguments`: every option, checked at the start
+- `arguments`: every option, checked at the start; `published`: what the papers trained with
+- `recipe`: what all recipes share
 - `checkpoints`, `loop`: train, evaluate, resume
-- `features`: encoded or taken from a cache; `experiment`: the whole job of a recipe, over seeds
+- `features`: encoded from raw data, or taken from a cache; `experiment`: the whole job, over seeds
+- `runs`: trained models by their folders; `conversion`: checkpoints of the published I²MoE code
 """

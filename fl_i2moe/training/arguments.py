@@ -17,7 +17,14 @@ from transformers import HfArgumentParser
 
 from ..data.raw import ProblemType
 from ..metrics.tasks import METRICS_BY_PROBLEM, default_metric
-from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_model_options, check_options, checked_config, option
+from ..model.configuration_fl_i2moe import (
+    SHARE,
+    FLI2MoEConfig,
+    check_model_options,
+    check_options,
+    checked_config,
+    option,
+)
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
@@ -85,7 +92,9 @@ class ImageEncoderArguments:
 
     image_encoder: str | None = option(None, "Hub id or folder of a vision model; the data set's own if not given.")
     image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
-    image_hidden_layer: int | None = option(None, "Hidden layer of the vision model (0: embeddings); the last.")
+    image_hidden_layer: int | None = option(
+        None, "Hidden layer of the vision model, 0 for embeddings; the last if not given."
+    )
 
 
 @dataclass
@@ -94,7 +103,9 @@ class TextEncoderArguments:
 
     text_encoder: str | None = option(None, "Hub id or folder of a text model; the data set's own if not given.")
     text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
-    text_hidden_layer: int | None = option(None, "Hidden layer of the text model (0: embeddings); the last.")
+    text_hidden_layer: int | None = option(
+        None, "Hidden layer of the text model, 0 for embeddings; the last if not given."
+    )
 
 
 @dataclass
@@ -103,23 +114,23 @@ class ArrayArguments:
 
     modalities: list[str] | None = option(None, "Fields that are modalities, in the experts' order; all if not given.")
     label_field: str = option("labels", "Field of the labels.")
-    label_names: list[str] | None = option(None, "Names of the classes; the file's, or the labels' values.")
+    label_names: list[str] | None = option(None, "Names of the classes; the file's, or else the labels' values.")
     problem_type: ProblemType | None = option(None, "What is predicted; what the labels look like if not given.")
     label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
     split_field: str = option("split", "Field of the splits.")
     id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
     validation_share: float = option(
-        0.1, "Share of the training samples to validate on, where the file has no such split.", within="[0, 1)"
+        0.1, "Share of the training samples to validate on, where the file has no such split.", within=SHARE
     )
     test_share: float = option(
-        0.2, "Share of the training samples to test on, where the file has no such split.", within="[0, 1)"
+        0.2, "Share of the training samples to test on, where the file has no such split.", within=SHARE
     )
     split_seed: int = option(0, "Seed of that draw.", at_least=0)
     standardize: bool = option(
         True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
     )
     replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
-    mask_zero_vectors: bool = option(False, "Take vectors of nothing but zeros for padding.")
+    mask_zero_vectors: bool = option(False, "Take vectors of zeros for padding.")
 
     def __post_init__(self):
         check_options(self)
@@ -181,10 +192,10 @@ def _model_options() -> Iterator[tuple[str, Any, Any]]:
     for item in fields(FLI2MoEConfig):
         if item.name == "attention_dropout":
             text = "Dropout in the experts: on attention, residual and feed-forward activations."
-            yield "dropout", float, option(item.default, text, within="[0, 1)")
+            yield "dropout", float, option(item.default, text, within=SHARE)
             text = "Dropout on attention alone, if it is to differ from --dropout."
-            yield item.name, float | None, option(None, text, within="[0, 1)")
-        elif "help" in item.metadata and item.metadata.get("on_command_line", True):
+            yield item.name, float | None, option(None, text, within=SHARE)
+        elif "help" in item.metadata and not item.metadata.get("internal"):
             yield item.name, item.type, field(default=item.default, metadata=item.metadata)
 
 
@@ -230,7 +241,7 @@ class TrainingArguments:
     feature_dropout_start: float = option(
         0.35,
         "Share of the epochs before --feature_dropout sets in; the best epoch is picked among those after.",
-        within="[0, 1)",
+        within=SHARE,
     )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)

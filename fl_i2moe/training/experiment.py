@@ -99,7 +99,7 @@ def fit(
     """
     check_splits(cache.splits, f"The feature cache {cache.path}")
     metric = check_metric(job.training.metric, cache.problem_type)
-    config = model_config(job.model, cache, cache.modalities)
+    config = model_config(job.model, cache)
     output_dir = Path(job.output.output_dir)
     settings = {
         **settings,

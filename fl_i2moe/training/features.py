@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -150,23 +151,24 @@ def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> Fea
 
 
 def model_config(
-    model: ModelArguments, data: RawDataset | FeatureCache, modalities: Mapping[str, Mapping[str, Any]]
+    model: ModelArguments, data: RawDataset | FeatureCache, modalities: Mapping[str, Mapping[str, Any]] | None = None
 ) -> FLI2MoEConfig:
     """
     The configuration of a model on these features.
 
     Args:
-        modalities: name → its `feature_size`, `max_features` and, where features are there, `encoder`.
+        modalities: name → its `feature_size` and `max_features`, where `data` are raw.
 
     Raises:
         ValueError: options do not fit the data.
     """
+    described = data.modalities if modalities is None else modalities
     return model.to_config(
-        {name: {key: x[key] for key in FEATURE_SIZES} for name, x in modalities.items()},
+        {name: {key: x[key] for key in FEATURE_SIZES} for name, x in described.items()},
         problem_type=data.problem_type,
         id2label=dict(enumerate(data.label_names)),
         label2id={name: index for index, name in enumerate(data.label_names)},
-        encoders={name: x["encoder"] for name, x in modalities.items() if "encoder" in x},
+        encoders={name: x["encoder"] for name, x in described.items() if "encoder" in x},
     )
 
 
@@ -183,33 +185,25 @@ def _stream(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCac
 def _load_encoders(
     raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], arguments: CacheArguments, accelerator: Accelerator
 ) -> dict[str, Encoder]:
-    """Modality → its encoder; modalities of one kind may share one, and one that is there already stays."""
-    encoders: dict[str, Encoder] = {}
+    """Modality → its encoder; one that is there already stays."""
+
+    @lru_cache(None)  # modalities of one kind may share an encoder
+    def load(choice: EncoderChoice, kind: str) -> FrozenEncoder:
+        return load_encoder(
+            resolve_encoder(choice.name),
+            kind,
+            name=choice.name,
+            revision=choice.revision,
+            hidden_layer=choice.hidden_layer,
+            special_features=arguments.special_features,
+            device=accelerator.device,
+            dtype=getattr(torch, arguments.encoding_dtype),
+            trust_remote_code=arguments.trust_remote_code,
+            **{name: getattr(arguments, f"{kind}_{name}") for name in ENCODED_KINDS[kind].default_options},
+        )
+
     with accelerator.main_process_first():
-        shared: dict[tuple[EncoderChoice, str], FrozenEncoder] = {}
-        for name, choice in choices.items():
-            kind = raw.modalities[name]
-            if not isinstance(choice, EncoderChoice):
-                encoders[name] = choice
-                continue
-            if (choice, kind) not in shared:
-                shared[choice, kind] = _load_encoder(kind, choice, arguments, accelerator.device)
-            encoders[name] = shared[choice, kind]
-    return encoders
-
-
-def _load_encoder(
-    kind: str, choice: EncoderChoice, arguments: EncodingArguments, device: torch.device
-) -> FrozenEncoder:
-    return load_encoder(
-        resolve_encoder(choice.name),
-        kind,
-        name=choice.name,
-        revision=choice.revision,
-        hidden_layer=choice.hidden_layer,
-        special_features=arguments.special_features,
-        device=device,
-        dtype=getattr(torch, arguments.encoding_dtype),
-        trust_remote_code=arguments.trust_remote_code,
-        **{name: getattr(arguments, f"{kind}_{name}") for name in ENCODED_KINDS[kind].default_options},
-    )
+        return {
+            name: load(choice, raw.modalities[name]) if isinstance(choice, EncoderChoice) else choice
+            for name, choice in choices.items()
+        }

@@ -15,21 +15,13 @@ from transformers import AutoModel
 from ..cache import FeatureCache, open_cache
 from ..cache.shared import open_features
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import user_cache_dir
 from ..utils.files import read_json
 from ..utils.run_folder import SETTINGS_FILE
 
 RESULTS_FILE, STATISTICS_FILE = "results.json", "interaction_statistics.json"
-FUSION_TITLES = {
-    "transformer": "Transformer",
-    "switch": "Switch Transformer",
-    "moe++": "MoE++ Transformer",
-    "interpretcc": "InterpretCC",
-    "early": "early fusion",
-    "late": "late fusion",
-    "low_rank": "low-rank fusion",
-}
 
 
 @dataclass
@@ -84,7 +76,7 @@ class Run:
     @property
     def title(self) -> str:
         """What kind of model it is."""
-        fusion, level = FUSION_TITLES[self.config.fusion], ", pooled" if self.config.level == "pooled" else ""
+        fusion, level = FUSIONS[self.config.fusion].title, ", pooled" if self.config.level == "pooled" else ""
         if self.config.architecture == "dense":
             return f"dense {fusion}{level}"
         name = "I²MoE, pooled" if level else "FL-I²MoE"

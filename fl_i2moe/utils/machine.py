@@ -16,7 +16,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def cpu_model() -> str:
     """The processor's name as the system gives it."""
-    found = re.search(r"model name\s*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else None
+    found = re.search(r"model name\s*: (.*)", CPU_INFO.read_text(encoding="utf-8")) if CPU_INFO.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
 
 
@@ -24,7 +24,8 @@ def multiplies_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
     """Whether the processor has instructions for products in bfloat16; true where the system does not tell."""
     if not cpu_info.exists():
         return True
-    return bool(re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", cpu_info.read_text(), re.MULTILINE))
+    flags = r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b"
+    return re.search(flags, cpu_info.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def usable_cores() -> int:
@@ -68,7 +69,7 @@ def lock_holder(path: str | Path) -> int | None:
     if not locks.exists():
         return None
     inode = str(Path(path).stat().st_ino)
-    for line in locks.read_text().splitlines():
+    for line in locks.read_text(encoding="utf-8").splitlines():
         fields = line.split()  # number, kind, …, process, device:inode, …
         if "->" not in fields and fields[1] == "FLOCK" and fields[5].split(":")[-1] == inode:
             return int(fields[4])

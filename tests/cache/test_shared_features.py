@@ -19,14 +19,13 @@ from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.model import push
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "hub" / "features_card.md.jinja"
 
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     _, _, cache = make_published(folder, names={"image": "openai/clip", "text": "sample:tiny"}, splits=True)
-    write_features(cache, folder / "repository", "someone/films", TEMPLATE, license="other", dataset_name="Films <b>")
+    write_features(cache, folder / "repository", "someone/films", license="other", dataset_name="Films <b>")
     return cache, folder / "repository"
 
 
@@ -74,7 +73,7 @@ def test_pictures_and_what_was_left_out(tmp_path):
     cache = build_cache(raw, encoders, tmp_path / "cache", progress=False, num_workers=0, on_bad_sample="skip")
     assert cache.splits["train"][0]["image"]["bytes"] == content
     assert str(tmp_path) in cache.skipped[0]["reason"] + cache.skipped[0]["file"]
-    write_features(cache, tmp_path / "out", "someone/films", TEMPLATE, license="mit")
+    write_features(cache, tmp_path / "out", "someone/films", license="mit")
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or not {x for x in (str(tmp_path).encode(), content) if x in path.read_bytes()}, path
     again = open_features(tmp_path / "out")
@@ -93,7 +92,7 @@ def test_pushed_once(features):
 
 def test_damage_and_absence_are_noticed(features, tmp_path, monkeypatch):
     cache, _ = features
-    write_features(cache, tmp_path / "damaged", "someone/films", TEMPLATE, license="mit")
+    write_features(cache, tmp_path / "damaged", "someone/films", license="mit")
     shard = next((tmp_path / "damaged" / "train").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptCacheError, match="does not match its checksum"):

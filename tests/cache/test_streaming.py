@@ -172,7 +172,7 @@ def hub(cache, tmp_path_factory):
 
 
 def publish(hub, cache, folder, repo_id):
-    write_features(cache, folder, repo_id, ROOT / "hub" / "features_card.md.jinja", license="other")
+    write_features(cache, folder, repo_id, license="other")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         push(folder, repo_id, repo_type="dataset", api=HfApi(endpoint=hub.address, token="hf_someone"))

@@ -122,13 +122,16 @@ def test_specialised_experts_get_another_warning(tmp_path):
     card, _ = card_of(tmp_path / "run", make_model(make_config(objective="specialised")))
     text = " ".join(card.replace("\n>", "\n").split())
     assert "specialised objective, which is this package's and not the papers'" in text
-    assert "share what redundancy leaves, under penalties on uniqueness experts that say what other modalities" in text
+    assert (
+        "share what redundancy leaves. Uniqueness experts are penalised for evidence that other modalities also carry"
+        in text
+    )
     assert "Their answers are parts of a sum" in text
     assert "penalties of weight 0.5. Which expert is right" in text
     assert "Made-up data whose interactions are known, in three runs each. Films, two modalities: every genre" in text
     assert "| objective | specialised |" in card
     assert "perturbation" not in card  # which has no part in this objective
-    assert "must bear the names out here, too" in text
+    assert "must confirm the names here, too" in text
     assert "need not be what its name says" not in text.replace("**", "")
     card, _ = card_of(
         tmp_path / "no-penalties", make_model(make_config(objective="specialised", interaction_loss_weight=0.0))

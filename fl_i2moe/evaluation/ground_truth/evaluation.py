@@ -98,7 +98,7 @@ def fit_probes(
     rows: FeatureRows, truth: Truth, label_names: Sequence[str], num_samples: int = 600, seed: int = 0
 ) -> dict[tuple[str, str], EvidenceProbe]:
     """
-    One probe for each label and modality that tells it, (label, modality), fitted on frozen training features.
+    One probe for each label and modality with evidence of it, (label, modality), fitted on frozen training features.
 
     Args:
         rows: the training split; `truth` must know its samples.
@@ -153,8 +153,8 @@ def found_evidence(
     Precision of the features that score highest for each case's label, per expert and for the weighted mixture.
 
     Returns:
-        (expert or "mixture", method, modality, measure) → (cases,), where the modality tells the label. Measures: `k`
-        and `5` take as many features as hold evidence, or five, and count a feature as right on the evidence or beside
+        (expert or "mixture", method, modality, measure) → (cases,), where the modality has evidence of the label. Measures:
+        `k` and `5` take as many features as hold evidence, or five, and count a feature as right on the evidence or beside
         it (`Evidence.near`); `k_exact` and `5_exact` count the evidence alone.
     """
     measures = _Measures(len(cases))
@@ -195,13 +195,13 @@ def found_pairs(
     Precision of the pairs that score highest for each case's label; right if both ends lie in or beside the evidence.
 
     The universe `top` is the share of each modality that is most important to the expert ([`universe_method`]);
-    `oracle` adds the evidence to it, which tells a poor estimate from a poor choice of candidates. The oracle is run
-    for the expert that ought to carry the label alone (every expert, if the model lacks that one), being no explanation
-    a user gets.
+    `oracle` adds the evidence to it, which separates a poor estimate from a poor choice of candidates. The oracle is
+    run for the expert that should carry the label alone (every expert, if the model lacks that one): a user gets no
+    such explanation.
 
     Args:
         model: in eval mode.
-        cases: of labels that two modalities tell.
+        cases: of labels with evidence in two modalities.
         carriers: label → expert.
 
     Returns:
@@ -244,7 +244,7 @@ def of_right_expert(
     measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
 ) -> Measures:
     """
-    What [`found_evidence`] gives for the expert that ought to carry each case's label; of a single expert, its own.
+    What [`found_evidence`] gives for the expert that should carry each case's label; of a single expert, its own.
 
     Returns:
         (method, modality, measure) → (cases,); NaN where the model lacks that expert.
@@ -271,7 +271,7 @@ def summarise(
 
     Args:
         by_seed: measures of one model each, of the same cases.
-        groups: label → its group, for instance the expert that ought to carry it.
+        groups: label → its group, for instance the expert that should carry it.
 
     Returns:
         Plain JSON: group → the parts of a measure's name, nested → what [`describe`] gives. Measures that apply to no

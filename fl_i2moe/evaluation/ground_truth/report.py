@@ -25,7 +25,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     Tables of what was measured.
 
     Args:
-        report: as [`evaluate_runs`] writes it: `settings` (name → value), `groups` (label → expert that ought to carry
+        report: as [`evaluate_runs`] writes it: `settings` (name → value), `groups` (label → expert that should carry
             it), `ceiling` and `chance` of evidence and, by name, the `models`.
     """
     lines = ["# Explanations against a known truth", ""]
@@ -77,7 +77,7 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
         axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=panels, label="loss of F1", shrink=0.8, aspect=25)
     figure.suptitle("What a label loses when an expert is replaced by its mean")
-    caption = "Frame: the expert that ought to carry the label. Bold: the one that does, on the mean of the seeds."
+    caption = "Frame: the expert that should carry the label. Bold: the one that does, on the mean of the seeds."
     figure.supxlabel(caption, fontsize=9, color=_MUTED)
     return figure
 
@@ -118,7 +118,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
         rows.append(row)
     method = " or ".join(dict.fromkeys(_method(model) for model in models.values()))
     legend = [
-        "- *Right expert*: share of labels whose F1 or average precision (AP) drops most when the expert that ought to "
+        "- *Right expert*: share of labels whose F1 or average precision (AP) drops most when the expert that should "
         "carry them is replaced by its mean.",
         f"- *Evidence*: precision of the right expert's best features ({method}), as many as hold evidence; a patch "
         "beside it counts.",

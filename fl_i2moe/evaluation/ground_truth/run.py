@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
-from rich.console import Console
 
 from ...cache import FeatureCache
 from ...cache.batching import FeatureRows, create_data_loader
 from ...explain.attribution import METHODS, check_methods
 from ...training.arguments import check_options, option
 from ...training.loop import predict
+from ...training.recipe import create_console
 from ...training.runs import Run, check_cache, fingerprint, refuse_trained_runs
-from ...utils.files import replace_files, write_json
+from ...utils.files import replace_files, write_json, write_text
 from ...utils.run_folder import check_run_folder, held_run_folder
 from ..run.inputs import load_explainable
 from .evaluation import (
@@ -43,7 +43,7 @@ from .truth import ExpertOutputs, micro_f1, right_experts
 
 @dataclass
 class EvaluationArguments:
-    """What is held against the truth."""
+    """What is compared with the truth."""
 
     models: list[str] = option([], "Folders of runs, with one trained model a seed, or of single models.")
     output_dir: str = option("runs/ground_truth", "Folder for the table, its numbers and the figure.")
@@ -60,7 +60,7 @@ class EvaluationArguments:
     methods: list[str] = option(list(METHODS), "Ways to score features.")
     num_steps: int = option(16, "Steps of integrated gradients.", at_least=1)
     num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)
-    seed: int = option(0, "Of the choice of samples, coalitions and bootstrap samples.")
+    seed: int = option(0, "Seed of the choice of samples, of coalitions and of the bootstrap.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training run if not given.")
 
     def __post_init__(self):
@@ -84,12 +84,12 @@ def evaluate_runs(
     Args:
         runs: on the same features.
         truth: of all samples of the training split and of `arguments.split`.
-        carriers: label → expert that ought to carry it.
+        carriers: label → expert that should carry it.
 
     Raises:
         ValueError: a model and the features do not fit, or the output folder holds something else.
     """
-    console, output_dir = Console(highlight=False, markup=False, soft_wrap=True), Path(arguments.output_dir)
+    console, output_dir = create_console(accelerator), Path(arguments.output_dir)
     flags = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     refuse_trained_runs(output_dir)
     check_run_folder(output_dir, **flags)
@@ -140,7 +140,7 @@ def evaluate_runs(
         }
         write_json(output_dir / "ground_truth.json", report)
         text = to_markdown(report)
-        replace_files(output_dir, lambda folder: (folder / "ground_truth.md").write_text(text))
+        write_text(output_dir / "ground_truth.md", text)
         if any(model["right_experts"] for model in models.values()):
             replace_files(output_dir, lambda folder: draw_carriers(report).savefig(folder / "carriers.png"))
         console.print(text)

@@ -21,7 +21,7 @@ PLANTED_CARRIERS = {
     "synergy": "synergy",
     "redundancy": "redundancy",
 }
-"""Planted interaction → expert that ought to carry it."""
+"""Planted interaction → expert that should carry it."""
 
 
 def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
@@ -34,7 +34,7 @@ def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str
         splits: whose samples are told.
 
     Returns:
-        Sample → label → evidence, and label → the expert that ought to carry it.
+        Sample → label → evidence, and label → the expert that should carry it.
 
     Raises:
         ValueError: the runs are of different samples or do not name theirs; or the features are of another sample.
@@ -45,7 +45,7 @@ def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str
 
 
 def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
-    """Of the planted films: where each genre shows, and genre → expert that ought to carry it."""
+    """Of the planted films: where each genre shows, and genre → expert that should carry it."""
     planted, cache = load_planted_truth(_find_sample(runs, data_dir, _films)), runs[0].cache
     _check_names(cache, planted["genres"], ("image", "text"))
     carriers = {label: PLANTED_CARRIERS[planted["genres"][label]["interaction"]] for label in cache.label_names}
@@ -56,7 +56,7 @@ def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[s
 
 
 def _numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
-    """Of the numeric sequences: the tokens that show each label, and label → expert that ought to carry it."""
+    """Of the numeric sequences: the tokens that show each label, and label → expert that should carry it."""
     planted, cache = load_numeric_truth(_find_sample(runs, data_dir, _arrays)), runs[0].cache
     labels = planted["labels"]
     _check_names(cache, labels, {name for label in labels.values() for name in label["modalities"]})

@@ -1,8 +1,8 @@
 """
-Explanations against a known truth: which expert carries each label, which features show it, which pairs tell it.
+Explanations against a known truth: which expert carries each label, and which features and pairs are evidence for it.
 
-The truth is a plain description: for each label the expert that ought to carry it, for each sample and label an
-[`Evidence`]. Which data it comes from is the caller's matter.
+The truth is a plain description: for each label the expert that should carry it, for each sample and label an
+[`Evidence`]. The caller knows the data it comes from.
 
 Shape letters: N samples, E experts, C labels, T features of a modality, R resamples, S seeds.
 """
@@ -28,7 +28,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where one label shows in one sample; modalities that tell nothing of the label are left out."""
+    """Where one label shows in one sample; modalities without evidence are left out."""
 
     features: dict[str, BoolArray]
     """Modality → (T,), true where the evidence lies."""
@@ -167,7 +167,7 @@ def replacement_costs(
     replaced: Literal["logits", "contribution"] = "logits",
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
     """
-    What it costs each label when one expert says the same of every sample.
+    What each label loses when one expert says the same of every sample.
 
     Args:
         labels: (N, C) multi-hot.
@@ -224,7 +224,7 @@ def right_experts(
     Args:
         seeds: one trained mixture each, on the same N samples.
         labels: (N, C) multi-hot.
-        carriers: label → name of the expert that ought to carry it.
+        carriers: label → name of the expert that should carry it.
         num_resamples: bootstrap over the samples.
 
     Returns:
@@ -303,10 +303,10 @@ def right_pairs(pairs: Sequence[tuple[Player, Player]], found: Mapping[str, Bool
 
 class EvidenceProbe:
     """
-    How well features alone give the evidence of one label in one modality away: a ceiling for what may be found.
+    How well features alone reveal the evidence of one label in one modality: a ceiling for what can be found.
 
-    A multinomial logistic regression on single positions of the frozen features tells the states of the evidence and
-    positions without it apart. A sample's positions are then ranked by the probability of the state it shows.
+    A multinomial logistic regression on single positions of the frozen features separates the states of the evidence
+    from positions without it. A sample's positions are then ranked by the probability of the state it shows.
     """
 
     def __init__(self, features: FloatArray, states: Sequence[Hashable | None]):

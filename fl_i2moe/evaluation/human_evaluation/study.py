@@ -54,12 +54,12 @@ class DrawArguments:
     split: str = option("test", "Split of the feature cache.")
     num_samples: int = option(20, "Samples to ask about; the paper's readers saw 20.", at_least=1)
     sampling: Literal["random", "stratified"] = option(
-        "random", "Draw from all samples alike, or let true classes take turns."
+        "random", "Draw from all samples alike, or from the true classes in turn."
     )
     num_controls: int = option(
         0,
-        "How many of these samples come a second time, with the expert weights of another: a control that readers "
-        "cannot tell, so that ratings can be compared with those of weights that do not belong.",
+        "How many of these samples come a second time with the expert weights of another one: a control that readers "
+        "cannot recognise, to compare ratings with.",
     )
     show_true: bool = option(False, "Show what is true beside what the model says.")
     title: str = option("Do these expert weights make sense?", "Title of the page.")
@@ -92,7 +92,7 @@ class DrawArguments:
 class SummarizeArguments:
     """Summarise readers' answer files as a table of how their ratings are distributed."""
 
-    questionnaire: str = field(metadata={"help": "Folder that `draw` left: the answers are held against its key."})
+    questionnaire: str = field(metadata={"help": "Folder that `draw` left: the answers are read by its key."})
     answers: list[str] = option([], "Answer files, or folders of them.")
     output_dir: str | None = option(None, "Folder of the table; `ratings` in the questionnaire's if not given.")
     overwrite: bool = option(False, "Replace the table in --output_dir.")

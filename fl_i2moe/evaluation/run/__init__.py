@@ -3,7 +3,7 @@ Explanations of many samples, and what they are worth, in one folder.
 
 Each imports only what stands above it:
 
-- `arguments`; `inputs`: a trained model and its features; `trained_runs`: models by seed
+- `arguments`; `inputs`: a model that can be explained, and the samples
 - `sample`: what is done for one; `figures`, `page`, `results`: what comes of all
 - `explanations`: the whole, which goes on where it was stopped
 """

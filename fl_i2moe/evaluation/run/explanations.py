@@ -21,6 +21,7 @@ from ...cache.batching import create_data_loader
 from ...cache.key import key_digest
 from ...explain.attribution import check_methods, methods_of
 from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...training.recipe import create_console
 from ...training.runs import check_cache, find_cache, fingerprint
 from ...utils.files import read_json, write_json
 from ...utils.run_folder import check_run_folder, held_run_folder
@@ -38,7 +39,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
     Raises:
         ValueError: model, cache, samples or the output folder do not fit.
     """
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, markup=False, soft_wrap=True)
+    console = create_console(accelerator)
     folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     if accelerator.is_main_process:
         check_run_folder(folder, **flags)

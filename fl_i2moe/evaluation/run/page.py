@@ -9,7 +9,7 @@ from ...explain.explanation_data import ExplanationData
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
 from ...metrics.figures import expert_colors, expert_title
-from ...utils.files import replace_files
+from ...utils.files import write_text
 
 THUMBNAIL_PIXELS = 160
 
@@ -98,5 +98,5 @@ def save_index(
             experts=[(expert_title(name), color) for name, color in expert_colors(experts).items()],
         )
     )
-    replace_files(path.parent, lambda folder: (folder / path.name).write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path

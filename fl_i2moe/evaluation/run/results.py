@@ -1,6 +1,5 @@
 """What a run's samples tell together: tables and figures of what was measured, and the page that links everything."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from ...explain.pair_scores import kind_of_expert
 from ...metrics.figures import metric_title
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.files import replace_files, write_json
+from ...utils.files import read_json, replace_files, write_json, write_text
 from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
 from ..pair_metrics import pair_curves, pair_masking_table
@@ -103,7 +102,7 @@ class _Results:
         replace_files(self.folder, lambda unfinished: figure.savefig(unfinished / name))
 
     def draw_faithfulness(self, direction: str) -> RunFigure:
-        results = json.loads((self.folder / FAITHFULNESS_FILE).read_text())
+        results = read_json(self.folder / FAITHFULNESS_FILE)
         name = "faithfulness.png" if direction == "deletion" else f"faithfulness_{direction}.png"
         self.save(draw_faithfulness(results, self.metric, direction), name)
         parts = []
@@ -159,7 +158,7 @@ class _Results:
         )
         title = "Pair masking"
         text = f"# {title}\n\n{markdown_table(header, rows)}\n{note}\n"
-        replace_files(self.folder, lambda unfinished: (unfinished / "pair_masking.md").write_text(text))
+        write_text(self.folder / "pair_masking.md", text)
         return RunTable(title, header, rows, note)
 
     def draw_pair_curves(self) -> RunFigure:

@@ -1,7 +1,6 @@
 """One sample of a run: its page, figure and data for each class, and what it gives to the measurements."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from ...explain.inputs import Inputs
 from ...explain.interactions import sample_seed, score_pairs
 from ...explain.pair_scores import kind_of_expert
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.files import write_json
+from ...utils.files import read_json, write_json
 from ..alignment import bin_edges, importance_bins, pair_bins
 from ..masking import DIRECTIONS, masked_logits
 from ..pairs import pair_curve_logits, pair_masking_logits
@@ -56,7 +55,7 @@ class Sample:
 
     def record(self) -> dict[str, Any] | None:
         """What was measured, and the classes that have pages; None before that."""
-        return json.loads(self.measured.read_text()) if self.measured.is_file() else None
+        return read_json(self.measured) if self.measured.is_file() else None
 
     def page(self, class_name: str) -> Path:
         return self.arguments.folder / "samples" / f"{self.file_name}-{self.class_file_names[class_name]}.html"
