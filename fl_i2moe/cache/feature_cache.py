@@ -76,8 +76,8 @@ class FeatureCache:
         """How many texts were cut, as sentences."""
         return [
             f"{split}: {cut['samples']:,} of {counts['samples']:,} {name}s are longer than "
-            f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of their tokens "
-            "on average"
+            f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of their "
+            "tokens on average"
             for split, counts in self.counts.items()
             for name, cut in counts["cut"].items()
             if cut["samples"]
