@@ -54,7 +54,7 @@ def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
 class FeatureRows(torch.utils.data.Dataset):
     """A split of the feature cache as padded batches of any of its rows.
 
-    `rows[[3, 1, 4]]`, and a `DataLoader` through `__getitems__`, gives the batch
+    `rows[[3, 1, 4]]`, or a `DataLoader`, gives the batch
 
     - `features`: modality → (B, T, D) float16, zero where padded
     - `feature_masks`: modality → (B, T) bool, true where a feature is real
@@ -64,7 +64,6 @@ class FeatureRows(torch.utils.data.Dataset):
 
     Args:
         split: one of `FeatureCache.splits`, also after `select`, `shuffle` or `train_test_split`.
-        modality_order: the modalities to read.
         pad_to_multiple_of: T is rounded up to it, but not above the longest sequence of the split. Few different
             lengths keep the memory that kernels and allocators hold per shape small.
         longest: modality → what stands for the longest sequence, where this is only a part of the split.
