@@ -8,8 +8,7 @@
 
 The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
 modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
-each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers). The
-path of an image is the one it was encoded from: it goes stale when the raw folder is moved, the features do not.
+each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers).
 """
 
 import json
@@ -330,13 +329,11 @@ def _finish(
 
 def _write_dataset_files(shards: list[Shard], records: list[dict[str, Any]], features: Features) -> None:
     """What `datasets.load_from_disk` reads beside the Arrow files of a split."""
-    state: dict[str, Any] = {
+    unformatted = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+    state = {
         "_data_files": [{"filename": shard.path.name} for shard in shards],
         "_fingerprint": sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
+        **unformatted,
         "_split": shards[0].split,
     }
     write_json(shards[0].folder / "state.json", state)
