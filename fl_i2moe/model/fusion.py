@@ -8,22 +8,18 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 A attention heads · C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cpu_training import dropout, self_attention
-
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
 
 
 @dataclass
@@ -194,7 +190,7 @@ class _InViews(torch.autograd.Function):
 class GroupedSelfAttention(nn.Module):
     """Multi-head self-attention of E experts; q, k and v have no bias."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int):
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads
@@ -236,7 +232,7 @@ class GroupedSelfAttention(nn.Module):
 class GroupedFeedForward(nn.Module):
     """Linear, GELU, linear, for E experts."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int):
         super().__init__()
         self.config = config
         intermediate_size = config.intermediate_size or 2 * config.hidden_size
@@ -250,18 +246,15 @@ class GroupedFeedForward(nn.Module):
 
 
 class GroupedTransformerLayer(nn.Module):
-    """Pre-norm Transformer layer of E experts."""
+    """Pre-norm Transformer layer of E experts; `feed_forward` is a [`GroupedFeedForward`] if not given."""
 
-    def __init__(self, config: FLI2MoEConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int, feed_forward: nn.Module | None = None):
         super().__init__()
         self.config = config
         self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
         self.attention = GroupedSelfAttention(config, num_groups)
         self.feed_forward_norm = GroupedLayerNorm(num_groups, config.hidden_size)
-        self.feed_forward = GroupedFeedForward(config, num_groups)
-
-    def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
+        self.feed_forward = feed_forward or GroupedFeedForward(config, num_groups)
 
     def forward(
         self,
@@ -270,11 +263,30 @@ class GroupedTransformerLayer(nn.Module):
         experts: list[int] | None,
         replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        p = self.config.residual_dropout
-        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
-        x = x + dropout(update, p, self.training)
+        """(E, N, T, H) → the same, and attention probabilities as [`GroupedSelfAttention`] gives them."""
+        x, weights = self.attend(x, attention_mask, experts, replaced)
         update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
-        return x + dropout(update, p, self.training), weights
+        return x + self.dropout(update), weights
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        experts: list[int] | None,
+        replaced: list[slice] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The half of the layer before the feed-forward network."""
+        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
+        return self.after_attention(x, self.dropout(update)), weights
+
+    def after_attention(self, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return x + update
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
+
+    def dropout(self, x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, self.config.residual_dropout, self.training)
 
 
 class PublishedTransformerLayer(GroupedTransformerLayer):
@@ -283,19 +295,8 @@ class PublishedTransformerLayer(GroupedTransformerLayer):
     residual stream and is added to itself, `x ← attention(norm(x))`, `x ← x + dropout(x)`.
     """
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        experts: list[int] | None,
-        replaced: list[slice] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        p = self.config.residual_dropout
-        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
-        update = dropout(update, p, self.training)
-        x = update + dropout(update, p, self.training)
-        update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
-        return x + dropout(update, p, self.training), weights
+    def after_attention(self, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return update + self.dropout(update)
 
 
 LAYERS = {"pre_norm": GroupedTransformerLayer, "published": PublishedTransformerLayer}
@@ -315,7 +316,7 @@ class Fusion(nn.Module):
         """Whether features of different modalities attend to each other in an expert."""
         return self.has_attention
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
 
@@ -332,11 +333,13 @@ class GroupedTransformer(Fusion):
 
     title = "Transformer"
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        num_groups, layer = config.num_experts, LAYERS[config.layer_arithmetic]
-        self.layers = nn.ModuleList(layer(config, num_groups) for _ in range(config.num_fusion_layers))
-        self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
+        self.layers = nn.ModuleList(self.create_layer(index) for index in range(config.num_fusion_layers))
+        self.head = GroupedLinear(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
+
+    def create_layer(self, index: int) -> GroupedTransformerLayer:
+        return LAYERS[self.config.layer_arithmetic](self.config, self.config.num_experts)
 
     def forward(
         self,

@@ -7,20 +7,15 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 D width of a modality's vector · R rank · C classes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .cpu_training import dropout
 from .fusion import Fusion, FusionExtra, GroupedLinear
-
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
 
 
 class VectorFusion(Fusion, ABC):
@@ -28,7 +23,7 @@ class VectorFusion(Fusion, ABC):
 
     has_attention = False
 
-    def __init__(self, config: FLI2MoEConfig, latent_size: int):
+    def __init__(self, config: PreTrainedConfig, latent_size: int):
         super().__init__(config)
         self.head = GroupedLinear(config.num_experts, latent_size, config.num_labels)
 
@@ -63,7 +58,7 @@ class VectorFusion(Fusion, ABC):
         return linear(rows, groups).unflatten(0, (-1, count))
 
 
-def vector_size(config: FLI2MoEConfig) -> int:
+def vector_size(config: PreTrainedConfig) -> int:
     """Width of a modality's vector."""
     return config.hidden_size * (config.num_patches if config.level == "pooled" else 1)
 
@@ -73,7 +68,7 @@ class EarlyFusion(VectorFusion):
 
     title = "early fusion"
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         width = config.intermediate_size or 2 * config.hidden_size
         super().__init__(config, width)
         sizes = [config.num_modalities * vector_size(config)] + [width] * (config.num_fusion_layers - 1)
@@ -95,7 +90,7 @@ class LowRankFusion(VectorFusion):
 
     title = "low-rank fusion"
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config, config.hidden_size)
         num_modalities = config.num_modalities
         self.factors = GroupedLinear(
@@ -125,7 +120,7 @@ class InterpretCCFusion(VectorFusion):
 
     title = "InterpretCC"
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config, config.hidden_size)
         num_groups, count, size = config.num_experts * config.num_modalities, config.num_modalities, vector_size(config)
         self.gate_hidden = GroupedLinear(num_groups, size, config.hidden_size, num_distinct=count)

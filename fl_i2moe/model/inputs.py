@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_fl_i2moe import FLI2MoEConfig
+from .objective import View
 
 FILLS = ("random", "zero", "mean")
 """What can stand for a modality."""
-
-View = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]
-"""Modality → projected features (…, B, T_m, H), and → mask (B, T_m) of the real ones, `None` where all are."""
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

@@ -8,21 +8,28 @@ them.
 Shapes: V views (view 0 is the full input) · B samples · E experts · M modalities · C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
 
 from .fusion import Fusion, FusionExtra
 from .fusions import FUSIONS
 
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
-    from .inputs import View
-    from .modeling_fl_i2moe import FLI2MoEModel
+View = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]
+"""Modality → projected features (…, B, T_m, H), and → mask (B, T_m) of the real ones, `None` where all are."""
+
+
+class ViewedModel(Protocol):
+    """What an objective asks of a model."""
+
+    experts: Fusion
+
+    def without(self, index: int, view: View, perturbation: str) -> View: ...
+
+    def join(self, views: list[View]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]: ...
 
 
 @dataclass
@@ -70,14 +77,14 @@ class Objective:
     is_optional: ClassVar[bool] = True
     """Whether experts also learn without its terms, which a weight of 0 then leaves out."""
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         self.config = config
 
     def create_fusion(self) -> Fusion:
         """The experts."""
         return FUSIONS[self.config.fusion](self.config)
 
-    def views(self, model: FLI2MoEModel, full: View) -> tuple[list[int], list[View]]:
+    def views(self, model: ViewedModel, full: View) -> tuple[list[int], list[View]]:
         """The views to run beside the full one, and the modality that each of them lacks."""
         return [], []
 
@@ -85,7 +92,7 @@ class Objective:
         """The logits (B, C) that the task loss is taken of, from weights (B, E) and logits (B, E, C)."""
         return weigh(expert_weights, expert_logits)
 
-    def terms(self, model: FLI2MoEModel, step: Step) -> list[Term]:
+    def terms(self, model: ViewedModel, step: Step) -> list[Term]:
         """What is added to the task loss."""
         return []
 
@@ -100,7 +107,7 @@ def weigh(expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Te
     return (expert_weights.unsqueeze(-1) * expert_logits).sum(dim=1)
 
 
-def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
+def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """
     Cross-entropy, binary cross-entropy with logits, or smooth L1, by `config.problem_type`.
 

@@ -5,32 +5,24 @@ Shapes: V views (0 is the full input, view 1 + k lacks `replaced[k]`) · B sampl
 classes.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
 
-from .objective import Objective, Step, Term
-
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
-    from .inputs import View
-    from .modeling_fl_i2moe import FLI2MoEModel
+from .objective import Objective, Step, Term, View, ViewedModel
 
 
 class PublishedObjective(Objective):
     """Every expert is run on the full input and on views in which one modality is replaced."""
 
-    def views(self, model: FLI2MoEModel, full: View) -> tuple[list[int], list[View]]:
+    def views(self, model: ViewedModel, full: View) -> tuple[list[int], list[View]]:
         count, wanted = self.config.num_modalities, self.config.num_perturbed_views
         replaced = list(range(count))
         if wanted not in (None, count):
             replaced = sorted(torch.randperm(count)[:wanted].tolist())
         return replaced, [model.without(index, full, self.config.perturbation) for index in replaced]
 
-    def terms(self, model: FLI2MoEModel, step: Step) -> list[Term]:
+    def terms(self, model: ViewedModel, step: Step) -> list[Term]:
         compared = step.view_logits
         if self.config.interaction_loss_on == "latents":
             compared = step.extra.latents.float().transpose(0, 1).unflatten(0, compared.shape[:2])
@@ -39,7 +31,7 @@ class PublishedObjective(Objective):
         return [Term(total, self.by_expert("interaction_loss", losses))]
 
 
-def interaction_losses(view_logits: torch.Tensor, replaced: list[int], config: FLI2MoEConfig) -> torch.Tensor:
+def interaction_losses(view_logits: torch.Tensor, replaced: list[int], config: PreTrainedConfig) -> torch.Tensor:
     r"""
     The interaction loss of every expert, averaged over the batch.
 
@@ -63,7 +55,9 @@ def interaction_losses(view_logits: torch.Tensor, replaced: list[int], config: F
     return torch.stack(losses(view_logits, replaced, config))
 
 
-def _classification_losses(view_logits: torch.Tensor, replaced: list[int], config: FLI2MoEConfig) -> list[torch.Tensor]:
+def _classification_losses(
+    view_logits: torch.Tensor, replaced: list[int], config: PreTrainedConfig
+) -> list[torch.Tensor]:
     losses = []
     for modality in range(config.num_modalities if config.has_uniqueness else 0):
         full, *without = view_logits[:, :, modality].unbind(0)
@@ -78,7 +72,7 @@ def _classification_losses(view_logits: torch.Tensor, replaced: list[int], confi
     return [*losses, cosines[0], 1 - cosines[1]]
 
 
-def _regression_losses(view_logits: torch.Tensor, replaced: list[int], config: FLI2MoEConfig) -> list[torch.Tensor]:
+def _regression_losses(view_logits: torch.Tensor, replaced: list[int], config: PreTrainedConfig) -> list[torch.Tensor]:
     """
     Squared errors between the views, per sample: uniqueness `relu(mse(0,j) − mse(0,i) + margin)`, synergy
     `relu(margin − mse(0,j))`, redundancy `mse(0,j)`.

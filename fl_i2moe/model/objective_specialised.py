@@ -10,76 +10,16 @@ the other modalities.
 Shapes: N rows or B samples · E experts · M modalities · C classes · H hidden width.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
 
 from .fusion import FusionExtra, GroupedLinear, GroupedTransformer, attend_within
-from .objective import Objective, Step, Term, task_loss, weigh
-
-if TYPE_CHECKING:
-    from .configuration_fl_i2moe import FLI2MoEConfig
-    from .inputs import View
-    from .modeling_fl_i2moe import FLI2MoEModel
-
-
-class SpecialisedObjective(Objective):
-    """See the module's text, and [`specialised_losses`]."""
-
-    needs: ClassVar = {
-        "fusion": "transformer",
-        "layer_arithmetic": "pre_norm",
-        "position_embeddings": "shared",
-        "interaction_experts": "all",
-        "interaction_loss_on": "logits",
-        "triplet_margin": 1.0,
-        "regression_interaction_loss": "bounded",
-        "perturbation": "random",
-        "num_perturbed_views": None,
-    }
-    is_optional = False
-
-    def create_fusion(self) -> SpecialisedTransformer:
-        return SpecialisedTransformer(self.config)
-
-    def task_logits(self, expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
-        # experts have losses of their own, and no part in that of their mixture
-        return weigh(expert_weights, expert_logits.detach())
-
-    def terms(self, model: FLI2MoEModel, step: Step) -> list[Term]:
-        if step.labels is None:
-            return []
-        exchanged = self._exchange(model, step.full)
-        fitted, interaction = specialised_losses(
-            step.view_logits[0], step.extra.readings, exchanged, step.labels, self.config, step.is_whole
-        )
-        return [
-            Term(fitted.sum(), self.by_expert("fitted_loss", fitted)),
-            Term(
-                self.config.interaction_loss_weight * interaction.mean(),
-                self.by_expert("interaction_loss", interaction),
-            ),
-        ]
-
-    def _exchange(self, model: FLI2MoEModel, full: View) -> torch.Tensor:
-        """
-        The synergy expert's logits when all modalities but one come from other samples of the batch, each from one of
-        its own, (M, B, C); they are noise where a batch has one sample.
-        """
-        views, count = [], self.config.num_modalities
-        for kept in range(count):
-            view = full
-            for index in range(count):
-                if index != kept:
-                    view = model.without(index, view, "shuffle")
-            views.append(view)
-        logits, _ = model.experts(*model.join(views), experts=[count])
-        return logits[:, 0].float().unflatten(0, (len(views), -1))
+from .objective import Objective, Step, Term, View, ViewedModel, task_loss, weigh
 
 
 @dataclass
@@ -103,7 +43,7 @@ class SpecialisedTransformer(GroupedTransformer):
     see [`either`].
     """
 
-    def __init__(self, config: FLI2MoEConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         # only training asks for them
         self.alone = GroupedLinear(config.num_modalities, config.hidden_size, config.num_labels)
@@ -148,7 +88,7 @@ class SpecialisedTransformer(GroupedTransformer):
         return torch.stack(logits, dim=1), extra
 
 
-def either(readings: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
+def either(readings: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     r"""
     What any of the readings (N, M, C) says, (N, C): a soft "or", \\(E (\log \sum_m e^{z_m / E} - \log M)\\), so that
     one modality suffices; of real numbers their mean. Readings that agree are left as they are (of single labels, but
@@ -163,11 +103,65 @@ def either(readings: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
     return (config.num_experts * softened).to(readings.dtype)
 
 
-def without_constant(logits: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
+def without_constant(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """Logits (…, C) of single labels less their mean over the classes, which says nothing and which nothing fits."""
     if config.problem_type != "single_label_classification":
         return logits
     return logits - logits.mean(dim=-1, keepdim=True)
+
+
+class SpecialisedObjective(Objective):
+    """See the module's text, and [`specialised_losses`]."""
+
+    needs: ClassVar = {
+        "fusion": "transformer",
+        "layer_arithmetic": "pre_norm",
+        "position_embeddings": "shared",
+        "interaction_experts": "all",
+        "interaction_loss_on": "logits",
+        "triplet_margin": 1.0,
+        "regression_interaction_loss": "bounded",
+        "perturbation": "random",
+        "num_perturbed_views": None,
+    }
+    is_optional = False
+
+    def create_fusion(self) -> SpecialisedTransformer:
+        return SpecialisedTransformer(self.config)
+
+    def task_logits(self, expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
+        # experts have losses of their own, and no part in that of their mixture
+        return weigh(expert_weights, expert_logits.detach())
+
+    def terms(self, model: ViewedModel, step: Step) -> list[Term]:
+        if step.labels is None:
+            return []
+        exchanged = self._exchange(model, step.full)
+        fitted, interaction = specialised_losses(
+            step.view_logits[0], step.extra.readings, exchanged, step.labels, self.config, step.is_whole
+        )
+        return [
+            Term(fitted.sum(), self.by_expert("fitted_loss", fitted)),
+            Term(
+                self.config.interaction_loss_weight * interaction.mean(),
+                self.by_expert("interaction_loss", interaction),
+            ),
+        ]
+
+    def _exchange(self, model: ViewedModel, full: View) -> torch.Tensor:
+        """
+        The synergy expert's logits when all modalities but one come from other samples of the batch, each from one of
+        its own, (M, B, C); they are noise where a batch has one sample.
+        """
+        views, count = [], self.config.num_modalities
+        for kept in range(count):
+            view = full
+            for index in range(count):
+                if index != kept:
+                    view = model.without(index, view, "shuffle")
+            views.append(view)
+        logits, _ = model.experts(*model.join(views), experts=[count])
+        return logits[:, 0].float().unflatten(0, (len(views), -1))
 
 
 def specialised_losses(
@@ -175,7 +169,7 @@ def specialised_losses(
     readings: Readings,
     exchanged: torch.Tensor,
     labels: torch.Tensor,
-    config: FLI2MoEConfig,
+    config: PreTrainedConfig,
     is_whole: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
@@ -253,7 +247,7 @@ def _others_whole(is_whole: torch.Tensor | None, like: torch.Tensor) -> torch.Te
 
 
 def _distance(
-    logits: torch.Tensor, target_logits: torch.Tensor, weights: torch.Tensor, config: FLI2MoEConfig
+    logits: torch.Tensor, target_logits: torch.Tensor, weights: torch.Tensor, config: PreTrainedConfig
 ) -> torch.Tensor:
     """The task loss of (B, M, C) where the label is a prediction; samples count by `weights`, (B, M)."""
     match config.problem_type:

@@ -153,9 +153,9 @@ def found_evidence(
     Precision of the features that score highest for each case's label, per expert and for the weighted mixture.
 
     Returns:
-        (expert or "mixture", method, modality, measure) → (cases,), where the modality has evidence of the label. Measures:
-        `k` and `5` take as many features as hold evidence, or five, and count a feature as right on the evidence or beside
-        it (`Evidence.near`); `k_exact` and `5_exact` count the evidence alone.
+        (expert or "mixture", method, modality, measure) → (cases,), where the modality has evidence of the label.
+        Measures: `k` and `5` take as many features as hold evidence, or five, and count a feature as right on the
+        evidence or beside it (`Evidence.near`); `k_exact` and `5_exact` count the evidence alone.
     """
     measures = _Measures(len(cases))
     experts = model.config.expert_names
