@@ -22,7 +22,6 @@ from .shards import Shard
 
 FLOAT16_MAX = 65504
 
-
 Encoder = FrozenEncoder | ArrayEncoder
 
 

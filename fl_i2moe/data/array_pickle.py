@@ -117,9 +117,6 @@ class _ArrayUnpickler(pickle.Unpickler):
             return getattr(self, _METHODS[module, name])
         raise _RefusedError(f"`{module}.{name}`")
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise _RefusedError(f"a reference to something outside of it ({pid!r})")
-
     def scalar(self, dtype: _Dtype, content: Any) -> Any:
         return _from_bytes(content, dtype, (1,), "C")[0]
 

@@ -1,6 +1,6 @@
 """MM-IMDb's pooled form, `multimodal_imdb.hdf5` (MultiBench): a word2vec vector and a VGG vector for each film.
 
-It is what pooled I²MoE was trained on. The arrays go into an .npz file, as numeric arrays are read.
+It is what pooled I²MoE was trained on. The arrays go into an .npz file that `load_arrays` reads.
 """
 
 from pathlib import Path
