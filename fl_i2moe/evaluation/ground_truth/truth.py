@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from ...explain.game import Player
 from ...metrics.summaries import interval, plain, resample, spread
 from ...metrics.tasks import FloatArray, predict
-from ...metrics.weighted import weighted_average_precision, weighted_f1
+from ...metrics.weighted import weighted_f1, weighted_ranking
 
 BoolArray = NDArray[np.bool_]
 
@@ -197,7 +197,7 @@ def replacement_costs(
     decisions = predict(variants, "multi_label_classification")
     return {
         "f1": score(weighted_f1, decisions),
-        "average_precision": score(weighted_average_precision, variants),
+        "average_precision": score(lambda *x: weighted_ranking(*x)[0], variants),
     }
 
 
