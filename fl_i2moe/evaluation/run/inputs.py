@@ -23,13 +23,18 @@ def load_explainable(folder: str | Path) -> FLI2MoEModel:
     return model
 
 
+def split_of(cache: FeatureCache, name: str) -> Dataset:
+    """`ValueError` where the cache has no such split."""
+    if name not in cache.splits:
+        raise ValueError(f"The feature cache has no split {name!r}; it has {list(cache.splits)}.")
+    return cache.splits[name]
+
+
 def choose_rows(
     arguments: ExplainArguments, cache: FeatureCache, modality_order: Sequence[str], console: Console
 ) -> list[int]:
     """The rows of the split to explain; `ValueError` where there is no such split or sample, and as [`usable_rows`]."""
-    if arguments.split not in cache.splits:
-        raise ValueError(f"The feature cache has no split {arguments.split!r}; it has {list(cache.splits)}.")
-    split = cache.splits[arguments.split]
+    split = split_of(cache, arguments.split)
     ids = list(split["id"])
     if arguments.sample_ids:
         if missing := [sample_id for sample_id in arguments.sample_ids if sample_id not in ids]:
