@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ...explain.attribution import MIXTURE
-from ...explain.pages.display import METHOD_NAMES, number
+from ...explain.pages.display import METHOD_NAMES, number, signed
 from ...explain.pages.sheet import INK, MUTED
 from ...metrics.figures import expert_title, metric_title, new_figure
+from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
 
@@ -220,8 +221,7 @@ def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> t
     def interval(cell: Mapping[str, Any]) -> str:
         if cell["interval"] is None:
             return number(cell["value"])
-        low, high = (number(end, True) for end in cell["interval"])
-        return Markup(f"{number(cell['value'], True)} [{low}, {high}]")  # brackets of numbers are no link
+        return Markup(estimate(cell["value"], None, cell["interval"], signed))  # brackets of numbers are no link
 
     def count(name: str) -> list[str]:
         return [f"{table[name]:.1f}" for table in tables.values()]

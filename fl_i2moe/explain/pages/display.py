@@ -46,11 +46,9 @@ def signed(value: float, digits: int = 3) -> str:
     return text.lstrip("+-") if not float(text) else text.replace("-", "−")
 
 
-def number(value: float | None, with_sign: bool = False) -> str:
+def number(value: float | None) -> str:
     """`0.250`, `−1.000`; `undefined` for None."""
-    if value is None:
-        return "undefined"
-    return signed(value) if with_sign else signed(value).lstrip("+")
+    return "undefined" if value is None else signed(value).lstrip("+")
 
 
 def score_text(pair: Pair) -> str:
