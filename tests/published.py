@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from packaging.requirements import Requirement
-from test_encoders import MAKERS, WORDS, noise
+from tiny_encoders import MAKERS, WORDS, noise
 from tiny_models import make_config, make_model
 
 from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor

@@ -1,8 +1,4 @@
-"""
-Arrays that are features already, on their way into the feature cache: nothing is encoded, only standardised.
-
-Shape letters: B samples, T features of a sequence, D numbers of a feature.
-"""
+"""Arrays of features (T, D), on their way into the feature cache: nothing is encoded, only standardised."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,14 +7,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.arrays import ArrayDataset
 from ..model.kind_array import ArrayEncoder
 from ..utils.files import replace_files
 
-BATCH = 1000
 SMALLEST_SCALE = 1e-6
 """Of a number's standard deviation, beside its mean: what is smaller is rounding."""
 
@@ -41,23 +36,15 @@ def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, Ar
 
 def save_standardization(encoders: Mapping[str, ArrayEncoder], file: str | Path) -> None:
     """Writes `<modality>.mean` and `<modality>.scale`, (D,) each, as safetensors: new arrays need the same."""
-    tensors = {}
+    file, tensors = Path(file), {}
     for name, encoder in encoders.items():
         if encoder.mean is not None:
             tensors |= {f"{name}.mean": encoder.mean, f"{name}.scale": encoder.scale}
-    file = Path(file)
     replace_files(file.parent, lambda folder: save_file(tensors, folder / file.name))
 
 
-def load_standardization(file: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Modality → mean and scale, (D,) each, from what [`save_standardization`] wrote."""
-    tensors = load_file(file)
-    names = [key.removesuffix(".mean") for key in tensors if key.endswith(".mean")]
-    return {name: (tensors[f"{name}.mean"], tensors[f"{name}.scale"]) for name in names}
-
-
 def _contents(split: Dataset, name: str) -> Iterator[bytes]:
-    for batch in split.select_columns([name]).with_format(None).iter(batch_size=BATCH):
+    for batch in split.select_columns([name]).with_format(None).iter(batch_size=1000):
         yield from batch[name]
 
 
@@ -72,5 +59,5 @@ def _moments(split: Dataset, name: str, size: int) -> tuple[Tensor, Tensor]:
     mean = sum((x.sum(axis=0) for x in features()), np.zeros(size)) / count
     variance = sum((((x - mean) ** 2).sum(axis=0) for x in features()), np.zeros(size)) / count
     scale = np.sqrt(variance)
-    scale = np.where(scale > SMALLEST_SCALE * np.maximum(np.abs(mean), SMALLEST_SCALE), scale, 1.0)
+    scale[~(scale > SMALLEST_SCALE * np.maximum(np.abs(mean), SMALLEST_SCALE))] = 1.0
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))

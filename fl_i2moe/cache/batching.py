@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..data.raw import SampleError
-from .encoding import has_non_finite
+from .encoding import as_is, has_non_finite
 
 BUCKET_BATCHES = 50
 """Length buckets sort by length within this many batches: enough to pad little, few enough to stay random."""
@@ -32,7 +32,7 @@ def _vectors(column: pa.Array) -> NDArray[np.float16]:
 
 
 def _where(number: int, batch: pa.RecordBatch, modality_order: Sequence[str]) -> NDArray[np.int32]:
-    """The number of the record batch, then where each modality's features begin in it and how many: (rows, 1 + 2·M)."""
+    """The number of the record batch; where each modality's features begin in it, and how many: (rows, 1 + 2·M)."""
     columns = [np.full(batch.num_rows, number)]
     for name in modality_order:
         offsets = batch.column(f"{name}_features").storage.offsets.to_numpy(zero_copy_only=True)
@@ -43,10 +43,7 @@ def _where(number: int, batch: pa.RecordBatch, modality_order: Sequence[str]) ->
 def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
     """
     Which features of a row are real, and behind that which are special, eight to a byte: (rows, 2 · `longest` / 8).
-
-    Args:
-        masks: lists of booleans, true where a feature is special.
-        longest: a multiple of 8.
+    `masks` are lists of booleans, true where a feature is special; `longest` is a multiple of 8.
     """
     is_real = np.arange(longest) < np.diff(masks.offsets.to_numpy(zero_copy_only=True))[:, None]
     is_special = np.zeros_like(is_real)
@@ -84,16 +81,15 @@ class FeatureRows(torch.utils.data.Dataset):
         pad_to_multiple_of: int = 1,
         longest: Mapping[str, int] | None = None,
     ) -> None:
-        missing = [name for name in modality_order if f"{name}_features" not in split.column_names]
-        if missing:
+        if missing := [name for name in modality_order if f"{name}_features" not in split.column_names]:
             raise ValueError(f"the cache has no features of {missing}; its columns are {split.column_names}")
         self.split = split
         self.modality_order = list(modality_order)
         self.pad_to_multiple_of = pad_to_multiple_of
         columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
-        # A batch pays for every look-up with a cold cache: what is small is gathered here once, in as few tables as can
-        # be, and of the features there are views alone.
+        # Every look-up of a batch meets a cold cache: what is small is gathered here once, in as few tables as can be,
+        # and of the features there are views alone.
         self._vectors_ND = [
             [_vectors(batch.column(f"{name}_features")) for batch in batches] for name in modality_order
         ]
@@ -189,9 +185,7 @@ class BatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: number of features of each row, all modalities together.
-        batch_size: B.
         shuffle: draw a new order in every epoch; otherwise rows come as they are.
-        seed: of the order.
         bucket: put rows of similar length together, so that little is padded; needs `shuffle`.
 
     Raises:
@@ -251,13 +245,8 @@ def put_in_buckets(
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    Args:
-        starts: where batches begin.
-        lengths: of all rows, by their number.
-
-    Returns:
-        The rows, each `bucket_size` of them sorted by their length, and the starts in a new order. A short batch stays
-        last, as Accelerate expects.
+    The rows, each `bucket_size` of them sorted by their length, and the starts of batches in a new order. A short batch
+    stays last, as Accelerate expects. `lengths` are of all rows, by their number.
     """
     buckets = np.split(rows, range(bucket_size, len(rows), bucket_size))
     num_full = len(rows) // batch_size
@@ -296,16 +285,11 @@ def create_data_loader(
     )
 
 
-def as_is(batch: Any) -> Any:
-    """Collates what is a batch already."""
-    return batch
-
-
-def feature_means(split: Dataset, modality_order: Sequence[str], batch_size: int = 256) -> dict[str, Tensor]:
+def feature_means(split: Dataset, modality_order: Sequence[str]) -> dict[str, Tensor]:
     """The mean over all features of a split, modality → (D,) float64."""
     rows = FeatureRows(split, modality_order)
-    starts = range(0, len(rows), batch_size)
-    return mean_of_batches((rows[range(x, min(x + batch_size, len(rows)))] for x in starts), modality_order)
+    batches = (rows[range(start, min(start + 256, len(rows)))] for start in range(0, len(rows), 256))
+    return mean_of_batches(batches, modality_order)
 
 
 def mean_of_batches(batches: Iterable[Mapping[str, Any]], modality_order: Sequence[str]) -> dict[str, Tensor]:

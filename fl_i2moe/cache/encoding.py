@@ -1,8 +1,9 @@
 """From raw samples to rows of a feature cache: decoding in worker processes, encoding in batches."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,41 +15,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..model.kind import EncodedFeatures, Kind, Preprocessed
+from ..model.kind import FrozenEncoder, Preprocessed
+from ..model.kind_array import ArrayEncoder
 from ..model.kinds import KINDS
 from .shards import Shard
 
 FLOAT16_MAX = 65504
 
 
-class Encoder(Protocol):
-    """What the cache needs of an encoder; see `fl_i2moe.model.encoders` and `fl_i2moe.model.kind_array`."""
-
-    @property
-    def kind(self) -> str:
-        """A name in `KINDS`."""
-
-    @property
-    def feature_size(self) -> int: ...
-
-    @property
-    def max_features(self) -> int: ...
-
-    @property
-    def grid(self) -> tuple[int, int] | None: ...
-
-    @property
-    def preprocess(self) -> Callable[[list[Any]], Preprocessed]:
-        """Runs in worker processes, so it is picklable and without the weights."""
-
-    def encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures: ...
-
-    def identity(self) -> dict[str, Any]: ...
+Encoder = FrozenEncoder | ArrayEncoder
 
 
 def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features:
-    """The columns of a feature cache: the raw ones, but for arrays, which are features already; then those that the
-    encoders add."""
+    """The columns of a feature cache: the raw ones (no arrays, which are features already), then those of encoders."""
     raw_features = next(iter(raw.splits.values())).features
     dropped = {name for name, encoder in encoders.items() if not KINDS[encoder.kind].keeps_raw}
     features = Features({name: feature for name, feature in raw_features.items() if name not in dropped})
@@ -61,13 +40,10 @@ def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features
 
 
 def has_non_finite(features: NDArray[np.float16]) -> bool:
-    """Whether any value is NaN or infinite.
-
-    Those are the float16 bit patterns with all exponent bits set, the largest of either sign: two integer maxima
-    find them some thirty times faster than `np.isfinite`.
-    """
+    """Whether any value is NaN or infinite, some thirty times faster than `np.isfinite` tells."""
     if features.size == 0:
         return False
+    # the bit patterns with all exponent bits set, which are the largest of either sign
     return features.view(np.int16).max() >= 0x7C00 or features.view(np.uint16).max() >= 0xFC00
 
 
@@ -128,29 +104,21 @@ def decode(
 ) -> Iterator[DecodedBatch]:
     """Preprocesses the shards' rows in batches that never cross a shard, in order, ahead of the encoder.
 
-    A batch holds the same rows however many processes, workers or earlier runs there were, so that the features do
-    not depend on them. Workers use one thread each (`DataLoader` sees to that) and never touch a device.
+    A batch holds the same rows however many processes, workers or earlier runs there were: so do its features.
     """
     tasks = [
         (shard, shard.rows[start : start + batch_size])
         for shard in shards
         for start in range(0, len(shard.rows), batch_size)
     ]
-    return iter(
-        DataLoader(
-            _Decoder(raw, encoders),
-            batch_size=None,
-            sampler=tasks,
-            collate_fn=_identity,
-            num_workers=num_workers,
-            # A generator of its own: a loader draws a seed when it starts, which must not change the run's randomness.
-            generator=torch.Generator(),
-        )
-    )
+    # A generator of its own: a loader draws a seed when it starts, which must not change the run's randomness.
+    own = {"collate_fn": as_is, "generator": torch.Generator()}
+    return iter(DataLoader(_Decoder(raw, encoders), batch_size=None, sampler=tasks, num_workers=num_workers, **own))
 
 
-def _identity(value: Any) -> Any:
-    return value
+def as_is(batch: Any) -> Any:
+    """Collates what is a batch already."""
+    return batch
 
 
 def new_record(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
@@ -163,9 +131,8 @@ def new_record(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
 class BatchEncoder:
     """Turns decoded batches into record batches of the cache.
 
-    Raises:
-        SampleError: with `on_bad_sample="stop"`, at the first sample that could not be read, or whose features are
-            none, NaN, infinite or too large for float16.
+    With `on_bad_sample="stop"` it raises the `SampleError` of the first sample that could not be read, or whose
+    features are none, NaN, infinite or too large for float16.
     """
 
     encoders: Mapping[str, Encoder]
@@ -173,7 +140,7 @@ class BatchEncoder:
     on_bad_sample: OnBadSample
 
     def encode(self, decoded: DecodedBatch, record: dict[str, Any]) -> pa.RecordBatch | None:
-        """One record batch, or None if no sample of it is usable. Skipped samples and cuts are added to `record`."""
+        """One record batch, or None if no sample is usable. Adds to `record` what was left out and what was cut."""
         self._leave_out(decoded.bad_samples, record)
         table = decoded.table
         columns = {name: table[name].combine_chunks() for name in table.column_names}
@@ -193,7 +160,11 @@ class BatchEncoder:
         if not any(keep):
             return None
         for name, counts in record["cut"].items():
-            _count_cuts(counts, KINDS[self.encoders[name].kind], decoded.inputs[name].annotations, keep)
+            kind = KINDS[self.encoders[name].kind]
+            for annotation in itertools.compress(decoded.inputs[name].annotations, keep):
+                if (share := kind.cut_share(annotation)) is not None:
+                    counts["samples"] += 1
+                    counts["share"] += share
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
         return batch if all(keep) else batch.filter(pa.array(keep))
 
@@ -205,13 +176,7 @@ class BatchEncoder:
 
 def skipped_entry(error: SampleError) -> dict[str, str]:
     """A line of `skipped.jsonl`."""
-    return {
-        "id": error.sample_id,
-        "split": error.split,
-        "field": error.field,
-        "file": error.file,
-        "reason": error.reason,
-    }
+    return {"id": error.sample_id} | {name: getattr(error, name) for name in ("split", "field", "file", "reason")}
 
 
 def _encode(
@@ -237,24 +202,12 @@ def _feature_columns(
     name: str, values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64], special_N: NDArray[np.bool_]
 ) -> dict[str, pa.Array]:
     num_features, feature_size = values_ND.shape
-    row_offsets = _offsets(lengths_B)
-    vector_offsets = _offsets(np.full(num_features, feature_size))
+    row_offsets = pa.array(np.cumsum([0, *lengths_B]), pa.int32())
+    vector_offsets = pa.array(np.arange(num_features + 1) * feature_size, pa.int32())
     vectors = pa.ListArray.from_arrays(vector_offsets, pa.array(values_ND.reshape(-1)))
-    sequences = pa.ListArray.from_arrays(row_offsets, vectors)
     extension_type = Array2DExtensionType((None, feature_size), "float16")
+    sequences = pa.ListArray.from_arrays(row_offsets, vectors)
     return {
         f"{name}_features": pa.ExtensionArray.from_storage(extension_type, sequences),
         f"{name}_special_mask": pa.ListArray.from_arrays(row_offsets, pa.array(special_N)),
     }
-
-
-def _offsets(lengths: NDArray[np.int64]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-
-
-def _count_cuts(counts: dict[str, Any], kind: Kind, annotations: list[dict[str, Any]], keep: list[bool]) -> None:
-    for annotation, kept in zip(annotations, keep, strict=True):
-        share = kind.cut_share(annotation)
-        if kept and share is not None:
-            counts["samples"] += 1
-            counts["share"] += share

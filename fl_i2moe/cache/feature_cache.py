@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,7 @@ from ..utils.files import explaining_full_disk, write_json, write_text
 from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 from .key import cache_key, check_key
-from .shards import (
-    CorruptCacheError,
-    Shard,
-    plan_shards,
-    read_object,
-    verify_shards,
-    write_shard,
-)
+from .shards import CorruptCacheError, Shard, plan_shards, read_object, verify_shards, write_shard
 from .streaming import StreamedSplit
 
 POLL_SECONDS = 0.5
@@ -74,24 +68,20 @@ class FeatureCache:
     @property
     def notes(self) -> list[str]:
         """Counts that a user should read, as sentences."""
-        notes = self.cut_notes
-        if self.skipped:
-            notes.append(f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}")
-        return notes
+        left_out = f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}"
+        return [*self.cut_notes, *([left_out] if self.skipped else [])]
 
     @property
     def cut_notes(self) -> list[str]:
         """How many texts were cut, as sentences."""
-        notes = []
-        for split, counts in self.counts.items():
-            for name, cut in counts["cut"].items():
-                if cut["samples"]:
-                    notes.append(
-                        f"{split}: {cut['samples']:,} of {counts['samples']:,} {name}s are longer than "
-                        f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of "
-                        "their tokens on average"
-                    )
-        return notes
+        return [
+            f"{split}: {cut['samples']:,} of {counts['samples']:,} {name}s are longer than "
+            f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of their "
+            "tokens on average"
+            for split, counts in self.counts.items()
+            for name, cut in counts["cut"].items()
+            if cut["samples"]
+        ]
 
 
 def is_cache(folder: str | Path) -> bool:
@@ -292,7 +282,8 @@ def _encode_missing(
                     yield batch
                 bar.update(decoded.num_samples)
 
-        for shard, batches in groupby(decode(raw, encoder.encoders, missing, batch_size, num_workers), _shard_of):
+        decoded = decode(raw, encoder.encoders, missing, batch_size, num_workers)
+        for shard, batches in groupby(decoded, attrgetter("shard")):
             record = new_record(encoder.encoders)
             explanation = (
                 f"the feature cache needs up to {left * bytes_per_sample:,} bytes more. "
@@ -301,10 +292,6 @@ def _encode_missing(
             with explaining_full_disk(cache_dir, explanation):
                 write_shard(shard, encoder.schema, encode(batches, record), record)
             left -= len(shard.rows)
-
-
-def _shard_of(batch: DecodedBatch) -> Shard:
-    return batch.shard
 
 
 @contextmanager
@@ -341,38 +328,26 @@ def _finish(
         return
     skipped = [skipped_entry(error) for error in raw.bad_samples]
     counts = {}
-    for split, group in groupby(shards, lambda shard: shard.split):
+    for split, group in groupby(shards, attrgetter("split")):
         split_shards = list(group)
         records = [shard.record() for shard in split_shards]
-        _write_dataset_files(cache_dir / split, split, split_shards, records, features)
+        _write_dataset_files(split_shards, records, features)
         skipped += [entry for record in records for entry in record["skipped"]]
         counts[split] = _count(records)
     write_text(cache_dir / "skipped.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
     if empty := [split for split, count in counts.items() if not count["samples"]]:
         raise ValueError(f"every sample of {empty} had to be left out, see {cache_dir / 'skipped.jsonl'}")
+    of_encoder = ("kind", "feature_size", "max_features", "grid")
     modalities = {
-        name: {
-            "kind": encoder.kind,
-            "feature_size": encoder.feature_size,
-            "max_features": encoder.max_features,
-            "grid": encoder.grid,
-            "encoder": encoder.identity(),
-        }
+        name: {field: getattr(encoder, field) for field in of_encoder} | {"encoder": encoder.identity()}
         for name, encoder in encoders.items()
     }
-    info = {
-        "label_names": raw.label_names,
-        "problem_type": raw.problem_type,
-        "modalities": modalities,
-        "counts": counts,
-    }
-    write_json(cache_dir / "info.json", info)
+    info = {"label_names": raw.label_names, "problem_type": raw.problem_type, "modalities": modalities}
+    write_json(cache_dir / "info.json", {**info, "counts": counts})
 
 
-def _write_dataset_files(
-    folder: Path, split: str, shards: list[Shard], records: list[dict[str, Any]], features: Features
-) -> None:
-    """What `datasets.load_from_disk` reads beside the Arrow files."""
+def _write_dataset_files(shards: list[Shard], records: list[dict[str, Any]], features: Features) -> None:
+    """What `datasets.load_from_disk` reads beside the Arrow files of a split."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": shard.path.name} for shard in shards],
         "_fingerprint": sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
@@ -380,10 +355,10 @@ def _write_dataset_files(
         "_format_kwargs": {},
         "_format_type": None,
         "_output_all_columns": False,
-        "_split": split,
+        "_split": shards[0].split,
     }
-    write_json(folder / "state.json", state)
-    DatasetInfo(features=features).write_to_directory(str(folder))
+    write_json(shards[0].folder / "state.json", state)
+    DatasetInfo(features=features).write_to_directory(str(shards[0].folder))
 
 
 def _count(records: list[dict[str, Any]]) -> dict[str, Any]:

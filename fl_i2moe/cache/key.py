@@ -24,12 +24,12 @@ class CacheMismatchError(ValueError):
 def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any]:
     """Format, data and encoders, as nested JSON.
 
-    The data enter by their content (ids, texts, the bytes of the pictures, labels), not by where they lie, so that a
-    moved folder still fits its cache and a changed picture does not.
+    The data enter by their content (ids, texts, the bytes of the pictures, labels), not by where they lie.
     """
+    columns = ["id", *raw.modalities, "labels"]
     with ThreadPoolExecutor() as pool:
         splits = {
-            str(name): {"samples": len(split), "sha256": _split_checksum(split, list(raw.modalities), pool)}
+            str(name): {"samples": len(split), "sha256": _split_checksum(split, columns, pool)}
             for name, split in raw.splits.items()
         }
     key = {
@@ -48,30 +48,24 @@ def key_digest(key: dict[str, Any]) -> str:
 
 def check_key(stored: dict[str, Any], expected: dict[str, Any], cache_dir: Path) -> None:
     """Raises `CacheMismatchError` that names each differing field, such as `encoders.text.max_length`."""
-    differences = list(_differences(stored, expected))
-    if differences:
+    if differences := "\n".join(_differences(stored, expected)):
         raise CacheMismatchError(
-            f"the feature cache {cache_dir} does not fit what is asked for:\n"
-            + "\n".join(f"  {field}: the cache has {old}, asked for is {new}" for field, old, new in differences)
-            + "\nGive another cache folder, or delete this one to encode anew."
+            f"the feature cache {cache_dir} does not fit what is asked for:\n{differences}\nGive another cache folder, "
+            "or delete this one to encode anew."
         )
 
 
-def _differences(stored: Any, expected: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
+def _differences(stored: Any, expected: Any, field: str = "") -> Iterator[str]:
     if isinstance(stored, dict) and isinstance(expected, dict):
         for name in {**stored, **expected}:
             yield from _differences(stored.get(name, _ABSENT), expected.get(name, _ABSENT), f"{field}.{name}")
     elif stored != expected:
-        yield field.removeprefix("."), _shown(stored), _shown(expected)
+        old, new = (_ABSENT if x == _ABSENT else json.dumps(x, ensure_ascii=False) for x in (stored, expected))
+        yield f"  {field.removeprefix('.')}: the cache has {old}, asked for is {new}"
 
 
-def _shown(value: Any) -> str:
-    return _ABSENT if value == _ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-def _split_checksum(split: Dataset, modalities: list[str], pool: ThreadPoolExecutor) -> str:
+def _split_checksum(split: Dataset, columns: list[str], pool: ThreadPoolExecutor) -> str:
     digest = hashlib.sha256()
-    columns = ["id", *modalities, "labels"]
     for batch in split.select_columns(columns).with_format(None).iter(batch_size=1000):
         for column in columns:
             for checksum in pool.map(_content_checksum, batch[column]):
@@ -83,13 +77,11 @@ def _content_checksum(value: Any) -> bytes:
     """Of a text, of the bytes of a picture {"path", "bytes"}, or of numbers."""
     if isinstance(value, str):
         content = value.encode()
-    elif isinstance(value, dict) and value["bytes"] is not None:
-        content = value["bytes"]
-    elif isinstance(value, dict):
+    elif not isinstance(value, dict):
+        content = np.asarray(value).tobytes()
+    elif (content := value["bytes"]) is None:
         try:
             content = Path(value["path"]).read_bytes()
         except OSError:
             content = b"unreadable"  # encoding it will say so, and knows whether to stop or to skip
-    else:
-        content = np.asarray(value).tobytes()
     return hashlib.sha256(content).digest()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,28 +46,23 @@ class Shard:
 
     def verify(self) -> None:
         """Raises `CorruptCacheError` if the file's bytes are not those that were written."""
+        advice = f"delete it and {self.record_path.name} beside it, and run again: only this shard is then encoded anew"
         try:
             found = checksum(self.path)
         except OSError as error:
-            raise CorruptCacheError(
-                f"the cache shard {self.path} cannot be read ({error}); {self._what_to_do}"
-            ) from error
+            raise CorruptCacheError(f"the cache shard {self.path} cannot be read ({error}); {advice}") from error
         if found != self.record()["sha256"]:
-            raise CorruptCacheError(f"the cache shard {self.path} does not match its checksum; {self._what_to_do}")
-
-    @property
-    def _what_to_do(self) -> str:
-        return f"delete it and {self.record_path.name} beside it, and run again: only this shard is then encoded anew"
+            raise CorruptCacheError(f"the cache shard {self.path} does not match its checksum; {advice}")
 
 
 def plan_shards(cache_dir: Path, split_sizes: dict[str, int], shard_size: int) -> list[Shard]:
     """Cuts every split into shards of `shard_size` rows."""
     shards = []
     for split, size in split_sizes.items():
-        count = math.ceil(size / shard_size)
-        for index in range(count):
-            rows = range(index * shard_size, min((index + 1) * shard_size, size))
-            shards.append(Shard(cache_dir / split, split, index, count, rows))
+        starts = range(0, size, shard_size)
+        for index, start in enumerate(starts):
+            rows = range(size)[start : start + shard_size]
+            shards.append(Shard(cache_dir / split, split, index, len(starts), rows))
     return shards
 
 
@@ -107,10 +101,9 @@ def read_object(path: Path, names: Collection[str]) -> dict[str, Any]:
     """A JSON object; raises `CorruptCacheError` where it cannot be read or lacks one of these names."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content = {name: content[name] for name in names} | content
+        return {name: content[name] for name in names} | content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCacheError(
             f"{path} is missing or damaged ({type(error).__name__}: {error}); delete the feature cache and encode "
             "anew, or fetch it again"
         ) from error
-    return content

@@ -8,8 +8,6 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from .feature_cache import CorruptCacheError, FeatureCache, open_cache
 
-CACHE_FILES = ["*.json", "skipped.jsonl"]
-
 
 def open_features(
     name: str | Path, revision: str | None = None, *, fetch: Collection[str] | None = None
@@ -31,11 +29,9 @@ def open_features(
         return open_cache(folder)
     if len(folder.parts) != 2 or str(name).startswith((".", "~")):
         raise ValueError(f"The features {name} do not exist; give the folder of a cache, or the id of a data set.")
-    shards = [f"{split}/data-*.arrow" for split in (["*"] if fetch is None else fetch)]
+    files = ["*.json", "skipped.jsonl", *(f"{split}/data-*.arrow" for split in (["*"] if fetch is None else fetch))]
     try:
-        snapshot = Path(
-            snapshot_download(str(name), repo_type="dataset", revision=revision, allow_patterns=[*CACHE_FILES, *shards])
-        )
+        snapshot = Path(snapshot_download(str(name), repo_type="dataset", revision=revision, allow_patterns=files))
     except (HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(f"The features {name} are no folder and could not be fetched from the Hub: {error}") from error
     try:

@@ -1,11 +1,10 @@
 """
 A split of published features that is read from the Hub while a model trains on it, and never lies on the disk whole.
 
-Each epoch draws an order of the shards, reads up to ten of them in turn, and sends what comes through a buffer; a full
-buffer is shuffled and gives half of its rows away (`IterableDataset.shuffle`). Seed, epoch and size of the buffer fix
-the order. Rows that lie far apart meet in a batch only as far as the buffer and the ten shards reach.
+Each epoch draws an order of the shards, reads up to ten of them in turn, and shuffles what comes in a buffer
+(`IterableDataset.shuffle`). Seed, epoch and size of the buffer fix the order.
 
-W processes share out the shards of an epoch. They take equally many batches, so that nobody waits: as many as the most
+Processes share out the shards of an epoch. They take equally many batches, so that nobody waits: as many as the most
 rows need that one of them can get; one that gets fewer begins again with its first.
 """
 
@@ -26,7 +25,8 @@ from huggingface_hub.errors import HTTPError
 from torch.utils.data import DataLoader
 
 from ..data.raw import SampleError
-from .batching import FeatureRows, as_is, put_in_buckets
+from .batching import FeatureRows, put_in_buckets
+from .encoding import as_is
 
 READ_ERRORS = (OSError, HTTPError, pa.ArrowException)
 MAX_ARROW_LENGTH = 2**31 - 1
@@ -60,10 +60,7 @@ class StreamedSplit:
         return sum(self.rows_per_shard)
 
     def check(self, num_processes: int) -> None:
-        """
-        Raises:
-            ValueError: a process would have no shard, or the buffer is larger than a table can be.
-        """
+        """Raises `ValueError` if a process would have no shard, or the buffer is larger than a table can be."""
         num_shards = len(self.rows_per_shard)
         if num_shards < num_processes:
             raise ValueError(
@@ -79,11 +76,7 @@ class StreamedSplit:
             )
 
     def open(self) -> IterableDataset:
-        """
-        Raises:
-            StreamError: the shards cannot be reached.
-            ValueError: there are not as many as there should be.
-        """
+        """Raises `StreamError` if the shards cannot be reached, `ValueError` if their number is wrong."""
         try:
             rows = load_dataset("arrow", data_files={self.name: self.files}, split=self.name, streaming=True)
         except READ_ERRORS as error:
@@ -107,7 +100,6 @@ class FeatureStream(torch.utils.data.IterableDataset):
 
     Args:
         shuffle: draw a new order in every epoch; otherwise rows come as they are.
-        seed: of the order.
         bucket: sort by length within as many batches as the buffer holds, and give these in random order; needs
             `shuffle`.
         process_index, num_processes: which share of the shards.
@@ -211,10 +203,8 @@ def create_stream_loader(
     A loader of this process's share of the batches, prepared: a second `Accelerator.prepare` would share it out again.
 
     Like that of [`create_data_loader`] it takes `set_epoch`, and `skip_first_batches` to resume in the middle of an
-    epoch: what was read of that is read again, because a buffer's content is in no checkpoint.
-
-    Args:
-        num_workers: 1 reads in a process of its own while the model computes.
+    epoch: what was read of that is read again, because a buffer's content is in no checkpoint. With `num_workers=1` a
+    process of its own reads while the model computes.
     """
     stream = FeatureStream(
         split,

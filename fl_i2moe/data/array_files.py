@@ -44,6 +44,16 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def sample_of(self) -> NDArray[np.int64]:
+        """(F,) the number of each feature's sample."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(N,) where each sequence begins."""
+        return np.cumsum(self.lengths) - self.lengths
+
 
 Field = NDArray[Any] | Sequences
 Part = dict[str, Field]
@@ -51,9 +61,7 @@ Part = dict[str, Field]
 
 def split_of(name: Any) -> str | None:
     """`train`, `validation` or `test` for any of its usual names; None for another name."""
-    if isinstance(name, bytes):
-        name = name.decode(errors="replace")
-    return _SPLIT_OF.get(name.strip().lower()) if isinstance(name, str) else None
+    return _SPLIT_OF.get(as_text(name).strip().lower())
 
 
 def describe_shape(x: Field) -> str:
@@ -80,7 +88,7 @@ def read_array_file(path: str | Path, label_field: str) -> dict[str, Part]:
         label_field: tells an `.npz` whose arrays are cut into splits (`labels_train` or `labels_tr`, and so on).
 
     Returns:
-        Split, or `"all"` for a file that is not cut, → name → array of N rows or [`Sequences`].
+        Split, or `ALL` for a file that is not cut, → name → array of N rows or [`Sequences`].
 
     Raises:
         ValueError: the file is not there, is of another kind, is broken, or holds something else than arrays.
@@ -161,10 +169,7 @@ def _column(column: Any, name: str, path: Path) -> Field:
     else:
         sizes, numbers = _lengths(inner), inner.flatten()
     if len(different := np.unique(sizes[sizes > 0])) > 1:
-        raise ValueError(
-            f"{path}: vectors of the column {name!r} have different lengths, such as {different[0]} and "
-            f"{different[1]}; all must have the same."
-        )
+        raise ValueError(f"{path}: vectors of the column {name!r} have different lengths: {different[:2].tolist()}.")
     if numbers.null_count or (inner is not numbers and (sizes == 0).any()):
         raise ValueError(f"{path}: vectors of the column {name!r} have missing numbers.")
     size = int(different[0]) if len(different) else 1
@@ -184,19 +189,19 @@ def _parts(content: Any, path: Path) -> dict[str, Part]:
     if not isinstance(content, Mapping) or not content:
         kind = "nothing" if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} holds {kind}: it must be a dict of arrays, or of splits of them.")
-    if any(isinstance(x, Mapping) for x in content.values()):
-        if unknown := [name for name in content if split_of(name) is None]:
-            raise ValueError(f"{path} has the unknown splits {unknown}; they are called {', '.join(SPLIT_NAMES)}.")
-        if wrong := [name for name, x in content.items() if not isinstance(x, Mapping)]:
-            raise ValueError(f"{path}: the splits {wrong} hold no fields.")
-        splits = [split_of(name) for name in content]
-        if len(set(splits)) < len(splits):
-            raise ValueError(f"{path} has two names for one split: {list(content)}.")
-        return {
-            split_of(name): {str(key): _field(x, f"{name}/{key}", path) for key, x in fields.items()}
-            for name, fields in content.items()
-        }
-    return {ALL: {str(key): _field(x, str(key), path) for key, x in content.items()}}
+    if not any(isinstance(x, Mapping) for x in content.values()):
+        return {ALL: {str(key): _field(x, str(key), path) for key, x in content.items()}}
+    if unknown := [name for name in content if split_of(name) is None]:
+        raise ValueError(f"{path} has the unknown splits {unknown}; they are called {', '.join(SPLIT_NAMES)}.")
+    if wrong := [name for name, x in content.items() if not isinstance(x, Mapping)]:
+        raise ValueError(f"{path}: the splits {wrong} hold no fields.")
+    parts = {
+        split_of(name): {str(key): _field(x, f"{name}/{key}", path) for key, x in fields.items()}
+        for name, fields in content.items()
+    }
+    if len(parts) < len(content):
+        raise ValueError(f"{path} has two names for one split: {list(content)}.")
+    return parts
 
 
 def _field(value: Any, name: str, path: Path) -> Field:
@@ -225,10 +230,8 @@ def _field(value: Any, name: str, path: Path) -> Field:
 
 def _text(value: Any) -> str | None:
     """A text, or the parts of an id as MultiBench has them (clip, start, end)."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, str):
-        return str(value)
+    if isinstance(value, str | bytes):
+        return as_text(value)
     if isinstance(value, list | tuple | np.ndarray) and len(value) and any(isinstance(x, str | bytes) for x in value):
         return "_".join(_text(x) or str(x) for x in value)
     return None

@@ -18,18 +18,12 @@ LABEL_NAMES_FIELD = "label_names"
 
 
 def label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
-    """
-    (N,) or (N, C), over all parts one after another.
-
-    Raises:
-        ValueError: they are neither numbers nor texts, or of another shape.
-    """
+    """(N,) or (N, C), all parts one after another; raises `ValueError` for what can be no labels."""
     if any(isinstance(x, Sequences) for x in parts):
         raise ValueError(f"{path}: {name!r} must have as many numbers for every sample.")
     if any(x.dtype.kind not in "biufUSO" for x in parts) or len({x.shape[1:] for x in parts}) > 1:
-        raise ValueError(
-            f"{path}: {name!r} holds {', '.join(describe_shape(x) for x in parts)}; labels are numbers or texts."
-        )
+        shapes = ", ".join(map(describe_shape, parts))
+        raise ValueError(f"{path}: {name!r} holds {shapes}; labels are numbers or texts.")
     values = np.concatenate(parts)
     values = values.reshape(len(values), *(size for size in values.shape[1:] if size != 1))
     if values.ndim > 2 or 0 in values.shape:
@@ -62,12 +56,11 @@ def read_labels(
     path: Path,
 ) -> tuple[NDArray[Any], list[str], ProblemType]:
     """
+    (N,) int64 classes, or (N, C) float32; the classes' names; the task.
+
     Args:
         values: from [`label_values`].
         names, problem, threshold: `label_names`, `problem_type` and `label_threshold` of `load_arrays`.
-
-    Returns:
-        (N,) int64 classes, or (N, C) float32; the classes' names; the task.
 
     Raises:
         ValueError: labels, names and task do not go together.
@@ -79,10 +72,9 @@ def read_labels(
         names = names or [f"up to {threshold:g}", f"above {threshold:g}"]
     is_binary = values.dtype.kind in "biuf" and bool(np.isin(values, (0, 1)).all())
     if problem is None:
-        if values.ndim == 1:
-            problem = "single_label_classification" if values.dtype.kind in "biuU" else "regression"
-        else:
-            problem = "multi_label_classification" if is_binary else "regression"
+        classes = "single_label_classification" if values.ndim == 1 else "multi_label_classification"
+        fits = values.dtype.kind in "biuU" if values.ndim == 1 else is_binary
+        problem = classes if fits else "regression"
     said = f"{path}: {field_name!r} ({values.dtype} {values.shape}) does not fit {problem}"
     if problem == "single_label_classification":
         if values.ndim != 1:
@@ -92,11 +84,10 @@ def read_labels(
         raise ValueError(f"{said}: it holds texts.")
     labels = values.reshape(len(values), -1).astype(np.float32)
     count = labels.shape[1]
-    if problem == "multi_label_classification":
-        if count < 2:
-            raise ValueError(f"{said}: one label of yes or no is single_label_classification with two classes.")
-        if not is_binary:
-            raise ValueError(f"{said}: several labels are zeros and ones.")
+    if problem == "multi_label_classification" and count < 2:
+        raise ValueError(f"{said}: one label of yes or no is single_label_classification with two classes.")
+    if problem == "multi_label_classification" and not is_binary:
+        raise ValueError(f"{said}: several labels are zeros and ones.")
     names = list(names or ([field_name] if count == 1 else [f"{field_name} {index}" for index in range(count)]))
     if len(names) != count or len(set(names)) < count:
         raise ValueError(f"{path}: {len(names)} label names for {count} outputs, which must all differ: {names}.")
@@ -108,24 +99,22 @@ def _classes(values: NDArray[Any], names: Sequence[str] | None, said: str) -> tu
         if (values != np.round(values)).any() or (abs(values) >= 2**63).any():
             raise ValueError(f"{said}: classes are whole numbers, of 64 bits at most.")
         values = values.astype(np.int64)
-    found = np.unique(values).tolist()
-    if values.dtype.kind == "U":
-        classes = list(names) if names else found
+    found, labels = np.unique(values, return_inverse=True)
+    found = found.tolist()
+    is_text = values.dtype.kind == "U"
+    classes = list(names) if names else [x if is_text else str(int(x)) for x in found]
+    if names and is_text:
         if unknown := [x for x in found if x not in classes]:
             raise ValueError(f"{said}: there are the classes {unknown}, the label names are {classes}.")
-        labels = np.array([classes.index(x) for x in values.tolist()], np.int64)
+        labels = np.array([classes.index(x) for x in found])[labels]
     elif names:
-        classes = list(names)
         if found[0] < 0 or found[-1] >= len(classes):
             raise ValueError(
                 f"{said}: it has {found[0]} … {found[-1]}, {len(classes)} label names take 0 … {len(classes) - 1}."
             )
-        labels = values.astype(np.int64)
-    else:
-        classes = [str(int(x)) for x in found]
-        labels = np.searchsorted(found, values).astype(np.int64)
+        labels = values
     if len(set(classes)) < len(classes) or len(classes) < 2:
         raise ValueError(f"{said}: there must be two different classes at least, there are {classes}.")
     if len(classes) == len(values) and not names:
         raise ValueError(f"{said}: every sample is a class of its own.")
-    return labels, classes
+    return labels.astype(np.int64), classes

@@ -1,5 +1,5 @@
 """
-Pickles of arrays, read without trusting them: what is not a number, a text, a list, a dict or a NumPy array is refused.
+Pickles of arrays, read without trusting them.
 
 A pickle is a program that may call anything it can name. Here the few names that NumPy arrays need lead to stand-ins
 of this module, which make arrays of plain numbers and texts from bytes, and every other name is an error.
@@ -16,13 +16,14 @@ import numpy as np
 PLAIN_KINDS = "biufcSU"
 """`numpy.dtype.kind` of numbers and texts."""
 
+BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What a broken program can run into, and no more than that: the stand-ins alone are called."""
+
 
 def read_array_pickle(path: str | Path) -> Any:
     """
-    Reads a pickle that holds nothing but NumPy arrays and scalars, numbers, texts, None, and lists, tuples, sets and
-    dicts of them.
-
-    Pickles of Python 2 are read too, with their byte strings as Latin-1 texts.
+    Reads a pickle of NumPy arrays and scalars, numbers, texts, None, and lists, tuples, sets and dicts of them. Byte
+    strings of Python 2 become Latin-1 texts.
 
     Raises:
         ValueError: it names anything else (says what), or is no pickle.
@@ -32,23 +33,9 @@ def read_array_pickle(path: str | Path) -> Any:
         try:
             return _finished(unpickler.load())
         except _RefusedError as error:
-            raise ValueError(
-                f"{path} holds {error}, which is no array: nothing was loaded from it. Save plain NumPy arrays, as "
-                ".npz for instance."
-            ) from None
-        # what a broken program can run into, and no more than that: the stand-ins alone are called
-        except (
-            pickle.UnpicklingError,
-            EOFError,
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            MemoryError,
-        ) as error:
+            advice = "nothing was loaded from it. Save plain NumPy arrays, as .npz for instance."
+            raise ValueError(f"{path} holds {error}, which is no array: {advice}") from None
+        except (*BROKEN, RecursionError, MemoryError) as error:
             raise ValueError(f"{path} is no pickle of arrays, or is broken: {error or type(error).__name__}") from error
 
 

@@ -30,20 +30,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from numpy.typing import NDArray
 
 from .array_files import ALL, SPLIT_NAMES, Field, Part, Sequences, as_text, describe_shape, read_array_file, split_of
 from .array_labels import LABEL_NAMES_FIELD, label_values, names_in_file, read_labels
-from .raw import OnBadSample, ProblemType, RawDataset, SampleError
+from .raw import OnBadSample, ProblemType, RawDataset, SampleError, label_column
 
 MASK_END = "_mask"
 ID_FIELDS = ("ids", "id")
+Rows = NDArray[np.int64]
 
 
 @dataclass
 class ArrayDataset(RawDataset):
-    """Modality columns hold the bytes of a float32 array (T, D), padding left out: `numpy.frombuffer` reads them."""
+    """Modality columns hold the bytes of a float32 array (T, D), padding left out."""
 
     feature_sizes: dict[str, int] = field(default_factory=dict)
     """Modality → D."""
@@ -101,26 +102,29 @@ def load_arrays(
     for split, part in parts.items():
         _check_lengths(part, [*names, *others], label_field, path, "" if split == ALL else f" (split {split!r})")
 
-    notes: list[str] = []
     ids = _ids(parts, ids_of, label_field, path)
     rows_of = _rows_of_splits(parts, label_field, split_field, path)
-    notes += _draw_missing_splits(rows_of, validation_share, test_share, split_seed, path)
+    shares = {"validation": validation_share, "test": test_share}
+    notes = _draw_missing_splits(rows_of, shares, split_seed, path)
     split_names = np.empty(len(ids), object)
     for split, rows in rows_of.items():
         split_names[rows] = split
     bad: dict[int, SampleError] = {}
 
-    def report(rows: NDArray[np.int64], field_name: str, reason: str) -> None:
+    def report(rows: Rows, field_name: str, reason: str) -> None:
         for row in rows.tolist():
             bad.setdefault(row, SampleError(split_names[row], ids[row], field_name, path, reason))
 
     sequences = {}
     for name in names:
-        sequences[name] = _join([_sequences(part, name, mask_zero_vectors, notes, path) for part in parts.values()])
-        if sequences[name] is None:
+        found = [_sequences(part, name, mask_zero_vectors, notes, path) for part in parts.values()]
+        if len({x.values.shape[1] for x in found}) > 1:
             raise ValueError(f"{path}: vectors of {name!r} have different lengths in different splits.")
-        sequences[name] = _finite(sequences[name], name, replace_non_finite, notes, report)
-        report(np.flatnonzero(sequences[name].lengths == 0), name, "it has no feature that is not masked")
+        x = found[0]
+        if len(found) > 1:
+            x = Sequences(np.concatenate([x.values for x in found]), np.concatenate([x.lengths for x in found]))
+        sequences[name] = _finite(x, name, replace_non_finite, notes, report)
+        report(np.flatnonzero(x.lengths == 0), name, "it has no feature that is not masked")
     values = label_values([part[label_field] for part in parts.values()], label_field, path)
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -134,24 +138,19 @@ def load_arrays(
     given = label_names if label_names is not None else names_in_file(parts, path)
     labels, class_names, problem = read_labels(values[good], given, problem_type, label_threshold, label_field, path)
 
-    place = np.full(len(ids), -1)
-    place[good] = np.arange(len(good))
-    columns = {name: _as_bytes(x) for name, x in sequences.items()}
-    features = Features(
-        {
-            "id": Value("string"),
-            **{name: Value("large_binary") for name in names},
-            "labels": Value("int64") if labels.ndim == 1 else List(Value("float32"), length=labels.shape[1]),
-        }
-    )
+    arrays = {name: Value("large_binary") for name in names}
+    features = Features({"id": Value("string"), **arrays, "labels": label_column(problem, len(class_names))})
     splits = DatasetDict()
     for split, rows in rows_of.items():
-        rows = [row for row in rows.tolist() if row not in bad]
-        if not rows:
+        rows = np.intersect1d(rows, good)
+        if not len(rows):
             raise ValueError(f"{path}: no sample of split {split!r} is left.")
-        content = {name: [columns[name](row) for row in rows] for name in names}
-        chosen = labels[place[rows]]
-        splits[split] = Dataset.from_dict({"id": [ids[row] for row in rows], **content, "labels": chosen}, features)
+        columns: dict[str, Any] = {"id": [ids[row] for row in rows]}
+        for name, x in sequences.items():
+            places = zip(x.starts[rows], x.lengths[rows], strict=True)
+            columns[name] = [x.values[start : start + length].tobytes() for start, length in places]
+        columns["labels"] = labels[np.searchsorted(good, rows)]
+        splits[split] = Dataset.from_dict(columns, features)
     if problem == "single_label_classification":
         there = np.unique(np.asarray(splits["train"]["labels"]))
         if missing := [name for index, name in enumerate(class_names) if index not in there]:
@@ -247,9 +246,7 @@ def _ids(parts: dict[str, Part], ids_of: dict[str, str | None], label_field: str
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def _rows_of_splits(
-    parts: dict[str, Part], label_field: str, split_field: str, path: Path
-) -> dict[str, NDArray[np.int64]]:
+def _rows_of_splits(parts: dict[str, Part], label_field: str, split_field: str, path: Path) -> dict[str, Rows]:
     """Split → rows, over all parts one after another."""
     if ALL not in parts:
         starts = np.cumsum([0, *(len(part[label_field]) for part in parts.values())])
@@ -268,16 +265,16 @@ def _rows_of_splits(
     return {split: rows for split in SPLIT_NAMES if len(rows := np.flatnonzero(found == split))}
 
 
-def _draw_missing_splits(
-    rows_of: dict[str, NDArray[np.int64]], validation_share: float, test_share: float, seed: int, path: Path
-) -> list[str]:
-    """Fills `rows_of`; returns what to tell."""
+def _draw_missing_splits(rows_of: dict[str, Rows], shares: dict[str, float], seed: int, path: Path) -> list[str]:
+    """Fills `rows_of`, in the order of splits; returns what to tell."""
     if "train" not in rows_of:
         raise ValueError(f"{path} has no training samples; its splits are {', '.join(rows_of)}.")
-    rows = rows_of["train"]
+    rows = rows_of.pop("train")
     left, notes = np.random.default_rng(seed).permutation(rows), []
-    for split, share in (("validation", validation_share), ("test", test_share)):
+    found = {}
+    for split, share in shares.items():
         if split in rows_of:
+            found[split] = rows_of.pop(split)
             continue
         count = round(share * len(rows))
         if not 0 < count < len(left):
@@ -285,12 +282,9 @@ def _draw_missing_splits(
                 f"{path} has no {split} samples, and {share:.0%} of its {len(rows):,} training samples make none or "
                 "leave none to train on; give more samples or another share."
             )
-        rows_of[split], left = np.sort(left[:count]), left[count:]
+        found[split], left = np.sort(left[:count]), left[count:]
         notes.append(f"{split}: {count:,} of the training samples, drawn by seed {seed}")
-    rows_of["train"] = np.sort(left)
-    ordered = {split: rows_of[split] for split in SPLIT_NAMES}
-    rows_of.clear()
-    rows_of.update(ordered)
+    rows_of |= {"train": np.sort(left), **found}
     return notes
 
 
@@ -306,7 +300,7 @@ def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str],
     if isinstance(x, Sequences):
         if mask_name in part:
             raise ValueError(f"{path}: {mask_name!r} is for padded arrays; {name!r} has sequences of any length.")
-        lengths, real = x.lengths, np.ones(len(values), np.bool_)
+        lengths = x.lengths
     elif values.ndim not in (2, 3) or 0 in values.shape:
         raise ValueError(
             f"{path}: {name!r} has the shape {values.shape}; a modality is (N, D), one vector a sample, or (N, T, D), "
@@ -320,8 +314,7 @@ def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str],
                 f"{name}: {num_gaps:,} samples have masked features before real ones; the gaps are closed, so that a "
                 "feature's position counts real features"
             )
-        values, lengths, real = sequence.reshape(-1, sequence.shape[2]), mask_NT.sum(axis=1), mask_NT.reshape(-1)
-        values, lengths = values[real], lengths.astype(np.int64)
+        values, lengths = sequence[mask_NT], mask_NT.sum(axis=1)
     with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
         found = Sequences(np.ascontiguousarray(values, np.float32), lengths)
     return _without_zeros(found) if mask_zero_vectors else found
@@ -337,21 +330,10 @@ def _mask(mask: Field | None, shape: tuple[int, ...], name: str, path: Path) -> 
 
 
 def _without_zeros(x: Sequences) -> Sequences:
-    real = (x.values != 0).any(axis=1)
-    ends = np.cumsum(x.lengths)
-    starts = ends - x.lengths
-    kept = np.diff(np.concatenate([[0], np.cumsum(real)])[np.stack([starts, ends])], axis=0)[0]
-    real[starts[(kept == 0) & (x.lengths > 0)]] = True
-    return Sequences(x.values[real], np.where(x.lengths > 0, np.maximum(kept, 1), 0))
-
-
-def _join(parts: list[Sequences]) -> Sequences | None:
-    """None where vectors have different lengths."""
-    if len({x.values.shape[1] for x in parts}) > 1:
-        return None
-    if len(parts) == 1:
-        return parts[0]
-    return Sequences(np.concatenate([x.values for x in parts]), np.concatenate([x.lengths for x in parts]))
+    real, sample_of = (x.values != 0).any(axis=1), x.sample_of
+    is_all_zero = np.bincount(sample_of[real], minlength=len(x)) == 0
+    real[x.starts[is_all_zero & (x.lengths > 0)]] = True
+    return Sequences(x.values[real], np.bincount(sample_of[real], minlength=len(x)))
 
 
 def _finite(x: Sequences, name: str, replace: bool, notes: list[str], report: Any) -> Sequences:
@@ -361,13 +343,6 @@ def _finite(x: Sequences, name: str, replace: bool, notes: list[str], report: An
     if replace:
         notes.append(f"{name}: zero in place of {int((~finite).sum()):,} numbers that are NaN or infinite")
         return Sequences(np.where(finite, x.values, np.float32(0)), x.lengths)
-    sample_of = np.repeat(np.arange(len(x)), x.lengths)
     reason = "it has numbers that are NaN or infinite (as 32-bit numbers); --replace_non_finite puts zeros there"
-    report(np.unique(sample_of[~finite.all(axis=1)]), name, reason)
+    report(np.unique(x.sample_of[~finite.all(axis=1)]), name, reason)
     return x
-
-
-def _as_bytes(x: Sequences) -> Any:
-    """Row → the bytes of its (T, D)."""
-    ends = np.cumsum(x.lengths)
-    return lambda row: x.values[ends[row] - x.lengths[row] : ends[row]].tobytes()

@@ -9,12 +9,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from .files import check_picture, read_samples, read_text, require_folder, single_label_splits
+from .files import check_picture, raw_dataset, read_samples, read_text, require_folder
 from .raw import OnBadSample, RawDataset
 
 BROKEN_WIREFRAMES = ("50105", "50109")
 SPLIT_SEED = 42
-SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 MODALITIES = {"screenshot": "image", "wireframe": "image"}
 TOPICS_FILE = "design_topics.csv"
 LAYOUT = f"ENRICO layout: {TOPICS_FILE}, screenshots/<id>.jpg and wireframes/<id>.png"
@@ -27,7 +26,6 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
     in `notes`. The split does not depend on what else is left out.
 
     Args:
-        data_dir: the folder that holds `design_topics.csv`, `screenshots/` and `wireframes/`.
         on_bad_sample: `"stop"` raises the first `SampleError`, `"skip"` collects them in `bad_samples`.
 
     Returns:
@@ -46,24 +44,15 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
         raise ValueError(f"{data_dir / TOPICS_FILE} has the topics {label_names}: at least two are needed")
 
     def read(split: str, screen: str) -> dict[str, Any]:
-        pictures = {
-            "screenshot": data_dir / "screenshots" / f"{screen}.jpg",
-            "wireframe": data_dir / "wireframes" / f"{screen}.png",
-        }
+        files = {"screenshot": f"screenshots/{screen}.jpg", "wireframe": f"wireframes/{screen}.png"}
+        pictures = {name: data_dir / file for name, file in files.items()}
         for name, path in pictures.items():
             check_picture(split, screen, name, path)
         return {"id": screen, **pictures, "labels": label_names.index(topics[screen])}
 
     samples, bad_samples = read_samples(data_dir, _split(list(topics)), read, on_bad_sample)
     notes = [f"Left out for their broken wireframes: {', '.join(broken)}."] if broken else []
-    return RawDataset(
-        splits=single_label_splits(samples, MODALITIES),
-        modalities=dict(MODALITIES),
-        label_names=label_names,
-        problem_type="single_label_classification",
-        bad_samples=bad_samples,
-        notes=notes,
-    )
+    return raw_dataset(samples, MODALITIES, label_names, "single_label_classification", bad_samples, notes)
 
 
 def _read_topics(file: Path) -> dict[str, str]:
@@ -92,9 +81,6 @@ def _read_topics(file: Path) -> dict[str, str]:
 
 def _split(screens: list[str]) -> dict[str, list[str]]:
     """MultiBench's: shuffled by a fixed seed, then cut at 65 and 80 per cent."""
-    order = list(range(len(screens)))
-    random.Random(SPLIT_SEED).shuffle(order)
-    train = int(len(order) * SHARES["train"])
-    validation = int(len(order) * (SHARES["train"] + SHARES["validation"]))
-    parts = (order[:train], order[train:validation], order[validation:])
-    return {split: [screens[index] for index in part] for split, part in zip(SHARES, parts, strict=True)}
+    random.Random(SPLIT_SEED).shuffle(screens)
+    train, validation = int(len(screens) * 0.65), int(len(screens) * (0.65 + 0.15))
+    return {"train": screens[:train], "validation": screens[train:validation], "test": screens[validation:]}

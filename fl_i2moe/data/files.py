@@ -1,26 +1,19 @@
-"""What readers of published folders share: pictures that are there, samples that are not, and the data set of both."""
+"""What readers of published folders share: checks of files, reading sample by sample, and the data set of it."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.utils import tqdm
 
 from ..model.kinds import KINDS
-from .raw import OnBadSample, SampleError
-
-Sample = TypeVar("Sample")
+from .raw import OnBadSample, ProblemType, RawDataset, SampleError, label_column
 
 
 def require_folder(folder: str | Path, parts: Iterable[str], layout: str) -> Path:
-    """
-    The absolute folder.
-
-    Raises:
-        ValueError: it, or one of its `parts`, does not exist; says the `layout`.
-    """
+    """The absolute folder; raises `ValueError` that says the `layout` if it, or one of its `parts`, does not exist."""
     folder = Path(folder).expanduser().absolute()
     for path in (folder, *(folder / part for part in parts)):
         if not path.exists():
@@ -29,14 +22,7 @@ def require_folder(folder: str | Path, parts: Iterable[str], layout: str) -> Pat
 
 
 def check_ids(ids: Mapping[str, list[str]], files: Mapping[str, Path]) -> None:
-    """
-    Args:
-        ids: name of a split → its ids.
-        files: name of a split → the file that lists them.
-
-    Raises:
-        ValueError: an id occurs twice.
-    """
+    """Raises `ValueError` if an id occurs twice. Both map the name of a split, to its ids and the file of them."""
     seen: dict[str, str] = {}
     for name, split_ids in ids.items():
         for sample_id in split_ids:
@@ -64,20 +50,17 @@ def check_picture(split: str, sample_id: str, field: str, path: Path) -> None:
         raise SampleError(split, sample_id, field, path, "the picture has 0 bytes")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, parse: Callable[[str], Any] = str, what: str = "UTF-8 text") -> Any:
     """Raises `ValueError` for a file that is missing or no text in UTF-8, which a byte order mark may begin."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text ({error}); download or write it again") from error
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as {what} ({error}); download or write it again") from error
 
 
 def read_json(path: Path) -> Any:
     """Raises `ValueError` for a file that is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}); download or write it again") from error
+    return read_text(path, json.loads, "JSON")
 
 
 def read_sample_json(split: str, sample_id: str, field: str, path: Path) -> dict[str, Any]:
@@ -94,13 +77,10 @@ def read_sample_json(split: str, sample_id: str, field: str, path: Path) -> dict
 
 
 def read_samples(
-    folder: Path, ids: Mapping[str, list[str]], read: Callable[[str, str], Sample], on_bad_sample: OnBadSample
-) -> tuple[dict[str, list[Sample]], list[SampleError]]:
+    folder: Path, ids: Mapping[str, list[str]], read: Callable[[str, str], dict[str, Any]], on_bad_sample: OnBadSample
+) -> tuple[dict[str, list[dict[str, Any]]], list[SampleError]]:
     """
-    Reads the samples of each split by `read(split, id)`; errors name the `folder`.
-
-    Returns:
-        Split → its samples, and with `"skip"` what was left out.
+    Split → its samples as `read(split, id)` gives them, and with `"skip"` what was left out.
 
     Raises:
         SampleError: with `"stop"`, the first sample that cannot be read.
@@ -108,7 +88,7 @@ def read_samples(
     """
     if on_bad_sample not in get_args(OnBadSample):
         raise ValueError(f"on_bad_sample must be one of {get_args(OnBadSample)}, got {on_bad_sample!r}")
-    samples: dict[str, list[Sample]] = {split: [] for split in ids}
+    samples: dict[str, list[dict[str, Any]]] = {split: [] for split in ids}
     bad_samples = []
     with tqdm(total=sum(map(len, ids.values())), desc="Reading samples", unit="sample", delay=1) as progress:
         for split, split_ids in ids.items():
@@ -122,24 +102,28 @@ def read_samples(
                 progress.update()
     for split, found in samples.items():
         if not found:
-            listed, first = len(ids[split]), next((bad for bad in bad_samples if bad.split == split), None)
+            reasons = [f"the first is left out because {x.reason} ({x.file})" for x in bad_samples if x.split == split]
             raise ValueError(
-                f"{folder}: no sample of split {split!r} is left, of {listed} listed: "
-                + (f"the first is left out because {first.reason} ({first.file})" if first else "it needs at least one")
+                f"{folder}: no sample of split {split!r} is left, of {len(ids[split])} listed: "
+                f"{[*reasons, 'it needs at least one'][0]}"
             )
     return samples, bad_samples
 
 
-def single_label_splits(samples: Mapping[str, list[Mapping[str, Any]]], modalities: Mapping[str, str]) -> DatasetDict:
-    """Samples with `id`, one value for each modality (a path of a picture, or a text) and `labels`, a class."""
+def raw_dataset(
+    samples: Mapping[str, list[dict[str, Any]]],
+    modalities: Mapping[str, str],
+    label_names: list[str],
+    problem_type: ProblemType,
+    bad_samples: list[SampleError],
+    notes: list[str],
+) -> RawDataset:
+    """Of samples with `id`, a value for each modality (the path of a picture, or a text) and `labels`."""
     kinds = {name: KINDS[kind] for name, kind in modalities.items()}
     raw = Features.from_dict({name: kind.raw_type for name, kind in kinds.items()})
-    features = Features({"id": Value("string"), **raw, "labels": Value("int64")})
-    columns = {
-        split: {
-            name: [kinds[name].cell(sample[name]) if name in kinds else sample[name] for sample in rows]
-            for name in features
-        }
-        for split, rows in samples.items()
-    }
-    return DatasetDict({split: Dataset.from_dict(column, features=features) for split, column in columns.items()})
+    features = Features({"id": Value("string"), **raw, "labels": label_column(problem_type, len(label_names))})
+    splits = DatasetDict()
+    for split, rows in samples.items():
+        cells = [row | {name: kind.cell(row[name]) for name, kind in kinds.items()} for row in rows]
+        splits[split] = Dataset.from_list(cells, features=features)
+    return RawDataset(splits, dict(modalities), label_names, problem_type, bad_samples, notes)

@@ -12,12 +12,10 @@ from .raw import OnBadSample, RawDataset
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is published."""
+    """How a data set is published: its title, a file that no other layout has, and its reader."""
 
     title: str
     file: str
-    """That only this layout has."""
-
     load: Callable[..., RawDataset]
 
 
@@ -29,22 +27,16 @@ LAYOUTS = {
 
 
 def find_layout(data_dir: str | Path) -> str:
-    """
-    The name among `LAYOUTS` of the layout that a folder has.
-
-    Raises:
-        ValueError: there is no such folder; no layout, or several, fit it.
-    """
+    """A folder's layout among `LAYOUTS`; raises `ValueError` if there is no such folder, or not one layout fits it."""
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder, or is not there")
-    found = [name for name, layout in LAYOUTS.items() if (folder / layout.file).is_file()]
+    found = {name: layout.title for name, layout in LAYOUTS.items() if (folder / layout.file).is_file()}
     if len(found) != 1:
         known = ", ".join(f"{layout.title} ({layout.file})" for layout in LAYOUTS.values())
-        titles = ", ".join(LAYOUTS[name].title for name in found)
-        several = f"has several layouts: {titles}" if found else "has no known layout"
+        several = f"has several layouts: {', '.join(found.values())}" if found else "has no known layout"
         raise ValueError(f"{folder} {several}; known are, each by a file: {known}")
-    return found[0]
+    return next(iter(found))
 
 
 def load_layout(

@@ -10,12 +10,12 @@ from .files import (
     check_ids,
     check_picture,
     check_text,
+    raw_dataset,
     read_json,
     read_sample_json,
     read_samples,
     read_text,
     require_folder,
-    single_label_splits,
 )
 from .raw import OnBadSample, RawDataset, SampleError
 
@@ -38,7 +38,6 @@ def load_mmhs150k(
     A tweet is hate where at least two of its three annotators say so, of whatever kind.
 
     Args:
-        data_dir: the folder that holds `MMHS150K_GT.json`, `img_resized/` and `splits/`.
         append_image_text: put the text that was read in the picture (`img_txt/`, where it has one) behind the tweet's.
         on_bad_sample: `"stop"` raises the first `SampleError`, `"skip"` collects them in `bad_samples`.
 
@@ -71,14 +70,8 @@ def load_mmhs150k(
 
     samples, bad_samples = read_samples(data_dir, _read_splits(data_dir), read, on_bad_sample)
     notes = [f"{with_image_text:,} tweets have text in their pictures, which follows theirs."]
-    return RawDataset(
-        splits=single_label_splits(samples, MODALITIES),
-        modalities=dict(MODALITIES),
-        label_names=list(LABELS),
-        problem_type="single_label_classification",
-        bad_samples=bad_samples,
-        notes=notes if append_image_text else [],
-    )
+    notes *= append_image_text
+    return raw_dataset(samples, MODALITIES, list(LABELS), "single_label_classification", bad_samples, notes)
 
 
 def _read_splits(data_dir: Path) -> dict[str, list[str]]:
@@ -95,11 +88,8 @@ def _read_tweet(truth: dict[str, Any], split: str, tweet: str, file: Path) -> tu
     if not isinstance(entry, dict):
         raise SampleError(split, tweet, "labels", file, "the id has no entry")
     labels = entry.get("labels")
-    if (
-        not isinstance(labels, list)
-        or len(labels) != NUM_ANNOTATORS
-        or not all(type(label) is int and 0 <= label < NUM_KINDS for label in labels)
-    ):
+    is_list = isinstance(labels, list) and len(labels) == NUM_ANNOTATORS
+    if not is_list or not all(type(label) is int and 0 <= label < NUM_KINDS for label in labels):
         reason = f"labels must be {NUM_ANNOTATORS} numbers 0 … {NUM_KINDS - 1}, got {labels!r}"
         raise SampleError(split, tweet, "labels", file, reason)
     text = entry.get("tweet_text")

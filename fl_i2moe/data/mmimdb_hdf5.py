@@ -3,13 +3,12 @@
 It is what pooled I²MoE was trained on. The arrays go into an .npz file, as numeric arrays are read.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..utils.files import existing, explaining_full_disk
+from ..utils.files import existing, replace_files
 from .mmimdb import GENRES
 
 FIELDS = {"text": "features", "image": "vgg_features"}
@@ -56,10 +55,7 @@ def read_mmimdb_hdf5(file: str | Path, split_ends: tuple[int, int] = SPLIT_ENDS)
 
 
 def check_new_file(file: str | Path) -> None:
-    """
-    Raises:
-        ValueError: arrays would not be found in the file again, or it is there already.
-    """
+    """Raises `ValueError` if arrays would not be found in the file again, cannot be written, or are there already."""
     if Path(file).suffix != ".npz":
         raise ValueError(f"{file} must end with .npz, as recipes/train_arrays.py reads it")
     if Path(file).exists():
@@ -69,21 +65,9 @@ def check_new_file(file: str | Path) -> None:
 
 
 def write_arrays(fields: dict[str, np.ndarray], file: str | Path) -> None:
-    """
-    Writes an .npz file, whole or not at all.
-
-    Raises:
-        OSError: the disk is full.
-    """
+    """Writes an .npz file, whole or not at all; raises `OSError` if the disk is full."""
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        explaining_full_disk(file.parent, "the arrays cannot be written; make room and run again"),
-        tempfile.TemporaryDirectory(dir=file.parent, prefix=".unfinished-") as folder,
-    ):
-        unfinished = Path(folder) / "arrays.npz"
-        np.savez(unfinished, **fields)
-        unfinished.replace(file)
+    replace_files(file.parent, lambda folder: np.savez(folder / file.name, **fields))
 
 
 def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -95,18 +79,16 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
         raise ValueError(
             f"{file} has {count:,} films: splits that end at {split_ends[0]:,} and {split_ends[1]:,} leave one empty"
         )
-    fields: dict[str, np.ndarray] = {}
-    if wrong := [
-        f"{name} ({arrays[name].dtype})" for name in (*FIELDS.values(), LABELS) if not _are_numbers(arrays[name])
-    ]:
+    numbers = {name: arrays[name].dtype for name in (*FIELDS.values(), LABELS)}
+    if wrong := [f"{name} ({dtype})" for name, dtype in numbers.items() if dtype.kind not in "biuf"]:
         raise ValueError(f"{file}: {', '.join(wrong)} must hold numbers")
+    fields: dict[str, np.ndarray] = {}
     for modality, name in FIELDS.items():
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
             values = arrays[name].astype(np.float32)
         if values.ndim != 2:
             raise ValueError(f"{file}: {name} must have shape (N, D), got {values.shape}")
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(bad):
+        if len(bad := np.flatnonzero(~np.isfinite(values).all(axis=1))):
             raise ValueError(f"{file}: {name} has NaN or infinite values in rows {bad[:5].tolist()}, {len(bad)} in all")
         fields[modality] = values
     labels = arrays[LABELS].astype(np.float32)
@@ -119,7 +101,3 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
         raise ValueError(f"{file}: {IDS} must name each film once")
     split = np.repeat(["train", "validation", "test"], np.diff([0, *split_ends, count]))
     return {**fields, "labels": labels, "label_names": np.array(GENRES), "split": split, "ids": np.array(ids)}
-
-
-def _are_numbers(array: np.ndarray) -> bool:
-    return array.dtype.kind in "biuf"

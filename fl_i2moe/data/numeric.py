@@ -1,28 +1,22 @@
 """
-Numeric sequences in which it is known how two or three modalities tell each label: a second ground truth, of another
-kind than the planted films.
+Numeric sequences in which it is known how two or three modalities tell each label: a second sample of known truth.
 
 A label is a Boolean function of bits, each of which is 0 or 1 in half of the samples:
 
-- *unique*: one bit, shown in one modality alone. That modality tells all, the others nothing.
-- *redundancy*: one bit, shown in each of several modalities. Each of them tells all.
-- *synergy*: the exclusive-or of as many bits as modalities, one shown in each. All together tell all; fewer tell
-  nothing, for given all bits but one the label is still 0 or 1 with even odds.
+- *unique*: one bit, shown in one modality alone;
+- *redundancy*: one bit, shown in each of several modalities, so that each of them tells all;
+- *synergy*: the exclusive-or of as many bits as modalities, one shown in each: all together tell all, fewer nothing.
 
-These are the functions on which every account of interactions agrees, so that each label belongs to one expert: unique
-to its modality's uniqueness expert, redundancy and synergy to theirs. "And", "or" and majority are left out on purpose:
-of two independent bits, "and" is told in part by each and in part by both together, how much of it is redundancy
-depends on the measure, and no expert ought to carry it alone.
+On these every account of interactions agrees, so that one expert ought to carry each label. "And", "or" and majority
+are left out: how much of them is redundancy depends on the measure.
 
 A modality is a sequence of tokens of `feature_size` numbers. Its evidence for a label is a group of tokens that show
 one bit: a direction that says which label they speak of, plus or minus a second one that says the bit, plus
-N(0, noise²) on every number. Directions are orthonormal and fixed by the seed. So a token gives its bit away, to one
-who knows the directions, but for an error of Φ(−1 / noise). The remaining tokens are distractors: they speak of labels
-that do not exist. Evidence lies in other places in every sample, unless `fixed_positions` keeps it where it is.
+N(0, noise²) on every number. Directions are orthonormal and fixed by the seed, so a token gives its bit away, to one
+who knows them, but for an error of Φ(−1 / noise). The remaining tokens speak of labels that do not exist.
 
     folder/
-      arrays.npz    as `arrays.load_arrays` reads it: `alpha`, `beta` (and `gamma`), `labels`, `label_names`, `split`,
-                    `ids`
+      arrays.npz    as `load_arrays` reads it
       truth.json    what tells each label, and where in each sample; see `load_numeric_truth`
 """
 
@@ -37,20 +31,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .truth_files import TruthFile
+from .truth_files import MIN_SAMPLES, TruthFile, split_sizes
 
-FORMAT_VERSION = 1  # of what is written: raise it with every change to arrays or truth
+TRUTH = TruthFile("truth.json", format_version=1, kind="numeric sample", writer="write_numeric")
 ARRAYS_FILE = "arrays.npz"
-TRUTH = TruthFile("truth.json", FORMAT_VERSION, kind="numeric sample", writer="write_numeric")
 MODALITIES = ("alpha", "beta", "gamma")
-SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
-MIN_SAMPLES = 20
 NUM_DISTRACTORS = 2
 """Kinds of tokens in each modality that speak of no label."""
 
 NUM_DRAWS = 16
+"""Of the bits, from which the least correlated is taken."""
 
 Interaction = Literal["unique", "redundancy", "synergy"]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class NumericLabel:
             halves[sum(bits) % 2].append(bits)
         return [bits for pair in zip(*halves, strict=True) for bits in pair]
 
-    def value(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    def value(self, bits: Integers) -> Integers:
         """(…, modalities) bits → (…) labels."""
         return bits.sum(axis=-1) % 2 if self.interaction == "synergy" else bits[..., 0]
 
@@ -106,21 +99,16 @@ class NumericSettings:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "NumericSettings":
-        """From what holds them among other things; what is not there is left at its default."""
+        """From what holds them among other things; others keep their defaults."""
         return cls(**{item.name: options[item.name] for item in fields(cls) if item.name in options})
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_modalities <= len(MODALITIES):
             raise ValueError(f"`num_modalities` must be 2 or 3, got {self.num_modalities}.")
-        if self.num_samples < MIN_SAMPLES:
-            raise ValueError(f"`num_samples` must be at least {MIN_SAMPLES}, got {self.num_samples}.")
-        for name in ("num_tokens", "evidence_tokens", "labels_per_kind", "feature_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"`noise` must be a number of at least 0, got {self.noise}.")
-        if self.sample_seed < 0:
-            raise ValueError(f"`sample_seed` must not be negative, got {self.sample_seed}.")
+        positive = dict.fromkeys(("num_tokens", "evidence_tokens", "labels_per_kind", "feature_size"), 1)
+        for name, least in {"num_samples": MIN_SAMPLES, **positive, "noise": 0, "sample_seed": 0}.items():
+            if not least <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a number of at least {least}, got {getattr(self, name)}.")
         positions = self.positions
         if len(set(positions)) < len(positions) or not all(0 <= x < self.num_tokens for x in positions):
             raise ValueError(
@@ -141,20 +129,16 @@ class NumericSettings:
 
     @property
     def positions(self) -> list[int]:
-        given = self.evidence_positions
-        return list(range(self.num_tokens)) if given is None else list(given)
+        return list(range(self.num_tokens) if self.evidence_positions is None else self.evidence_positions)
 
     @property
     def labels(self) -> dict[str, NumericLabel]:
         """By name: `alpha_1`, `alpha_or_beta_1` (either tells it), `alpha_xor_beta_1`."""
-        several = [
-            chosen
-            for size in range(2, self.num_modalities + 1)
-            for chosen in itertools.combinations(self.modalities, size)
-        ]
+        pairs = list(itertools.combinations(self.modalities, 2))
+        several = pairs + [self.modalities] * (self.num_modalities > 2)
         kinds = [((name,), "unique", "") for name in self.modalities]
         kinds += [(chosen, "redundancy", "_or_") for chosen in several]
-        kinds += [(chosen, "synergy", "_xor_") for chosen in several if len(chosen) == 2]
+        kinds += [(pair, "synergy", "_xor_") for pair in pairs]
         return {
             f"{joint.join(chosen)}_{number + 1}": NumericLabel(interaction, chosen)
             for chosen, interaction, joint in kinds
@@ -168,11 +152,11 @@ class NumericSettings:
     @property
     def digest(self) -> str:
         """Names the sample, in its folder's name and in its samples' ids."""
-        return hashlib.sha256(json.dumps([FORMAT_VERSION, asdict(self)]).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps([TRUTH.format_version, asdict(self)]).encode()).hexdigest()[:8]
 
     @property
     def folder_name(self) -> str:
-        return f"v{FORMAT_VERSION}-{self.num_modalities}-modalities-{self.num_samples}-samples-{self.digest}"
+        return f"v{TRUTH.format_version}-{self.num_modalities}-modalities-{self.num_samples}-samples-{self.digest}"
 
 
 def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
@@ -188,11 +172,8 @@ def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
     Raises:
         ValueError: the folder holds something else.
     """
-    output_dir = Path(output_dir).expanduser().absolute()
-    TRUTH.write_sample(
-        output_dir, asdict(settings), lambda truth: truth["settings"], lambda folder: _write(folder, settings)
-    )
-    return output_dir / ARRAYS_FILE
+    made_from = {"settings": asdict(settings)}
+    return TRUTH.write_sample(output_dir, made_from, lambda folder: _write(folder, settings)) / ARRAYS_FILE
 
 
 def load_numeric_truth(data_dir: str | Path) -> dict[str, Any]:
@@ -200,9 +181,9 @@ def load_numeric_truth(data_dir: str | Path) -> dict[str, Any]:
     What tells each label, and where, read from `truth.json`.
 
     Returns:
-        `{"format_version", "settings", "labels", "samples"}`. `labels` maps a label to its `interaction`, `modalities`
-        and `carrier`, the expert that ought to carry it. `samples` maps a sample's id, a label and each of the label's
-        modalities to `bit`, what is shown there, and `positions`, the tokens that show it.
+        `{"format_version", "settings", "labels", "samples"}`. `labels` maps a label to `interaction`, `modalities` and
+        `carrier` as of [`NumericLabel`]. `samples` maps a sample's id, a label and each of the label's modalities to
+        `bit`, what is shown there, and `positions`, the tokens that show it.
 
     Raises:
         ValueError: the folder holds no such sample, or one of another version.
@@ -210,12 +191,11 @@ def load_numeric_truth(data_dir: str | Path) -> dict[str, Any]:
     return TRUTH.load(data_dir)
 
 
-def _write(folder: Path, settings: NumericSettings) -> None:
+def _write(folder: Path, settings: NumericSettings) -> dict[str, Any]:
     rng = np.random.default_rng(settings.sample_seed)
-    directions = {name: _directions(rng, settings, name) for name in settings.modalities}
-    num_train, num_validation = (round(SPLIT_SHARES[x] * settings.num_samples) for x in ("train", "validation"))
-    sizes = {"train": num_train, "validation": num_validation}
-    sizes["test"] = settings.num_samples - num_train - num_validation
+    shape = (settings.feature_size, settings.feature_size)
+    directions = {name: np.linalg.qr(rng.standard_normal(shape))[0] for name in settings.modalities}
+    sizes = split_sizes(settings.num_samples)
     arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in (*settings.modalities, "labels")}
     samples: dict[str, Any] = {}
     for size in sizes.values():
@@ -241,22 +221,18 @@ def _write(folder: Path, settings: NumericSettings) -> None:
         ids=np.array(list(samples)),
     )
     told = {name: {**asdict(label), "carrier": label.carrier} for name, label in settings.labels.items()}
-    truth = {"format_version": FORMAT_VERSION, "settings": asdict(settings), "labels": told, "samples": samples}
-    (folder / TRUTH.name).write_text(json.dumps(truth), encoding="utf-8")
+    return {"labels": told, "samples": samples}
 
 
 def draw_bits(
     rng: np.random.Generator, settings: NumericSettings, num_samples: int
-) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+) -> tuple[dict[str, Integers], Integers]:
     """
-    What is shown of each label, and the labels of N samples.
+    What is shown of each label, label → (N, its modalities), and the labels (N, C).
 
     Each label's combinations of bits are dealt out in turn over the samples, those first that agree in all labels
     before: half of the samples have the label, and half of those that have any others, but for a remainder. Of several
     such draws, the one whose labels correlate least is taken: in 2,100 samples by less than 0.01.
-
-    Returns:
-        Label → (N, its modalities), and (N, C).
     """
     draws = [_deal(rng, settings, num_samples) for _ in range(NUM_DRAWS)]
     return min(draws, key=lambda draw: np.abs(np.triu(np.cov(draw[1].T, ddof=0), k=1)).max())
@@ -264,8 +240,8 @@ def draw_bits(
 
 def _deal(
     rng: np.random.Generator, settings: NumericSettings, num_samples: int
-) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    shown: dict[str, NDArray[np.int64]] = {}
+) -> tuple[dict[str, Integers], Integers]:
+    shown: dict[str, Integers] = {}
     labels = np.zeros((num_samples, 0), np.int64)
     for name, label in settings.labels.items():
         combinations = label.shown_bits
@@ -280,21 +256,19 @@ def _deal(
     return shown, labels
 
 
-def _directions(rng: np.random.Generator, settings: NumericSettings, modality: str) -> NDArray[np.float64]:
-    """(labels and distractors, 2, D): which one a token speaks of, and the bit."""
-    count = len(settings.labels_of(modality)) + NUM_DISTRACTORS
-    orthonormal = np.linalg.qr(rng.standard_normal((settings.feature_size, settings.feature_size)))[0]
-    return orthonormal[: 2 * count].reshape(count, 2, settings.feature_size)
-
-
 def _tokens(
     rng: np.random.Generator,
     settings: NumericSettings,
     directions: NDArray[np.float64],
     modality: str,
-    shown: dict[str, NDArray[np.int64]],
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]]]:
-    """(N, T, D), and label → (N, evidence tokens) positions."""
+    shown: dict[str, Integers],
+) -> tuple[NDArray[np.float32], dict[str, Integers]]:
+    """
+    (N, T, D), and label → (N, evidence tokens) positions.
+
+    Args:
+        directions: (D, D) orthonormal. Each label and distractor has two: that a token speaks of it, and the bit.
+    """
     names = settings.labels_of(modality)
     num_samples, num_tokens = len(next(iter(shown.values()))), settings.num_tokens
     num_evidence = len(names) * settings.evidence_tokens
@@ -310,6 +284,6 @@ def _tokens(
         kind[rows, chosen] = number
         bits[rows, chosen] = shown[name][:, [settings.labels[name].modalities.index(modality)]]
         places[name] = np.sort(chosen, axis=1)
-    tokens = directions[kind, 0] + (2 * bits - 1)[..., None] * directions[kind, 1]
+    tokens = directions[2 * kind] + (2 * bits - 1)[..., None] * directions[2 * kind + 1]
     tokens += settings.noise * rng.standard_normal(tokens.shape)
     return tokens.astype(np.float32), places

@@ -1,16 +1,15 @@
 """The built-in sample: films in the MM-IMDb layout in which it is known how picture and plot tell each genre.
 
-On every poster there is an object of each of three families, in every plot a word of each of three families. For a
-genre, half of a family counts as *on*:
+Every poster shows an object of each of three families, every plot has a word of each of three families. For a genre,
+half of a family counts as *on*:
 
 - `unique_image`: the genre is there when the object is on; `unique_text`: when the word is on;
 - `redundancy`: object and word are both on or both off, and the genre with them: either suffices;
 - `synergy`: the genre is there when exactly one of object and word is on (exclusive-or): each alone says nothing.
 
-Colours, further objects and further words tell nothing. Every genre is there in half of the films, and any two genres
-are independent. The object and the word of an exclusive-or also tell a genre each: with objects and words of its own,
-a model learns 1,400 films by heart before it finds the rule. `planted.json`, beside `split.json`, holds the truth: see
-`load_planted_truth`.
+Colours, further objects and further words tell nothing. Every genre is there in half of the films, and any two are
+independent. The object and the word of an exclusive-or also tell a genre each: with objects and words of its own, a
+model learns 1,400 films by heart before it finds the rule.
 """
 
 import itertools
@@ -25,12 +24,9 @@ from datasets.utils import tqdm
 from .planted_objects import OBJECTS
 from .planted_plots import WORDS, compose_plot, compose_title
 from .planted_posters import render_poster
-from .truth_files import TruthFile
+from .truth_files import MIN_SAMPLES, TruthFile, split_sizes
 
-FORMAT_VERSION = 2  # of what is written: raise it with every change to films or truth
-TRUTH = TruthFile("planted.json", FORMAT_VERSION, kind="planted sample", writer="write_planted")
-SPLIT_SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
-MIN_FILMS = 20
+TRUTH = TruthFile("planted.json", format_version=2, kind="planted sample", writer="write_planted")
 
 Chosen = dict[str, str]  # family → the object or word of it that a film has
 
@@ -73,7 +69,7 @@ EVIDENCE = [("vehicle", "animal"), ("clothing", "place"), ("building", "instrume
 
 def planted_folder_name(num_films: int, seed: int) -> str:
     """Names the sample, where samples lie side by side."""
-    return f"v{FORMAT_VERSION}-{num_films}-films-seed-{seed}"
+    return f"v{TRUTH.format_version}-{num_films}-films-seed-{seed}"
 
 
 def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 0) -> Path:
@@ -92,27 +88,23 @@ def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 
     Raises:
         ValueError: the folder holds something else, or `num_films` is too small.
     """
-    output_dir = Path(output_dir).expanduser().absolute()
-    if num_films < MIN_FILMS:
-        raise ValueError(f"num_films must be at least {MIN_FILMS}, got {num_films}")
-    parameters = {"format_version": FORMAT_VERSION, "seed": seed, "num_films": num_films}
-    TRUTH.write_sample(output_dir, parameters, lambda truth: truth, lambda folder: _write_films(folder, parameters))
-    return output_dir
+    if num_films < MIN_SAMPLES:
+        raise ValueError(f"num_films must be at least {MIN_SAMPLES}, got {num_films}")
+    parameters = {"seed": seed, "num_films": num_films}
+    return TRUTH.write_sample(output_dir, parameters, lambda folder: _write_films(folder, **parameters))
 
 
 def load_planted_truth(data_dir: str | Path) -> dict[str, Any]:
     """What is planted where, read from `planted.json`.
 
     Returns:
-        `{"format_version", "seed", "num_films", "genres", "films"}`. `genres` maps a genre to its `interaction`,
-        `object_family`, `objects_on`, `word_family` and `words_on`. `films` maps a film's id and then a genre to
+        `{"format_version", "seed", "num_films", "genres", "films"}`. `genres` maps a genre to the fields of its
+        [`PlantedGenre`]. `films` maps a film's id and then a genre, present or absent, to
 
         - `present`: whether the film has the genre,
         - `object` and `word`: what of the genre's families the film shows (None where the genre has no such side),
         - `boxes`: [[left, top, right, bottom]] of the object in the poster, in pixels; empty for `unique_text`,
         - `spans`: [[start, end]] of the word in the plot, in characters; empty for `unique_image`.
-
-        Boxes and spans are given for absent genres too: there they show the object and the word that tell the absence.
 
     Raises:
         ValueError: the folder holds no planted sample, or one of another version.
@@ -120,50 +112,42 @@ def load_planted_truth(data_dir: str | Path) -> dict[str, Any]:
     return TRUTH.load(data_dir)
 
 
-def _write_films(folder: Path, parameters: dict[str, int]) -> None:
-    num_films, seed = parameters["num_films"], parameters["seed"]
+def _write_films(folder: Path, seed: int, num_films: int) -> dict[str, Any]:
     (folder / "dataset").mkdir()
-    num_train, num_dev = (round(SPLIT_SHARES[name] * num_films) for name in ("train", "dev"))
-    sizes = {"train": num_train, "dev": num_dev, "test": num_films - num_train - num_dev}
-    split: dict[str, list[str]] = {name: [] for name in sizes}
+    split: dict[str, list[str]] = {}
     films: dict[str, dict[str, Any]] = {}
     with tqdm(total=num_films, desc="Writing the planted sample", unit="film") as progress:
-        for name, size in sizes.items():
+        for name, size in split_sizes(num_films, ("train", "dev", "test")).items():
+            start = len(films)
             for objects, words in _draw_evidence(random.Random(f"{seed} {name}"), size):
                 film_id = f"{len(films) + 1:07d}"
                 rng = random.Random(f"{seed} {film_id}")
                 films[film_id] = _write_film(folder / "dataset", film_id, objects, words, rng)
-                split[name].append(film_id)
                 progress.update()
-    genres = {genre: asdict(spec) for genre, spec in PLANTED_GENRES.items()}
+            split[name] = list(films)[start:]
     _write_json(folder / "split.json", split)
-    _write_json(folder / TRUTH.name, {**parameters, "genres": genres, "films": films})
+    return {"genres": {genre: asdict(spec) for genre, spec in PLANTED_GENRES.items()}, "films": films}
 
 
 def _draw_evidence(rng: random.Random, num_films: int) -> list[tuple[Chosen, Chosen]]:
-    """The objects and the words of each film.
-
-    Every object meets every word that it may meet equally often, so that half is half, counted exactly. The pairs are
-    ordered by diagonals, on which an exclusive-or is always or never there: a last round cut short moves it little.
-    """
+    """The objects and the words of each film: every object meets every word that it may meet equally often."""
     films: list[tuple[Chosen, Chosen]] = [({}, {}) for _ in range(num_films)]
     for object_family, word_family in EVIDENCE:
-        all_objects, all_words = list(OBJECTS[object_family]), WORDS[word_family]
+        all_words = WORDS[word_family]
+        genres = [genre for genre in PLANTED_GENRES.values() if genre.object_family == object_family]
+        # by diagonals, on which an exclusive-or is always or never there: a last round cut short moves it little
         pairs = [
             (object_, word)
             for shift in range(len(all_words))
-            for index, object_ in enumerate(all_objects)
-            if _is_allowed(object_family, object_, word := all_words[(index + shift) % len(all_words)])
+            for index, object_ in enumerate(OBJECTS[object_family])
+            for word in [all_words[(index + shift) % len(all_words)]]
+            if all(genre.allows(object_, word) for genre in genres)
         ]
         drawn = list(itertools.islice(itertools.cycle(pairs), num_films))
         rng.shuffle(drawn)
         for (objects, words), (object_, word) in zip(films, drawn, strict=True):
             objects[object_family], words[word_family] = object_, word
     return films
-
-
-def _is_allowed(object_family: str, object_: str, word: str) -> bool:
-    return all(genre.allows(object_, word) for genre in PLANTED_GENRES.values() if genre.object_family == object_family)
 
 
 def _write_film(folder: Path, film_id: str, objects: Chosen, words: Chosen, rng: random.Random) -> dict[str, Any]:

@@ -110,14 +110,7 @@ def compose_title(rng: random.Random) -> str:
 
 
 def compose_plot(rng: random.Random, words: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
-    """Writes a plot around some words.
-
-    Args:
-        words: family (a key of `WORDS`) → which of its words to use.
-
-    Returns:
-        The plot, and for each family the span (start, end) with `plot[start:end] == words[family]`.
-    """
+    """Writes a plot around `words`, family → one of its words; gives the span (start, end) of each word, too."""
     hero, friend = rng.sample(NAMES, 2)
     sentences = [(family, rng.choice(SENTENCES[family])) for family in words]
     sentences += [("", filler) for filler in rng.sample(FILLERS, rng.randint(1, 3))]

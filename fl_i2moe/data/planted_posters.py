@@ -21,7 +21,6 @@ def render_poster(rng: random.Random, title: str, objects: Mapping[str, str]) ->
     """Draws a poster that shows each of the objects once, none over another or over the title.
 
     Args:
-        title: printed on the poster.
         objects: family → which of its objects to show (keys of `OBJECTS` and of `OBJECTS[family]`); up to four.
 
     Returns:
@@ -59,7 +58,7 @@ def _place(rng: random.Random, sizes: Mapping[str, tuple[int, int]], blocked: Se
                     break
             else:
                 break
-        if len(boxes) == len(sizes):
+        else:
             return boxes
     return None
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from datasets import DatasetDict
+from datasets import DatasetDict, List, Value
 
 OnBadSample = Literal["stop", "skip"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -23,9 +23,9 @@ class SampleError(ValueError):
 
     def __str__(self) -> str:
         return (
-            f"sample {self.sample_id!r} of split {self.split!r} has a bad {self.field!r}: "
-            f"{self.reason} (file {self.file}). "
-            "Mend the file, take the sample out of its split, or leave such samples out with on_bad_sample='skip'."
+            f"sample {self.sample_id!r} of split {self.split!r} has a bad {self.field!r}: {self.reason} "
+            f"(file {self.file}). Mend the file, take the sample out of its split, or "
+            "leave such samples out with on_bad_sample='skip'."
         )
 
 
@@ -44,10 +44,15 @@ class RawDataset:
     """Name of each of the C classes, in the order of the labels."""
 
     problem_type: ProblemType
-    """Multi-label and regression labels are float32 lists of length C, single labels are int64."""
 
     bad_samples: list[SampleError] = field(default_factory=list)
     """With `on_bad_sample="skip"`: what was left out and why."""
 
     notes: list[str] = field(default_factory=list)
     """Counts that a user should read, as sentences."""
+
+
+def label_column(problem_type: ProblemType, num_labels: int) -> Value | List:
+    """The type of a label: a class, or float32 numbers, one for each of C labels."""
+    is_class = problem_type == "single_label_classification"
+    return Value("int64") if is_class else List(Value("float32"), length=num_labels)

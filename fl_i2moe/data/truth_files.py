@@ -1,16 +1,14 @@
-"""
-Built-in samples: a folder that holds what was made and, in one JSON file, the truth about it.
-
-The truth has a `format_version`, and what the sample was made from: a folder is reused where it holds the very sample
-that is asked for, and is never replaced.
-"""
+"""Built-in samples: a folder with what was made and one JSON file of truth, by which the very sample is known again."""
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..utils.files import write_new_folder
+
+MIN_SAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,8 @@ class TruthFile:
 
     name: str
     format_version: int
+    """Of what is written; to be raised with every change to it."""
+
     kind: str
     """What such a sample is called."""
 
@@ -44,49 +44,44 @@ class TruthFile:
         return truth
 
     def write_sample(
-        self,
-        output_dir: Path,
-        expected: Mapping[str, Any],
-        made_from: Callable[[dict[str, Any]], Mapping[str, Any]],
-        write: Callable[[Path], None],
-    ) -> None:
+        self, folder: str | Path, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]]
+    ) -> Path:
         """
-        Lets `write` fill a new folder, which appears when it is complete; or finds the same sample there.
+        Lets `write` fill a new folder and return the truth; or finds the same sample there.
 
         Args:
-            output_dir: a folder that does not exist yet, or is empty, or holds this very sample.
-            expected: what the sample is made from.
-            made_from: finds that in a truth.
+            folder: does not exist yet, or is empty, or holds this very sample.
+            made_from: begins the truth.
+
+        Returns:
+            The absolute folder.
 
         Raises:
             ValueError: the folder holds something else.
         """
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            self._check_same(output_dir, expected, made_from)
-            return
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as unfinished:
-            folder = Path(unfinished) / output_dir.name
-            folder.mkdir()
-            write(folder)
-            try:
-                folder.rename(output_dir)
-            except OSError:  # another run made it meanwhile
-                if not (output_dir / self.name).is_file():
-                    raise
-                self._check_same(output_dir, expected, made_from)
+        folder = Path(folder).expanduser().absolute()
 
-    def _check_same(
-        self,
-        output_dir: Path,
-        expected: Mapping[str, Any],
-        made_from: Callable[[dict[str, Any]], Mapping[str, Any]],
-    ) -> None:
-        if not (output_dir / self.name).is_file():
-            raise ValueError(f"{output_dir} already holds something that is no {self.kind}; choose another folder")
-        written = made_from(self.load(output_dir))
-        expected = json.loads(json.dumps(expected))  # as it comes back from the file
-        if different := [
-            f"{name} {written.get(name)} instead of {x}" for name, x in expected.items() if written.get(name) != x
-        ]:
-            raise ValueError(f"{output_dir} holds another {self.kind} ({', '.join(different)}); choose another folder")
+        def write_all(new: Path) -> None:
+            truth = {"format_version": self.format_version, **made_from, **write(new)}
+            (new / self.name).write_text(json.dumps(truth), encoding="utf-8")
+
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            try:
+                write_new_folder(folder, write_all)
+                return folder
+            except OSError:
+                if not (folder / self.name).is_file():  # otherwise another run made it meanwhile
+                    raise
+        if not (folder / self.name).is_file():
+            raise ValueError(f"{folder} already holds something that is no {self.kind}; choose another folder")
+        found, asked = (x.get("settings", x) for x in (self.load(folder), json.loads(json.dumps(made_from))))
+        different = [f"{name} {found.get(name)} instead of {x}" for name, x in asked.items() if found.get(name) != x]
+        if different:
+            raise ValueError(f"{folder} holds another {self.kind} ({', '.join(different)}); choose another folder")
+        return folder
+
+
+def split_sizes(num_samples: int, names: tuple[str, str, str] = ("train", "validation", "test")) -> dict[str, int]:
+    """70, 10 and 20 per cent of the samples."""
+    train, validation = (round(share * num_samples) for share in (0.7, 0.1))
+    return dict(zip(names, (train, validation, num_samples - train - validation), strict=True))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.fusion import GroupedTransformer
+from ..model.fusion import GroupedTransformer, GroupedTransformerLayer
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 
@@ -70,8 +70,8 @@ class MaskedExpert:
         """Whether the model's experts are plain Transformers, whose arithmetic this is."""
         return (
             isinstance(model.experts, GroupedTransformer)
+            and all(type(layer) is GroupedTransformerLayer for layer in model.experts.layers)
             and model.config.position_embeddings == "shared"
-            and model.config.layer_arithmetic == "pre_norm"
         )
 
     def __call__(self, coalitions: Tensor, batch_size: int) -> Tensor:

@@ -61,10 +61,10 @@ def check_options(options: Any) -> None:
         name, value, bounds = item.name, getattr(options, item.name), item.metadata
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value}.")
-        if value is None and item.default is None:
-            continue
-        if "choices" in bounds:
+        if "choices" in bounds and (value, item.default) != (None, None):
             check_choice(name, value, bounds["choices"])
+        if value is None:
+            continue
         if "at_least" in bounds and value < bounds["at_least"]:
             raise ValueError(f"`{name}` must be at least {bounds['at_least']}, got {value}.")
         if bounds.get("positive") and value <= 0:

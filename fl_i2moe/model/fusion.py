@@ -246,18 +246,15 @@ class GroupedFeedForward(nn.Module):
 
 
 class GroupedTransformerLayer(nn.Module):
-    """Pre-norm Transformer layer of E experts."""
+    """Pre-norm Transformer layer of E experts; `feed_forward` is a [`GroupedFeedForward`] if not given."""
 
-    def __init__(self, config: PreTrainedConfig, num_groups: int):
+    def __init__(self, config: PreTrainedConfig, num_groups: int, feed_forward: nn.Module | None = None):
         super().__init__()
         self.config = config
         self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
         self.attention = GroupedSelfAttention(config, num_groups)
         self.feed_forward_norm = GroupedLayerNorm(num_groups, config.hidden_size)
-        self.feed_forward = GroupedFeedForward(config, num_groups)
-
-    def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
+        self.feed_forward = feed_forward or GroupedFeedForward(config, num_groups)
 
     def forward(
         self,
@@ -266,11 +263,30 @@ class GroupedTransformerLayer(nn.Module):
         experts: list[int] | None,
         replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        p = self.config.residual_dropout
-        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
-        x = x + dropout(update, p, self.training)
+        """(E, N, T, H) → the same, and attention probabilities as [`GroupedSelfAttention`] gives them."""
+        x, weights = self.attend(x, attention_mask, experts, replaced)
         update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
-        return x + dropout(update, p, self.training), weights
+        return x + self.dropout(update), weights
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        experts: list[int] | None,
+        replaced: list[slice] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The half of the layer before the feed-forward network."""
+        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
+        return self.after_attention(x, self.dropout(update)), weights
+
+    def after_attention(self, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return x + update
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
+
+    def dropout(self, x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, self.config.residual_dropout, self.training)
 
 
 class PublishedTransformerLayer(GroupedTransformerLayer):
@@ -279,19 +295,8 @@ class PublishedTransformerLayer(GroupedTransformerLayer):
     residual stream and is added to itself, `x ← attention(norm(x))`, `x ← x + dropout(x)`.
     """
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        experts: list[int] | None,
-        replaced: list[slice] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        p = self.config.residual_dropout
-        update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
-        update = dropout(update, p, self.training)
-        x = update + dropout(update, p, self.training)
-        update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
-        return x + dropout(update, p, self.training), weights
+    def after_attention(self, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return update + self.dropout(update)
 
 
 LAYERS = {"pre_norm": GroupedTransformerLayer, "published": PublishedTransformerLayer}
@@ -330,9 +335,11 @@ class GroupedTransformer(Fusion):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        num_groups, layer = config.num_experts, LAYERS[config.layer_arithmetic]
-        self.layers = nn.ModuleList(layer(config, num_groups) for _ in range(config.num_fusion_layers))
-        self.head = GroupedLinear(num_groups, config.num_modalities * config.hidden_size, config.num_labels)
+        self.layers = nn.ModuleList(self.create_layer(index) for index in range(config.num_fusion_layers))
+        self.head = GroupedLinear(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
+
+    def create_layer(self, index: int) -> GroupedTransformerLayer:
+        return LAYERS[self.config.layer_arithmetic](self.config, self.config.num_experts)
 
     def forward(
         self,

@@ -17,11 +17,10 @@ from transformers.activations import ACT2FN
 
 from .cpu_training import dropout
 from .fusion import (
-    Fusion,
     FusionExtra,
-    GroupedLayerNorm,
     GroupedLinear,
-    GroupedSelfAttention,
+    GroupedTransformer,
+    GroupedTransformerLayer,
     GroupedVectors,
     _select,
 )
@@ -182,16 +181,8 @@ def _mean(x: torch.Tensor, is_of: torch.Tensor) -> torch.Tensor:
     return (x * is_real.unsqueeze(-1)).sum(dim=(1, 2)) / is_real.sum()
 
 
-class RoutedTransformerLayer(nn.Module):
+class RoutedTransformerLayer(GroupedTransformerLayer):
     """Pre-norm Transformer layer of E experts with a routed feed-forward layer."""
-
-    def __init__(self, config: PreTrainedConfig, num_groups: int, is_first: bool, feed_forward: type[nn.Module]):
-        super().__init__()
-        self.config = config
-        self.attention_norm = GroupedLayerNorm(num_groups, config.hidden_size)
-        self.attention = GroupedSelfAttention(config, num_groups)
-        self.feed_forward_norm = GroupedLayerNorm(num_groups, config.hidden_size)
-        self.feed_forward = feed_forward(config, num_groups, is_first)
 
     def forward(
         self,
@@ -203,29 +194,20 @@ class RoutedTransformerLayer(nn.Module):
         replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
         """(E, N, T, H) → the same, attention probabilities, balance loss (E,), and the router's scores."""
-        p = self.config.residual_dropout
-        update, weights = self.attention(self._normalize(x), attention_mask, self.attention_norm, experts, replaced)
-        x = x + dropout(update, p, self.training)
+        x, weights = self.attend(x, attention_mask, experts, replaced)
         scale, shift = (_select(part, experts)[:, None, None] for part in self.feed_forward_norm.parameters())
-        update, balance, pathway = self.feed_forward(self._normalize(x) * scale + shift, is_of, experts, pathway)
-        return x + dropout(update, p, self.training), weights, balance, pathway
-
-    def _normalize(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps)
+        update, balance, pathway = self.feed_forward(self.normalize(x) * scale + shift, is_of, experts, pathway)
+        return x + self.dropout(update), weights, balance, pathway
 
 
-class RoutedTransformer(Fusion):
+class RoutedTransformer(GroupedTransformer):
     """The experts with routed feed-forward layers, otherwise MulT."""
 
     feed_forward: type[nn.Module]
 
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            RoutedTransformerLayer(config, config.num_experts, index == 0, self.feed_forward)
-            for index in range(config.num_fusion_layers)
-        )
-        self.head = GroupedLinear(config.num_experts, config.num_modalities * config.hidden_size, config.num_labels)
+    def create_layer(self, index: int) -> RoutedTransformerLayer:
+        num_groups = self.config.num_experts
+        return RoutedTransformerLayer(self.config, num_groups, self.feed_forward(self.config, num_groups, index == 0))
 
     def forward(
         self,
@@ -237,7 +219,7 @@ class RoutedTransformer(Fusion):
         replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, FusionExtra]:
         """As [`GroupedTransformer.forward`]; the auxiliary loss is the sum of the layers' balance losses."""
-        attention_mask = None if feature_mask is None else feature_mask[None, :, None, :]
+        attention_mask = self.attention_mask(feature_mask, readout, experts)
         is_of = readout > 0
         x = x if x.dim() == 4 else x.unsqueeze(0)
         balances, pathway = [], None
@@ -247,9 +229,9 @@ class RoutedTransformer(Fusion):
             balances.append(balance)
             if attentions is not None:
                 attentions.append(weights)
-        latents = torch.matmul(readout.to(x.dtype), x).flatten(-2)  # (E, N, M·H)
-        logits = self.head(latents, experts).transpose(0, 1)
-        return logits, FusionExtra(latents, torch.stack(balances).sum(dim=0))
+        logits, extra = self.read(torch.matmul(readout.to(x.dtype), x), experts)
+        extra.auxiliary_loss = torch.stack(balances).sum(dim=0)
+        return logits, extra
 
 
 class SwitchTransformer(RoutedTransformer):

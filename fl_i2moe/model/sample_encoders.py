@@ -16,27 +16,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import EfficientNetConfig, EfficientNetModel
-from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
 PREFIX = "sample:"
 
 
 @dataclass(frozen=True)
 class SampleEncoder:
-    """Where an encoder's files come from.
-
-    Args:
-        kind: `"image"` or `"text"`.
-        package: the installed package that carries the files.
-        files: path inside the package → sha256.
-        convert: writes a Hugging Face folder from the package's folder.
-    """
+    """Where an encoder's files come from."""
 
     kind: str
     package: str
+    """The installed package that carries the files."""
+
     files: dict[str, str]
+    """Path inside the package → sha256."""
+
     convert: Callable[["SampleEncoder", Path, Path], None]
+    """Writes a Hugging Face folder from the package's folder."""
 
 
 def resolve_encoder(name: str, cache_dir: str | Path | None = None) -> str:
@@ -116,6 +112,10 @@ def _copy_files(sample: SampleEncoder, package_dir: Path, folder: Path) -> None:
 
 
 def _convert_efficientnet(sample: SampleEncoder, package_dir: Path, folder: Path) -> None:
+    # not above: what this module imports, every published model imports
+    from transformers import EfficientNetConfig, EfficientNetModel
+    from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+
     (file,) = sample.files
     original = torch.load(package_dir / file, map_location="cpu", weights_only=True)
     # Lite0 is B0 without squeeze-excite and with relu6.

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,34 +118,25 @@ def test_what_was_not_fetched(features, tmp_path, monkeypatch):
         open_features("someone/films")
 
 
-def test_a_run_and_its_explanations_start_from_published_features(features, tmp_path):
+def test_a_run_and_its_explanations_start_from_published_features(features, tmp_path, monkeypatch, run_here):
     """From the Hub's cache, as if it had been fetched; without raw data, encoders and the cache they made."""
     _, folder = features
     put_into_hub_cache(folder, tmp_path / "home", "someone/films", repo_type="dataset")
     run = tmp_path / "run"
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"FL_I2MOE_CACHE": str(tmp_path / "empty"), "ACCELERATE_USE_CPU": "true"}
-
-    def start(*command):
-        result = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    empty = tmp_path / "empty"
     options = ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--reweighting_hidden_size=8"]
-    said = start(
-        "recipes/train_mmimdb.py", "--features", "someone/films", "--output_dir", str(run), *options, "--batch_size=4"
-    )
+    options += ["--features", "someone/films", "--output_dir", str(run), "--batch_size=4", "--num_threads=1"]
+    said = run_here("recipes/train_mmimdb.py", *options, cache=empty)
     assert "9 × 16 features from sample:tiny" in said
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == {"train": 5, "validation": 5, "test": 5}
     for split in ("train", "validation"):  # explaining fetches its split alone
         for shard in tmp_path.glob(f"home/hub/*/snapshots/*/{split}/*.arrow"):
             shard.unlink()
-    start(
-        "recipes/explain.py", "--model", str(run), "--features", "someone/films", "--num_samples=1", "--num_pages=0",
-        "--interactions=none", "--measurements", "none",
-    )  # fmt: skip
+    options = ["--features", "someone/films", "--num_samples=1", "--num_pages=0", "--num_threads=1"]
+    options += ["--interactions=none", "--measurements", "none"]
+    run_here("recipes/explain.py", "--model", str(run), *options, cache=empty)
     assert (run / "explanations" / "index.html").is_file()
-    assert not (tmp_path / "empty").exists()
+    assert not empty.exists()

@@ -240,7 +240,7 @@ def test_two_processes_that_stream_equal_one_that_has_fetched(hub, tmp_path, lau
     hub.requests.clear()
     streamed = ["--features=someone/even", "--stream_features", "--batch_size=20", f"--output_dir={two}"]
     variables = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-    launch(recipe, *streamed, *options, num_processes=2, variables=variables)
+    launch(recipe, *streamed, *options, forked=2, variables=variables)
     histories = [json.loads((run / "seed-0" / "history.json").read_text()) for run in (one, two)]
     for epoch_one, epoch_two in zip(*histories, strict=True):
         assert epoch_two == pytest.approx(epoch_one, rel=1e-3, abs=1e-4)

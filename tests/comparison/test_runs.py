@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from conftest import reset_accelerate
 from fake_encoders import fake_encoders, write_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from fl_i2moe.comparison.runs import (
     to_markdown,
 )
 from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics
+from fl_i2moe.training import experiment
 from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.training.experiment import fit, start_job
 from fl_i2moe.training.loop import Predictions
@@ -87,13 +90,15 @@ def test_differences_and_intervals_against_a_plain_loop(problem_type):
     told = told_by(problem_type)
     report = compare_predictions(told, problem_type, threshold=0.3, num_resamples=10, seed=5)
 
-    def metrics(name, seed, rows):
+    @cache
+    def metrics(name, seed, draw=None):
         x = told[name][seed]["test"]
+        rows = np.arange(40) if draw is None else np.repeat(np.arange(40), draws[draw])
         return compute_metrics(x.logits[rows], x.labels[rows], problem_type, threshold=0.3)
 
     draws = np.random.default_rng(5).multinomial(40, [1 / 40] * 40, size=10)
     for metric in METRICS_BY_PROBLEM[problem_type]:
-        values = {name: [metrics(name, s, np.arange(40))[metric] for s in range(2)] for name in told}
+        values = {name: [metrics(name, s)[metric] for s in range(2)] for name in told}
         for name in told:
             entry = report["metrics"][name][metric]
             assert entry["values"] == pytest.approx(values[name])
@@ -103,10 +108,9 @@ def test_differences_and_intervals_against_a_plain_loop(problem_type):
         assert difference["value"] == pytest.approx(changes.mean())
         assert difference["std"] == pytest.approx(changes.std(ddof=1))
         resampled = []
-        for draw in draws:
-            rows = np.repeat(np.arange(40), draw)
+        for draw in range(10):
             resampled.append(
-                np.mean([metrics("second", s, rows)[metric] - metrics("first", s, rows)[metric] for s in range(2)])
+                np.mean([metrics("second", s, draw)[metric] - metrics("first", s, draw)[metric] for s in range(2)])
             )
         assert difference["interval"] == pytest.approx(np.nanpercentile(resampled, [2.5, 97.5]))
     assert "difference" not in report["metrics"]["first"]["mAP" if "mAP" in report["metrics"]["first"] else "mae"]
@@ -228,20 +232,32 @@ def test_seeds_and_thresholds_that_differ_are_named(tmp_path):
     assert common_threshold(runs[1:], None) == 0.3
 
 
-@pytest.fixture
-def trained(tmp_path, fresh_accelerate):
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
     """A feature cache and two runs on it, a mixture and a pooled dense model."""
-    raw = write_raw(tmp_path / "raw", {"train": 32, "validation": 16, "test": 20})
-    cache = build_cache(raw, fake_encoders(), tmp_path / "cache", num_workers=0, progress=False)
+    folder = tmp_path_factory.mktemp("trained")
+    raw = write_raw(folder / "raw", {"train": 32, "validation": 16, "test": 20})
+    cache = build_cache(raw, fake_encoders(), folder / "cache", num_workers=0, progress=False)
     for name, changes in (("moe", {}), ("dense", {"architecture": "dense", "level": "pooled", "num_patches": 2})):
         job = Job(
             EncodingArguments(),
             ModelArguments(hidden_size=8, num_attention_heads=2, num_fusion_layers=1, **changes),
             TrainingArguments(num_epochs=1, batch_size=16, learning_rate=1e-2, num_threads=1, seeds=[0, 1]),
-            OutputArguments(str(tmp_path / name)),
+            OutputArguments(str(folder / name)),
         )
-        fit(cache, job, start_job(job), {}, quiet=True)
-    return tmp_path
+        reset_accelerate()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ACCELERATE_USE_CPU", "true")
+            patch.setattr(experiment, "save_statistics_figures", lambda *_: None)
+            fit(cache, job, start_job(job), {}, quiet=True)
+    reset_accelerate()
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A copy of one's own."""
+    return shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
 
 
 def test_one_command_holds_trained_runs_against_each_other(trained, run_here):

@@ -42,7 +42,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def compare(cache, tmp_path, fresh_accelerate):
+def compare(cache, tmp_path, fresh_accelerate, no_figures):
     def start(systems=SYSTEMS, measure=None, resume=False, model=None, **training):
         options = {"num_epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "num_threads": 1, "seeds": [0, 1]}
         job = Job(
@@ -211,10 +211,10 @@ def test_names_are_checked():
             choose_systems(SYSTEMS, names)
 
 
-def test_recipe(cache, tmp_path, launch, run_here):
+def test_recipe(cache, tmp_path, run_here, no_figures):
     command = ["recipes/compare.py", f"--data={cache.path}", f"--output_dir={tmp_path / 'out'}", "--num_threads=1"]
     command += ["--hidden_size=8", "--num_attention_heads=2", "--num_epochs=1", "--seeds=0"]
-    output = launch(*command, "--preset=table1", "--systems", "ef", "i2moe-mult").stdout
+    output = run_here(*command, "--preset=table1", "--systems", "ef", "i2moe-mult")
     assert "| EF |" in output
     assert "| I²MoE-MulT |" in output
     assert "one seed" in output
@@ -225,7 +225,7 @@ def test_recipe(cache, tmp_path, launch, run_here):
     assert "| (2) Latent-Contrastive |" in output
 
 
-def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
+def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, no_figures, monkeypatch):
     """Arrays of three modalities: the four tables of the paper, each system trained once, in whatever way they are
     asked for."""
     rng = np.random.default_rng(0)
@@ -239,7 +239,6 @@ def test_all_tables_come_from_one_set_of_runs(tmp_path, run_here, monkeypatch):
     trained = []
     train = experiment.train
     monkeypatch.setattr(experiment, "train", lambda *args, **others: trained.append(args[3]) or train(*args, **others))
-    monkeypatch.setattr(experiment, "save_statistics_figures", lambda *others: None)
     out = tmp_path / "out"
     command = ["recipes/compare.py", f"--data={tmp_path / 'views.npz'}", f"--output_dir={out}", "--num_threads=1"]
     command += ["--modalities", "mirna", "mrna", "methylation", "--validation_share=0.2", "--level=pooled"]

@@ -1,10 +1,7 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.mmimdb import GENRES
@@ -138,11 +135,10 @@ def test_a_place_that_cannot_be_is_refused_first(tmp_path: Path) -> None:
     check_new_file(tmp_path / "new" / "a.npz")
 
 
-def test_recipe(tmp_path: Path, arrays) -> None:
-    command = [sys.executable, "recipes/convert_mmimdb_hdf5.py", write(tmp_path / "m.hdf5", arrays)]
+def test_recipe(tmp_path: Path, arrays, run_here) -> None:
+    command = ["recipes/convert_mmimdb_hdf5.py", write(tmp_path / "m.hdf5", arrays)]
     command += [tmp_path / "arrays.npz", "--split_ends", "6", "8"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_here(*command)
     with np.load(tmp_path / "arrays.npz", allow_pickle=False) as stored:
         assert set(stored) == {"text", "image", "labels", "label_names", "split", "ids"}
         np.testing.assert_array_equal(stored["image"], arrays["vgg_features"])

@@ -188,7 +188,7 @@ def test_another_run_writes_it_meanwhile(tmp_path, monkeypatch, same):
     def write_slowly(target, settings):
         monkeypatch.setattr(numeric, "_write", write)
         write_numeric(folder, settings if same else replace(settings, sample_seed=1))
-        write(target, settings)
+        return write(target, settings)
 
     monkeypatch.setattr(numeric, "_write", write_slowly)
     if same:

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from drawn import shown_texts
 from explained import make_explanation, make_row, write_picture
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from test_figures import shown_texts
 from test_report import Page, render_page
 
 from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, pair_masking_rows

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from loopback_hub import running_hub
 from published import bare_environment, make_published, run_bare, write_run
-from test_encoders import noise
+from tiny_encoders import noise
 
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.features import write_features

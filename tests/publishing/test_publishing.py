@@ -1,10 +1,6 @@
 import copy
 import json
-import os
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -213,14 +209,11 @@ def test_paths_of_this_machine():
     ) == {"a": ["films", "x", "y", "z", "someone/name", "1e-3 / 2", 3, None]}
 
 
-def test_the_command(films, tmp_path, monkeypatch):
+def test_the_command(films, tmp_path, monkeypatch, run_here):
     folder, _, _ = films
     command = ["hub/publish.py", "--model", str(folder / "run"), "--repo_id", REPOSITORY, "--license=mit"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    dry_run = [sys.executable, *command, "--dry_run", str(tmp_path / "out")]
-    result = subprocess.run(dry_run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "Nothing is published" in result.stdout
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "Nothing is published" in run_here(*command, "--dry_run", tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(folder / "repository")
     assert all(label in (tmp_path / "out" / "README.md").read_text() for label in LABELS)
 
@@ -228,6 +221,5 @@ def test_the_command(films, tmp_path, monkeypatch):
         raise ConnectionError("cut")
 
     monkeypatch.setattr("fl_i2moe.publishing.model.push", refuse)
-    monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit, match="error: cut"):
-        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+        run_here(*command)

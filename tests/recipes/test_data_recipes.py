@@ -1,4 +1,4 @@
-"""The recipes of ENRICO and MMHS150K as users run them, on small folders in the published layouts."""
+"""The recipes of ENRICO and MMHS150K on small folders in the published layouts."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ def picture(path, shade):
     Image.new("RGB", (32, 48), (shade, 0, 255 - shade)).save(path)
 
 
-def test_enrico(launch, tmp_path):
+def test_enrico(run_here, no_figures, tmp_path):
     """Two pictures through one encoder."""
     folder = tmp_path / "enrico"
     folder.mkdir()
@@ -35,7 +35,7 @@ def test_enrico(launch, tmp_path):
     (folder / "wireframes" / "50105.png").write_bytes(b"broken")
     (folder / "design_topics.csv").write_text("\n".join(rows))
     run = tmp_path / "run"
-    output = launch("recipes/train_enrico.py", f"--data_dir={folder}", f"--output_dir={run}", *TINY).stdout
+    output = run_here("recipes/train_enrico.py", f"--data_dir={folder}", f"--output_dir={run}", *TINY)
     assert "Left out for their broken wireframes: 50105." in output
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == {"train": 13, "validation": 3, "test": 4}
@@ -47,7 +47,7 @@ def test_enrico(launch, tmp_path):
     assert model.config.id2label == {0: "chat", 1: "login"}
 
 
-def test_mmhs150k(run_here, tmp_path):
+def test_mmhs150k(run_here, no_figures, tmp_path):
     folder = tmp_path / "mmhs"
     (folder / "splits").mkdir(parents=True)
     (folder / "img_txt").mkdir()

@@ -1,4 +1,4 @@
-"""The recipe as a user runs it, on planted films with tiny encoders and models that nobody trained."""
+"""The recipe on planted films with tiny encoders and models that nobody trained."""
 
 import json
 import runpy
@@ -134,9 +134,9 @@ def refusal(work, monkeypatch, capsys):
     return run
 
 
-def test_one_command_leaves_table_numbers_and_figure(work, launch, refusal):
+def test_one_command_leaves_table_numbers_and_figure(work, run_here, refusal):
     models = ["--models", str(work / "moe"), str(work / "dense")]
-    output = launch(*arguments(work, *models, f"--output_dir={work / 'out'}")).stdout
+    output = run_here(*arguments(work, *models, f"--output_dir={work / 'out'}"))
     report = json.loads((work / "out" / "ground_truth.json").read_text())
     text = (work / "out" / "ground_truth.md").read_text()
     assert text.splitlines()[0] in output

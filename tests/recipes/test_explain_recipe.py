@@ -49,7 +49,7 @@ def check_close(one, other):
 def test_the_recipe_in_two_processes_explains_what_one_does(launch, trained, tmp_path):
     _, _, folders = trained
     options = [f"--{name}={value}" for name, value in {**folders, **QUICK, "num_threads": 1}.items()]
-    launch("recipes/explain.py", *options, "--num_samples=4", num_processes=2)
+    launch("recipes/explain.py", *options, "--num_samples=4", forked=2)
     folder = tmp_path / "model" / "explanations"
     expected = started(folders, num_samples=4, output_dir=str(tmp_path / "one"))
     names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}

@@ -1,9 +1,8 @@
-"""The recipes as users run them: subprocesses on tiny data, killed, repeated, in two processes, with bad input."""
+"""The recipes on tiny data: as users start them, repeated, killed, in two processes, with bad input."""
 
 import importlib.util
 import json
 import os
-import runpy
 import shutil
 import time
 from itertools import chain
@@ -11,7 +10,6 @@ from itertools import chain
 import psutil
 import pytest
 import torch
-from conftest import ROOT
 from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -30,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 SPLITS = ("train", "validation", "test")
 RECIPE = "recipes/train_mmimdb.py"
-# 43 films to train on: 6 batches of 8, the last one short
+# 34 films to train on: 5 batches of 8, the last one short
 TINY = ["--preset=sample", "--text_max_length=64", "--hidden_size=16", "--num_attention_heads=2", "--num_epochs=2"]
 TINY += [
     "--image_encoder=sample:efficientnet-lite0",
@@ -50,28 +48,44 @@ def shared(tmp_path_factory):
     folder = folder / "shared"
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
-        films = write_planted(folder / "films", num_films=64)
-        even = folder / "even"  # the same films, 40 of them to train on: whole batches of 8 and 4
+        films = write_planted(folder / "films", num_films=48)
+        even = folder / "even"  # the same films, 16 of them to train on: whole batches of 8 and 4
         if not even.exists():
             even.mkdir()
             (even / "dataset").symlink_to(films / "dataset")
             splits = load_mmimdb(films, labels=list(PLANTED_GENRES)).splits
             ids = {name: list(splits[name]["id"]) for name in SPLITS}
-            split = {"train": ids["train"][:40], "dev": ids["validation"], "test": ids["test"]}
+            split = {"train": ids["train"][:16], "dev": ids["validation"], "test": ids["test"]}
             (even / "split.json").write_text(json.dumps(split))
     return folder
 
 
 @pytest.fixture
-def train(launch, shared, tmp_path):
-    def start(*options, output="run", films="films", **how):
+def train(shared, tmp_path, run_here, no_figures):
+    """Trains in this process, or in others by `launch`."""
+
+    def start(*options, output="run", films="films", by=run_here, **how):
         arguments = [RECIPE, f"--data_dir={shared / films}", f"--output_dir={tmp_path / output}", *TINY, *options]
         with FileLock(shared / "lock"):  # one at a time fills the caches
             if how.get("wait", True):
-                return launch(*arguments, cache=shared / "cache", **how)
-        return launch(*arguments, cache=shared / "cache", **how)
+                return by(*arguments, cache=shared / "cache", **how)
+        return by(*arguments, cache=shared / "cache", **how)
 
     return start
+
+
+TWO_SEEDS = ["--batch_size=8", "--num_epochs=5", "--seeds", "0", "1"]
+
+
+@pytest.fixture
+def two_seeds(shared, train, launch):
+    """A finished run of `TWO_SEEDS` that the tests of all workers share, started as users do; what it said."""
+    folder = shared / "two-seeds"
+    with FileLock(shared / "two-seeds.lock"):
+        if not (folder / "said.txt").exists():
+            said = train(*TWO_SEEDS, output=folder, by=launch, num_processes=1).stdout
+            (folder / "said.txt").write_text(said, "utf-8")
+    return folder
 
 
 def kill_after(process, checkpoint):
@@ -84,20 +98,23 @@ def kill_after(process, checkpoint):
         part.kill()
     process.communicate()
     assert checkpoint.exists()
+    assert not list(checkpoint.parent.glob("*-epoch-0005"))  # there is something left to train
 
 
 def assert_same_end(first, second):
-    """The same weights, bit for bit, and the same results."""
-    weights, others = (load_file(folder / "model.safetensors") for folder in (first, second))
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    """The same weights of every seed, bit for bit, and the same results."""
+    files = {path.relative_to(first) for path in first.rglob("*.safetensors")}
+    assert files == {path.relative_to(second) for path in second.rglob("*.safetensors")}
+    for file in files:
+        weights, others = (load_file(folder / file) for folder in (first, second))
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
     results = [json.loads((folder / "results.json").read_text()) for folder in (first, second)]
     assert results[0]["test"] == results[1]["test"]
 
 
-def test_one_command_leaves_model_results_statistics_and_figures(train, tmp_path):
-    output = train("--batch_size=8", "--seeds", "0", "1").stdout
-    run = tmp_path / "run"
+def test_one_command_leaves_model_results_statistics_and_figures(two_seeds):
+    run, output = two_seeds, (two_seeds / "said.txt").read_text("utf-8")
     results = json.loads((run / "results.json").read_text())
     statistics = json.loads((run / "interaction_statistics.json").read_text())
     assert list(results["samples"]) == list(SPLITS)
@@ -124,16 +141,14 @@ def test_a_second_run_is_refused_and_encodes_nothing(train, tmp_path):
     """On the dense baseline, which is an option like others."""
     options = ["--batch_size=8", "--num_epochs=1", "--architecture=dense"]
     train(*options)
-    refused = train(*options, check=False)
-    assert refused.returncode != 0
-    assert "--resume" in refused.stdout
-    assert "--overwrite" in refused.stdout
-    other = train(*options, "--batch_size=4", "--resume", check=False)
-    assert other.returncode != 0
-    assert "batch_size: 8 then, 4 now" in other.stdout
-    again = train(*options, "--overwrite").stdout
+    with pytest.raises(SystemExit, match=r"--resume.*--overwrite"):
+        train(*options)
+    with pytest.raises(SystemExit, match="batch_size: 8 then, 4 now"):
+        train(*options, "--batch_size=4", "--resume")
+    again = train(*options, "--overwrite", with_progress=True)
     assert "encoding:" not in again
-    finished = train(*options, "--resume").stdout
+    assert "epoch 1" in again
+    finished = train(*options, "--resume", with_progress=True)
     assert "epoch 1" not in finished
     model = AutoModel.from_pretrained(tmp_path / "run")
     assert model.config.expert_names == ["dense"]
@@ -145,7 +160,7 @@ def test_many_options_in_one_run(train, shared, tmp_path):
     """Pooled, in bfloat16, accumulating, stopping early, reading in another process, with a poster that is broken."""
     films = tmp_path / "films"
     splits = json.loads((shared / "films" / "split.json").read_text())
-    splits = {name: ids[:number] for (name, ids), number in zip(splits.items(), (24, 6, 8), strict=True)}
+    splits = {name: ids[:number] for (name, ids), number in zip(splits.items(), (16, 5, 8), strict=True)}
     (films / "dataset").mkdir(parents=True)
     for film in chain.from_iterable(splits.values()):
         for suffix in ("json", "jpeg"):
@@ -157,12 +172,13 @@ def test_many_options_in_one_run(train, shared, tmp_path):
     options = ["--level=pooled", "--mixed_precision=bf16", "--num_workers=1", "--batch_size=4", "--num_epochs=30"]
     options += ["--gradient_accumulation_steps=2", "--max_grad_norm=0.1", "--on_bad_sample=skip"]
     options += ["--early_stopping_patience=2", "--learning_rate=1e-12", f"--cache_dir={tmp_path / 'features'}"]
-    output = train(*options, films=films).stdout
+    output = train(*options, films=films, with_progress=True)
+    assert "encoding:" in output
     assert "skipped.jsonl" in output
     (skipped,) = map(json.loads, (tmp_path / "features" / "skipped.jsonl").read_text().splitlines())
     assert (skipped["id"], skipped["split"], skipped["file"]) == (broken.stem, "train", str(broken))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["samples"] == {"train": 23, "validation": 6, "test": 8}
+    assert results["samples"] == {"train": 15, "validation": 5, "test": 8}
     assert results["machine"]["mixed_precision"] == "bf16"
     assert results["seeds"]["0"]["epochs"] == results["seeds"]["0"]["best_epoch"] + 2 < 30
     model = AutoModel.from_pretrained(tmp_path / "run")
@@ -170,34 +186,33 @@ def test_many_options_in_one_run(train, shared, tmp_path):
     assert {x.dtype for x in model.parameters()} == {torch.float32}
 
 
-def test_killed_and_resumed_ends_bit_for_bit_alike(train, tmp_path):
-    options = ["--batch_size=4", "--num_epochs=3", "--checkpoint_steps=3"]
-    train(*options, output="whole")
-    process = train(*options, output="killed", wait=False)
+def test_killed_and_resumed_ends_bit_for_bit_alike(train, launch, two_seeds, tmp_path):
+    options = [*TWO_SEEDS, "--checkpoint_steps=2"]
+    process = train(*options, output="killed", by=launch, wait=False)
     checkpoints = tmp_path / "killed" / "seed-0" / "checkpoints"
-    kill_after(process, checkpoints / "step-00000015-epoch-0001")  # in the second epoch of 11 steps
-    assert not (tmp_path / "killed" / "results.json").exists()
-    train(*options, "--resume", output="killed")
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    kill_after(process, checkpoints / "step-00000006-epoch-0001")  # in the second epoch of 5 steps
+    assert not (tmp_path / "killed" / "seed-0" / "results.json").exists()
+    train(*options, "--resume", output="killed", by=launch)
+    assert_same_end(two_seeds, tmp_path / "killed")
     assert not checkpoints.exists()
 
 
-def test_two_processes_killed_and_resumed_end_bit_for_bit_alike(train, tmp_path):
-    options = ["--batch_size=4", "--num_epochs=3", "--checkpoint_steps=2"]
-    train(*options, output="whole", num_processes=2)
-    process = train(*options, output="killed", num_processes=2, wait=False)
-    # in the second epoch of 6 steps
-    kill_after(process, tmp_path / "killed" / "seed-0" / "checkpoints" / "step-00000008-epoch-0001")
+def test_two_processes_killed_and_resumed_end_bit_for_bit_alike(train, launch, tmp_path):
+    options, how = ["--batch_size=4", "--num_epochs=5", "--checkpoint_steps=2"], {"by": launch, "forked": 2}
+    train(*options, output="whole", **how)
+    process = train(*options, output="killed", wait=False, **how)
+    # in the second epoch of 5 steps
+    kill_after(process, tmp_path / "killed" / "seed-0" / "checkpoints" / "step-00000006-epoch-0001")
     assert not (tmp_path / "killed" / "results.json").exists()
-    train(*options, "--resume", output="killed", num_processes=2)
+    train(*options, "--resume", output="killed", **how)
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(train, tmp_path):
+def test_two_processes_equal_one_with_the_doubled_batch(train, launch, tmp_path):
     """Nothing is drawn: dropout 0, zero perturbation."""
-    options = ["--dropout=0", "--reweighting_dropout=0", "--perturbation=zero", "--num_epochs=2"]
+    options = ["--dropout=0", "--reweighting_dropout=0", "--perturbation=zero", "--learning_rate=0.01"]
     train(*options, "--batch_size=8", output="one", films="even")
-    train(*options, "--batch_size=4", output="two", films="even", num_processes=2)
+    train(*options, "--batch_size=4", output="two", films="even", by=launch, num_processes=2)
     one, two = (json.loads((tmp_path / name / "seed-0" / "history.json").read_text()) for name in ("one", "two"))
     assert len(one) == len(two) == 2
     for epoch_one, epoch_two in zip(one, two, strict=True):
@@ -209,7 +224,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(train, tmp_path):
         assert results[1]["test"][name]["mean"] == pytest.approx(value["mean"], abs=1e-3), name
 
 
-def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
+def test_the_encoders_stay_as_they_are(shared, tmp_path, no_figures, monkeypatch):
     """Not one weight of the frozen encoders changes in a whole job."""
     from fl_i2moe.training import features as run_features
     from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
@@ -230,7 +245,7 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
         TrainingArguments(num_epochs=1, batch_size=16, num_threads=1),
         OutputArguments(str(tmp_path / "run")),
     )
-    raw = load_mmimdb(shared / "films", labels=list(PLANTED_GENRES))
+    raw = load_mmimdb(shared / "even", labels=list(PLANTED_GENRES))
     choices = {"image": EncoderChoice("sample:efficientnet-lite0"), "text": EncoderChoice("sample:minilm")}
     accelerator = start_job(job)
     fit(encode(raw, choices, job, accelerator), job, accelerator, job.settings())
@@ -242,8 +257,8 @@ def test_the_encoders_stay_as_they_are(shared, tmp_path, monkeypatch):
             assert torch.equal(x, weights[name]), name
 
 
-def test_a_wrong_option_ends_the_command(train, tmp_path):
-    result = train("--labels", "Drama", check=False)
+def test_a_wrong_option_ends_the_command(train, launch, tmp_path):
+    result = train("--labels", "Drama", by=launch, check=False)
     assert result.returncode != 0
     assert "error: `num_labels=1` needs" in result.stdout
     assert not (tmp_path / "run").exists()
@@ -274,19 +289,11 @@ def test_a_wrong_option_ends_the_command(train, tmp_path):
         (["--text_revision=v2"], "it has no revision 'v2'"),
     ],
 )
-def test_wrong_options_end_at_the_start_with_one_line(
-    shared, tmp_path, monkeypatch, capsys, fresh_accelerate, options, message
-):
-    """The recipe in this process."""
+def test_wrong_options_end_at_the_start_with_one_line(train, tmp_path, capsys, options, message):
     file = tmp_path / "file"
     file.write_text("no folder")
-    options = [option.format(file=file) for option in options]
-    monkeypatch.setattr(
-        "sys.argv", [RECIPE, f"--data_dir={shared / 'films'}", *TINY, f"--output_dir={tmp_path / 'run'}", *options]
-    )
-    monkeypatch.setenv("FL_I2MOE_CACHE", str(shared / "cache"))
-    with FileLock(shared / "lock"), pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / RECIPE), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        train(*(option.format(file=file) for option in options))
     said = ended.value.code
     if said == 2:  # argparse
         said = capsys.readouterr().err.splitlines()[-1]

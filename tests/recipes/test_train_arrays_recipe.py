@@ -1,4 +1,4 @@
-"""`recipes/train_arrays.py` as users run it, and the recipes that come after it."""
+"""`recipes/train_arrays.py`, and the recipes that come after it."""
 
 import json
 import runpy
@@ -32,11 +32,11 @@ def refusal(tmp_path, monkeypatch, capsys, fresh_accelerate):
     return run
 
 
-def test_three_modalities_from_training_to_truth(launch, run_here, tmp_path):
+def test_three_modalities_from_training_to_truth(run_here, no_figures, tmp_path):
     """The built-in sample, trained on, held against its truth, explained."""
     run = tmp_path / "run"
     sample = ["--num_modalities=3", "--num_samples=80", "--num_tokens=12", "--evidence_tokens=2"]
-    output = launch(RECIPE, *TINY, *sample, f"--output_dir={run}").stdout
+    output = run_here(RECIPE, *TINY, *sample, f"--output_dir={run}")
     assert "built-in sample" in output
     assert "--data_file" in output
     model = AutoModel.from_pretrained(run)
@@ -74,7 +74,7 @@ def test_three_modalities_from_training_to_truth(launch, run_here, tmp_path):
     assert any(f"{name} feature " in text for name in ("alpha", "beta", "gamma"))
 
 
-def test_own_arrays_with_the_papers_settings(run_here, tmp_path):
+def test_own_arrays_with_the_papers_settings(run_here, no_figures, tmp_path):
     """Vectors of four modalities, pooled; the same arrays under another name need no second cache."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3

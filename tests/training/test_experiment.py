@@ -22,7 +22,7 @@ SIZES = {"train": 96, "validation": 32, "test": 20}
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, fresh_accelerate):
+def run(tmp_path, monkeypatch, fresh_accelerate, no_figures):
     """Runs a job with fake encoders on the CPU; returns its results."""
 
     def start(raw, *, model=None, **training):

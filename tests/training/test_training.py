@@ -71,6 +71,12 @@ def fit(cache, run_dir, *, config=None, resume=False, seed=0, metric="micro_f1",
     )
 
 
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """A run with no options, not stopped."""
+    return fit(cache, tmp_path_factory.mktemp("whole"))
+
+
 def tensors(fitted):
     return {name: x.clone() for name, x in fitted.model.state_dict().items()}
 
@@ -114,12 +120,12 @@ def test_the_last_epoch_is_kept_where_the_best_is_not_asked_for(cache, tmp_path,
             assert_same(last, kept)
 
 
-def test_a_seed_decides_everything(cache, tmp_path):
-    first, second = fit(cache, tmp_path / "a"), fit(cache, tmp_path / "b")
-    assert_same(tensors(first), tensors(second))
-    assert first.state.history == second.state.history
-    other = fit(cache, tmp_path / "c", seed=1)
-    assert first.state.history != other.state.history
+def test_a_seed_decides_everything(cache, whole, tmp_path):
+    again = fit(cache, tmp_path / "again")
+    assert_same(tensors(whole), tensors(again))
+    assert whole.state.history == again.state.history
+    other = fit(cache, tmp_path / "other", seed=1)
+    assert whole.state.history != other.state.history
 
 
 @pytest.mark.parametrize(
@@ -293,8 +299,7 @@ NO_SPACE = [
 
 
 @pytest.mark.parametrize("error", NO_SPACE)
-def test_a_full_disk_loses_no_checkpoint(cache, tmp_path, monkeypatch, error):
-    expected = fit(cache, tmp_path / "whole")
+def test_a_full_disk_loses_no_checkpoint(cache, whole, tmp_path, monkeypatch, error):
     save_state = Accelerator.save_state
 
     def full(self, folder):
@@ -310,8 +315,8 @@ def test_a_full_disk_loses_no_checkpoint(cache, tmp_path, monkeypatch, error):
     assert caught.value.filename == str(tmp_path / "full" / "checkpoints")
     assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-00000006-epoch-0001"]
     resumed = fit(cache, tmp_path / "full", resume=True)
-    assert_same(tensors(expected), tensors(resumed))
-    assert expected.state.history == resumed.state.history
+    assert_same(tensors(whole), tensors(resumed))
+    assert whole.state.history == resumed.state.history
 
 
 @pytest.mark.parametrize("error", NO_SPACE)

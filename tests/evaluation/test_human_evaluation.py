@@ -1,17 +1,13 @@
 """Questionnaires on the expert weights of a trained model: drawn, filled in by a reader, and summarised."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from published import make_published
 from questioned import make_key, write_answers
 from rich.console import Console
@@ -172,25 +168,19 @@ def test_nobodys_answers_are_overwritten(trained, tmp_path):
         summarise_answers(replace(arguments, overwrite=True), Console(quiet=True))
 
 
-def run_recipe(*arguments, code=0):
-    command = [sys.executable, "recipes/human_evaluation.py", *map(str, arguments)]
-    result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == code, result.stderr
-    return result.stdout + result.stderr
+RECIPE = "recipes/human_evaluation.py"
 
 
-def test_the_recipe_from_model_to_table(trained, tmp_path):
+def test_the_recipe_from_model_to_table(trained, tmp_path, run_here):
     folders = [f"--{name}={value}" for name, value in trained[2].items()]
-    output = run_recipe("draw", *folders, "--num_controls=2", f"--output_dir={tmp_path / 'q'}")
+    output = run_here(RECIPE, "draw", *folders, "--num_controls=2", f"--output_dir={tmp_path / 'q'}")
     assert f"6 questions: {tmp_path / 'q' / 'questionnaire.html'}" in output
     key = Key.load(tmp_path / "q" / "key.json")
     for rater, rating in (("anna", 5), ("ben", 4)):
         answers = {item.item_id: 2 if item.is_control else rating for item in key.items}
         write_answers(tmp_path / "answers", rater, [], {"questionnaire": key.questionnaire, "answers": answers})
     files = sorted((tmp_path / "answers").iterdir())
-    output = run_recipe("summarize", f"--questionnaire={tmp_path / 'q'}", "--answers", *files)
+    output = run_here(RECIPE, "summarize", f"--questionnaire={tmp_path / 'q'}", "--answers", *files)
     text = (tmp_path / "q" / "ratings" / "ratings.md").read_text()
     assert text in output
     assert "| Completely makes sense | 50.0 % ± 70.7 | 0.0 % ± 0.0 |" in text
@@ -199,9 +189,8 @@ def test_the_recipe_from_model_to_table(trained, tmp_path):
     assert summary["num_raters"] == 2
     files[0].write_text("{")
     options = [f"--questionnaire={tmp_path / 'q'}", "--overwrite", "--answers", *files]
-    assert f"error: These answers cannot be used:\n  {files[0]}: is no JSON" in run_recipe(
-        "summarize", *options, code=1
-    )
+    with pytest.raises(SystemExit, match=f"^error: These answers cannot be used:\n  {files[0]}: is no JSON"):
+        run_here(RECIPE, "summarize", *options)
     assert json.loads((tmp_path / "q" / "ratings" / "ratings.json").read_text()) == summary
 
 

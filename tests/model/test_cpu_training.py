@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fl_i2moe import cpu_training
+from fl_i2moe.model import cpu_training
 from fl_i2moe.model.cpu_training import dropout, self_attention
 
 

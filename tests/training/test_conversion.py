@@ -1,12 +1,8 @@
 """Checkpoints of the published code against a plainly written version of its arithmetic (design 4.5)."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from safetensors.torch import save_file
 from tiny_models import losses_of
 from torch import nn
@@ -278,15 +274,12 @@ def test_files_are_read_as_tensors_alone(tmp_path, capsys):
         assert str(tmp_path / name) in str(caught.value)
 
 
-def test_recipe(tmp_path):
+def test_recipe(tmp_path, run_here):
     torch.save(make_checkpoint(), tmp_path / "published.pth")
-    command = [sys.executable, "recipes/convert_i2moe_checkpoint.py", tmp_path / "published.pth", tmp_path / "model"]
+    command = ["recipes/convert_i2moe_checkpoint.py", tmp_path / "published.pth", tmp_path / "model"]
     command += ["--modalities", "text", "image", "--num_attention_heads=2", "--reweighting_temperature=2"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "uniqueness_text, uniqueness_image, synergy, redundancy" in result.stdout
+    assert "uniqueness_text, uniqueness_image, synergy, redundancy" in run_here(*command)
     model = AutoModel.from_pretrained(tmp_path / "model")
     assert model.config.reweighting_temperature == 2
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode != 0
-    assert again.stderr.startswith("error: ")
+    with pytest.raises(SystemExit, match=r"^error: "):
+        run_here(*command)

@@ -1,41 +1,13 @@
 import json
 import pickle
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_encoders import MAKERS, VISION, make_tokenizer, noise
 from torch import nn
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
-from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fl_i2moe.model.encoders import hash_weights, load_encoder
-
-SQUARE = {"height": 32, "width": 32}
-TRANSFORMER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-VISION = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
-
-
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def make_tokenizer(model_max_length):
-    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **names)
 
 
 @pytest.fixture(scope="module")
@@ -52,69 +24,6 @@ def make_folder(tmp_path_factory):
         return str(made[name])
 
     return make
-
-
-def make_clip():
-    text = {**TRANSFORMER, "vocab_size": 20, "max_position_embeddings": 10, "bos_token_id": 0, "eos_token_id": 2}
-    model = hf.CLIPModel(hf.CLIPConfig(vision_config=VISION, text_config={**text, "pad_token_id": 1}))
-    return model, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SQUARE), make_tokenizer(10)
-
-
-def make_efficientnet():
-    config = hf.EfficientNetConfig(
-        image_size=64, width_coefficient=0.25, depth_coefficient=0.1, hidden_dim=320, hidden_act="relu6"
-    )
-    model = hf.EfficientNetModel(config)
-    for module in model.modules():  # default weights are so small that nothing is left of the picture
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-    return model, EfficientNetImageProcessorPil(size={"height": 64, "width": 64}, rescale_offset=True)
-
-
-def make_text(model_class, config_class, **options):
-    config = config_class(**TRANSFORMER, vocab_size=20, max_position_embeddings=20, pad_token_id=1, **options)
-    return model_class(config), make_tokenizer(512)
-
-
-def vit_processor():
-    return ViTImageProcessorPil(size=SQUARE)
-
-
-MAKERS = {
-    "clip": make_clip,
-    "vit": lambda: (hf.ViTModel(hf.ViTConfig(**VISION)), vit_processor()),
-    "vit-classifier": lambda: (hf.ViTForImageClassification(hf.ViTConfig(**VISION)), vit_processor()),
-    "dinov2": lambda: (
-        hf.Dinov2Model(hf.Dinov2Config(**{**VISION, "image_size": 48})),  # interpolates its positions
-        BitImageProcessorPil(size={"shortest_edge": 40}, crop_size=SQUARE),
-    ),
-    "dinov2-registers": lambda: (
-        hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**VISION, num_register_tokens=4)),
-        vit_processor(),
-    ),
-    "siglip": lambda: (hf.SiglipVisionModel(hf.SiglipVisionConfig(**VISION)), vit_processor()),
-    "swin": lambda: (
-        hf.SwinModel(
-            hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)
-        ),
-        vit_processor(),
-    ),
-    "efficientnet": make_efficientnet,
-    "convnext": lambda: (
-        hf.ConvNextModel(hf.ConvNextConfig(hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1])),
-        ConvNextImageProcessorPil(size={"shortest_edge": 64}),
-    ),
-    "resnet": lambda: (
-        hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")),
-        ConvNextImageProcessorPil(size={"shortest_edge": 64}),
-    ),
-    "bert": lambda: make_text(hf.BertModel, hf.BertConfig),
-    "roberta": lambda: make_text(hf.RobertaModel, hf.RobertaConfig),
-    "roberta-mlm": lambda: make_text(hf.RobertaForMaskedLM, hf.RobertaConfig),  # as published: no pooler
-    "mpnet": lambda: make_text(hf.MPNetModel, hf.MPNetConfig),
-}
 
 
 # ---- image encoders ------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from drawn import shown_texts
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from fl_i2moe.metrics.figures import expert_colors, expert_title, save_statistics_figures
@@ -50,19 +50,6 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", record)
     return figures
-
-
-def shown_texts(figure):
-    """Visible texts with their boxes in pixels."""
-    figure.canvas.draw()
-    axes_of_panels = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    ticks = [(axis, tick) for axis in axes_of_panels for tick in axis.get_major_ticks()]
-    outside = [
-        t for axis, t in ticks if not min(axis.get_view_interval()) <= t.get_loc() <= max(axis.get_view_interval())
-    ]
-    undrawn = {label for tick in outside for label in (tick.label1, tick.label2)}
-    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text() and t not in undrawn]
-    return [(t.get_text(), t.get_window_extent()) for t in texts]
 
 
 CASES = [
