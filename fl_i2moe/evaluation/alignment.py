@@ -1,9 +1,7 @@
 """
 Do important features interact more: interaction scores of pairs by the importance of their ends (FL-I²MoE, Figure 4).
 
-Intervals are of a bootstrap over samples.
-
-Shapes: B samples, T_m features of modality m, N players of a sample, P pairs.
+Shapes: B samples, T_m features of modality m, P pairs.
 """
 
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from ..explain.attribution import top_features
 from ..explain.game import Player
 from ..metrics.summaries import CONFIDENCE, interval, resample, weighted_means
 from ..metrics.tasks import FloatArray, IntArray
-from .pairs import check_share, top_pairs
+from .pairs import top_pairs
 
 BIN_EDGES = (0.1, 0.2, 0.3)
 
@@ -55,14 +53,7 @@ def importance_bins(
 
 
 def pair_bins(ends: Sequence[tuple[Player, Player]], bins: dict[str, Tensor]) -> IntArray:
-    """
-    Args:
-        ends: of P pairs of features.
-        bins: of the sample, modality → (T_m,).
-
-    Returns:
-        (P,) the bin of both ends, −1 where they differ or lie outside.
-    """
+    """Of the ends of P pairs, (P,) the bin of both in `importance_bins` of their sample, −1 where they have none."""
     bin_of = np.array([[int(bins[end.modality][end.place]) for end in pair] for pair in ends])
     return np.where(bin_of[:, 0] == bin_of[:, 1], bin_of[:, 0], -1)
 
@@ -107,8 +98,6 @@ def alignment(
     for number, sizes in enumerate(zip(map(len, scores), map(len, bins), map(len, taken), strict=True)):
         if len(set(sizes)) > 1:
             raise ValueError(f"scores, bins and values of sample {number} are of different pairs: {sizes}")
-    for share in shares:
-        check_share(share)
     rows = []
     for number in range(num_bins):
         inside = [np.flatnonzero(bin_of == number) for bin_of in bins]
@@ -116,15 +105,11 @@ def alignment(
         top = {}
         for share in shares:
             means = np.array([taken[i][inside[i][top_pairs(scores[i][inside[i]], share)]].mean() for i in used])
-            top[f"{share:g}"] = _mean_with_interval(means, num_resamples, seed)
+            top[f"{share:g}"] = {"mean": None, "interval": None}
+            if used:
+                resampled = weighted_means(means, resample(len(used), num_resamples, seed)[1:])
+                top[f"{share:g}"] = {"mean": float(means.mean()), "interval": interval(resampled)}
         count = float(np.mean([len(inside[i]) for i in used])) if used else None
         rows.append({"num_samples": len(used), "num_pairs": count, "top": top})
     by = "the same scores" if values is None else "independent scores"
     return {"confidence": CONFIDENCE, "ranked_and_valued_by": by, "bins": rows}
-
-
-def _mean_with_interval(values: FloatArray, num_resamples: int, seed: int) -> dict[str, Any]:
-    if not len(values):
-        return {"mean": None, "interval": None}
-    resampled = weighted_means(values, resample(len(values), num_resamples, seed)[1:])
-    return {"mean": float(values.mean()), "interval": interval(resampled)}

@@ -1,6 +1,5 @@
 """
-Faithfulness: what the model's metric loses when the features that an explanation names are masked (FL-I²MoE, section
-4.2).
+Faithfulness: what the metric loses when the features that an explanation names are masked (FL-I²MoE, section 4.2).
 
 Shapes: B samples · T_m features of modality m · C classes · K shares of features · R draws.
 """
@@ -22,12 +21,13 @@ from ..explain.attribution import (
     attribute,
     attribute_classes,
     evaluating,
-    mixture_importance,
+    scores_by_expert,
     top_features,
 )
 from ..explain.inputs import Inputs
 from ..metrics.summaries import area_under, drop, plain, spread
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
+from ..model.configuration_fl_i2moe import check_choice, check_options, option
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
@@ -58,12 +58,8 @@ def target_classes(
         labels: as in `compute_metrics`.
         target: `"true"`: the true class, or each true label; a sample without one has the class with the highest logit.
             `"predicted"`: the class with the highest logit. In regression every output counts.
-
-    Raises:
-        ValueError: for another target.
     """
-    if target not in TARGETS:
-        raise ValueError(f"`target` must be 'true' or 'predicted', got {target!r}.")
+    check_choice("target", target, TARGETS)
     if problem_type == "regression":
         return torch.ones_like(logits, dtype=torch.bool)
     highest = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
@@ -80,41 +76,28 @@ class Maskings:
     """What is masked, by whose importance, and how often at random."""
 
     methods: Sequence[str] = METHODS
-    """Of `attribution.METHODS`."""
-
     shares: Sequence[float] = SHARES
     """Of each modality's candidates, increasing, in (0, 1]."""
 
     directions: Sequence[str] = DIRECTIONS
     """`"deletion"` masks the top share, `"insertion"` everything but the top share. Special features always stay."""
 
-    num_random: int = 5
-    """Draws of the random baseline."""
-
-    seed: int = 0
-    """Of the random baseline."""
-
-    target: Literal["true", "predicted"] = "true"
-    """The classes that importance is for, see [`target_classes`]."""
-
-    of: Literal["expert", "mixture"] = "expert"
-    """As for `attribute`."""
-
-    num_steps: int = 32
-    """As for `attribute`."""
+    num_random: int = option(5, "Draws of the random baseline.", at_least=1)
+    seed: int = option(0, "Of the random baseline.")
+    target: Literal["true", "predicted"] = option(
+        "true", "The classes that importance is for, see `target_classes`.", choices=TARGETS
+    )
+    of: Literal["expert", "mixture"] = option("expert", "As for `attribute`.")
+    num_steps: int = option(32, "As for `attribute`.")
 
     def __post_init__(self):
+        check_options(self)
         shares = self.shares
         if not shares or not all(a < b for a, b in zip([0, *shares], [*shares, 2], strict=True)) or shares[-1] > 1:
             raise ValueError(f"`shares` must increase within (0, 1], got {list(shares)}.")
-        if unknown := set(self.methods) - set(METHODS):
-            raise ValueError(f"Unknown `methods` {sorted(unknown)}; there are {', '.join(METHODS)}.")
-        if unknown := set(self.directions) - set(DIRECTIONS):
-            raise ValueError(f"Unknown directions {sorted(unknown)}; there are {', '.join(DIRECTIONS)}.")
-        if self.num_random < 1:
-            raise ValueError(f"`num_random` must be at least 1, got {self.num_random}.")
-        if self.target not in TARGETS:
-            raise ValueError(f"`target` must be 'true' or 'predicted', got {self.target!r}.")
+        for name, choices in (("methods", METHODS), ("directions", DIRECTIONS)):
+            if unknown := set(getattr(self, name)) - set(choices):
+                raise ValueError(f"Unknown `{name}` {sorted(unknown)}; there are {', '.join(choices)}.")
 
 
 def faithfulness(
@@ -133,7 +116,6 @@ def faithfulness(
     Args:
         loader: batches as `FeatureRows` gives them, in any order.
         accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
-        progress: show a bar.
         maskings: the fields of [`Maskings`].
 
     Returns:
@@ -169,9 +151,8 @@ def summarise(logits: dict[str, Tensor], labels: Tensor, problem_type: str, shar
     Metrics under masking, from the logits of a whole split.
 
     Args:
-        logits: as [`faithfulness_logits`] gives them, all samples together.
+        logits: as [`faithfulness_logits`] gives them, all samples together, under the same `shares`.
         labels, problem_type: as in `compute_metrics`.
-        shares: those of the logits.
 
     Returns:
         A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
@@ -203,8 +184,7 @@ def summarise(logits: dict[str, Tensor], labels: Tensor, problem_type: str, shar
         if "/" not in key:
             continue
         direction, method, expert = key.split("/", 2)
-        num_draws = masked.shape[1]
-        measured = [[measure(masked[:, draw, k]) for k in range(len(shares))] for draw in range(num_draws)]
+        measured = [[measure(at_share) for at_share in draw.unbind(1)] for draw in masked.unbind(1)]
         start = base if direction == "deletion" else emptied
         curves = {}
         for metric, greater_is_better in METRICS_BY_PROBLEM[problem_type].items():
@@ -217,13 +197,10 @@ def summarise(logits: dict[str, Tensor], labels: Tensor, problem_type: str, shar
 @torch.no_grad()
 def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Maskings) -> dict[str, Tensor]:
     """
-    The mixture's logits of a batch under every masking.
+    The mixture's logits of a batch, as `FeatureRows` gives it, under every masking.
 
     A sample's importance for several classes is the mean of its importance for each. Random draws look at no expert
     and depend on the seed and the sample's id alone, not on its batch or process.
-
-    Args:
-        batch: as `FeatureRows` gives it.
 
     Returns:
         `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
@@ -243,9 +220,11 @@ def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Masking
         logits = {"base": whole.logits, "emptied": emptied}
         for method in how.methods:
             if method == "random":
-                scores = {whole_name(model.config.expert_names): _random_scores(model, inputs, batch["ids"], how)}
+                names = model.config.expert_names
+                scores = {(names[0] if len(names) == 1 else MIXTURE): _random(model, inputs, batch["ids"], how)}
             else:
-                scores = _scores(model, inputs, classes, method, whole.expert_weights, how)
+                importance = attribute_classes(model, inputs, classes, method, of=how.of, num_steps=how.num_steps)
+                scores = {name: [x] for name, x in scores_by_expert(importance, whole.expert_weights).items()}
             for expert, draws in scores.items():
                 for direction in how.directions:
                     masked = [
@@ -258,28 +237,7 @@ def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Masking
     return logits
 
 
-def whole_name(expert_names: Sequence[str]) -> str:
-    """Under which the importance for the whole model stands: the mixture's, or that of a dense model's one expert."""
-    return MIXTURE if len(expert_names) > 1 else expert_names[0]
-
-
-def _scores(
-    model: FLI2MoEModel, inputs: Inputs, classes: Tensor, method: str, expert_weights: Tensor, how: Maskings
-) -> dict[str, list[dict[str, Tensor]]]:
-    """Expert, or the mixture → its one draw: modality → (B, T_m)."""
-    importance = attribute_classes(model, inputs, classes, method, of=how.of, num_steps=how.num_steps)
-    scores = {
-        name: [{modality: x[:, e] for modality, x in importance.scores.items()}]
-        for e, name in enumerate(importance.experts)
-    }
-    if len(importance.experts) > 1:
-        scores[MIXTURE] = [mixture_importance(importance, expert_weights)]
-    return scores
-
-
-def _random_scores(
-    model: FLI2MoEModel, inputs: Inputs, sample_ids: Sequence[str], how: Maskings
-) -> list[dict[str, Tensor]]:
+def _random(model: FLI2MoEModel, inputs: Inputs, sample_ids: Sequence[str], how: Maskings) -> list[dict[str, Tensor]]:
     """Draws: modality → (B, T_m)."""
     no_class, any_expert = torch.zeros(len(inputs), dtype=torch.long), model.config.expert_names[:1]
     draws = []

@@ -1,7 +1,7 @@
 """
 What masking pairs does to the model's metrics, from the logits of all samples (FL-I²MoE, Table 1).
 
-Intervals are of a bootstrap over samples, the same ones for all conditions of a comparison.
+Intervals are of a bootstrap over samples, the same ones for all conditions; without resamples there are none.
 
 Shapes: G samples in all, C classes, Q shares, D random draws, R resamples.
 """
@@ -32,7 +32,7 @@ def pair_masking_table(
     Args:
         logits: as `pair_masking_logits` gives them, of all G samples.
         labels, problem_type: as in `compute_metrics`.
-        num_resamples, seed: of the bootstrap over samples; without resamples there are no intervals.
+        num_resamples, seed: of the bootstrap.
 
     Returns:
         JSON: `num_samples`, `confidence`, `num_pairs`, `num_features`, `num_features_same_pairs` (means over samples),
@@ -47,10 +47,8 @@ def pair_masking_table(
     """
     measure = _make_measure(np.asarray(labels), problem_type, num_resamples, seed)
     none, ranked = measure(logits["none"]), measure(logits["ranked"])
-    randoms = {
-        name: np.stack([measure(draw) for draw in logits[name]])  # (D, metrics, 1 + R)
-        for name in ("random_same_features", "random_same_pairs")
-    }
+    names = ("random_same_features", "random_same_pairs")
+    randoms = {name: np.stack([measure(draw) for draw in logits[name]]) for name in names}  # (D, metrics, 1 + R)
     table = {}
     for m, (metric, greater_is_better) in enumerate(METRICS_BY_PROBLEM[problem_type].items()):
         drops = {"ranked": drop(none[m], ranked[m], greater_is_better)}
@@ -63,13 +61,8 @@ def pair_masking_table(
             "drop": {name: with_interval(values) for name, values in drops.items()},
             "ranked_minus_random": with_interval(drops["ranked"] - drops["random_same_features"]),
         }
-    counts = ("num_pairs", "num_features", "num_features_same_pairs")
-    return {
-        "num_samples": len(labels),
-        "confidence": CONFIDENCE,
-        **{name: float(np.mean(logits[name])) for name in counts},
-        "metrics": table,
-    }
+    counts = {name: float(np.mean(x)) for name, x in logits.items() if name.startswith("num_")}
+    return {"num_samples": len(labels), "confidence": CONFIDENCE, **counts, "metrics": table}
 
 
 def pair_curves(
@@ -88,7 +81,7 @@ def pair_curves(
         logits: as `pair_curve_logits` gives them, of all G samples.
         labels, problem_type: as in `compute_metrics`.
         shares: those of the logits.
-        num_resamples, seed: of the bootstrap over samples; without resamples there is no interval.
+        num_resamples, seed: of the bootstrap.
 
     Returns:
         JSON: `num_samples`, `confidence`, `shares`, `num_features`, `num_features_random` (means over samples, (Q,)),

@@ -1,7 +1,7 @@
 """
 Masking of pairs: the ones that score highest, and random ones to compare them with (FL-I²MoE, Table 1).
 
-pair_metrics.py computes from the logits of all samples what that does to the model's metrics.
+Both return a batch's logits, from which pair_metrics.py computes the model's metrics: join batches along B.
 
 Shapes: B samples of a batch, T_m features of modality m, N players of a sample, P pairs, C classes, Q shares, D random
 draws.
@@ -32,7 +32,8 @@ MAX_REDRAWS = 1000
 
 def top_pairs(scores: FloatArray, share: float) -> IntArray:
     """Indexes of the highest max(1, ⌈share · P⌉) of (P,) scores, best first; ties go to the earlier pair."""
-    check_share(share)
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of pairs must lie in (0, 1], got {share}")
     return (-scores).argsort(kind="stable")[: count_share(share, len(scores))]
 
 
@@ -59,12 +60,6 @@ def random_pairs(pairs: IntArray, num_features: int, rng: np.random.Generator) -
     raise ValueError(f"found no choice among {len(pairs)} pairs that has {num_features} distinct features")
 
 
-def check_share(share: float) -> None:
-    """`ValueError` unless the share of pairs lies in (0, 1]."""
-    if not 0 < share <= 1:
-        raise ValueError(f"a share of pairs must lie in (0, 1], got {share}")
-
-
 def pair_masking_logits(
     evaluate: Evaluate,
     inputs: Inputs,
@@ -77,8 +72,7 @@ def pair_masking_logits(
     seed: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """
-    A batch's logits without the pairs that score highest, and without random ones (Table 1). Both ends of a pair are
-    zeroed.
+    Logits without the pairs that score highest, and without random ones (Table 1). Both ends of a pair are zeroed.
 
     Args:
         evaluate: the whole model, `masking.masked_logits` with its model.
@@ -88,28 +82,23 @@ def pair_masking_logits(
         kind: of score, as `PairTable.score` takes it.
         share: of the pairs, rounded up, at least one.
         num_draws: D.
-        seed: of the draws.
 
     Returns:
         `none` and `ranked` (B, C); `random_same_features` (D, B, C): random pairs with as many distinct features as the
         ranked ones have; `random_same_pairs` (D, B, C): as many pairs, the paper's comparison, which zeroes more
         features where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
-        `num_features_same_pairs` (D, B). Join batches along the B axis for `pair_masking_table`.
+        `num_features_same_pairs` (D, B).
     """
     _check_samples(inputs, tables, numbers, num_draws)
     ranked: list[BoolArray] = []
     same_features: list[list[BoolArray]] = [[] for _ in range(num_draws)]
     same_pairs: list[list[BoolArray]] = [[] for _ in range(num_draws)]
     for table, number in zip(tables, numbers, strict=True):
-        pairs, num_players = table.pairs, len(table.players)
-        rng = np.random.default_rng([seed, number])
-        chosen = top_pairs(table.score(kind), share)
-        ranked.append(_ends(pairs, chosen, num_players))
-        for draw in range(num_draws):
-            matched = random_pairs(pairs, int(ranked[-1].sum()), rng)
-            same_features[draw].append(_ends(pairs, matched, num_players))
-            equal = rng.permutation(len(pairs))[: len(chosen)]
-            same_pairs[draw].append(_ends(pairs, equal, num_players))
+        rng, chosen = np.random.default_rng([seed, number]), top_pairs(table.score(kind), share)
+        ranked.append(_ends(table, chosen))
+        for features, pairs in zip(same_features, same_pairs, strict=True):
+            features.append(_ends(table, random_pairs(table.pairs, int(ranked[-1].sum()), rng)))
+            pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
 
     def run(masked: Sequence[BoolArray]) -> FloatArray:
         return _logits(evaluate, inputs, tables, masked)
@@ -138,8 +127,8 @@ def pair_curve_logits(
     seed: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """
-    A batch's logits as pairs go ("deletion": the ends of the first share of pairs are zeroed) or come ("insertion": of
-    all ends only those of the first share are there), the highest scores first and in random order.
+    Logits as pairs go ("deletion": the ends of the first share of pairs are zeroed) or come ("insertion": of all ends
+    only those of the first share are there), the highest scores first and in random order.
 
     Args:
         evaluate, inputs, tables, numbers, kind, seed: as [`pair_masking_logits`] takes them.
@@ -148,7 +137,7 @@ def pair_curve_logits(
 
     Returns:
         `ranked` (Q, B, C), `random` (D, Q, B, C), and how many features are zeroed: `num_features` (Q, B) and
-        `num_features_random` (D, Q, B). Join batches along the B axis for `pair_curves`.
+        `num_features_random` (D, Q, B).
 
     Raises:
         ValueError: an unknown direction; invalid shares.
@@ -159,19 +148,14 @@ def pair_curve_logits(
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")
     masked: list[list[list[BoolArray]]] = [[[] for _ in shares] for _ in range(num_draws + 1)]
-    for table, sample_number in zip(tables, numbers, strict=True):
-        pairs = table.pairs
-        rng = np.random.default_rng([seed, sample_number])
-        by_score = (-table.score(kind)).argsort(kind="stable")
-        everything = _ends(pairs, by_score, len(table.players))
-        for order, curve in zip(
-            [by_score, *(rng.permutation(len(pairs)) for _ in range(num_draws))], masked, strict=True
-        ):
+    for table, number in zip(tables, numbers, strict=True):
+        rng, by_score = np.random.default_rng([seed, number]), (-table.score(kind)).argsort(kind="stable")
+        orders = [by_score, *(rng.permutation(len(by_score)) for _ in range(num_draws))]
+        for order, curve in zip(orders, masked, strict=True):
             for share, masks in zip(shares, curve, strict=True):
-                number = count_share(share, len(pairs)) if share else 0
-                ends = _ends(pairs, order[:number], len(table.players))
-                masks.append(ends if direction == "deletion" else everything & ~ends)
-    logits = np.stack([np.stack([_logits(evaluate, inputs, tables, masks) for masks in curve]) for curve in masked])
+                ends = _ends(table, order[: count_share(share, len(order)) if share else 0])
+                masks.append(ends if direction == "deletion" else _ends(table, order) & ~ends)
+    logits = np.array([[_logits(evaluate, inputs, tables, masks) for masks in curve] for curve in masked])
     counts = np.array([[[mask.sum() for mask in masks] for masks in curve] for curve in masked])
     return {
         "ranked": logits[0],
@@ -181,10 +165,10 @@ def pair_curve_logits(
     }
 
 
-def _ends(pairs: IntArray, chosen: IntArray, num_players: int) -> BoolArray:
+def _ends(table: PairTable, chosen: IntArray) -> BoolArray:
     """(N,) true for the ends of the chosen pairs."""
-    ends = np.zeros(num_players, np.bool_)
-    ends[pairs[chosen].ravel()] = True
+    ends = np.zeros(len(table.players), np.bool_)
+    ends[table.pairs[chosen].ravel()] = True
     return ends
 
 

@@ -6,7 +6,7 @@ E' experts asked for · C classes · K classes of interest, over all samples.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.configuration_fl_i2moe import check_choice
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 
@@ -77,10 +78,7 @@ def methods_of(model: FLI2MoEModel) -> list[str]:
 
 
 def check_methods(model: FLI2MoEModel, methods: Iterable[str], argument: str) -> None:
-    """
-    Raises:
-        ValueError: a method does not fit the model's fusion; says which do, and the option that takes them.
-    """
+    """`ValueError` for a method that does not fit the model's fusion; says which do, and the option that takes them."""
     if wrong := [method for method in methods if method not in methods_of(model)]:
         raise ValueError(
             f"The fusion {model.config.fusion!r} has no attention, which {', '.join(wrong)} needs: give "
@@ -110,15 +108,13 @@ def attribute(
     - `"attnroll"`: attention rollout. A layer is `0.5·A + 0.5·I`, A the mean over heads, whose rows sum to 1 as A's
       do. It does not depend on the target.
     - `"grad_attnroll"`: `R ← R + Ā·R` from `R = I`, `Ā` = mean over heads of `relu(∂logit/∂A ⊙ A)`.
-    - `"ig"`: integrated gradients over the projected features from a baseline of zeros (special features too),
-      Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class
-      rank last.
+    - `"ig"`: integrated gradients over the projected features (special ones too) from a baseline of zeros,
+      Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class rank last.
     - `"random"`: uniform in [0, 1).
 
-    The published layer arithmetic has no skip around attention: its layers are `A`, and `R ← Ā·R`.
-
-    A rollout scores a feature by the mean of its column over the rows that the expert's head reads, with the head's
-    weights: every modality that it reads counts alike.
+    The published layer arithmetic has no skip around attention: its layers are `A`, and `R ← Ā·R`. A rollout scores a
+    feature by the mean of its column over the rows that the expert's head reads, with the head's weights: every
+    modality that it reads counts alike.
 
     Args:
         targets: (B,), a class for each sample; 0 in regression with one output.
@@ -134,17 +130,33 @@ def attribute(
             attention; no step.
     """
     experts = list(model.config.expert_names) if experts is None else list(experts)
-    targets = _check(model, inputs, targets, method, experts, of, num_steps)
+    check_choice("method", method, METHODS)
+    check_choice("of", of, ("expert", "mixture"))
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    if unknown := set(experts) - set(model.config.expert_names):
+        raise ValueError(f"Unknown experts {sorted(unknown)}; this model has {model.config.expert_names}.")
+    if targets.shape != (len(inputs),):
+        raise ValueError(f"`targets` must have shape {(len(inputs),)}, got {tuple(targets.shape)}.")
+    num_classes = model.config.num_labels
+    if not ((targets >= 0) & (targets < num_classes)).all():
+        raise ValueError(f"`targets` must be classes 0 to {num_classes - 1}, got {targets.tolist()}.")
+
     gap = None
     if method == "random":
         raw = _random(inputs, len(experts), seed)
     else:
         with explaining(model), torch.enable_grad():
             weights = _weights(model, inputs, experts) if of == "mixture" else 1.0
+            targets, rows = targets.to(model.device), torch.arange(len(inputs), device=model.device)
+
+            def select(logits: Tensor) -> Tensor:
+                return logits[rows, :, targets] * weights
+
             if method == "ig":
-                raw, gap = _integrated_gradients(model, inputs, targets, experts, weights, num_steps)
+                raw, gap = _integrated_gradients(model, inputs, experts, select, num_steps)
             else:
-                raw = _rollout(model, inputs, targets, experts, weights, with_gradient=method == "grad_attnroll")
+                raw = _rollout(model, inputs, experts, select, with_gradient=method == "grad_attnroll")
     scores = {name: _normalize(x, inputs.candidate_masks[name].unsqueeze(1)) for name, x in raw.items()}
     return Importance(scores, experts, raw, gap, inputs.candidate_masks)
 
@@ -158,9 +170,6 @@ def attribute_classes(
     Args:
         classes: (B, C), true for the classes of interest, at least one for each sample.
         options: as for [`attribute`].
-
-    Returns:
-        As [`attribute`], without completeness gaps.
 
     Raises:
         ValueError: a sample has no class of interest; and as [`attribute`].
@@ -187,13 +196,8 @@ def attribute_classes(
 
 def mixture_importance(importance: Importance, expert_weights: Tensor) -> dict[str, Tensor]:
     """
-    Importance for the whole mixture: the mean of the experts' normalised scores with their weights, normalised again.
-
-    Args:
-        expert_weights: (B, E'), in the order of `importance.experts`.
-
-    Returns:
-        modality → (B, T_m)
+    Importance for the whole mixture: the mean of the experts' normalised scores with their weights (B, E'), normalised
+    again: modality → (B, T_m).
 
     Raises:
         ValueError: for weights of another shape.
@@ -207,6 +211,16 @@ def mixture_importance(importance: Importance, expert_weights: Tensor) -> dict[s
     }
 
 
+def scores_by_expert(importance: Importance, expert_weights: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Normalised scores, expert (and, of several, the mixture) → modality → (B, T_m)."""
+    scores = {
+        expert: {name: x[:, e] for name, x in importance.scores.items()} for e, expert in enumerate(importance.experts)
+    }
+    if len(importance.experts) > 1:
+        scores[MIXTURE] = mixture_importance(importance, expert_weights)
+    return scores
+
+
 def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """
     The most important features of each modality, [`count_share`] of its candidates, the first of equal ones.
@@ -214,7 +228,6 @@ def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], 
     Args:
         scores: modality → (B, …, T_m).
         candidate_masks: modality → (B, T_m).
-        share: in (0, 1].
 
     Returns:
         modality → boolean (B, …, T_m)
@@ -239,32 +252,6 @@ def count_share(share: float, number: int) -> int:
     return max(1, math.ceil(share * number - 1e-9))  # 0.07 · 100 is a little more than 7
 
 
-def _check(
-    model: FLI2MoEModel,
-    inputs: Inputs,
-    targets: Tensor,
-    method: str,
-    experts: list[str],
-    of: str,
-    num_steps: int,
-) -> Tensor:
-    """Returns the targets on the model's device."""
-    if method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}.")
-    if of not in ("expert", "mixture"):
-        raise ValueError(f"`of` must be 'expert' or 'mixture', got {of!r}.")
-    if num_steps < 1:
-        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-    if unknown := set(experts) - set(model.config.expert_names):
-        raise ValueError(f"Unknown experts {sorted(unknown)}; this model has {model.config.expert_names}.")
-    if targets.shape != (len(inputs),):
-        raise ValueError(f"`targets` must have shape {(len(inputs),)}, got {tuple(targets.shape)}.")
-    num_classes = model.config.num_labels
-    if not ((targets >= 0) & (targets < num_classes)).all():
-        raise ValueError(f"`targets` must be classes 0 to {num_classes - 1}, got {targets.tolist()}.")
-    return targets.to(model.device)
-
-
 @torch.no_grad()
 def _weights(model: FLI2MoEModel, inputs: Inputs, experts: list[str]) -> Tensor:
     """(B, E')"""
@@ -272,18 +259,12 @@ def _weights(model: FLI2MoEModel, inputs: Inputs, experts: list[str]) -> Tensor:
     return weights[:, [model.config.expert_names.index(name) for name in experts]]
 
 
-def _target_logits(logits: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
-    """(B, E', C) → (B, E')"""
-    return logits[torch.arange(len(targets), device=logits.device), :, targets] * weights
+Select = Callable[[Tensor], Tensor]
+"""Experts' logits (B, E', C) → what is explained, (B, E')."""
 
 
 def _rollout(
-    model: FLI2MoEModel,
-    inputs: Inputs,
-    targets: Tensor,
-    experts: list[str],
-    weights: Tensor | float,
-    with_gradient: bool,
+    model: FLI2MoEModel, inputs: Inputs, experts: list[str], select: Select, with_gradient: bool
 ) -> dict[str, Tensor]:
     # leaves: attention is then on the graph of a model with frozen weights too
     projected = {name: x.detach().requires_grad_(with_gradient) for name, x in inputs.projected.items()}
@@ -295,7 +276,7 @@ def _rollout(
         )
     if with_gradient:
         # an expert's logit depends on its own attention alone: one backward pass serves all experts
-        gradients = torch.autograd.grad(_target_logits(logits, targets, weights).sum(), attentions)
+        gradients = torch.autograd.grad(select(logits).sum(), attentions)
         layers = [(g * a).float().relu().mean(dim=1) for g, a in zip(gradients, attentions, strict=True)]
     else:
         layers = [attention.float().mean(dim=1) for attention in attentions]
@@ -306,10 +287,9 @@ def _rollout(
     shares = model.modality_shares(experts)[:, :, None, None]
     readout = torch.cat([mean * shares[:, m] for m, mean in enumerate(means)], dim=-1)  # (E', B, T)
     row = readout.flatten(0, 1).unsqueeze(1)
-    has_skip = model.config.layer_arithmetic != "published"  # nothing passes by attention there
     for layer in reversed(layers):
         passed_on = torch.bmm(row, layer.detach())
-        if not has_skip:
+        if model.config.layer_arithmetic == "published":  # nothing passes by attention there
             row = passed_on
         else:
             row = row + passed_on if with_gradient else 0.5 * row + 0.5 * passed_on
@@ -319,17 +299,12 @@ def _rollout(
 
 
 def _integrated_gradients(
-    model: FLI2MoEModel,
-    inputs: Inputs,
-    targets: Tensor,
-    experts: list[str],
-    weights: Tensor | float,
-    num_steps: int,
+    model: FLI2MoEModel, inputs: Inputs, experts: list[str], select: Select, num_steps: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Attributions, modality → (B, E', T_m), and completeness gaps (B, E')."""
 
     def outputs(projected: dict[str, Tensor]) -> Tensor:
-        return _target_logits(model.run_experts(projected, inputs.feature_masks, experts=experts), targets, weights)
+        return select(model.run_experts(projected, inputs.feature_masks, experts=experts))
 
     nodes, node_weights = np.polynomial.legendre.leggauss(num_steps)
     sums = {name: x.new_zeros(len(experts), *x.shape) for name, x in inputs.projected.items()}

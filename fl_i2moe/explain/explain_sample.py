@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ..cache import FeatureCache
+from ..model.configuration_fl_i2moe import check_choice
 from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..training.runs import check_cache
-from .attribution import MIXTURE, attribute, evaluating, mixture_importance, top_features, universe_method
+from .attribution import attribute, evaluating, scores_by_expert, top_features, universe_method
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_game import feature_game, feature_players
@@ -47,14 +48,14 @@ def explain(
         method: of importance, one of `attribution.METHODS`.
         interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if not given.
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
-        num_coalitions: coalitions for each pair.
+        num_coalitions: for each pair.
         universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
             scored, in (0, 1]. They are always chosen by Grad×AttnRoll (by integrated gradients where the fusion has no
             attention), whatever the method: experts and methods are compared on the same pairs.
-        seed: of random importance and of coalitions, with `sample_number`; not negative.
+        seed, sample_number: what is random importance and which coalitions are drawn follows from the two; the number
+            is the sample's place in its split.
         cache: where the sample comes from; gives the grid of patches and the encoders if the model's configuration
             does not.
-        sample_number: the sample's place in its split; with `seed` it gives what is random.
         batch_size: coalitions in one pass.
         options: for `attribute`: `of`, `num_steps`.
 
@@ -63,8 +64,8 @@ def explain(
             the sample lacks a modality, has one without candidates, or features that do not fit the model or are not
             finite; a share outside (0, 1]; `exact` with more than 16 features in the universe.
     """
-    if interactions is not None and interactions not in ESTIMATORS:
-        raise ValueError(f"`interactions` must be one of {', '.join(map(repr, ESTIMATORS))}, got {interactions!r}.")
+    if interactions is not None:
+        check_choice("interactions", interactions, ESTIMATORS)
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}.")
     config = model.config
@@ -78,8 +79,8 @@ def explain(
         with torch.no_grad():
             output = model.run_mixture(inputs.projected, inputs.feature_masks)
         logits = _array(output.logits[0])
-        target_index = _target(target, label_names, labels, logits, config.problem_type)
-        targets = torch.tensor([target_index])
+        target = _target(target, label_names, labels, logits, config.problem_type)
+        targets = torch.tensor([target])
         importance = attribute(model, inputs, targets, method, seed=[[seed, sample_number]], **options)
         following = importance
         if experts and method != universe_method(model):
@@ -90,19 +91,12 @@ def explain(
             of_expert = {name: x[:, e] for name, x in following.scores.items()}
             players = feature_players(top_features(of_expert, inputs.candidate_masks, universe_share))
             tables[expert] = score_pairs(
-                feature_game(model, inputs, expert, target_index, players, batch_size=batch_size),
+                feature_game(model, inputs, expert, target, players, batch_size=batch_size),
                 estimator=interactions,
                 num_coalitions=num_coalitions,
                 seed=sample_seed(seed, sample_number),
             )
-    scores = {
-        expert: {name: _array(x[0, e]) for name, x in importance.scores.items()}
-        for e, expert in enumerate(importance.experts)
-    }
-    if len(importance.experts) > 1:
-        mixed = mixture_importance(importance, output.expert_weights)
-        scores[MIXTURE] = {name: _array(x[0]) for name, x in mixed.items()}
-
+    scores = scores_by_expert(importance, output.expert_weights)
     settings = {"seed": seed, **options}
     if importance.completeness_gap is not None:
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
@@ -110,21 +104,17 @@ def explain(
         settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
         if method != universe_method(model):
             settings["universe_by"] = universe_method(model)
-    described = cache.modalities if cache is not None else {}
-    encoders = config.encoders or {}
+    described = {name: {"encoder": (config.encoders or {}).get(name)} for name in config.modality_order}
+    if cache is not None:
+        described |= cache.modalities
     return Explanation(
         sample_id=str(sample.get("id", "sample")),
-        target=target_index,
+        target=target,
         label_names=label_names,
         problem_type=config.problem_type,
         labels=labels,
         modalities={
-            name: places_in(
-                sample,
-                name,
-                described.get(name, {}).get("encoder") or encoders.get(name),
-                described.get(name, {}).get("grid"),
-            )
+            name: places_in(sample, name, described[name].get("encoder"), described[name].get("grid"))
             for name in config.modality_order
         },
         expert_names=list(config.expert_names),
@@ -132,23 +122,17 @@ def explain(
         expert_logits=_array(output.expert_logits[0]),
         logits=logits,
         method=method,
-        importance=scores,
+        importance={expert: {name: _array(x[0]) for name, x in of.items()} for expert, of in scores.items()},
         pair_tables=tables,
         settings=settings,
     )
 
 
-def true_targets(labels: Sequence[float] | float, problem_type: str) -> list[int]:
-    """
-    Classes that an explanation is due for: each true label, the one class, or each output of a regression.
-
-    Args:
-        labels: a row's: (C,) zeros and ones, a class index, or (C,) numbers.
-    """
+def true_targets(labels: Any, problem_type: str) -> list[int]:
+    """The classes that an explanation of a row with these `labels` is due for: each true one; in a regression each
+    output; none where labels are unknown."""
     values = _labels(labels) or []
-    if problem_type == "regression":
-        return list(range(len(values)))
-    return true_classes(values, problem_type)
+    return list(range(len(values))) if problem_type == "regression" else true_classes(values, problem_type)
 
 
 def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:
@@ -163,16 +147,12 @@ def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> d
         features[name] = torch.tensor(np.asarray(sample[f"{name}_features"], dtype=np.float32)).unsqueeze(0)
         special[name] = torch.tensor(np.asarray(sample[f"{name}_special_mask"], dtype=np.bool_)).unsqueeze(0)
         masks[name] = torch.ones_like(special[name])
-    batch = {"features": features, "feature_masks": masks, "special_masks": special}
-    return batch | ({"ids": [str(sample["id"])]} if "id" in sample else {})
+    ids = {"ids": [str(sample["id"])]} if "id" in sample else {}
+    return {"features": features, "feature_masks": masks, "special_masks": special, **ids}
 
 
 def _target(
-    target: int | str | None,
-    label_names: Sequence[str],
-    labels: Sequence[float] | None,
-    logits: np.ndarray,
-    problem: str,
+    target: int | str | None, label_names: list[str], labels: list[float] | None, logits: np.ndarray, problem_type: str
 ) -> int:
     if isinstance(target, str):
         if target in label_names:
@@ -185,10 +165,9 @@ def _target(
             named = ", ".join(f"{number}: {name}" for number, name in enumerate(label_names))
             raise ValueError(f"There is no class {target}; there are {named}.")
         return index(target)
-    if problem == "regression":
+    if problem_type == "regression":
         return 0
-    true = true_targets(labels, problem) if labels is not None else []
-    return max(true or range(len(label_names)), key=lambda label: logits[label])
+    return max(true_targets(labels, problem_type) or range(len(label_names)), key=lambda label: logits[label])
 
 
 def _pair_experts(expert_names: Sequence[str], given: Sequence[str] | None) -> list[str]:

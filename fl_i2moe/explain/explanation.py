@@ -12,21 +12,12 @@ from .pages.sample_page import render_page
 
 
 class Explanation(ExplanationData):
-    """
-    Why a model gave one class of one sample its logit; made by `fl_i2moe.explain.explain`.
-
-    What it holds is described in `ExplanationData`.
-    """
+    """Why a model gave one class of one sample its logit, as `fl_i2moe.explain.explain` finds it."""
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """
-        Reads what `save` wrote as JSON.
-
-        Raises:
-            ValueError: the file is of another format.
-        """
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """Reads what `save` wrote as JSON; `ValueError` for a file of another format."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def save(self, path: str | os.PathLike, *, index_href: str | None = None) -> Path:
         """

@@ -14,6 +14,7 @@ from ..model.kinds import places_from_dict
 from .pair_scores import PairKind, PairTable, kind_of_expert
 
 FORMAT_VERSION = 1
+_ARRAYS = ("expert_weights", "expert_logits", "logits")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Feature:
 
     @property
     def box(self) -> Box | None:
-        """The patch: left, top, right, bottom in pixels of the picture."""
+        """Of a patch: left, top, right, bottom in pixels of the picture."""
         return self.place.get("box")
 
     @property
@@ -141,7 +142,6 @@ class ExplanationData:
         The pairs with the highest scores, best first; ties in the order in which they were scored.
 
         Args:
-            expert: whose pairs.
             top: how many; all if None.
             kind: `"sii"`, the Shapley interaction index; `"redundancy"`, the redundancy gap as published; or
                 `"redundancy_both"`, its variant that asks both ends to be useful. By default the redundancy gap for
@@ -159,15 +159,10 @@ class ExplanationData:
             )
         table = self.pair_tables[expert]
         best = table.select(np.argsort(-table.score(kind), kind="stable")[:top])
+        columns = (best.scores[kind].tolist(), best.standard_errors[kind].tolist(), best.num_coalitions.tolist())
         return [
             Pair(expert, kind, *(self.feature(end.modality, end.place) for end in ends), *numbers, table.evaluations)
-            for ends, *numbers in zip(
-                best.ends,
-                best.scores[kind].tolist(),
-                best.standard_errors[kind].tolist(),
-                best.num_coalitions.tolist(),
-                strict=True,
-            )
+            for ends, *numbers in zip(best.ends, *columns, strict=True)
         ]
 
     def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
@@ -180,47 +175,33 @@ class ExplanationData:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON; pictures by their path, or as they are where they have no file."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["format"] = FORMAT_VERSION
-        values["target_name"] = self.target_name
+        values |= {"format": FORMAT_VERSION, "target_name": self.target_name}
         values["modalities"] = {name: places.to_dict() for name, places in self.modalities.items()}
-        for name in ("expert_weights", "expert_logits", "logits"):
-            values[name] = getattr(self, name).tolist()
+        values |= {name: getattr(self, name).tolist() for name in _ARRAYS}
         values["importance"] = {
-            expert: {name: scores.tolist() for name, scores in modalities.items()}
-            for expert, modalities in self.importance.items()
+            expert: {name: x.tolist() for name, x in scores.items()} for expert, scores in self.importance.items()
         }
         values["pair_tables"] = {expert: table.to_dict() for expert, table in self.pair_tables.items()}
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """
-        The inverse of [`to_dict`].
-
-        Raises:
-            ValueError: `values` was written in another format.
-        """
+        """The inverse of [`to_dict`]; `ValueError` for values of another format."""
         if values.get("format") != FORMAT_VERSION:
             raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
         values = {item.name: values[item.name] for item in fields(cls)}
         values["modalities"] = {name: places_from_dict(x) for name, x in values["modalities"].items()}
-        for name in ("expert_weights", "expert_logits", "logits"):
-            values[name] = np.array(values[name], dtype=np.float64)
+        values |= {name: np.array(values[name], np.float64) for name in _ARRAYS}
         values["importance"] = {
-            expert: {name: np.array(scores, dtype=np.float64) for name, scores in modalities.items()}
-            for expert, modalities in values["importance"].items()
+            expert: {name: np.array(x, np.float64) for name, x in scores.items()}
+            for expert, scores in values["importance"].items()
         }
         values["pair_tables"] = {expert: PairTable.from_dict(x) for expert, x in values["pair_tables"].items()}
         return cls(**values)
 
 
 def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:
-    """
-    Indexes of the true classes; none for a regression, or where labels are unknown.
-
-    Args:
-        labels: (C,) zeros and ones, or one class index, as `Explanation.labels`.
-    """
+    """Indexes of the true classes among `Explanation.labels`; none for a regression, or where labels are unknown."""
     if problem_type == "regression" or not labels:
         return []
     if problem_type == "single_label_classification":

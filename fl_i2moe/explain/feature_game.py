@@ -1,6 +1,6 @@
-"""One sample's prediction by one expert, as a game that its features play (FL-I²MoE, section 3.2.2).
+"""One sample's prediction by one expert as a game of its features (FL-I²MoE, section 3.2.2).
 
-The place of a player is its position in the modality's sequence.
+A player's place is its position in the modality's sequence.
 
 Shapes: S coalitions, N players, B samples, T_m features of modality m, H hidden width, C classes.
 """
@@ -23,11 +23,7 @@ BATCH_NUMBERS = {"cpu": 2**18, "cuda": 2**23}
 
 def feature_players(masks: Mapping[str, Tensor]) -> list[Player]:
     """The features where the masks of one sample, modality → (T_m,) or (1, T_m) booleans, are true, in their order."""
-    return [
-        Player(name, position)
-        for name, mask in masks.items()
-        for position in mask.flatten().nonzero().flatten().tolist()
-    ]
+    return [Player(name, place) for name, mask in masks.items() for place in mask.flatten().nonzero()[:, 0].tolist()]
 
 
 def keep_without(inputs: Inputs, absent: Sequence[Iterable[Player]]) -> dict[str, Tensor]:
@@ -56,8 +52,6 @@ def feature_game(
     Args:
         model: in eval mode when the game is called.
         inputs: one sample.
-        expert: a name from `config.expert_names`.
-        target: class index; 0 for a regression with one output.
         players: features of the sample that are candidates, see [`feature_players`].
         batch_size: coalitions in one pass; by default as many as `BATCH_NUMBERS` allows.
 
@@ -91,7 +85,7 @@ class _ExpertValues:
         target: int,
         players: Sequence[Player],
         batch_size: int | None,
-    ) -> None:
+    ):
         self._model, self._expert, self._target = model, expert, target
         self._masked: MaskedExpert | None = None
         self._projected, self._feature_masks = {}, {}
@@ -107,14 +101,11 @@ class _ExpertValues:
         self._always_kept = torch.cat(always_kept)
         positions = [starts[player.modality] + player.place for player in players]
         self._positions = torch.tensor(positions, device=model.device)
-        self._batch_size = batch_size or self._default_batch_size()
-
-    def _default_batch_size(self) -> int:
-        device = self._model.device.type
-        numbers = BATCH_NUMBERS.get(device, BATCH_NUMBERS["cuda"])
-        if device == "cpu":
-            numbers *= torch.get_num_threads()
-        return max(1, numbers // sum(x.numel() for x in self._projected.values()))
+        if batch_size is None:
+            numbers = BATCH_NUMBERS.get(model.device.type, BATCH_NUMBERS["cuda"])
+            numbers *= torch.get_num_threads() if model.device.type == "cpu" else 1
+            batch_size = max(1, numbers // sum(x.numel() for x in self._projected.values()))
+        self._batch_size = batch_size
 
     @torch.inference_mode()
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:

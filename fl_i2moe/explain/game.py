@@ -28,13 +28,7 @@ class Player:
 
 
 class CachedValues:
-    """
-    A value function that evaluates every coalition once, also across calls.
-
-    Args:
-        value: what is asked for coalitions that are new, each once in a call.
-        num_players: N.
-    """
+    """A value function of N players that evaluates every coalition once, also across calls."""
 
     def __init__(self, value: ValueFunction, num_players: int) -> None:
         self.num_players = num_players
@@ -48,32 +42,24 @@ class CachedValues:
 
     def __call__(self, coalitions: ArrayLike) -> NDArray[np.float64]:
         """
-        Args:
-            coalitions: (S, N) booleans, or 0 and 1; true where a player takes part. A single one may be (N,), as
-                shapiq asks.
-
-        Returns:
-            (S,)
+        Coalitions (S, N), booleans or 0 and 1, → values (S,). A single one may be (N,), as shapiq asks.
 
         Raises:
             ValueError: for another shape or other values.
         """
-        asked = self._checked(coalitions)
-        keys = [row.tobytes() for row in np.packbits(asked, axis=1)]
-        new = {key: row for row, key in enumerate(keys) if key not in self._values}
-        if new:
-            values = self._value(asked[list(new.values())])
-            self._values.update(zip(new, np.asarray(values, np.float64).tolist(), strict=True))
-        return np.array([self._values[key] for key in keys], np.float64)
-
-    def _checked(self, coalitions: ArrayLike) -> NDArray[np.bool_]:
         array = np.asarray(coalitions)
         array = array[None] if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != self.num_players:
             raise ValueError(f"coalitions must have shape (S, {self.num_players}), got {array.shape}")
         if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
             raise ValueError(f"coalitions must be booleans (or 0 and 1), got {array.dtype} with other values")
-        return array.astype(np.bool_)
+        asked = array.astype(np.bool_)
+        keys = [row.tobytes() for row in np.packbits(asked, axis=1)]
+        new = {key: row for row, key in enumerate(keys) if key not in self._values}
+        if new:
+            values = self._value(asked[list(new.values())])
+            self._values.update(zip(new, np.asarray(values, np.float64).tolist(), strict=True))
+        return np.array([self._values[key] for key in keys], np.float64)
 
 
 class Game(CachedValues):

@@ -61,25 +61,17 @@ class Inputs:
 
 
 def check_batch(batch: dict[str, Any], modality_order: Sequence[str]) -> None:
-    """
-    Args:
-        batch: as for [`Inputs.from_batch`].
+    """`ValueError` that names a sample of the batch without a candidate in some modality, or with features that are not
+    finite."""
 
-    Raises:
-        ValueError: names a sample without candidate in some modality, or with features that are not finite.
-    """
+    def check(good: Tensor, problem: str) -> None:
+        if not good.all():
+            row = int((~good).nonzero()[0])
+            raise ValueError(f"Sample {batch['ids'][row] if 'ids' in batch else f'in row {row}'} has {problem}.")
+
     for name in modality_order:
-        if not (rows := (batch["feature_masks"][name] & ~batch["special_masks"][name]).any(dim=1)).all():
-            raise ValueError(
-                f"Sample {_name(batch, rows)} has no {name} feature that is not special: nothing to explain."
-            )
+        candidates = batch["feature_masks"][name] & ~batch["special_masks"][name]
+        check(candidates.any(dim=1), f"no {name} feature that is not special: nothing to explain")
     for name in modality_order:
         finite = batch["features"][name].isfinite().all(dim=2) | ~batch["feature_masks"][name]
-        if not (rows := finite.all(dim=1)).all():
-            raise ValueError(f"Sample {_name(batch, rows)} has {name} features that are NaN or infinite.")
-
-
-def _name(batch: dict[str, Any], good_rows: Tensor) -> str:
-    """Of the first sample that is not good, (B,)."""
-    row = int((~good_rows).nonzero()[0])
-    return batch["ids"][row] if "ids" in batch else f"in row {row}"
+        check(finite.all(dim=1), f"{name} features that are NaN or infinite")

@@ -107,27 +107,14 @@ def exact(
         four = np.stack([values[without | bits] for bits in (0, bit_u, bit_v, bit_u | bit_v)], axis=1)
         means[pair] = weights[coalitions[without].sum(axis=1)] @ _terms(four)
     scores = _scores(means)
-    return PairTable(
-        pairs=checked,
-        scores=scores,
-        standard_errors={kind: np.zeros(len(checked)) for kind in scores},
-        num_coalitions=np.full(len(checked), 2 ** (num_players - 2)),
-        evaluations=cached.evaluations,
-        estimator="exact",
-        seed=None,
-    )
+    no_errors = {kind: np.zeros(len(checked)) for kind in scores}
+    counts = np.full(len(checked), 2 ** (num_players - 2))
+    return PairTable(checked, scores, no_errors, counts, cached.evaluations, "exact", None)
 
 
 def per_pair(value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairTable:
     """
-    The paper's estimate: every pair draws coalitions of its own. Unbiased for the index.
-
-    Args:
-        value: coalitions (S, N) → (S,).
-        num_players: N.
-        pairs: (P, 2) players.
-        num_coalitions: per pair.
-        seed: of the draws.
+    The paper's estimate: every pair draws `num_coalitions` of its own. Unbiased for the index. Otherwise as [`exact`].
 
     Raises:
         ValueError: no coalitions; invalid pairs.
@@ -146,14 +133,8 @@ def shared_context(
 
     A coalition's size s has probability N / ((N−1)(N−s)(N−s−1)): among those that leave a given pair out, which are
     1 in N−1, sizes are uniform. `num_coalitions · (N−1)` are drawn, a number fixed in advance (to go on until every
-    pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own.
-
-    Args:
-        value: coalitions (S, N) → (S,).
-        num_players: N.
-        pairs: (P, 2) players.
-        num_coalitions: of a pair, at least and on average about; `PairTable.num_coalitions` has each one's.
-        seed: of the draws.
+    pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own. So a pair
+    has at least `num_coalitions`, and about as many on average: see `PairTable.num_coalitions`.
 
     Raises:
         ValueError: no coalitions; invalid pairs.
@@ -198,8 +179,7 @@ def _draw_own(pairs: IntArray, num_players: int, rng: np.random.Generator) -> ND
 
 def _draw_subsets(sizes: IntArray, order: FloatArray) -> NDArray[np.bool_]:
     """The first `sizes` (R,) players in the `order` (R, N) of random numbers, as (R, N) booleans."""
-    ranks = order.argsort(axis=1).argsort(axis=1)
-    return ranks < sizes[:, None]
+    return order.argsort(axis=1).argsort(axis=1) < sizes[:, None]
 
 
 def _estimate(

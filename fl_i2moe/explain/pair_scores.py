@@ -12,8 +12,8 @@ from ..metrics.tasks import FloatArray, IntArray
 from .game import Player
 
 PairKind = Literal["sii", "redundancy", "redundancy_both"]
-"""The Shapley interaction index, positive for synergy; the redundancy gap as published; its variant that asks both ends
-to be useful."""
+"""The Shapley interaction index, positive for synergy; the redundancy gap as published; its variant that requires both
+ends to be useful."""
 
 
 def kind_of_expert(expert: str) -> PairKind:

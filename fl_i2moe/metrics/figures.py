@@ -32,14 +32,10 @@ _METRICS = {
 _METRIC_TITLES = {
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",
-    "mAP": "mAP",
-    "accuracy": "accuracy",
-    "subset_accuracy": "subset accuracy",
     "auroc": "AUROC",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "pearson": "Pearson correlation",
-    "sign_accuracy": "sign accuracy",
 }
 
 
@@ -58,13 +54,14 @@ def expert_title(expert_name: str) -> str:
 
 def metric_title(metric: str) -> str:
     """`micro_f1` → `micro-F1`."""
-    return _METRIC_TITLES[metric]
+    return _METRIC_TITLES.get(metric, metric.replace("_", " "))
 
 
 def save_statistics_figures(
     statistics: Mapping[str, Any], expert_weights: ArrayLike | torch.Tensor, output_dir: str | Path
 ) -> list[Path]:
-    """Draw the result of `compute_statistics`.
+    """
+    Draw the result of `compute_statistics`.
 
     Args:
         statistics: what `compute_statistics` returned.
@@ -77,7 +74,7 @@ def save_statistics_figures(
         agreement, so two of them; a dense model has nothing to weigh or compare, so none.
 
     Raises:
-        ValueError: if the weights do not have the shape (N, E) that the statistics tell of.
+        ValueError: if the weights do not have the shape (N, E) of the statistics.
     """
     weights = to_float_array(expert_weights, "expert_weights")
     expected = (statistics["num_samples"], len(statistics["expert_names"]))
@@ -104,19 +101,19 @@ def save_statistics_figures(
 def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
     names = statistics["expert_names"]
     colors = expert_colors(names)
-    figure = _new_figure(8, 1.5 + 0.6 * len(names))
+    figure = new_figure(8, 1.5 + 0.6 * len(names))
     axes = figure.subplots()
     violins: dict[str, Any] = axes.violinplot(
         list(weights.T), range(len(names)), orientation="horizontal", widths=0.8, showextrema=False
     )
     for row, (name, body) in enumerate(zip(names, violins["bodies"], strict=True)):
         body.set(facecolor=colors[name], edgecolor=colors[name], alpha=0.55)
-        description = statistics["expert_weights"]["overall"][name]
-        quantiles = description["quantiles"]
+        described = statistics["expert_weights"]["overall"][name]
+        quantiles = described["quantiles"]
         axes.hlines(row, quantiles["0.05"], quantiles["0.95"], color=_INK, linewidth=1)
         axes.hlines(row, quantiles["0.25"], quantiles["0.75"], color=_INK, linewidth=5)
         axes.plot(quantiles["0.5"], row, "o", color="white", markeredgecolor=_INK, markersize=6, zorder=3)
-        _value_beside(axes, row, f"mean {description['mean']:.3f}")
+        _value_beside(axes, row, f"mean {described['mean']:.3f}")
     equal = 1 / len(names)
     axes.axvline(equal, color=_MUTED, linestyle="--", linewidth=1, zorder=0)
     axes.text(
@@ -130,7 +127,7 @@ def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("weight of the expert in a sample's prediction (a sample's weights sum to 1)")
     figure.suptitle(f"How much each expert counts (n = {statistics['num_samples']:,} samples)")
-    _caption(figure, "Dot: median. Thick bar: middle half of the samples. Thin line: middle 90 %. Shape: all samples.")
+    caption(figure, "Dot: median. Thick bar: middle half of the samples. Thin line: middle 90 %. Shape: all samples.")
     _keep_bottom_spine(axes)
     return figure
 
@@ -142,12 +139,12 @@ def _draw_weights_per_class(statistics: Mapping[str, Any]) -> Figure:
     rows.sort(key=lambda row: row[1], reverse=True)  # stable: "all samples" stays first
     means = np.array([[np.nan if experts is None else experts[name]["mean"] for name in names] for *_, experts in rows])
 
-    figure = _new_figure(3.4 + 1.1 * len(names), 1.9 + 0.28 * len(rows))
+    figure = new_figure(3.4 + 1.1 * len(names), 1.9 + 0.28 * len(rows))
     axes = figure.subplots()
     image = _draw_heat_map(axes, means, "{:.3f}", maximum=np.nanmax(means))
     axes.axhline(0.5, color="white", linewidth=5)
     axes.set_yticks(range(len(rows)), [f"{_shorten(label)} (n = {count:,})" for label, count, _ in rows])
-    _expert_columns(axes, names)
+    expert_columns(axes, names)
     figure.colorbar(image, ax=axes, label="mean weight", shrink=min(1, 6 / len(rows) + 0.3), aspect=25)
     figure.suptitle("Mean weight of each expert, by class of the sample")
     notes = ["Classes are ordered by number of samples"]
@@ -155,7 +152,7 @@ def _draw_weights_per_class(statistics: Mapping[str, Any]) -> Figure:
         notes.append("a sample counts in each of its classes")
     if np.isnan(means).any():
         notes.append("–: no samples")
-    _caption(figure, "; ".join(notes) + ".")
+    caption(figure, "; ".join(notes) + ".")
     return figure
 
 
@@ -164,7 +161,7 @@ def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
     predictors = [metrics["experts"][name] for name in names] + [metrics["mixture"]]
     colors = [*expert_colors(names).values(), _INK]
     shown = _METRICS[statistics["problem_type"]]
-    figure = _new_figure(10.5, 1.7 + 0.42 * len(predictors))
+    figure = new_figure(10.5, 1.7 + 0.42 * len(predictors))
     panels = figure.subplots(1, len(shown), sharey=True)
     for axes, metric in zip(panels, shown, strict=True):
         values = [predictor[metric] for predictor in predictors]
@@ -179,28 +176,27 @@ def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
     _expert_rows(panels[0], names, "Mixture of all")
     panels[0].invert_yaxis()
     figure.suptitle(f"Each expert alone against the mixture (n = {statistics['num_samples']:,} samples)")
-    _caption(figure, "Dashed: the mixture.")
+    caption(figure, "Dashed: the mixture.")
     return figure
 
 
 def _draw_agreement(statistics: Mapping[str, Any]) -> Figure:
     agreement, names = statistics["agreement"], statistics["expert_names"]
-    if agreement["per_label"] is None:
-        parts = [("Per sample", "samples", agreement["per_sample"])]
-    else:
+    parts = [("Per sample", "samples", agreement["per_sample"])]
+    if agreement["per_label"] is not None:
         parts = [
             ("Per sample: all its labels must match", "samples", agreement["per_sample"]),
             ("Per label: each yes or no by itself", "label decisions", agreement["per_label"]),
         ]
     height, width = 1.7 + 0.45 * len(names), 2.6 + 0.95 * len(names)
-    figure = _new_figure(4.6 + width, 0.5 + height * len(parts))
+    figure = new_figure(4.6 + width, 0.5 + height * len(parts))
     grid = figure.subplots(len(parts), 2, width_ratios=[4.2, width], squeeze=False)
     for (table_axes, pair_axes), (title, unit, part) in zip(grid, parts, strict=True):
         _draw_agreement_table(table_axes, part, unit)
         table_axes.set_title(title, loc="left", fontsize=11)
         image = _draw_heat_map(pair_axes, 100 * np.array(part["pairwise"]), "{:.0f}", maximum=100)
         _expert_rows(pair_axes, names)
-        _expert_columns(pair_axes, names)
+        expert_columns(pair_axes, names)
         figure.colorbar(image, ax=pair_axes, label=f"{unit} on which\ntwo experts agree (%)")
     figure.suptitle(f"Do the experts agree, and is the mixture right? (n = {statistics['num_samples']:,} samples)")
     return figure
@@ -221,21 +217,21 @@ def _draw_agreement_table(axes: Axes, part: Mapping[str, Any], unit: str) -> Non
     axes.set(xlim=(0, 2), ylim=(2, 0), xlabel=f"share and number of {part['num_decisions']:,} {unit}")
     axes.set_xticks([0.5, 1.5], ["mixture right", "mixture wrong"])
     axes.set_yticks([0.5, 1.5], ["all experts\nagree", "experts\ndisagree"])
-    _hide_frame(axes)
+    hide_frame(axes)
 
 
 def _draw_heat_map(axes: Axes, values: FloatArray, number: str, maximum: float) -> ScalarMappable:
     """Cells coloured from 0 to `maximum`, with their numbers on them; NaN is an empty cell with a dash."""
     image = axes.imshow(values, cmap=_HEAT, aspect="auto", vmin=0, vmax=maximum)
-    for row, column in np.ndindex(*values.shape):
-        value = values[row, column]
+    for (row, column), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else number.format(value)
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="black")
-    _hide_frame(axes)
+    hide_frame(axes)
     return image
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """In inches, as every figure of the package is laid out."""
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
@@ -243,7 +239,8 @@ def _expert_rows(axes: Axes, names: Sequence[str], *more: str) -> None:
     axes.set_yticks(range(len(names) + len(more)), [*(_shorten(expert_title(name)) for name in names), *more])
 
 
-def _expert_columns(axes: Axes, names: Sequence[str]) -> None:
+def expert_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names of experts above a heat map."""
     titles = [textwrap.fill(_shorten(expert_title(name)), 12) for name in names]
     axes.set_xticks(range(len(names)), titles, fontsize=9)
     axes.xaxis.tick_top()
@@ -259,7 +256,8 @@ def _shorten(name: str, length: int = 32) -> str:
     return short.replace("$", r"\$")
 
 
-def _caption(figure: Figure, text: str) -> None:
+def caption(figure: Figure, text: str) -> None:
+    """A small grey line below a figure."""
     figure.supxlabel(text, fontsize=9, color=_MUTED)
 
 
@@ -268,6 +266,7 @@ def _keep_bottom_spine(axes: Axes) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _hide_frame(axes: Axes) -> None:
+def hide_frame(axes: Axes) -> None:
+    """For a heat map or a table."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -1,7 +1,7 @@
 """Markdown from values: templates, tables and cells, in which text that users chose stays text."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ def spread(metric: str, value: Mapping[str, float | None] | None) -> str:
         return "–"
     around = "" if value.get("std") is None else f"\u00a0±\u00a0{shown(metric, value['std'])}"
     return shown(metric, value["mean"]) + around
+
+
+def estimate(
+    value: float | None, std: float | None, ends: Sequence[float] | None, form: Callable[[float], str], unit: str = ""
+) -> str:
+    """`0.62 ± 0.01 [0.60, 0.64]`, as far as there are a spread and an interval; – without a value."""
+    if value is None:
+        return "–"
+    around = "" if std is None else f" ± {form(std)}"
+    return f"{form(value)}{unit}{around}" + (f" [{', '.join(map(form, ends))}]" if ends else "")
 
 
 def shown(metric: str, value: float | None) -> str:

@@ -28,10 +28,9 @@ def compute_statistics(
     Args:
         logits: (N, C), of the mixture.
         expert_logits: (N, E, C).
-        expert_weights: (N, E).
-        labels: as in `compute_metrics`.
+        expert_weights: (N, E); of a dense model E = 1, and its weights are 1.
         expert_names, label_names: the E and C names, each unique.
-        problem_type, threshold: as in `compute_metrics`; a dense model is E = 1 with weights 1.
+        labels, problem_type, threshold: as in `compute_metrics`.
 
     Returns:
         A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
@@ -112,37 +111,29 @@ def _agreement(
 ) -> dict[str, Any] | None:
     if problem_type == "regression":
         return None
-    num_samples, num_experts = expert_logits.shape[:2]
+    N, E, _ = expert_logits.shape
     mixture, experts = predict(logits, problem_type, threshold), predict(expert_logits, problem_type, threshold)
-    decisions = experts.reshape(num_samples, num_experts, -1)
-    per_sample = _count_agreement(decisions, mixture.reshape(num_samples, -1), labels.reshape(num_samples, -1))
-    if problem_type == "single_label_classification":
-        return {"per_sample": per_sample, "per_label": None}
-    decisions = experts.transpose(0, 2, 1).reshape(-1, num_experts, 1)
-    return {
-        "per_sample": per_sample,
-        "per_label": _count_agreement(decisions, mixture.reshape(-1, 1), labels.reshape(-1, 1)),
-    }
+    per_label = None
+    if problem_type == "multi_label_classification":
+        each = experts.transpose(0, 2, 1).reshape(-1, E, 1)
+        per_label = _count_agreement(each, mixture.reshape(-1, 1), labels.reshape(-1, 1))
+    per_sample = _count_agreement(experts.reshape(N, E, -1), mixture.reshape(N, -1), labels.reshape(N, -1))
+    return {"per_sample": per_sample, "per_label": per_label}
 
 
 def _count_agreement(experts: NDArray[Any], mixture: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
     """`experts` (D, E, K), `mixture` and `labels` (D, K): D decisions of K values each, equal only if all K are."""
-    agree = (experts == experts[:, :1]).all((1, 2))
-    right = (mixture == labels).all(1)
+    agree, right = (experts == experts[:, :1]).all((1, 2)), (mixture == labels).all(1)
     cells = {
         "agree_right": agree & right,
         "agree_wrong": agree & ~right,
         "disagree_right": ~agree & right,
         "disagree_wrong": ~agree & ~right,
     }
-    num_experts = experts.shape[1]
-    pairwise = [
-        [float((experts[:, i] == experts[:, j]).all(1).mean()) for j in range(num_experts)] for i in range(num_experts)
-    ]
     return {
         "num_decisions": len(mixture),
         "table": {name: {"count": int(cell.sum()), "share": float(cell.mean())} for name, cell in cells.items()},
-        "pairwise": pairwise,
+        "pairwise": [(experts == one[:, None]).all(2).mean(0).tolist() for one in experts.swapaxes(0, 1)],
     }
 
 

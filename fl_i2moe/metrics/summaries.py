@@ -1,6 +1,4 @@
-"""
-What a metric loses, the area under a curve, the spread over draws, the bootstrap over samples behind intervals, and
-numbers as JSON takes them.
+"""Drops of metrics, areas under curves, spreads, bootstrap intervals, and numbers as plain JSON.
 
 Shapes: N samples or groups of them, R resamples, D draws, Q shares.
 """

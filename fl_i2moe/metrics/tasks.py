@@ -25,21 +25,16 @@ from sklearn.metrics import (
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-METRICS_BY_PROBLEM: dict[str, dict[str, bool]] = {
+METRICS_BY_PROBLEM = {
     "multi_label_classification": dict.fromkeys(("micro_f1", "macro_f1", "mAP", "auroc", "subset_accuracy"), True),
     "single_label_classification": dict.fromkeys(("accuracy", "micro_f1", "macro_f1", "mAP", "auroc"), True),
     "regression": {"mae": False, "rmse": False, "pearson": True, "sign_accuracy": True},
 }
 """Problem type → metric → whether greater is better; the first one picks the best checkpoint by default."""
 
-_UNDEFINED = float("nan")
-
 
 def default_metric(problem_type: str) -> tuple[str, bool]:
-    """Name of the metric that picks the best checkpoint, and whether greater is better.
-
-    Raises `ValueError` for an unknown problem type.
-    """
+    """The metric that picks the best checkpoint, and whether greater is better; `ValueError` for an unknown type."""
     if problem_type not in METRICS_BY_PROBLEM:
         raise ValueError(f"problem_type must be one of {sorted(METRICS_BY_PROBLEM)}, got {problem_type!r}")
     return next(iter(METRICS_BY_PROBLEM[problem_type].items()))
@@ -146,7 +141,7 @@ def mean_pearson(references: FloatArray, predictions: FloatArray) -> float:
     and are left out; NaN if that leaves none."""
     varies = (np.ptp(references, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     correlations = [np.corrcoef(references[:, c], predictions[:, c])[0, 1] for c in np.flatnonzero(varies)]
-    return float(np.mean(correlations)) if correlations else _UNDEFINED
+    return float(np.mean(correlations)) if correlations else np.nan
 
 
 def mean_sign_accuracy(references: FloatArray, predictions: FloatArray) -> float:
@@ -155,7 +150,7 @@ def mean_sign_accuracy(references: FloatArray, predictions: FloatArray) -> float
     signed = references != 0
     right = signed & ((predictions > 0) == (references > 0))
     counts = signed.sum(axis=0)
-    return float(np.mean(right.sum(axis=0)[counts > 0] / counts[counts > 0])) if counts.any() else _UNDEFINED
+    return float(np.mean(right.sum(axis=0)[counts > 0] / counts[counts > 0])) if counts.any() else np.nan
 
 
 def check_predictions(
@@ -164,6 +159,7 @@ def check_predictions(
     """Logits as float64 (N, C), labels as int64 (regression: float64), or a `ValueError` naming what does not fit."""
     default_metric(problem_type)
     scores, targets = to_float_array(logits, "logits"), to_float_array(labels, "labels")
+    is_single = problem_type == "single_label_classification"
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"logits must have shape (samples, classes) with at least one sample, got {scores.shape}")
     num_samples, num_classes = scores.shape
@@ -171,12 +167,12 @@ def check_predictions(
         targets = targets[:, None] if targets.ndim == 1 else targets
     elif num_classes < 2:
         raise ValueError(f"problem_type {problem_type!r} needs two classes or more, the logits have {num_classes}")
-    expected = (num_samples,) if problem_type == "single_label_classification" else (num_samples, num_classes)
+    expected = (num_samples,) if is_single else scores.shape
     if targets.shape != expected:
         raise ValueError(f"{problem_type} with logits {scores.shape} needs labels {expected}, got {targets.shape}")
     if problem_type == "regression":
         return scores, targets
-    num_values = num_classes if problem_type == "single_label_classification" else 2
+    num_values = num_classes if is_single else 2
     unknown = ~np.isin(targets, np.arange(num_values))
     if unknown.any():
         sample = int(np.argwhere(unknown)[0][0])
@@ -201,7 +197,7 @@ def _mean_over_labels(
     score: Callable[..., float], indicators: IntArray, scores: FloatArray, columns: NDArray[np.intp]
 ) -> float:
     values = [score(indicators[:, c], scores[:, c]) for c in columns]
-    return float(np.mean(values)) if values else _UNDEFINED
+    return float(np.mean(values)) if values else np.nan
 
 
 class TaskMetrics(evaluate.Metric):

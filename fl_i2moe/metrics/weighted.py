@@ -1,8 +1,7 @@
-"""
-The metrics of `compute_metrics` for many weightings of the samples at once: what a bootstrap asks for.
+"""The metrics of `compute_metrics` for many weightings of the samples at once, as a bootstrap needs them.
 
-A weight says how often a sample counts: a resample of a split is a row of whole numbers that sum to N. The values are
-those of `compute_metrics` on the samples repeated that often, and so is what is undefined.
+Sample n counts `weights[r, n]` times: a resample of a split is a row of whole numbers that sum to N. Values, and what
+is undefined (NaN), are those of `compute_metrics` on the samples repeated that often.
 
 Shapes: N samples, C classes or outputs, R weightings, U distinct scores.
 """
@@ -46,14 +45,12 @@ def weighted_metrics(
     if (weights < 0).any() or not (weights.sum(axis=1) > 0).all():
         raise ValueError("weights must not be negative, and those of one weighting not all 0")
     if problem_type == "regression":
-        errors = scores - targets
+        errors, outputs = scores - targets, list(zip(targets.T, scores.T, strict=True))
         return {
             "mae": _means(np.abs(errors), weights).mean(axis=1),
             "rmse": np.sqrt(_means(errors**2, weights)).mean(axis=1),
-            "pearson": _defined_mean([weighted_pearson(*x, weights) for x in zip(targets.T, scores.T, strict=True)]),
-            "sign_accuracy": _defined_mean(
-                [weighted_sign_accuracy(*x, weights) for x in zip(targets.T, scores.T, strict=True)]
-            ),
+            "pearson": _defined_mean([_pearson(*output, weights) for output in outputs]),
+            "sign_accuracy": _defined_mean([_sign_accuracy(*output, weights) for output in outputs]),
         }
     decisions = predict(scores, problem_type, threshold)
     indicators, scores = ranking_inputs(targets, scores, problem_type)
@@ -78,16 +75,9 @@ def weighted_metrics(
 def weighted_f1(
     predictions: ArrayLike, labels: ArrayLike, weights: FloatArray, average: str | None = None
 ) -> FloatArray:
-    """
-    F1 of decisions where sample n counts `weights[r, n]` times; 0 without a true positive.
+    """F1 of decisions, 0 without a true positive: (N,) or (N, C) of 0 and 1 → (R,) or (R, C).
 
-    Args:
-        predictions, labels: (N,) or (N, C), 0 or 1.
-        weights: (R, N).
-        average: `"micro"`: the F1 of all decisions together.
-
-    Returns:
-        (R,) or (R, C); with an average (R,).
+    With `average="micro"` the F1 of all decisions together, (R,).
     """
     predicted, true = np.asarray(predictions, np.bool_), np.asarray(labels, np.bool_)
     counts: list[NDArray[Any]] = [predicted & true, predicted, true]
@@ -98,14 +88,8 @@ def weighted_f1(
     return np.divide(2 * hits, both, out=np.zeros(both.shape), where=both > 0)
 
 
-def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> FloatArray:
-    """Average precision of (N,) scores where sample n counts `weights[r, n]` times: (R,); NaN without a positive."""
-    return weighted_ranking(scores, labels, weights)[0]
-
-
 def weighted_ranking(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """
-    Average precision and area under the ROC curve of one label's scores where sample n counts `weights[r, n]` times.
+    """Average precision and area under the ROC curve of one label.
 
     Args:
         scores: (N,)
@@ -130,18 +114,17 @@ def _rank(weights: FloatArray, true: NDArray[np.bool_], ends: IntArray) -> tuple
     hits, seen = (weights * true).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends]
     steps, positives = np.diff(hits, axis=1, prepend=0), hits[:, -1]
     found = (hits / (seen + (seen == 0)) * steps).sum(axis=1)  # where nothing is seen, nothing is hit
-    precision = np.divide(found, positives, out=np.full(len(found), np.nan), where=positives > 0)
+    precision = _ratio(found, positives, positives > 0)
 
     passed = seen - hits  # negatives that score as high or higher
     negatives = passed[:, -1]
     lower = negatives[:, None] - passed + np.diff(passed, axis=1, prepend=0) / 2  # of equal ones one half
     won, couples = (steps * lower).sum(axis=1), positives * negatives
-    return precision, np.divide(won, couples, out=np.full(len(won), np.nan), where=couples > 0)
+    return precision, _ratio(won, couples, couples > 0)
 
 
-def weighted_pearson(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
-    """Pearson's correlation of (N,) values where sample n counts `weights[r, n]` times: (R,); NaN where either side is
-    constant."""
+def _pearson(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
+    """(N,) values → (R,); NaN where either side is constant."""
     varies, deviations = np.ones(len(weights), np.bool_), []
     for values in (references, predictions):
         drawn = np.where(weights > 0, values, np.nan)
@@ -150,26 +133,29 @@ def weighted_pearson(references: FloatArray, predictions: FloatArray, weights: F
     a, b = deviations
     covariance = (weights * a * b).sum(axis=1)
     scale = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
-    return np.divide(covariance, scale, out=np.full(len(weights), np.nan), where=varies & (scale > 0))
+    return _ratio(covariance, scale, varies & (scale > 0))
 
 
-def weighted_sign_accuracy(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
-    """Share of (N,) values with the sign of their reference, references of 0 left out, where sample n counts
-    `weights[r, n]` times: (R,); NaN where none is left."""
+def _sign_accuracy(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:
+    """(N,) values → (R,), the share with the sign of their reference; NaN where all references are 0."""
     signed = references != 0
     right, counts = weights @ (signed & ((predictions > 0) == (references > 0))), weights @ signed
-    return np.divide(right, counts, out=np.full(len(weights), np.nan), where=counts > 0)
+    return _ratio(right, counts, counts > 0)
 
 
 def _means(values: NDArray[Any], weights: FloatArray) -> FloatArray:
     """(N,) or (N, C) → (R,) or (R, C)"""
-    sums = weights @ values
-    return (sums.T / weights.sum(axis=1)).T
+    return ((weights @ values).T / weights.sum(axis=1)).T
 
 
 def _defined_mean(by_label: list[FloatArray]) -> FloatArray:
     """(R,): the mean over the labels that have a value in a weighting, NaN where none has."""
     values = np.stack(by_label)
     defined = ~np.isnan(values)
-    sums, counts = np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0)
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    counts = defined.sum(axis=0)
+    return _ratio(np.where(defined, values, 0).sum(axis=0), counts, counts > 0)
+
+
+def _ratio(numerator: NDArray[Any], denominator: NDArray[Any], defined: NDArray[np.bool_]) -> FloatArray:
+    """NaN where it is not `defined`."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=defined)

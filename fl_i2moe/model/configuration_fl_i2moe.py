@@ -1,6 +1,7 @@
 """Configuration of FL-I²MoE."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -61,7 +62,7 @@ def check_options(options: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value}.")
         if "choices" in bounds and (value, item.default) != (None, None):
-            _check_choice(name, value, bounds["choices"])
+            check_choice(name, value, bounds["choices"])
         if value is None:
             continue
         if "at_least" in bounds and value < bounds["at_least"]:
@@ -100,7 +101,9 @@ def check_model_options(options: Any) -> None:
             )
 
 
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
+def check_choice(name: str, value: Any, choices: Iterable) -> None:
+    """Raises `ValueError` for a value that is none of the choices."""
+    choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
@@ -347,7 +350,7 @@ class FLI2MoEConfig(PreTrainedConfig):
             for key in ("feature_size", "max_features"):
                 if not isinstance(modality[key], int) or modality[key] < 1:
                     raise ValueError(f"`modalities[{name!r}][{key!r}]` must be a positive integer: {modality[key]!r}.")
-            _check_choice(f"modalities[{name!r}]['pooling']", modality.get("pooling", "mean"), ("mean", "cls"))
+            check_choice(f"modalities[{name!r}]['pooling']", modality.get("pooling", "mean"), ("mean", "cls"))
 
     def _validate_sizes(self):
         """Checks the options against modalities and labels."""

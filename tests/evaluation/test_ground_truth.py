@@ -24,7 +24,7 @@ from fl_i2moe.evaluation.ground_truth.truth import (
 )
 from fl_i2moe.explain.game import Player
 from fl_i2moe.metrics.summaries import resample, weighted_means
-from fl_i2moe.metrics.weighted import weighted_average_precision, weighted_f1
+from fl_i2moe.metrics.weighted import weighted_f1, weighted_ranking
 
 EXPERTS = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]
 LABELS = ["picture", "word", "both differ", "both say it"]
@@ -84,7 +84,7 @@ def test_weighted_metrics_equal_scikit_learn_on_repeated_samples(seed):
     weights = resample(40, 20, seed)
     assert (weights[0] == 1).all()
     assert (weights.sum(axis=1) == 40).all()
-    f1, precision = weighted_f1(scores > 0.5, labels, weights), weighted_average_precision(scores, labels, weights)
+    f1, precision = weighted_f1(scores > 0.5, labels, weights), weighted_ranking(scores, labels, weights)[0]
     for r, row in enumerate(weights.astype(int)):
         y, s = np.repeat(labels, row), np.repeat(scores, row)
         assert f1[r] == pytest.approx(f1_score(y, s > 0.5, zero_division=0))
@@ -105,7 +105,7 @@ def test_micro_f1_equals_scikit_learn():
 
 def test_what_is_undefined_stays_so():
     ones = np.ones((1, 3))
-    assert np.isnan(weighted_average_precision([1, 2, 3], [0, 0, 0], ones)).all()
+    assert np.isnan(weighted_ranking([1, 2, 3], [0, 0, 0], ones)[0]).all()
     assert weighted_f1([0, 0, 0], [0, 0, 0], ones).tolist() == [0]
     means = weighted_means(np.array([[1, np.nan, 3], [np.nan] * 3]), np.array([[1, 1, 1], [3, 5, 1]]))
     assert means[0].tolist() == [2, 1.5]

@@ -10,13 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from test_report import Page, render_page
 
-from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, markdown_table, pair_masking_rows
+from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, pair_masking_rows
 from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.pages import sheet
 from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pages.sheet import Flow
 from fl_i2moe.explain.pair_scores import PairTable
+from fl_i2moe.metrics.markdown import table
 from fl_i2moe.model.kind import Places
 from fl_i2moe.model.kinds import places_in
 
@@ -186,12 +187,12 @@ def test_pair_masking_as_in_table_1():
         "random_same_pairs": {"mean": 0.52, "std": None},
         "ranked_minus_random": {"value": 0.05, "interval": [-0.01, 0.11]},
     }
-    table = {"metrics": {"micro_f1": part}, "num_features": 6.5, "num_features_same_pairs": 9.0}
-    header, rows = pair_masking_rows({"synergy": table, "redundancy": table}, "micro_f1")
-    text = markdown_table(header, rows)
+    result = {"metrics": {"micro_f1": part}, "num_features": 6.5, "num_features_same_pairs": 9.0}
+    header, rows = pair_masking_rows({"synergy": result, "redundancy": result}, "micro_f1")
+    text = table(header, rows)
     assert text.splitlines()[0] == "| Masking | Synergy: micro-F1 | Redundancy: micro-F1 |"
     assert "| interaction pairs | 0.500 | 0.500 |" in text
     assert "+0.050 [−0.010, +0.110]" in text
     assert "0.550 ± 0.010" in text
     assert {line.count("|") for line in text.splitlines()} == {4}
-    assert markdown_table(["a|b"], [["c"]]).startswith(r"| a\|b |")
+    assert table(["a|b"], [["c"]]).startswith(r"| a\|b |")

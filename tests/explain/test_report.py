@@ -193,4 +193,3 @@ def test_the_index_links_every_page(tmp_path, explanation):
 def test_numbers_as_people_read_them():
     assert [signed(x) for x in (0.25, -1, 0.0001, -0.0001)] == ["+0.250", "−1.000", "0.000", "0.000"]
     assert [number(x) for x in (0.25, -1, -0.0001, None)] == ["0.250", "−1.000", "0.000", "undefined"]
-    assert number(0.25, with_sign=True) == "+0.250"

@@ -28,7 +28,6 @@ from ...explain.attribution import (
     universe_method,
 )
 from ...explain.feature_game import feature_game, feature_players
-from ...explain.game import Player
 from ...explain.inputs import Inputs
 from ...explain.interactions import sample_seed, score_pairs
 from ...explain.pair_scores import PairTable
@@ -98,11 +97,8 @@ def fit_probes(
     rows: FeatureRows, truth: Truth, label_names: Sequence[str], num_samples: int = 600, seed: int = 0
 ) -> dict[tuple[str, str], EvidenceProbe]:
     """
-    One probe for each label and modality with evidence of it, (label, modality), fitted on frozen training features.
-
-    Args:
-        rows: the training split; `truth` must know its samples.
-        num_samples: samples drawn from it.
+    One probe for each label and modality with evidence of it, (label, modality), fitted on the frozen features of
+    `num_samples` samples of the training split `rows`, which `truth` must know.
     """
     rng = np.random.default_rng(seed)
     positions: dict[tuple[str, str], list[FloatArray]] = defaultdict(list)
@@ -133,8 +129,7 @@ def evidence_ceiling(
             features = batch["features"][name][0].numpy().astype(np.float32)
             scores = probes[case.label, name].score(features, case.evidence.states[name])
             for predictor, values in (("probe", scores), ("chance", np.zeros(len(scores)))):
-                for measure, value in _feature_precisions(values, case.evidence, name, candidates).items():
-                    measures[predictor, name, measure][i] = value
+                measures.put(i, (predictor, name), _feature_precisions(values, case.evidence, name, candidates))
     return dict(measures)
 
 
@@ -173,8 +168,8 @@ def found_evidence(
                     candidates = inputs.candidate_masks[name][b].cpu().numpy()
                     scores = torch.cat([importance.scores[name][b], mixed[name][b][None]]).cpu().numpy()
                     for expert, values in zip([*experts, MIXTURE], scores, strict=True):
-                        for measure, value in _feature_precisions(values, case.evidence, name, candidates).items():
-                            measures[expert, method, name, measure][first + b] = value
+                        found = _feature_precisions(values, case.evidence, name, candidates)
+                        measures.put(first + b, (expert, method, name), found)
     return dict(measures)
 
 
@@ -196,7 +191,7 @@ def found_pairs(
 
     The universe `top` is the share of each modality that is most important to the expert ([`universe_method`]);
     `oracle` adds the evidence to it, which separates a poor estimate from a poor choice of candidates. The oracle is
-    run for the expert that should carry the label alone (every expert, if the model lacks that one): a user gets no
+    run only for the expert that should carry the label (every expert, if the model lacks that one): a user gets no
     such explanation.
 
     Args:
@@ -232,8 +227,7 @@ def found_pairs(
                         num_coalitions=num_coalitions,
                         seed=sample_seed(seed, part[b].row),
                     )
-                    for key, value in _pair_precisions(table, part[b].evidence).items():
-                        measures[expert, universe, *key][first + b] = value
+                    measures.put(first + b, (expert, universe), _pair_precisions(table, part[b].evidence))
                     if universe == "top":
                         bar.update()
     bar.close()
@@ -244,10 +238,8 @@ def of_right_expert(
     measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
 ) -> Measures:
     """
-    What [`found_evidence`] gives for the expert that should carry each case's label; of a single expert, its own.
-
-    Returns:
-        (method, modality, measure) → (cases,); NaN where the model lacks that expert.
+    What [`found_evidence`] gives for the expert that should carry each case's label; of a single expert, its own:
+    (method, modality, measure) → (cases,), NaN where the model lacks that expert.
     """
     right = np.array([carriers[case.label] if len(experts) > 1 else experts[0] for case in cases])
     result = _Measures(len(cases))
@@ -280,11 +272,11 @@ def summarise(
     samples, sample_of_case = np.unique([case.sample_id for case in cases], return_inverse=True)
     weights = resample(len(samples), num_resamples, seed)[:, sample_of_case]
     result: dict[str, Any] = {}
-    for group in dict.fromkeys(groups[case.label] for case in cases):
-        member = np.array([groups[case.label] == group for case in cases])
+    group_of_case = np.array([groups[case.label] for case in cases])
+    for group in dict.fromkeys(group_of_case.tolist()):
         for key in by_seed[0]:
             values = np.stack([measures[key] for measures in by_seed])
-            values = np.where(member, values, np.nan)
+            values = np.where(group_of_case == group, values, np.nan)
             if np.isfinite(values).any():
                 place = result.setdefault(group, {})
                 for part in key[:-1]:
@@ -309,12 +301,12 @@ class ModelMeasures:
 
     @classmethod
     def load(cls, path: Path) -> "ModelMeasures":
+        measures: dict[str, Measures] = {"evidence": {}, "pairs": {}}
         with np.load(path) as arrays:
             outputs = ExpertOutputs(arrays["expert_logits"], arrays["expert_weights"])
-            measures: dict[str, Measures] = {"evidence": {}, "pairs": {}}
             for name in arrays.files:
                 kind, *key = name.split("/")
-                if kind in measures:
+                if key:
                     measures[kind][tuple(key)] = arrays[name]
         return cls(outputs, **measures)
 
@@ -322,6 +314,11 @@ class ModelMeasures:
 class _Measures(defaultdict[tuple[str, ...], FloatArray]):
     def __init__(self, num_cases: int) -> None:
         super().__init__(lambda: np.full(num_cases, np.nan))
+
+    def put(self, case: int, name: tuple[str, ...], values: Mapping[tuple[str, ...], float]) -> None:
+        """Of one case; the names in `values` follow on `name`."""
+        for more, value in values.items():
+            self[*name, *more][case] = value
 
 
 def _batches(
@@ -336,19 +333,20 @@ def _batches(
         yield first, batch, Inputs.from_batch(model, batch), torch.tensor([case.target for case in part])
 
 
-def _feature_precisions(scores: FloatArray, evidence: Evidence, name: str, candidates: BoolArray) -> dict[str, float]:
+def _feature_precisions(
+    scores: FloatArray, evidence: Evidence, name: str, candidates: BoolArray
+) -> dict[tuple[str, ...], float]:
     """Scores (T,), which may be longer than the sequence: what lies behind it is no candidate."""
-    length = len(evidence.features[name])
-    chosen = np.flatnonzero(candidates[:length])
+    chosen = np.flatnonzero(candidates[: len(evidence.features[name])])
     here, near = evidence.features[name][chosen], evidence.near[name][chosen]
     precisions = {}
     for measure, k in (("k", int(here.sum())), (str(TOP_FEATURES), TOP_FEATURES)):
-        precisions[measure] = precision_at(scores[chosen], near, k)
-        precisions[f"{measure}_exact"] = precision_at(scores[chosen], here, k)
+        precisions[measure,] = precision_at(scores[chosen], near, k)
+        precisions[f"{measure}_exact",] = precision_at(scores[chosen], here, k)
     return precisions
 
 
-def _pair_precisions(table: PairTable, evidence: Evidence) -> dict[tuple[str, str], float]:
+def _pair_precisions(table: PairTable, evidence: Evidence) -> dict[tuple[str, ...], float]:
     pairs = table.ends
     right, exact = right_pairs(pairs, evidence.near), right_pairs(pairs, evidence.features)
     rankings = {
@@ -358,22 +356,18 @@ def _pair_precisions(table: PairTable, evidence: Evidence) -> dict[tuple[str, st
         "redundancy_both": table.score("redundancy_both"),
     }
     middle = TOP_PAIRS[1]
-    precisions: dict[tuple[str, str], float] = {}
+    precisions: dict[tuple[str, ...], float] = {}
     for score, values in rankings.items():
         for k in TOP_PAIRS:
             precisions[score, str(k)] = precision_at(values, right, k)
         precisions[score, f"{middle}_exact"] = precision_at(values, exact, middle)
-        for name in evidence.near:
-            precisions[score, f"{middle}_{name}"] = precision_at(values, _ends(pairs, name, evidence), middle)
+        for name, near in evidence.near.items():
+            end = [any(player.modality == name and near[player.place] for player in pair) for pair in pairs]
+            precisions[score, f"{middle}_{name}"] = precision_at(values, end, middle)
     precisions["universe", "chance"] = float(right.mean())
     precisions["universe", "any"] = float(right.any())
     precisions["universe", str(middle)] = min(middle, int(right.sum())) / min(middle, len(right))
     return precisions
-
-
-def _ends(pairs: Sequence[tuple[Player, Player]], name: str, evidence: Evidence) -> list[bool]:
-    near = evidence.near[name]
-    return [any(player.modality == name and near[player.place] for player in pair) for pair in pairs]
 
 
 def _evidence(cases: Sequence[Case], name: str, like: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""The ground-truth table as Markdown, and the carriers as a heat map. Agg-safe: no pyplot, no global state."""
+"""The ground-truth table as Markdown, and the carriers as a heat map."""
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ...explain.pages.display import signed
-from ...metrics.figures import expert_title
+from ...metrics.figures import caption, expert_columns, expert_title, hide_frame, new_figure
+from ...metrics.markdown import estimate
 
-_INK, _MUTED = "#222222", "#666666"
 PAIR_MEASURES = ("1", "5", "10")
 SHOWN_SCORES = {
     "synergy": ("sii_absolute", "sii_signed"),
@@ -53,32 +52,26 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
         raise ValueError("no mixture among the models: a dense model has no experts to compare")
     groups = report["groups"]
     width = 2.6 + sum(1.05 * len(model["experts"]) for model in models.values())
-    figure = Figure(figsize=(width, 2.2 + 0.38 * len(groups)), dpi=130, layout="constrained")
+    figure = new_figure(width, 2.2 + 0.38 * len(groups))
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, (name, model) in zip(panels, models.items(), strict=True):
         result, experts = model["right_experts"]["logits"]["f1"], model["experts"]
         costs = np.array([[entry["costs"][e]["mean"] for e in experts] for entry in result["labels"].values()])
         image = axes.imshow(costs, cmap="Blues", aspect="auto", vmin=0, vmax=1)
-        for row, column in np.ndindex(*costs.shape):
-            value = costs[row, column]
+        for (row, column), value in np.ndenumerate(costs):
             carrier = value > 0 and value == costs[row].max()
-            color = "white" if value > 0.55 else _INK
-            weight = "bold" if carrier else "normal"
-            text = signed(value, 2).lstrip("+")
-            axes.text(column, row, text, ha="center", va="center", color=color, weight=weight, fontsize=9)
+            style = {"color": "white" if value > 0.55 else "#222222", "weight": "bold" if carrier else "normal"}
+            axes.text(column, row, signed(value, 2).lstrip("+"), ha="center", va="center", fontsize=9, **style)
             if groups[list(result["labels"])[row]] == experts[column]:
                 axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, ec="#D55E00", lw=2))
-        axes.set_xticks(range(len(experts)), [textwrap.fill(expert_title(e), 12) for e in experts], fontsize=9)
-        axes.xaxis.tick_top()
+        expert_columns(axes, experts)
         axes.set_yticks(range(len(costs)), [f"{label} ({expert_title(groups[label])})" for label in result["labels"]])
         short = name if len(name) <= 40 else f"…{name[-39:]}"
-        axes.set_title(f"{short}\n{_percent(result['share_right'])} right", fontsize=10)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        axes.set_title(f"{short}\n{_value(result['share_right'], '{:.0%}'.format)} right", fontsize=10)
+        hide_frame(axes)
     figure.colorbar(image, ax=panels, label="loss of F1", shrink=0.8, aspect=25)
     figure.suptitle("What a label loses when an expert is replaced by its mean")
-    caption = "Frame: the expert that should carry the label. Bold: the one that does, on the mean of the seeds."
-    figure.supxlabel(caption, fontsize=9, color=_MUTED)
+    caption(figure, "Frame: the expert that should carry the label. Bold: the one that does, on the mean of the seeds.")
     return figure
 
 
@@ -96,9 +89,8 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
         header.append("chance")
     rows = []
     for name, model in models.items():
-        carried = model["right_experts"]
         row = [name, _plain(model["micro_f1"])]
-        if carried:
+        if carried := model["right_experts"]:
             row += [_plain(carried["logits"][metric]["share_right"]) for metric in ("f1", "average_precision")]
             row.append(_number(carried["chance"]))
         else:
@@ -117,21 +109,19 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
             row.append(_mean(experts[right]["top"]["universe"]["chance"]) if right else "–")
         rows.append(row)
     method = " or ".join(dict.fromkeys(_method(model) for model in models.values()))
+    pairs = (
+        "- *P@5*: share of true pairs among the right expert's five best pairs; beside it, that of the wrong expert "
+        "that does best. Synergy is scored by the absolute Shapley interaction index, redundancy by the published gap "
+        "and by the variant that wants both ends."
+    )
     legend = [
         "- *Right expert*: share of labels whose F1 or average precision (AP) drops most when the expert that should "
         "carry them is replaced by its mean.",
         f"- *Evidence*: precision of the right expert's best features ({method}), as many as hold evidence; a patch "
         "beside it counts.",
+        *([pairs] if groups else []),
+        "- Values are mean ± standard deviation over seeds. A dense model's only expert counts as the right one.",
     ]
-    if groups:
-        legend.append(
-            "- *P@5*: share of true pairs among the right expert's five best pairs; beside it, that of the wrong "
-            "expert that does best. Synergy is scored by the absolute Shapley interaction index, redundancy by the "
-            "published gap and by the variant that wants both ends."
-        )
-    legend.append(
-        "- Values are mean ± standard deviation over seeds. A dense model's only expert counts as the right one."
-    )
     return ["## Summary", "", *_table(header, rows), *legend, ""]
 
 
@@ -142,7 +132,7 @@ def _method(model: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Mapping[str, Any]) -> str:
-    return _value(value, with_interval=False)
+    return estimate(value["mean"], value["std"], None, _number)
 
 
 def _right_experts(model: Mapping[str, Any]) -> list[str]:
@@ -151,27 +141,19 @@ def _right_experts(model: Mapping[str, Any]) -> list[str]:
         return ["A dense model has one expert: nothing to compare.", ""]
     lines = ["### Right expert", ""]
     rows = [
-        [kind, metric.replace("_", " "), _percent(result[kind][metric]["share_right"]), f"{result['chance']:.0%}"]
+        [kind, metric.replace("_", " "), _value(part["share_right"], "{:.0%}".format), f"{result['chance']:.0%}"]
         for kind in ("logits", "contribution")
-        for metric in result[kind]
+        for metric, part in result[kind].items()
     ]
     lines += _table(["replaced by its mean", "measured by", "labels carried by the right expert", "chance"], rows)
     for metric, title in (("f1", "F1"), ("average_precision", "average precision")):
         rows = []
         for label, entry in result["logits"][metric]["labels"].items():
-            means = {name: cost["mean"] for name, cost in entry["costs"].items()}
-            cells = [_bold(_value(cost), means[name] == max(means.values())) for name, cost in entry["costs"].items()]
-            right = sum(carrier == entry["right"] for carrier in entry["carriers"])
-            rows.append(
-                [
-                    label,
-                    entry["right"],
-                    _value(entry["score"]),
-                    *cells,
-                    _value(entry["margin"]),
-                    f"{right} of {len(entry['carriers'])}",
-                ]
-            )
+            costs = entry["costs"].values()
+            largest = max(cost["mean"] for cost in costs)
+            cells = [_value(entry["score"]), *(_bold(_value(cost), cost["mean"] == largest) for cost in costs)]
+            right = f"{sum(carrier == entry['right'] for carrier in entry['carriers'])} of {len(entry['carriers'])}"
+            rows.append([label, entry["right"], *cells, _value(entry["margin"]), right])
         explained = f"Loss of {title} when an expert's logits are replaced by their mean; bold: the largest."
         lines += [f"{explained} Margin: of the right expert over all others.", ""]
         lines += _table(["label", "right expert", title, *model["experts"], "margin", "seeds right"], rows)
@@ -186,39 +168,36 @@ def _evidence(model: Mapping[str, Any], ceiling: Mapping[str, Any]) -> list[str]
     lines = ["### Evidence", ""]
     lines += ["Precision of as many features as hold evidence, ± 1 patch (in brackets: the evidence alone).", ""]
 
-    def cells(part_of: Any) -> list[str]:
-        found = (part_of(group, name) for group, name in columns)
-        return [f"{_value(x['k'], False)} ({_mean(x['k_exact'])})" for x in found]
+    def cells(by_group: Mapping[str, Any]) -> list[str]:
+        found = (by_group[group][name] for group, name in columns)
+        return [f"{_plain(x['k'])} ({_mean(x['k_exact'])})" for x in found]
 
     rows = [
-        [title, "", *cells(lambda group, name, key=key: ceiling[group][key][name])]
+        [title, "", *cells({group: part[key] for group, part in ceiling.items()})]
         for title, key in (("chance", "chance"), ("linear probe", "probe"))
     ]
-    predictors = next(iter(result.values()))
     rows += [
-        [expert, method, *cells(lambda group, name, e=expert, m=method: result[group][e][m][name])]
-        for expert in predictors
-        for method in predictors[expert]
+        [expert, method, *cells({group: part[expert][method] for group, part in result.items()})]
+        for expert, methods in next(iter(result.values())).items()
+        for method in methods
     ]
     return lines + _table(["expert", "method", *(f"{name} of {group}" for group, name in columns)], rows)
 
 
 def _pairs(model: Mapping[str, Any]) -> list[str]:
-    result = model["pairs"]
     lines: list[str] = []
-    for group, experts in result.items():
+    for group, experts in model["pairs"].items():
         lines += [f"### Pairs of labels by {group}", ""]
         rows = []
         measures = next(iter(experts.values()))["top"]["sii_absolute"]
-        more = [name for name in measures if name.startswith("5_")]
+        shown = [*PAIR_MEASURES, *(name for name in measures if name.startswith("5_"))]
         for expert, universes in experts.items():
             for universe, scores in universes.items():
-                there = scores["universe"]
-                ends = [_mean(there["chance"]), _mean(there["5"]), _mean(there["any"])]
+                ends = [_mean(scores["universe"][name]) for name in ("chance", "5", "any")]
                 for score in SHOWN_SCORES.get(group, sorted(scores.keys() - {"universe"})):
-                    values = [_value(scores[score][k], k == "5") for k in (*PAIR_MEASURES, *more)]
+                    values = [_value(scores[score][k]) if k == "5" else _plain(scores[score][k]) for k in shown]
                     rows.append([_bold(expert, expert == group), universe, score, *values, *ends])
-        header = ["expert", "universe", "score", *(f"P@{name.replace('_', ' ')}" for name in (*PAIR_MEASURES, *more))]
+        header = ["expert", "universe", "score", *(f"P@{name.replace('_', ' ')}" for name in shown)]
         lines += _table([*header, "chance", "best P@5", "has a true pair"], rows)
     return lines
 
@@ -231,27 +210,17 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:], ""]
 
 
-def _mean(value: Mapping[str, Any]) -> str:
-    return "–" if value["mean"] is None else _number(value["mean"])
-
-
-def _value(value: Mapping[str, Any], with_interval: bool = True) -> str:
-    if value["mean"] is None:
-        return "–"
-    spread = "" if value["std"] is None else f" ± {value['std']:.2f}"
-    low, high = value["interval"]
-    interval = "" if low is None or not with_interval else f" [{_number(low)}, {_number(high)}]"
-    return f"{_number(value['mean'])}{spread}{interval}"
-
-
 def _number(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
 
 
-def _percent(value: Mapping[str, Any]) -> str:
-    spread = "" if value["std"] is None else f" ± {value['std']:.0%}"
-    low, high = value["interval"]
-    return f"{value['mean']:.0%}{spread} [{low:.0%}, {high:.0%}]"
+def _mean(value: Mapping[str, Any]) -> str:
+    return estimate(value["mean"], None, None, _number)
+
+
+def _value(value: Mapping[str, Any], form: Callable[[float], str] = _number) -> str:
+    ends = None if None in value["interval"] else value["interval"]
+    return estimate(value["mean"], value["std"], ends, form)
 
 
 def _bold(text: str, bold: bool) -> str:

@@ -122,15 +122,7 @@ def evaluate_runs(
             models[run.name] = {"folder": str(run.folder), "seeds": list(run.models)}
             models[run.name] |= data.tabulate(measured, experts[run.name])
         report = {
-            "settings": {
-                "split": arguments.split,
-                "samples": len(cache.splits[arguments.split]),
-                "checked for evidence": len(data.cases),
-                "for pairs": len(data.pair_cases),
-                "coalitions a pair": arguments.num_coalitions,
-                "universe": arguments.universe_share,
-                "estimator": arguments.estimator,
-            },
+            "settings": data.settings,
             "options": options,
             "encoders": encoders,
             "groups": dict(carriers),
@@ -154,19 +146,27 @@ class _Data:
         self, cache: FeatureCache, truth: Truth, carriers: Mapping[str, str], arguments: EvaluationArguments
     ) -> None:
         self.cache, self.carriers, self.arguments = cache, carriers, arguments
+        self.bootstrap = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
         split = cache.splits[arguments.split]
-        self.labels = np.array(split["labels"])
-        ids = list(split["id"])
-        known = {sample: truth[sample] for sample in ids}
+        self.labels, ids = np.array(split["labels"]), list(split["id"])
         choice = (ids, self.labels, cache.label_names)
-        self.cases = choose_cases(*choice, known, arguments.num_samples, arguments.seed)
+        self.cases = choose_cases(*choice, truth, arguments.num_samples, arguments.seed)
         pairs = {
-            sample: {label: evidence for label, evidence in labels.items() if len(evidence.features) > 1}
-            for sample, labels in known.items()
+            sample: {label: evidence for label, evidence in truth[sample].items() if len(evidence.features) > 1}
+            for sample in ids
         }
         self.pair_cases: list[Case] = []
         if arguments.num_pair_samples and any(pairs.values()):
             self.pair_cases = choose_cases(*choice, pairs, arguments.num_pair_samples, arguments.seed)
+        self.settings = {
+            "split": arguments.split,
+            "samples": len(split),
+            "checked for evidence": len(self.cases),
+            "for pairs": len(self.pair_cases),
+            "coalitions a pair": arguments.num_coalitions,
+            "universe": arguments.universe_share,
+            "estimator": arguments.estimator,
+        }
 
     def rows(self, split: str, modalities: Sequence[str] | None = None) -> FeatureRows:
         return FeatureRows(self.cache.splits[split], modalities or list(self.cache.modalities))
@@ -174,20 +174,18 @@ class _Data:
     def measure(self, folder: Path, accelerator: Accelerator) -> ModelMeasures:
         arguments = self.arguments
         model = load_explainable(folder).to(accelerator.device)
-        modalities = model.config.modality_order
-        split = self.cache.splits[arguments.split]
-        loader = create_data_loader(split, modalities, batch_size=64, shuffle=False)
-        said = predict(model, accelerator.prepare(loader), accelerator)
+        rows = self.rows(arguments.split, model.config.modality_order)
+        split, order = self.cache.splits[arguments.split], model.config.modality_order
+        loader = accelerator.prepare(create_data_loader(split, order, batch_size=64, shuffle=False))
+        said = predict(model, loader, accelerator)
         outputs = ExpertOutputs(said.expert_logits.double().numpy(), said.expert_weights.double().numpy())
-        rows, how = self.rows(arguments.split, modalities), {"seed": arguments.seed}
-        evidence = found_evidence(
-            model, rows, self.cases, methods=arguments.methods, num_steps=arguments.num_steps, **how
-        )
-        if not self.pair_cases:
-            return ModelMeasures(outputs, evidence, {})
-        how |= {"universe_share": arguments.universe_share, "estimator": arguments.estimator}
-        how |= {"num_coalitions": arguments.num_coalitions}
-        return ModelMeasures(outputs, evidence, found_pairs(model, rows, self.pair_cases, self.carriers, **how))
+        how = {"methods": arguments.methods, "num_steps": arguments.num_steps, "seed": arguments.seed}
+        evidence, pairs = found_evidence(model, rows, self.cases, **how), {}
+        if self.pair_cases:
+            names = ("universe_share", "estimator", "num_coalitions", "seed")
+            how = {name: getattr(arguments, name) for name in names}
+            pairs = found_pairs(model, rows, self.pair_cases, self.carriers, **how)
+        return ModelMeasures(outputs, evidence, pairs)
 
     def summarise(self, measures: Sequence[Any], cases: list[Case]) -> dict[str, Any]:
         return summarise(measures, cases, self.carriers, **self.bootstrap)
@@ -196,23 +194,16 @@ class _Data:
         """Of evidence, over the cases of all labels."""
         return summarise(measures, self.cases, dict.fromkeys(self.carriers, "all"), **self.bootstrap)["all"]
 
-    @property
-    def bootstrap(self) -> dict[str, int]:
-        return {"num_resamples": self.arguments.num_resamples, "seed": self.arguments.seed}
-
     def tabulate(self, seeds: Sequence[ModelMeasures], experts: list[str]) -> dict[str, Any]:
         """All measures of one run, mean over its seeds."""
-        carried: dict[str, Any] = {}
         outputs = [x.outputs for x in seeds]
         right = [of_right_expert(x.evidence, self.cases, self.carriers, experts) for x in seeds]
-        if len(experts) > 1:
-            names = (self.cache.label_names, experts, self.carriers)
-            carried = right_experts(outputs, self.labels, *names, **self.bootstrap)
+        names = (self.cache.label_names, experts, self.carriers)
         return {
             "experts": experts,
             "micro_f1": micro_f1(outputs, self.labels, **self.bootstrap),
             "right_evidence": self.over_all(right),
-            "right_experts": carried,
+            "right_experts": right_experts(outputs, self.labels, *names, **self.bootstrap) if len(experts) > 1 else {},
             "evidence": self.summarise([x.evidence for x in seeds], self.cases),
             "pairs": self.summarise([x.pairs for x in seeds], self.pair_cases) if self.pair_cases else {},
         }

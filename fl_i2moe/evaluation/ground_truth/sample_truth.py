@@ -30,8 +30,8 @@ def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str
 
     Args:
         runs: on the same features, of recipes/train_mmimdb.py or recipes/train_arrays.py on its built-in sample.
-        data_dir: the sample's folder; what the runs' settings name if not given.
-        splits: whose samples are told.
+        data_dir: the sample's folder; by default what the runs' settings name.
+        splits: whose samples are wanted.
 
     Returns:
         Sample → label → evidence, and label → the expert that should carry it.
@@ -49,10 +49,8 @@ def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[s
     planted, cache = load_planted_truth(_find_sample(runs, data_dir, _films)), runs[0].cache
     _check_names(cache, planted["genres"], ("image", "text"))
     carriers = {label: PLANTED_CARRIERS[planted["genres"][label]["interaction"]] for label in cache.label_names}
-    truth: dict[str, dict[str, Evidence]] = {}
-    for split in splits:
-        truth |= _locate_evidence(planted, cache, split)
-    return truth, carriers
+    truth = [_locate_evidence(planted, cache, split) for split in splits]
+    return {sample: labels for part in truth for sample, labels in part.items()}, carriers
 
 
 def _numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
@@ -70,11 +68,11 @@ def _numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[s
                 )
             truth[row["id"]] = {}
             for label in cache.label_names:
-                told = planted["samples"][row["id"]][label]
-                features = {name: np.zeros(len(row[f"{name}_special_mask"]), np.bool_) for name in told}
-                for name, shown in told.items():
+                features, states = {}, {}
+                for name, shown in planted["samples"][row["id"]][label].items():
+                    features[name] = np.zeros(len(row[f"{name}_special_mask"]), np.bool_)
                     features[name][shown["positions"]] = True
-                states = {name: shown["bit"] for name, shown in told.items()}
+                    states[name] = shown["bit"]
                 truth[row["id"]][label] = Evidence(features, features, states)
     return truth, {label: labels[label]["carrier"] for label in cache.label_names}
 

@@ -1,8 +1,6 @@
 """
-Explanations against a known truth: which expert carries each label, and which features and pairs are evidence for it.
-
-The truth is a plain description: for each label the expert that should carry it, for each sample and label an
-[`Evidence`]. The caller knows the data it comes from.
+Explanations against a known truth: for each label the expert that should carry it, for each sample and label an
+[`Evidence`], the features that show it.
 
 Shape letters: N samples, E experts, C labels, T features of a modality, R resamples, S seeds.
 """
@@ -10,7 +8,7 @@ Shape letters: N samples, E experts, C labels, T features of a modality, R resam
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from ...explain.game import Player
 from ...metrics.summaries import interval, plain, resample, spread
 from ...metrics.tasks import FloatArray, predict
-from ...metrics.weighted import weighted_average_precision, weighted_f1
+from ...metrics.weighted import weighted_f1, weighted_ranking
 
 BoolArray = NDArray[np.bool_]
 
@@ -96,12 +94,8 @@ def tokens_in_spans(spans: Sequence[Sequence[int]], offsets: ArrayLike) -> BoolA
 
 
 def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArray:
-    """
-    (rows, columns) → (T,): the patches, row by row, in a sequence that may hold special features too.
-
-    Raises:
-        ValueError: the sequence has not as many other features as there are patches.
-    """
+    """(rows, columns) → (T,): the patches, row by row, in a sequence that may hold special features too; `ValueError`
+    if it has not as many other features as there are patches."""
     special = np.asarray(special_mask, np.bool_)
     if (~special).sum() != patches.size:
         raise ValueError(f"{patches.size} patches do not fit a sequence of {(~special).sum()} features")
@@ -115,11 +109,9 @@ def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArra
 
 def describe(values: FloatArray) -> dict[str, Any]:
     """
-    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → plain JSON.
-
-    Returns:
-        `mean` over the seeds, `std` between them (of a sample; None for one), `interval`, the 2.5th and the 97.5th
-        percentile of the resampled mean, and `seeds`, the values. What is undefined is None.
+    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → plain JSON: `mean` over the seeds, `std`
+    between them (of a sample; None for one), `interval`, the 2.5th and the 97.5th percentile of the resampled mean, and
+    `seeds`, the values. What is undefined is None.
     """
     seeds = values[:, 0]
     return {
@@ -142,11 +134,7 @@ class ExpertOutputs:
 
 
 def micro_f1(
-    seeds: Sequence[ExpertOutputs],
-    labels: ArrayLike,
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    seeds: Sequence[ExpertOutputs], labels: ArrayLike, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """F1 of all decisions of the whole mixture, on (N, C) multi-hot labels, as [`describe`] gives it."""
     true = np.asarray(labels, np.bool_)
@@ -164,7 +152,7 @@ def replacement_costs(
     labels: ArrayLike,
     weights: FloatArray,
     *,
-    replaced: Literal["logits", "contribution"] = "logits",
+    replaced: str = "logits",
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
     """
     What each label loses when one expert says the same of every sample.
@@ -189,15 +177,14 @@ def replacement_costs(
     variants = np.stack([whole, *(whole - contributions[:, e] + dull[:, e] for e in range(dull.shape[1]))])
 
     def score(metric: Any, values: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        scores = np.stack(
-            [[metric(v[:, c], true[:, c], weights) for c in range(true.shape[1])] for v in values], axis=0
-        ).transpose(2, 0, 1)
+        scores = np.array([[metric(*columns, weights) for columns in zip(v.T, true.T, strict=True)] for v in values])
+        scores = scores.transpose(2, 0, 1)
         return scores[:, 0], scores[:, :1] - scores[:, 1:]
 
     decisions = predict(variants, "multi_label_classification")
     return {
         "f1": score(weighted_f1, decisions),
-        "average_precision": score(weighted_average_precision, variants),
+        "average_precision": score(lambda *x: weighted_ranking(*x)[0], variants),
     }
 
 
@@ -310,14 +297,8 @@ class EvidenceProbe:
     """
 
     def __init__(self, features: FloatArray, states: Sequence[Hashable | None]):
-        """
-        Args:
-            features: (n, D), single positions of training samples.
-            states: the state of each, None where a position holds no evidence.
-
-        Raises:
-            ValueError: all positions are alike.
-        """
+        """Single positions (n, D) of training samples, and the state of each, None where it holds no evidence;
+        `ValueError` if all are alike."""
         self.states = sorted({state for state in states if state is not None}, key=str)
         classes = [-1 if state is None else self.states.index(state) for state in states]
         if len(set(classes)) < 2:

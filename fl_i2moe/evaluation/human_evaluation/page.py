@@ -32,7 +32,10 @@ def describe_questions(
 ) -> list[dict[str, Any]]:
     """All that the page says of each item, in their order: what [`questionnaire_id`] is taken of."""
     colors = expert_colors(expert_names)
-    shown = {sample_id: [_modality(*x) for x in subject.modalities.items()] for sample_id, subject in subjects.items()}
+    shown = {
+        sample_id: [{"title": modality_title(name), **drawing_of(x).question(x)} for name, x in one.modalities.items()]
+        for sample_id, one in subjects.items()
+    }
     return [
         {
             "id": item.item_id,
@@ -67,21 +70,18 @@ def render_questionnaire(
         questions: from [`describe_questions`].
         samples_return: whether there are controls, so that samples come twice, which readers are told.
     """
-    return (
-        environment("fl_i2moe.evaluation")
-        .get_template("questionnaire.html.jinja")
-        .render(
-            format=FORMAT_VERSION,
-            id=questionnaire_id(questions),
-            title=title,
-            questions=questions,
-            scale=SCALE,
-            experts=describe_experts(expert_names, modality_names),
-            modalities=_listed([modality_title(name) for name in modality_names]),
-            even=100 / len(expert_names),
-            samples_return=samples_return,
-            is_regression=is_regression,
-        )
+    template = environment("fl_i2moe.evaluation").get_template("questionnaire.html.jinja")
+    return template.render(
+        format=FORMAT_VERSION,
+        id=questionnaire_id(questions),
+        title=title,
+        questions=questions,
+        scale=SCALE,
+        experts=describe_experts(expert_names, modality_names),
+        modalities=_listed([modality_title(name) for name in modality_names]),
+        even=100 / len(expert_names),
+        samples_return=samples_return,
+        is_regression=is_regression,
     )
 
 
@@ -94,15 +94,11 @@ def describe_experts(expert_names: Sequence[str], modality_names: Sequence[str])
         "redundancy": f"what {listed} tell alike, each by itself",
     }
     for name, own in titles.items():
-        others = [x for x in titles if x != name]
-        rest = f"the {titles[others[0]]} does" if len(others) == 1 else "the others do"
+        others = [title for other, title in titles.items() if other != name]
+        rest = f"the {others[0]} does" if len(others) == 1 else "the others do"
         described[f"uniqueness_{name}"] = f"what the {own} tells and {rest} not"
     return {expert_title(name): described[name] for name in expert_names}
 
 
 def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _modality(name: str, places: Places) -> dict[str, Any]:
-    return {"title": modality_title(name), **drawing_of(places).question(places)}

@@ -1,6 +1,6 @@
 """
-What a questionnaire about expert weights consists of (I²MoE, appendix H): its scale, which samples it shows in which
-order, whose weights stand beside them, and the key that tells so and that readers do not get.
+A questionnaire about expert weights (I²MoE, appendix H): its scale, which samples it shows in which order, with whose
+weights, and the key that says so, which readers do not get.
 """
 
 import json
@@ -61,10 +61,7 @@ class Key:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """
-        Raises:
-            ValueError: the file is not there or holds no key.
-        """
+        """`ValueError` where the file is not there or holds no key."""
         if not path.is_file():
             raise ValueError(f"{path.parent} holds no questionnaire: it has no {path.name}.")
         try:
@@ -101,10 +98,7 @@ def stratified_order(has_class_NC: NDArray[np.bool_], rng: np.random.Generator) 
 
 def exchange_weights(weights: Sequence[Sequence[float]], rng: np.random.Generator) -> list[int]:
     """
-    Gives each sample the weights of another one, so that controls as a whole have the weights that the samples have.
-
-    Args:
-        weights: (N, E)
+    Gives each sample the weights (N, E) of another one, so that controls as a whole have the weights of the samples.
 
     Returns:
         For each sample the one whose weights it gets: a random permutation in which no sample gets weights that look

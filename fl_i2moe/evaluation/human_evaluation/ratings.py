@@ -5,7 +5,7 @@ Shapes: R raters, I items, N samples, K = 5 ratings of the scale, B resamples.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,14 @@ def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
     paths = [path for file in map(Path, files) for path in (sorted(file.glob("*.json")) if file.is_dir() else [file])]
     answers: list[Answers] = []
     problems: list[str] = []
+    first: dict[str, Answers] = {}
     for path in paths:
         try:
-            answers.append(_read(path, key))
+            answers.append(one := _read(path, key))
+            if (earlier := first.setdefault(one.rater.casefold(), one)) is not one:
+                raise ValueError(f"is of rater {one.rater!r}, as {earlier.file} is: keep the one that counts")
         except (ValueError, OSError) as error:
             problems.append(f"{path}: {error}")
-    first: dict[str, Answers] = {}
-    for one in answers:
-        if (earlier := first.setdefault(one.rater.casefold(), one)) is not one:
-            problems.append(f"{one.file}: is of rater {one.rater!r}, as {earlier.file} is: keep the one that counts")
     if problems:
         raise ValueError("These answers cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
     if not answers:
@@ -100,11 +99,12 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
         95 %, by a bootstrap over raters and samples}.
     """
     ratings_RI = np.array([one.ratings for one in answers])
-    columns = {
-        "model": [i for i, item in enumerate(key.items) if not item.is_control],
-        "control": [i for i, item in enumerate(key.items) if item.is_control],
-    }
-    bootstrap = _Bootstrap(num_resamples, seed)
+    is_control = np.array([item.is_control for item in key.items])
+    columns = {"model": ratings_RI[:, ~is_control], "control": ratings_RI[:, is_control]}
+
+    def mean(values_RI: FloatArray) -> dict[str, Any]:
+        return _mean(values_RI, num_resamples, seed)
+
     return {
         "questionnaire": key.questionnaire,
         "num_raters": len(answers),
@@ -116,10 +116,8 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
             }
             for one in answers
         },
-        "conditions": {
-            name: _describe(ratings_RI[:, items], bootstrap) for name, items in columns.items() if len(items)
-        },
-        "difference": _difference(key, ratings_RI, bootstrap) if columns["control"] else None,
+        "conditions": {name: _describe(x, mean) for name, x in columns.items() if x.shape[1]},
+        "difference": _difference(key, ratings_RI, mean) if is_control.any() else None,
         "items": [
             {
                 "number": i + 1,
@@ -160,31 +158,30 @@ def krippendorff_alpha(ratings: FloatArray) -> float:
     return float(1 - (totals.sum() - 1) * (pairs_KK * distances_KK).sum() / expected)
 
 
-class _Bootstrap:
-    """Means over raters and items, both of which are drawn from more that there could be."""
-
-    def __init__(self, num_resamples: int, seed: int):
-        self.num_resamples, self.seed = num_resamples, seed
-
-    def mean(self, values_RI: FloatArray) -> dict[str, Any]:
-        """(R, I), NaN where undefined → `value`, `std`, `interval`."""
-        given = np.isfinite(values_RI)
-        filled = np.where(given, values_RI, 0)
-        raters, items = (
-            resample(count, self.num_resamples, self.seed + axis) for axis, count in enumerate(values_RI.shape)
-        )
-        sums, counts = (((raters @ x) * items).sum(axis=1) for x in (filled, given))
-        means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-        answered = given.any(axis=1)
-        of_raters = filled[answered].sum(axis=1) / given[answered].sum(axis=1)
-        return {**with_interval(means), "std": plain(spread(of_raters))}
+def _mean(values_RI: FloatArray, num_resamples: int, seed: int) -> dict[str, Any]:
+    """
+    (R, I), NaN where undefined → `value`, `std`, `interval`, by a bootstrap over raters and items, both of which are
+    drawn from more that there could be.
+    """
+    given = np.isfinite(values_RI)
+    filled = np.where(given, values_RI, 0)
+    raters, items = (resample(count, num_resamples, seed + axis) for axis, count in enumerate(values_RI.shape))
+    sums, counts = (((raters @ x) * items).sum(axis=1) for x in (filled, given))
+    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    answered = given.any(axis=1)
+    of_raters = filled[answered].sum(axis=1) / given[answered].sum(axis=1)
+    return {**with_interval(means), "std": plain(spread(of_raters))}
 
 
-def _describe(ratings_RI: FloatArray, bootstrap: _Bootstrap) -> dict[str, Any]:
+Mean = Callable[[FloatArray], dict[str, Any]]
+"""[`_mean`] of one bootstrap."""
+
+
+def _describe(ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
     missing = np.isnan(ratings_RI)
 
     def share(chosen: Sequence[int]) -> dict[str, Any]:
-        return bootstrap.mean(np.where(missing, np.nan, np.isin(ratings_RI, chosen)))
+        return mean(np.where(missing, np.nan, np.isin(ratings_RI, chosen)))
 
     return {
         "num_items": ratings_RI.shape[1],
@@ -196,18 +193,18 @@ def _describe(ratings_RI: FloatArray, bootstrap: _Bootstrap) -> dict[str, Any]:
         ],
         "positive": share(POSITIVE),
         "negative": share(NEGATIVE),
-        "mean_rating": bootstrap.mean(ratings_RI),
+        "mean_rating": mean(ratings_RI),
         "alpha": plain(krippendorff_alpha(ratings_RI)),
     }
 
 
-def _difference(key: Key, ratings_RI: FloatArray, bootstrap: _Bootstrap) -> dict[str, Any]:
+def _difference(key: Key, ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
     own = {item.sample_id: i for i, item in enumerate(key.items) if not item.is_control}
     pairs = [(own[item.sample_id], i) for i, item in enumerate(key.items) if item.is_control]
     difference_RN = np.stack([ratings_RI[:, i] - ratings_RI[:, control] for i, control in pairs], axis=1)
     moved = [0.5 * np.abs(np.subtract(key.items[i].weights, key.items[control].weights)).sum() for i, control in pairs]
     return {
-        **bootstrap.mean(difference_RN),
+        **mean(difference_RN),
         "num_samples": len(pairs),
         "num_pairs": int(np.isfinite(difference_RN).sum()),
         "moved_weight": float(np.mean(moved)),

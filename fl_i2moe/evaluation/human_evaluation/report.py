@@ -1,22 +1,20 @@
 """Ratings of expert weights as Markdown, in the form of I²MoE's Table 11."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
 
 from ...explain.pages.display import signed
-from ...metrics.markdown import escape, table
+from ...metrics.markdown import escape, estimate, table
 from ...metrics.summaries import CONFIDENCE
 
 CONDITIONS = {"model": "the model’s weights", "control": "another sample’s weights (control)"}
 
 
 def to_markdown(summary: Mapping[str, Any]) -> str:
-    """
-    Args:
-        summary: from [`~fl_i2moe.evaluation.human_evaluation.ratings.summarise_ratings`].
-    """
+    """From [`~fl_i2moe.evaluation.human_evaluation.ratings.summarise_ratings`]."""
     conditions = summary["conditions"]
     several, raters = summary["num_raters"] > 1, _count(summary["num_raters"], "rater")
     total = sum(x["num_ratings"] for x in conditions.values())
@@ -34,17 +32,19 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
 def _rows(conditions: Mapping[str, Any], several: bool) -> list[list[str]]:
     columns = list(conditions.values())
     rows = [
-        [options[0]["text"], *(_share(option) for option in options)]
+        [options[0]["text"], *(_told(option, _percent, " %", with_interval=False) for option in options)]
         for options in zip(*(column["options"] for column in columns), strict=True)
     ]
+    asked = [x["num_ratings"] + x["num_missing"] for x in columns]
     rows += [
-        ["positive (the two best)", *(_share(x["positive"], with_interval=True) for x in columns)],
-        ["negative (the two lowest)", *(_share(x["negative"], with_interval=True) for x in columns)],
-        ["mean rating, 5 is best", *(_mean(x["mean_rating"]) for x in columns)],
-        ["responses, of those asked for", *(f"{x['num_ratings']} of {_asked(x)}" for x in columns)],
+        ["positive (the two best)", *(_told(x["positive"], _percent, " %") for x in columns)],
+        ["negative (the two lowest)", *(_told(x["negative"], _percent, " %") for x in columns)],
+        ["mean rating, 5 is best", *(_told(x["mean_rating"], "{:.2f}".format) for x in columns)],
+        ["responses, of those asked for", *(f"{x['num_ratings']} of {n}" for x, n in zip(columns, asked, strict=True))],
     ]
     if several:
-        rows.append(["agreement, Krippendorff’s alpha (ordinal)", *(_number(x["alpha"]) for x in columns)])
+        alphas = ["undefined" if x["alpha"] is None else signed(x["alpha"], 2).removeprefix("+") for x in columns]
+        rows.append(["agreement, Krippendorff’s alpha (ordinal)", *alphas])
     return rows
 
 
@@ -58,10 +58,10 @@ def _note(several: bool) -> str:
 def _difference(difference: Mapping[str, Any]) -> str:
     if difference["value"] is None:
         return "No rater rated a sample both with its own and with another sample’s weights.\n"
-    value, interval = signed(difference["value"], 2), _interval(difference, lambda end: signed(end, 2))
+    told = estimate(difference["value"], None, difference["interval"], partial(signed, digits=2))
     pairs, samples = _count(difference["num_pairs"], "pair"), _count(difference["num_samples"], "sample")
     return (
-        f"A sample’s own weights are rated {value}{interval} against another sample’s, by the same rater ({pairs} of "
+        f"A sample’s own weights are rated {told} against another sample’s, by the same rater ({pairs} of "
         f"answers to {samples}). Where this is 0, ratings say that weights look sensible, not that they belong to the "
         "sample. Another sample’s weights put "
         f"{100 * difference['moved_weight']:.0f} % of the weight on other experts, on average.\n"
@@ -69,15 +69,11 @@ def _difference(difference: Mapping[str, Any]) -> str:
 
 
 def _missing(summary: Mapping[str, Any]) -> str:
-    lines = [
-        f"- {escape(rater)}: {', '.join(map(str, x['missing']))}"
-        for rater, x in summary["raters"].items()
-        if x["missing"]
-    ]
-    if not lines:
+    missing = {rater: ", ".join(map(str, x["missing"])) for rater, x in summary["raters"].items() if x["missing"]}
+    if not missing:
         return "Every rater answered every question.\n"
     title = "Not answered, by rater and number of the question (left out of everything above):"
-    return "\n".join([title, "", *lines, ""])
+    return "\n".join([title, "", *(f"- {escape(rater)}: {numbers}" for rater, numbers in missing.items()), ""])
 
 
 def _samples(summary: Mapping[str, Any]) -> Markup:
@@ -92,31 +88,13 @@ def _samples(summary: Mapping[str, Any]) -> Markup:
     return table(["sample", *(f"{CONDITIONS[name]}, mean (responses)" for name in conditions)], rows)
 
 
-def _share(value: Mapping[str, Any], with_interval: bool = False) -> str:
-    if value["value"] is None:
-        return "–"
-    spread = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
-    interval = _interval(value, lambda end: f"{100 * end:.1f}") if with_interval else ""
-    return Markup(f"{100 * value['value']:.1f} %{spread}{interval}")  # brackets of numbers are no link
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
-def _mean(value: Mapping[str, Any]) -> str:
-    if value["value"] is None:
-        return "–"
-    spread = "" if value["std"] is None else f" ± {value['std']:.2f}"
-    return Markup(f"{value['value']:.2f}{spread}{_interval(value, '{:.2f}'.format)}")
-
-
-def _interval(value: Mapping[str, Any], form: Callable[[float], str]) -> str:
-    return f" [{', '.join(map(form, value['interval']))}]" if value["interval"] else ""
-
-
-def _asked(condition: Mapping[str, Any]) -> int:
-    return condition["num_ratings"] + condition["num_missing"]
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else signed(value, 2).removeprefix("+")
+def _told(value: Mapping[str, Any], form: Callable[[float], str], unit: str = "", with_interval: bool = True) -> str:
+    ends = value["interval"] if with_interval else None
+    return Markup(estimate(value["value"], value["std"], ends, form, unit))  # brackets of numbers are no link
 
 
 def _count(number: int, what: str) -> str:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from numpy.typing import NDArray
 from rich.console import Console
 
 from ...cache import FeatureCache
@@ -32,7 +31,7 @@ from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import write_json, write_text
 from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder
-from ..run.inputs import say_what_is_bad
+from ..run.inputs import say_what_is_bad, split_of
 from .page import Subject, describe_questions, questionnaire_id, render_questionnaire
 from .questionnaire import Item, Key, exchange_weights, item_ids, order_of_questions, stratified_order
 from .ratings import read_answers, summarise_ratings
@@ -110,15 +109,7 @@ class SummarizeArguments:
 
 
 def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
-    """
-    Writes page and key.
-
-    Returns:
-        The page.
-
-    Raises:
-        ValueError: model, cache, samples or the output folder do not fit.
-    """
+    """Writes page and key, returns the page; `ValueError` if model, cache, samples or output folder do not fit."""
     _check_folder(arguments.folder, arguments.overwrite, (PAGE_FILE, KEY_FILE))
     model = load_model(arguments.model)
     cache = find_cache(arguments.model, arguments.cache_dir, arguments.split)
@@ -140,10 +131,8 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
         items.append(Item(item_id, ids[row], ids[giver], weights[giver]))
 
     config = model.config
-    shown = {
-        subject.sample_id: replace(subject, predicted=_predicted(logits, config))
-        for subject, logits in zip(subjects, output.logits.double(), strict=True)
-    }
+    predicted = (_predicted(logits, config) for logits in output.logits.double())
+    shown = {x.sample_id: replace(x, predicted=told) for x, told in zip(subjects, predicted, strict=True)}
     described = describe_questions(items, shown, config.expert_names)
     page = render_questionnaire(
         described,
@@ -166,10 +155,7 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
 
 def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[str, Any]:
     """
-    Writes the table.
-
-    Returns:
-        What is written as JSON, see [`summarise_ratings`].
+    Writes the table, and returns what is written as JSON, see [`summarise_ratings`].
 
     Raises:
         ValueError: there is no questionnaire; answers do not fit it; the output folder holds something else.
@@ -189,12 +175,7 @@ def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[s
 
 
 def _check_folder(folder: Path, overwrite: bool, own_files: tuple[str, ...]) -> None:
-    """
-    Answers may have been put beside a questionnaire, and nobody gives them twice.
-
-    Raises:
-        ValueError: as [`check_run_folder`]; or what is to be replaced has other files beside it.
-    """
+    """As [`check_run_folder`]; also refuses to replace what has other files beside it, such as readers' answers."""
     if (folder / SETTINGS_FILE).is_file():
         if not overwrite:
             raise ValueError(f"{folder} is not empty: replace it by --overwrite, or give another --output_dir.")
@@ -221,9 +202,7 @@ def _check_model(model: FLI2MoEModel, cache: FeatureCache, arguments: DrawArgume
             f"The model in {arguments.model} reads arrays of numbers ({', '.join(config.modality_order)}): there is no "
             "picture or text that a reader could judge its expert weights by."
         )
-    if arguments.split not in cache.splits:
-        raise ValueError(f"The feature cache has no split {arguments.split!r}; it has {list(cache.splits)}.")
-    if arguments.num_samples > (size := len(cache.splits[arguments.split])):
+    if arguments.num_samples > (size := len(split_of(cache, arguments.split))):
         raise ValueError(f"`num_samples` is {arguments.num_samples}, the split {arguments.split!r} has {size} samples.")
     if arguments.sampling == "stratified" and config.problem_type == "regression":
         raise ValueError("`sampling` stratified goes by classes, and a regression has none: give --sampling random.")
@@ -243,15 +222,14 @@ def _draw(
             subject = _subject(split[row], model, cache, arguments.show_true)
         except ValueError as error:
             bad = say_what_is_bad(error)
-        else:
-            rows.append(row)
-            subjects.append(subject)
-            if len(rows) == arguments.num_samples:
-                return rows, subjects, features[rows]
+            if arguments.on_bad_sample == "stop":
+                raise ValueError(f"{bad} Draw another instead by --on_bad_sample skip.") from None
+            console.print(f"{bad} Another one is drawn.")
             continue
-        if arguments.on_bad_sample == "stop":
-            raise ValueError(f"{bad} Draw another instead by --on_bad_sample skip.")
-        console.print(f"{bad} Another one is drawn.")
+        rows.append(row)
+        subjects.append(subject)
+        if len(rows) == arguments.num_samples:
+            return rows, subjects, features[rows]
     raise ValueError(f"Only {len(rows)} samples of the split {arguments.split!r} can be shown.")
 
 
@@ -259,26 +237,18 @@ def _row_order(split: Dataset, cache: FeatureCache, sampling: str, rng: np.rando
     if sampling == "random":
         return rng.permutation(len(split)).tolist()
     labels = np.asarray(split.select_columns(["labels"])["labels"])
-    return stratified_order(_has_class(labels, len(cache.label_names)), rng)
-
-
-def _has_class(labels: NDArray[Any], num_classes: int) -> NDArray[np.bool_]:
-    """(N,) class indexes or (N, C) zeros and ones → (N, C)."""
-    return labels[:, None] == np.arange(num_classes) if labels.ndim == 1 else labels > 0.5
+    is_single = labels.ndim == 1  # class indexes
+    return stratified_order(labels[:, None] == np.arange(len(cache.label_names)) if is_single else labels > 0.5, rng)
 
 
 def _subject(row: dict[str, Any], model: FLI2MoEModel, cache: FeatureCache, show_true: bool) -> Subject:
-    """
-    Raises:
-        ValueError: the sample's picture or text is not at hand.
-    """
+    """`ValueError` where the sample's picture or text is not at hand."""
     modalities = {}
     for name in model.config.modality_order:
         described = cache.modalities[name]
-        places = places_in(row, name, described.get("encoder"), described.get("grid"))
-        if (reason := places.missing()) is not None:
+        modalities[name] = places_in(row, name, described.get("encoder"), described.get("grid"))
+        if (reason := modalities[name].missing()) is not None:
             raise ValueError(f"The {name} of sample {row['id']} {reason}.")
-        modalities[name] = places
     return Subject(row["id"], modalities, _true(row["labels"], cache) if show_true else None)
 
 

@@ -87,8 +87,7 @@ def _measure_faithfulness(
     Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays.
 
     Raises:
-        ValueError: names a bad sample, unless those are skipped. The samples to explain may be others, so that it comes
-            to light here only.
+        ValueError: names a bad sample, unless those are skipped: these samples may be others than the explained ones.
     """
     file = arguments.folder / FAITHFULNESS_FILE
     results = read_json(file) if file.is_file() else {}
@@ -96,20 +95,14 @@ def _measure_faithfulness(
     first = range(min(len(split), arguments.faithfulness_samples or len(split)))
     order = next(iter(models.values())).config.modality_order
     rows = split.select(usable_rows(split, order, first, arguments.on_bad_sample, console))
+    how = {"num_random": arguments.num_draws, "seed": arguments.seed, "accelerator": accelerator}
+    how["progress"] = accelerator.is_local_main_process
     for name, model in models.items():
         identity = {"model": fingerprint(model), "features": key_digest(cache.key), "num_samples": len(rows)}
         if identity.items() <= results.get(name, {}).items():
             continue
         loader = create_data_loader(rows, model.config.modality_order, batch_size=arguments.batch_size, shuffle=False)
-        result = faithfulness(
-            model,
-            accelerator.prepare(loader),
-            methods=methods_of(model),
-            num_random=arguments.num_draws,
-            seed=arguments.seed,
-            accelerator=accelerator,
-            progress=accelerator.is_local_main_process,
-        )
+        result = faithfulness(model, accelerator.prepare(loader), methods=methods_of(model), **how)
         results[name] = result | identity
         if accelerator.is_main_process:
             write_json(file, results)

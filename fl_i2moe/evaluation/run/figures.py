@@ -1,21 +1,20 @@
-"""
-Figures and a table of a whole run: the FL-I²MoE paper's Figures 3 and 4, curves of pairs, its Table 1.
-
-`Figure` objects only, no pyplot, no global state.
-"""
+"""Figures and a table of a whole run: the FL-I²MoE paper's Figures 3 and 4, curves of pairs, its Table 1."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ...explain.attribution import MIXTURE
-from ...explain.pages.display import METHOD_NAMES, number
-from ...explain.pages.sheet import DPI, INK, MUTED
-from ...metrics.figures import expert_title, metric_title
+from ...explain.pages.display import METHOD_NAMES, number, signed
+from ...explain.pages.sheet import INK, MUTED
+from ...metrics.figures import expert_title, metric_title, new_figure
+from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
 
@@ -29,6 +28,7 @@ _METHOD_STYLES = {
 
 _TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
 _TOP_HATCHES = ("", "///", "...")
+_RANDOM = "Random: mean of its draws ± one standard deviation."
 
 
 def draw_faithfulness(
@@ -55,7 +55,7 @@ def draw_faithfulness(
         if direction not in results[name] or metric not in results[name]["base"]:
             raise ValueError(f"The result of {name!r} has no {direction} of {metric!r}.")
     rows = [(name, expert) for name in names for expert in _experts_of(results[name])]
-    figure = Figure(figsize=(1.2 + 4.6 * max(2, len(names)), 5.4 + 0.36 * len(rows)), dpi=DPI, layout="constrained")
+    figure = new_figure(1.2 + 4.6 * max(2, len(names)), 5.4 + 0.36 * len(rows))
     curves, means = figure.subfigures(2, 1, height_ratios=[4.2, 1.2 + 0.36 * len(rows)])
     panels = np.atleast_1d(curves.subplots(1, len(names), sharey=True))
     for axes, name in zip(panels, names, strict=True):
@@ -68,16 +68,12 @@ def draw_faithfulness(
     for axes in panels:
         axes.set_xlabel(f"most important features of each modality {masked} (%)")
     _draw_mean_drops(means.subplots(), results, rows, metric, direction)
-    higher = METRICS_BY_PROBLEM[first["problem_type"]][metric]
     size = ", ".join(f"{name}: n = {results[name]['num_samples']:,}" for name in names)
-    figure.suptitle(f"What {direction} by importance does to the prediction ({size})", fontsize=12)
-    figure.supxlabel(
-        f"Drop: {'metric without masking minus with' if higher else 'error with masking minus without'}. "
-        "Random: mean of its draws ± one standard deviation.",
-        fontsize=8.5,
-        color=MUTED,
+    higher = METRICS_BY_PROBLEM[first["problem_type"]][metric]
+    meaning = "metric without masking minus with" if higher else "error with masking minus without"
+    return _titled(
+        figure, f"What {direction} by importance does to the prediction ({size})", f"Drop: {meaning}. {_RANDOM}"
     )
-    return figure
 
 
 def _experts_of(result: Mapping[str, Any]) -> list[str]:
@@ -88,18 +84,35 @@ def _experts_of(result: Mapping[str, Any]) -> list[str]:
 def _draw_drops(axes: Axes, result: Mapping[str, Any], metric: str, direction: str) -> None:
     whole = _experts_of(result)[-1]
     shares = 100 * np.array(result["shares"])
-    for method, (color, marker, style) in _METHOD_STYLES.items():
-        if method not in result[direction]:
-            continue
-        curve = result[direction][method][whole][metric]
-        drops, spread = from_plain(curve["drops"]), from_plain(curve["drops_std"])
-        axes.plot(shares, drops, style, color=color, marker=marker, markersize=5, label=METHOD_NAMES[method])
-        if np.isfinite(spread).any():
-            axes.fill_between(shares, drops - spread, drops + spread, color=color, alpha=0.18, linewidth=0)
+    for method in _METHOD_STYLES:
+        if method in result[direction]:
+            curve = result[direction][method][whole][metric]
+            _draw_curve(axes, shares, curve["drops"], method, METHOD_NAMES[method], from_plain(curve["drops_std"]))
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_xticks(shares)
     axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _draw_curve(
+    axes: Axes,
+    shares: NDArray[Any],
+    values: Sequence[float | None],
+    method: str,
+    label: str,
+    spread: NDArray[Any] | None = None,
+) -> None:
+    """With a band around it where there is a spread; without one a solid line."""
+    (color, marker, style), heights = _METHOD_STYLES[method], from_plain(values)
+    axes.plot(shares, heights, style, color=color, marker=marker, markersize=5, label=label)
+    if spread is not None and np.isfinite(spread).any():
+        axes.fill_between(shares, heights - spread, heights + spread, color=color, alpha=0.18, linewidth=0)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _titled(figure: Figure, title: str, note: str) -> Figure:
+    figure.suptitle(title, fontsize=12)
+    figure.supxlabel(note, fontsize=8.5, color=MUTED)
+    return figure
 
 
 def _draw_mean_drops(
@@ -108,16 +121,12 @@ def _draw_mean_drops(
     for row, (name, expert) in enumerate(rows):
         axes.axhline(row, color="#e3e3df", linewidth=0.8, zorder=0)
         for method, (color, marker, _) in _METHOD_STYLES.items():
-            experts = results[name][direction].get(method, {})
-            if expert not in experts or experts[expert][metric]["mean_drop"] is None:
-                continue
-            curve = experts[expert][metric]
-            axes.errorbar(
-                curve["mean_drop"], row, xerr=curve["mean_drop_std"], fmt=marker, color=color, markersize=6, capsize=3
-            )
-    titles = ["Mixture" if expert == MIXTURE else expert_title(expert) for _, expert in rows]
-    several = len(results) > 1
-    labels = [f"{name}: {title}" if several else title for (name, _), title in zip(rows, titles, strict=True)]
+            curve = results[name][direction].get(method, {}).get(expert, {}).get(metric, {"mean_drop": None})
+            if (drop := curve["mean_drop"]) is not None:
+                axes.errorbar(drop, row, xerr=curve["mean_drop_std"], fmt=marker, color=color, markersize=6, capsize=3)
+    labels = [expert_title(expert) for _, expert in rows]
+    if len(results) > 1:
+        labels = [f"{name}: {label}" for (name, _), label in zip(rows, labels, strict=True)]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0, color=MUTED, linewidth=0.8)
@@ -137,10 +146,9 @@ def draw_alignment(
         kinds: expert → what its score is called.
         edges: of the bins, as shares of a modality's features.
     """
-    figure = Figure(figsize=(1 + 4.6 * len(results), 4.3), dpi=DPI, layout="constrained")
+    figure = new_figure(1 + 4.6 * len(results), 4.3)
     panels = np.atleast_1d(figure.subplots(1, len(results)))
-    bounds = [0, *edges]
-    ticks = [f"{100 * low:g}–{100 * high:g} %" for low, high in pairwise(bounds)]
+    ticks = [f"{100 * low:g}–{100 * high:g} %" for low, high in pairwise([0, *edges])]
     for axes, (expert, result) in zip(panels, results.items(), strict=True):
         shares = list(result["bins"][0]["top"])
         bar = 0.8 / len(shares)
@@ -149,14 +157,9 @@ def draw_alignment(
             places = np.arange(len(cells)) + (n - (len(shares) - 1) / 2) * bar
             heights = from_plain([cell["mean"] for cell in cells])
             ends = np.array([cell["interval"] or [np.nan, np.nan] for cell in cells], dtype=np.float64)
-            color, hatch = _TOP_COLORS[n % 3], _TOP_HATCHES[n % 3]
-            style = {
-                "color": color,
-                "edgecolor": "white",
-                "hatch": hatch,
-                "label": f"top {100 * float(share):g} % pairs",
-            }
-            axes.bar(places, np.nan_to_num(heights), bar * 0.92, **style)
+            style = {"color": _TOP_COLORS[n % 3], "edgecolor": "white", "hatch": _TOP_HATCHES[n % 3]}
+            label = f"top {100 * float(share):g} % pairs"
+            axes.bar(places, np.nan_to_num(heights), bar * 0.92, label=label, **style)
             reach = np.clip(np.stack([heights - ends[:, 0], ends[:, 1] - heights]), 0, None)
             axes.errorbar(places, heights, yerr=reach, fmt="none", color=INK, capsize=3, linewidth=1)
             for place, height in zip(places, heights, strict=True):
@@ -171,13 +174,10 @@ def draw_alignment(
     panels[-1].legend(frameon=False, fontsize=9)
     any_result = next(iter(results.values()))
     count = max(entry["num_samples"] for entry in any_result["bins"])
-    figure.suptitle(f"Do important features interact more? (n = {count:,} samples)", fontsize=12)
-    same = any_result["ranked_and_valued_by"] == "the same scores"
     note = f"Lines: {100 * any_result['confidence']:g} % bootstrap intervals over samples."
-    if same:
+    if any_result["ranked_and_valued_by"] == "the same scores":
         note += " The top pairs were chosen by the scores that are averaged, which lifts their mean."
-    figure.supxlabel(note, fontsize=8.5, color=MUTED)
-    return figure
+    return _titled(figure, f"Do important features interact more? (n = {count:,} samples)", note)
 
 
 def draw_pair_curves(
@@ -192,48 +192,26 @@ def draw_pair_curves(
         metric: one of the results'.
     """
     directions = list(next(iter(results.values())))
-    size = (1 + 4.6 * len(results), 0.9 + 2.7 * len(directions))
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = new_figure(1 + 4.6 * len(results), 0.9 + 2.7 * len(directions))
     panels = figure.subplots(len(directions), len(results), squeeze=False, sharex=True, sharey="row")
     for column, (expert, by_direction) in enumerate(results.items()):
         for row, (direction, result) in enumerate(by_direction.items()):
             axes, shares, curves = panels[row, column], 100 * np.array(result["shares"]), result["metrics"][metric]
-            mean, spread = from_plain(curves["random"]["values"]), np.nan_to_num(from_plain(curves["random"]["std"]))
-            gray, marker, style = _METHOD_STYLES["random"]
-            axes.plot(shares, mean, style, color=gray, marker=marker, markersize=5, label="random order")
-            axes.fill_between(shares, mean - spread, mean + spread, color=gray, alpha=0.18, linewidth=0)
-            ranked = from_plain(curves["ranked"]["values"])
-            axes.plot(shares, ranked, color="#D55E00", marker="o", markersize=5, label="highest scores first")
-            axes.spines[["top", "right"]].set_visible(False)
+            spread = np.nan_to_num(from_plain(curves["random"]["std"]))
+            _draw_curve(axes, shares, curves["random"]["values"], "random", "random order", spread)
+            _draw_curve(axes, shares, curves["ranked"]["values"], "grad_attnroll", "highest scores first")
             axes.set_xlabel(f"pairs {'masked' if direction == 'deletion' else 'kept'} (%)")
             if row == 0:
                 axes.set_title(f"{expert_title(expert)} expert, {kinds[expert]}", fontsize=10.5, loc="left")
             if column == 0:
                 axes.set_ylabel(f"{metric_title(metric)}, {direction}")
     panels[0, -1].legend(frameon=False, fontsize=9)
-    any_result = next(iter(next(iter(results.values())).values()))
-    figure.suptitle(
-        f"Do the pairs that score high carry the prediction? (n = {any_result['num_samples']:,})", fontsize=12
-    )
-    figure.supxlabel(
-        "Both ends of a pair are zeroed or kept. Random: mean of its draws ± one standard deviation.",
-        fontsize=8.5,
-        color=MUTED,
-    )
-    return figure
+    title = f"Do the pairs that score high carry the prediction? (n = {result['num_samples']:,})"
+    return _titled(figure, title, f"Both ends of a pair are zeroed or kept. {_RANDOM}")
 
 
 def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
-    """
-    The paper's Table 1.
-
-    Args:
-        tables: expert → result of `pair_masking_table`.
-        metric: which metric.
-
-    Returns:
-        Header and rows.
-    """
+    """The paper's Table 1 of one metric, header and rows, from expert → result of `pair_masking_table`."""
     header = ["Masking", *(f"{expert_title(expert)}: {metric_title(metric)}" for expert in tables)]
     parts = [table["metrics"][metric] for table in tables.values()]
 
@@ -243,8 +221,10 @@ def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> t
     def interval(cell: Mapping[str, Any]) -> str:
         if cell["interval"] is None:
             return number(cell["value"])
-        low, high = cell["interval"]
-        return f"{number(cell['value'], True)} [{number(low, True)}, {number(high, True)}]"
+        return Markup(estimate(cell["value"], None, cell["interval"], signed))  # brackets of numbers are no link
+
+    def count(name: str) -> list[str]:
+        return [f"{table[name]:.1f}" for table in tables.values()]
 
     rows = [
         ["none", *(number(part["none"]) for part in parts)],
@@ -252,15 +232,7 @@ def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> t
         ["random pairs, as many pairs (the paper’s)", *(spread(part["random_same_pairs"]) for part in parts)],
         ["interaction pairs", *(number(part["ranked"]) for part in parts)],
         ["drop beyond random, as many features", *(interval(part["ranked_minus_random"]) for part in parts)],
-        ["features masked per sample", *(f"{table['num_features']:.1f}" for table in tables.values())],
-        [
-            "features masked by as many random pairs",
-            *(f"{table['num_features_same_pairs']:.1f}" for table in tables.values()),
-        ],
+        ["features masked per sample", *count("num_features")],
+        ["features masked by as many random pairs", *count("num_features_same_pairs")],
     ]
     return header, rows
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)

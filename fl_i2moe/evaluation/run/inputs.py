@@ -16,28 +16,25 @@ from .arguments import ExplainArguments
 
 
 def load_explainable(folder: str | Path) -> FLI2MoEModel:
-    """
-    Raises:
-        ValueError: there is no model of this package in the folder, or it is pooled.
-    """
+    """A feature-level model; `ValueError` where the folder holds none."""
     model = load_model(folder)
     if model.config.level != "feature":
         raise ValueError(f"The model in {folder} is pooled: it sees no patches and tokens that could be explained.")
     return model
 
 
+def split_of(cache: FeatureCache, name: str) -> Dataset:
+    """`ValueError` where the cache has no such split."""
+    if name not in cache.splits:
+        raise ValueError(f"The feature cache has no split {name!r}; it has {list(cache.splits)}.")
+    return cache.splits[name]
+
+
 def choose_rows(
     arguments: ExplainArguments, cache: FeatureCache, modality_order: Sequence[str], console: Console
 ) -> list[int]:
-    """
-    The rows of the split to explain, without bad samples.
-
-    Raises:
-        ValueError: there is no such split or sample; and as [`usable_rows`].
-    """
-    if arguments.split not in cache.splits:
-        raise ValueError(f"The feature cache has no split {arguments.split!r}; it has {list(cache.splits)}.")
-    split = cache.splits[arguments.split]
+    """The rows of the split to explain; `ValueError` where there is no such split or sample, and as [`usable_rows`]."""
+    split = split_of(cache, arguments.split)
     ids = list(split["id"])
     if arguments.sample_ids:
         if missing := [sample_id for sample_id in arguments.sample_ids if sample_id not in ids]:
@@ -63,12 +60,11 @@ def usable_rows(
             check_batch(reader[[row]], modality_order)
         except ValueError as error:
             bad = say_what_is_bad(error)
+            if on_bad_sample == "stop":
+                raise ValueError(f"{bad} Leave it out by --on_bad_sample skip.") from None
+            console.print(f"{bad} It is left out.")
         else:
             usable.append(row)
-            continue
-        if on_bad_sample == "stop":
-            raise ValueError(f"{bad} Leave it out by --on_bad_sample skip.")
-        console.print(f"{bad} It is left out.")
     if not usable:
         raise ValueError("No sample is left to explain.")
     return usable

@@ -1,8 +1,7 @@
 """The page of a whole run: its samples with links to their pages, its figures and tables."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...explain.explanation_data import ExplanationData
@@ -33,11 +32,7 @@ class IndexEntry:
 
     @classmethod
     def of(cls, explanations: Sequence[ExplanationData], pages: Sequence[str]) -> "IndexEntry":
-        """
-        Args:
-            explanations: of one sample, one for each explained class.
-            pages: their relative links.
-        """
+        """From the explanations of one sample, one for each explained class, and the relative links to their pages."""
         first = explanations[0]
         pictures = (drawing_of(x).thumbnail(x, THUMBNAIL_PIXELS) for x in first.modalities.values())
         picture = next((picture for picture in pictures if picture is not None), None)
@@ -70,33 +65,28 @@ class RunTable:
 
     title: str
     header: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    note: str = ""
+    rows: list[list[str]]
+    note: str
 
 
 def save_index(
-    path: str | os.PathLike,
+    path: Path,
     title: str,
     entries: Sequence[IndexEntry],
     *,
-    facts: Mapping[str, str] | None = None,
-    figures: Iterable[RunFigure] = (),
-    tables: Iterable[RunTable] = (),
-) -> Path:
+    facts: Mapping[str, str],
+    figures: Sequence[RunFigure],
+    tables: Sequence[RunTable],
+) -> None:
     """Writes the page of a run, which links its samples and shows its figures, by relative links."""
-    path = Path(path)
-    experts = entries[0].expert_names if entries else []
-    page = (
-        environment("fl_i2moe.evaluation")
-        .get_template("index.html.jinja")
-        .render(
-            title=title,
-            entries=entries,
-            facts=facts or {},
-            figures=list(figures),
-            tables=list(tables),
-            experts=[(expert_title(name), color) for name, color in expert_colors(experts).items()],
-        )
+    experts = expert_colors(entries[0].expert_names if entries else [])
+    page = environment("fl_i2moe.evaluation").get_template("index.html.jinja")
+    text = page.render(
+        title=title,
+        entries=entries,
+        facts=facts,
+        figures=figures,
+        tables=tables,
+        experts=[(expert_title(name), color) for name, color in experts.items()],
     )
-    write_text(path, page)
-    return path
+    write_text(path, text)

@@ -1,7 +1,6 @@
 """What a run's samples tell together: tables and figures of what was measured, and the page that links everything."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ...explain.explanation import Explanation
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pair_scores import kind_of_expert
 from ...metrics.figures import metric_title
+from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.files import read_json, replace_files, write_json, write_text
@@ -21,7 +21,7 @@ from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
 from ..pair_metrics import pair_curves, pair_masking_table
 from .arguments import ExplainArguments
-from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, markdown_table, pair_masking_rows
+from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_masking_rows
 from .page import IndexEntry, RunFigure, RunTable, save_index
 from .sample import Sample
 
@@ -29,74 +29,47 @@ FAITHFULNESS_FILE = "faithfulness.json"
 
 
 def write_results(
-    model: FLI2MoEModel,
-    samples: Sequence[Sample],
-    num_pages: int,
-    arguments: ExplainArguments,
-    cache: FeatureCache,
+    model: FLI2MoEModel, samples: Sequence[Sample], num_pages: int, arguments: ExplainArguments, cache: FeatureCache
 ) -> Path:
     """
-    Writes tables and figures of what was measured, and the page of the run.
+    Writes tables and figures of what was measured on the samples, and the page of the run, which it returns.
 
     Args:
         samples: those that were explained, the first `num_pages` with pages.
-
-    Returns:
-        The page.
     """
     results = _Results(samples, [sample.record() for sample in samples], arguments, cache)
-    figures, tables = [], []
-    if "faithfulness" in arguments.measurements:
+    measured, figures, tables = set(arguments.measurements), [], []
+    if "faithfulness" in measured:
         figures += [results.draw_faithfulness(direction) for direction in DIRECTIONS]
-    if results.experts and "alignment" in arguments.measurements:
+    if results.experts and "alignment" in measured:
         figures.append(results.align())
-    if results.experts and "pair_masking" in arguments.measurements:
+    if results.experts and "pair_masking" in measured:
         tables.append(results.tabulate_pair_masking())
-    if results.experts and "pair_curves" in arguments.measurements:
+    if results.experts and "pair_curves" in measured:
         figures.append(results.draw_pair_curves())
-    return save_index(
-        arguments.folder / "index.html",
-        f"Explanations of {Path(arguments.model).resolve().name}",
-        list(_entries(samples[:num_pages])),
-        facts=_facts(model, len(samples), arguments, cache),
-        figures=figures,
-        tables=tables,
-    )
+    entries, facts = list(_entries(samples[:num_pages])), _facts(model, len(samples), arguments, cache)
+    title = f"Explanations of {Path(arguments.model).resolve().name}"
+    page = arguments.folder / "index.html"
+    save_index(page, title, entries, facts=facts, figures=figures, tables=tables)
+    return page
 
 
-@dataclass(frozen=True)
 class _Results:
     """What was measured on each sample of a run, and what is made of it in the run's folder."""
 
-    samples: Sequence[Sample]
-    records: Sequence[dict[str, Any]]
-    arguments: ExplainArguments
-    cache: FeatureCache
-
-    @property
-    def folder(self) -> Path:
-        return self.arguments.folder
-
-    @property
-    def experts(self) -> list[str]:
-        """Whose pairs were measured."""
-        return list(self.records[0].get("experts", {}))
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.array([sample.labels for sample in self.samples])
-
-    @property
-    def metric(self) -> str:
-        return default_metric(self.cache.problem_type)[0]
-
-    @property
-    def score_titles(self) -> dict[str, str]:
-        return {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
-
-    def of_expert(self, expert: str) -> list[dict[str, Any]]:
-        """What each sample gave."""
-        return [record["experts"][expert] for record in self.records]
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        records: Sequence[dict[str, Any]],
+        arguments: ExplainArguments,
+        cache: FeatureCache,
+    ):
+        self.samples, self.arguments, self.problem_type = samples, arguments, cache.problem_type
+        self.folder, self.metric = arguments.folder, default_metric(cache.problem_type)[0]
+        self.labels = np.array([sample.labels for sample in samples])
+        # expert whose pairs were measured → what each sample gave
+        self.experts = {name: [record["experts"][name] for record in records] for name in records[0].get("experts", {})}
+        self.score_titles = {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
 
     def save(self, figure: Figure, name: str) -> None:
         replace_files(self.folder, lambda unfinished: figure.savefig(unfinished / name))
@@ -107,19 +80,17 @@ class _Results:
         self.save(draw_faithfulness(results, self.metric, direction), name)
         parts = []
         for model, result in results.items():
-            whole = list(next(iter(result[direction].values())))[-1]
-            drops = {
-                method: by_expert[whole][self.metric]["mean_drop"] for method, by_expert in result[direction].items()
-            }
-            shown = ", ".join(f"{method} {drop:.3f}" for method, drop in drops.items() if drop is not None)
-            parts.append(f"{model}: {shown}")
+            shown = []
+            for method, by_expert in result[direction].items():
+                drop = list(by_expert.values())[-1][self.metric]["mean_drop"]  # the whole model's
+                shown += [] if drop is None else [f"{method} {drop:.3f}"]
+            parts.append(f"{model}: {', '.join(shown)}")
         description = f"Mean drop of {metric_title(self.metric)} over the shares, by method. {'; '.join(parts)}."
         return RunFigure(f"Faithfulness: {direction}", name, description)
 
     def align(self) -> RunFigure:
         results = {}
-        for expert in self.experts:
-            parts = self.of_expert(expert)
+        for expert, parts in self.experts.items():
             scores, values, bins = ([np.array(part[name]) for part in parts] for name in ("scores", "values", "bins"))
             results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
         edges = bin_edges(self.arguments.universe_share)
@@ -139,12 +110,9 @@ class _Results:
     def tabulate_pair_masking(self) -> RunTable:
         results = {
             expert: pair_masking_table(
-                _join([part["masking"] for part in self.of_expert(expert)]),
-                self.labels,
-                self.cache.problem_type,
-                seed=self.arguments.seed,
+                _join([part["masking"] for part in parts]), self.labels, self.problem_type, seed=self.arguments.seed
             )
-            for expert in self.experts
+            for expert, parts in self.experts.items()
         }
         write_json(self.folder / "pair_masking.json", results)
         header, rows = pair_masking_rows(results, self.metric)
@@ -157,22 +125,21 @@ class _Results:
             f"{100 * confidence:g} % bootstrap interval over samples."
         )
         title = "Pair masking"
-        text = f"# {title}\n\n{markdown_table(header, rows)}\n{note}\n"
-        write_text(self.folder / "pair_masking.md", text)
+        write_text(self.folder / "pair_masking.md", f"# {title}\n\n{table(header, rows)}\n{note}\n")
         return RunTable(title, header, rows, note)
 
     def draw_pair_curves(self) -> RunFigure:
         results = {
             expert: {
                 direction: pair_curves(
-                    _join([part["curves"][direction] for part in self.of_expert(expert)]),
+                    _join([part["curves"][direction] for part in parts]),
                     self.labels,
-                    self.cache.problem_type,
+                    self.problem_type,
                     num_resamples=0,
                 )
                 for direction in DIRECTIONS
             }
-            for expert in self.experts
+            for expert, parts in self.experts.items()
         }
         write_json(self.folder / "pair_curves.json", results)
         self.save(draw_pair_curves(results, self.score_titles, self.metric), "pair_curves.png")
@@ -206,25 +173,21 @@ def _entries(samples: Sequence[Sample]) -> Iterator[IndexEntry]:
 def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, cache: FeatureCache) -> dict[str, str]:
     """What the page of the run says of it."""
     num_experts = model.config.num_experts
-    match arguments.interactions:
-        case "none":
-            pairs = "not scored"
-        case "exact":
-            pairs = "exact, all coalitions"
-        case estimator:
-            pairs = f"{estimator}, {arguments.num_coalitions} coalitions a pair"
+    pairs = {"none": "not scored", "exact": "exact, all coalitions"}.get(
+        arguments.interactions, f"{arguments.interactions}, {arguments.num_coalitions} coalitions a pair"
+    )
     if arguments.interactions != "none":
         by = METHOD_NAMES[universe_method(model)]
         pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by {by}"
-    encoders = {name: entry["encoder"] for name, entry in cache.modalities.items()}
+    encoders = {
+        f"Encoder of {name}": f"{x['encoder'].get('name')}, {layer_text(x['encoder'].get('hidden_layer'))}"
+        for name, x in cache.modalities.items()
+    }
     return {
         "Model": f"{Path(arguments.model).resolve()}, {model.config.architecture}, "
         f"{num_experts} expert{'s' if num_experts > 1 else ''}",
         "Samples": f"{num_samples:,} of the {len(cache.splits[arguments.split]):,} of split {arguments.split}",
         "Importance": arguments.method,
         "Pairs": pairs,
-        **{
-            f"Encoder of {name}": f"{encoder.get('name')}, {layer_text(encoder.get('hidden_layer'))}"
-            for name, encoder in encoders.items()
-        },
+        **encoders,
     }

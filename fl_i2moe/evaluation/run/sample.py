@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from ...cache import FeatureCache
 from ...explain.attribution import attribute, universe_method
@@ -77,18 +78,15 @@ def list_samples(rows: Sequence[int], cache: FeatureCache, arguments: ExplainArg
 
 def file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str, str]:
     """
-    Name → a name that is safe in every file system and in a link.
-
-    Different names stay different, also where a file system takes upper and lower case for the same.
+    Name → a name that is safe in every file system and in a link. Different names stay different, also where a file
+    system takes upper and lower case for the same.
     """
     safe = {name: re.sub(f"[^{allowed}]", "_", name)[:80].lstrip(".") for name in names}
     lower = Counter(file.lower() for file in safe.values())
-    return {
-        name: file
-        if file == name and lower[file.lower()] == 1
-        else f"{file}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for name, file in safe.items()
-    }
+    for name, file in safe.items():
+        if file != name or lower[file.lower()] > 1:
+            safe[name] = f"{file}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe
 
 
 def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None:
@@ -151,21 +149,19 @@ def _measure_pairs(
         kind, seed, numbers = kind_of_expert(expert), arguments.seed, [sample.number]
         best = first.select(bin_of == 0)
         masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
-        draws = min(CURVE_DRAWS, arguments.num_draws)
-        curves = {
-            direction: pair_curve_logits(
-                evaluate, inputs, [first], numbers, kind, direction=direction, num_draws=draws, seed=seed
-            )
-            for direction in DIRECTIONS
-        }
+        curves = {}
+        for direction in DIRECTIONS:
+            how = {"direction": direction, "num_draws": min(CURVE_DRAWS, arguments.num_draws), "seed": seed}
+            curves[direction] = _plain(pair_curve_logits(evaluate, inputs, [first], numbers, kind, **how))
         measured[expert] = {
             "scores": first.score(kind)[inside].tolist(),
             "values": second.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
-            "masking": {name: values.tolist() for name, values in masked.items()},
-            "curves": {
-                direction: {name: values.tolist() for name, values in logits.items()}
-                for direction, logits in curves.items()
-            },
+            "masking": _plain(masked),
+            "curves": curves,
         }
     return measured
+
+
+def _plain(arrays: Mapping[str, NDArray[Any]]) -> dict[str, list]:
+    return {name: values.tolist() for name, values in arrays.items()}

@@ -1,13 +1,19 @@
 """What the pages and the figures say and show alike: titles, numbers as text, the mixture's colour."""
 
 import math
+from collections.abc import Sequence
 
+from ...metrics.figures import expert_title
 from ...model.kind import Places
+from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Feature, Pair
 from ..pair_scores import PairKind
 from .drawing import drawing_of
 
 MIXTURE_COLOR = "#222222"
+SHOWN_FEATURES = 3
+"""The most important ones of a modality, which get a rank."""
+
 METHOD_NAMES = {
     "grad_attnroll": "Grad×AttnRoll",
     "attnroll": "AttnRoll",
@@ -40,19 +46,40 @@ def signed(value: float, digits: int = 3) -> str:
     return text.lstrip("+-") if not float(text) else text.replace("-", "−")
 
 
-def number(value: float | None, with_sign: bool = False) -> str:
+def number(value: float | None) -> str:
     """`0.250`, `−1.000`; `undefined` for None."""
-    if value is None:
-        return "undefined"
-    return signed(value) if with_sign else signed(value).lstrip("+")
+    return "undefined" if value is None else signed(value).lstrip("+")
 
 
 def score_text(pair: Pair) -> str:
     """`+0.320 ± 0.051`; a redundancy gap, which is never negative, without its sign."""
     score = signed(pair.score) if pair.kind == "sii" else f"{pair.score:.3f}"
-    if math.isnan(pair.standard_error):
-        return f"{score} ± ?"
-    return f"{score} ± {pair.standard_error:.3f}"
+    return f"{score} ± {'?' if math.isnan(pair.standard_error) else f'{pair.standard_error:.3f}'}"
+
+
+def card_titles(explanation: ExplanationData, name: str) -> tuple[str, list[str]]:
+    """Of an expert its title, weight and logit; of the mixture its title alone."""
+    if name == MIXTURE:
+        return "Mixture", []
+    row = explanation.expert_names.index(name)
+    logit = explanation.expert_logits[row, explanation.target]
+    return expert_title(name), [f"weight {explanation.expert_weights[row]:.3f}", f"logit {signed(logit)}"]
+
+
+def feature_ranks(explanation: ExplanationData, expert: str, modality: str) -> dict[int, str]:
+    """The most important features → their ranks."""
+    best = explanation.top_features(expert, modality, SHOWN_FEATURES)
+    return {feature.index: str(rank) for rank, (feature, _) in enumerate(best, 1)}
+
+
+def pair_ranks(pairs: Sequence[Pair], modality: str) -> dict[int, list[int]]:
+    """Features of the modality → the ranks of their pairs."""
+    ranks: dict[int, list[int]] = {}
+    for rank, pair in enumerate(pairs, 1):
+        for end in (pair.first, pair.second):
+            if end.modality == modality:
+                ranks.setdefault(end.index, []).append(rank)
+    return ranks
 
 
 def modality_title(name: str) -> str:

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -24,24 +24,22 @@ PICTURE_PIXELS = 640
 LONG_TEXT = 700
 """Characters from which a text on a card gets a scroll bar."""
 
-Ids = Mapping[int, str]
-"""Feature → its id in a page."""
 
+@dataclass(frozen=True)
+class Marks:
+    """What a page shows at the features of a modality."""
 
-class Block(Protocol):
-    """A modality on a figure."""
+    ranks: Mapping[int, str]
+    """Feature → what is written beside it."""
 
-    width: float
-    height: float
-    is_picture: bool
+    scores: np.ndarray | None = None
+    """(T,) of a card with a heat map; None on a board of pairs, which shows the ranked features alone."""
 
-    def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
-        """With heat by scores, and the ranks of the best features."""
+    ids: Mapping[int, str] | None = None
+    """Feature → its id in the page, on a board."""
 
-    def draw_ends(
-        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
-    ) -> dict[int, tuple[float, float]]:
-        """With the ends of pairs; where links to them begin."""
+    def shown(self, places: Places) -> list[int]:
+        return sorted(self.ranks if self.scores is None else places.candidates)
 
 
 class ArrayDrawing:
@@ -64,23 +62,12 @@ class ArrayDrawing:
         """What a page says and defines once: `remark`, `size`, and the data URIs of a picture."""
         return {"size": None, "remark": "", "color_uri": None, "gray_uri": None}
 
-    def part(
-        self, places: Places, uri_id: str, ranks: Mapping[int, str], scores: np.ndarray | None, ids: Ids | None
-    ) -> dict[str, Any]:
-        """
-        Args:
-            uri_id: of the picture that the page defines.
-            ranks: feature → what is written beside it.
-            scores: (T,) of a card with a heat map; None on a board of pairs, which shows the ranked features alone.
-            ids: of a board's features.
-        """
-        shown = places.candidates if scores is not None else list(ranks)
-        return {
-            "words": [_word(str(i), (i,), ranks, scores, ids, f"feature {i}") for i in sorted(shown)],
-            "long": False,
-        }
+    def part(self, places: Places, uri_id: str, marks: Marks) -> dict[str, Any]:
+        """What the macro needs; `uri_id` is that of the picture that the page defines."""
+        return {"words": [_word(str(i), (i,), marks, f"feature {i}") for i in marks.shown(places)], "long": False}
 
-    def block(self, places: Places, width: float, size: float, leading: float) -> Block:
+    def block(self, places: Places, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
+        """On a figure."""
         pieces = [piece for index in places.candidates for piece in ((f" {index}", (index,)), (" ", ()))]
         return TextBlock(Flow(pieces, width, size, leading), width)
 
@@ -113,12 +100,9 @@ class PictureDrawing(ArrayDrawing):
             "gray_uri": None if picture is None else data_uri(faded(picture), 78),
         }
 
-    def part(
-        self, places: ImagePlaces, uri_id: str, ranks: Mapping[int, str], scores: np.ndarray | None, ids: Ids | None
-    ) -> dict[str, Any]:
+    def part(self, places: ImagePlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
         width, height = places.size
-        shown = places.candidates if scores is not None else list(ranks)
-        patches = [_patch(places, index, ranks.get(index), scores, ids) for index in sorted(shown)]
+        patches = [_patch(places, index, marks) for index in marks.shown(places)]
         return {
             "size": places.size,
             "unit": round(max(width / 330, height / 400), 3),
@@ -126,7 +110,7 @@ class PictureDrawing(ArrayDrawing):
             "patches": [patch for patch in patches if patch["width"] > 0 and patch["height"] > 0],
         }
 
-    def block(self, places: ImagePlaces, width: float, size: float, leading: float) -> Block:
+    def block(self, places: ImagePlaces, width: float, size: float, leading: float) -> "PictureBlock":
         return PictureBlock(places, min(width / places.size[0], 280 / places.size[1]))
 
     def thumbnail(self, places: ImagePlaces, pixels: int) -> Image.Image | None:
@@ -143,23 +127,21 @@ class TextDrawing(ArrayDrawing):
     macro = "words"
     has_layers = True
 
-    def part(
-        self, places: TextPlaces, uri_id: str, ranks: Mapping[int, str], scores: np.ndarray | None, ids: Ids | None
-    ) -> dict[str, Any]:
+    def part(self, places: TextPlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
         words, pieces = [], places.pieces()
         last_token = max((number for number, piece in enumerate(pieces) if piece.indexes), default=-1)
         for number, piece in enumerate(pieces):
             text = places.text[piece.start : piece.end]
             if piece.indexes:
-                words.append(_word(text, piece.indexes, ranks, scores, ids))
+                words.append(_word(text, piece.indexes, marks))
             elif number > last_token and text.strip():
                 unread = {"class": "cut", "id": None, "score": None, "rank": None, "title": "not encoded"}
                 words.append({"text": text, **unread})
             else:
                 words.append({"text": text, "class": None})
-        return {"words": words, "long": scores is not None and len(places.text) > LONG_TEXT}
+        return {"words": words, "long": marks.scores is not None and len(places.text) > LONG_TEXT}
 
-    def block(self, places: TextPlaces, width: float, size: float, leading: float) -> Block:
+    def block(self, places: TextPlaces, width: float, size: float, leading: float) -> "TextBlock":
         pieces = [(places.text[piece.start : piece.end], piece.indexes) for piece in places.pieces()]
         return TextBlock(Flow(pieces, width, size, leading), width)
 
@@ -193,38 +175,29 @@ def faded(picture: Image.Image) -> Image.Image:
     return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])
 
 
-def _patch(
-    places: ImagePlaces, index: int, rank: str | None, scores: np.ndarray | None, ids: Ids | None
-) -> dict[str, Any]:
+def _patch(places: ImagePlaces, index: int, marks: Marks) -> dict[str, Any]:
     left, top, right, bottom = places.box(index)
-    score = None if scores is None else round(float(scores[index]), 3)
+    score = None if marks.scores is None else round(float(marks.scores[index]), 3)
     name = places.name_of(index)
     return {
-        "class": "heat" if ids is None else "patch",
-        "id": ids and ids[index],
+        "class": "heat" if marks.ids is None else "patch",
+        "id": marks.ids and marks.ids[index],
         "x": round(left, 2),
         "y": round(top, 2),
         "width": round(right - left, 2),
         "height": round(bottom - top, 2),
         "score": score,
-        "rank": rank,
+        "rank": marks.ranks.get(index),
         "title": name if score is None else f"{name}: {score:.2f}",
     }
 
 
-def _word(
-    text: str,
-    indexes: Sequence[int],
-    ranks: Mapping[int, str],
-    scores: np.ndarray | None,
-    ids: Ids | None,
-    title: str | None = None,
-) -> dict[str, Any]:
-    rank = ",".join(ranks[index] for index in indexes if index in ranks) or None
+def _word(text: str, indexes: Sequence[int], marks: Marks, title: str | None = None) -> dict[str, Any]:
+    rank = ",".join(marks.ranks[index] for index in indexes if index in marks.ranks) or None
     word = {"text": text, "id": None, "score": None, "rank": rank, "title": title}
-    if ids is not None:
-        return word | {"class": "end" if rank else None, "id": " ".join(ids[index] for index in indexes)}
-    score = round(max(float(scores[index]) for index in indexes), 3)
+    if marks.ids is not None:
+        return word | {"class": "end" if rank else None, "id": " ".join(marks.ids[index] for index in indexes)}
+    score = round(max(float(marks.scores[index]) for index in indexes), 3)
     title = f"{title}: {score:.2f}" if title else f"{score:.2f}"
     return word | {"class": "token top" if rank else "token", "score": score, "title": title}
 
@@ -245,15 +218,18 @@ class TextBlock:
         return self.flow.height
 
     def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
+        """With heat by scores, and the ranks of the best features."""
         self.flow.draw(sheet, left, top, scores, ranks)
 
     def draw_ends(
         self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
     ) -> dict[int, tuple[float, float]]:
+        """With the ends of pairs; where links to them begin."""
         anchors = self.flow.draw(sheet, left, top, None, ranks, color)
         for index, rank in ranks.items():
             if index in anchors:  # not behind the end of a text that was cut
-                sheet.badge(anchors[index][0], anchors[index][1] - 3.6, rank, 5.2)
+                x, y = anchors[index]
+                sheet.badge(x, y - 3.6, rank, 5.2)
         return anchors
 
 
@@ -288,7 +264,6 @@ class PictureBlock:
         return x + left, y + top, right - left, bottom - top
 
     def _draw(self, sheet: Sheet, left: float, top: float, gray: bool) -> None:
-        extent = (left, left + self.width, top + self.height, top)
         picture = self.places.picture(900)
         if picture is None:
             sheet.axes.add_patch(Rectangle((left, top), self.width, self.height, color="#e8e8e4", linewidth=0))
@@ -296,9 +271,10 @@ class PictureBlock:
             sheet.text(*middle, "picture not at hand", 8, color=MUTED, ha="center")
             return
         pixels = np.asarray(faded(picture).convert("RGB") if gray else picture)
-        limits = sheet.axes.get_xlim(), sheet.axes.get_ylim()
+        limits = {"xlim": sheet.axes.get_xlim(), "ylim": sheet.axes.get_ylim()}
+        extent = (left, left + self.width, top + self.height, top)
         sheet.axes.imshow(pixels, extent=extent, aspect="auto", zorder=0)
-        sheet.axes.set(xlim=limits[0], ylim=limits[1])  # an image moves them
+        sheet.axes.set(**limits)  # an image moves them
 
     @staticmethod
     def _outline(sheet: Sheet, box: tuple[float, float, float, float], color: str, rank: str) -> None:

@@ -1,20 +1,26 @@
-"""
-The figure of one sample, laid out like the FL-I²MoE paper's Figure 5.
-
-`Figure` objects only, no pyplot, no global state.
-"""
+"""The figure of one sample, laid out like the FL-I²MoE paper's Figure 5."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
 from ...metrics.figures import expert_colors, expert_title
-from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Pair
 from ..pair_scores import kind_of_expert
-from .display import METHOD_NAMES, MIXTURE_COLOR, SCORE_TITLES, end_name, score_text, signed
+from .display import (
+    METHOD_NAMES,
+    MIXTURE_COLOR,
+    SCORE_TITLES,
+    card_titles,
+    end_name,
+    feature_ranks,
+    pair_ranks,
+    score_text,
+    signed,
+)
 from .drawing import drawing_of
 from .sheet import MUTED, Sheet, fit
 
@@ -51,14 +57,10 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
         left, start = margin + number * (column + gap), margin + header
         color = colors.get(name, MIXTURE_COLOR)
         sheet.axes.add_patch(Rectangle((left, start), column, 3, color=color, linewidth=0))
-        title, facts = "Mixture", "importance averaged by weight"
-        if name != MIXTURE:
-            row = explanation.expert_names.index(name)
-            logit = explanation.expert_logits[row, explanation.target]
-            title = expert_title(name)
-            facts = f"weight {explanation.expert_weights[row]:.3f}, logit {signed(logit)}"
+        title, facts = card_titles(explanation, name)
+        about = ", ".join(facts) or "importance averaged by weight"
         sheet.text(left, start + 13, fit(title, 10, column), 10, weight="bold")
-        sheet.text(left, start + 25, fit(facts, 8, column), 8, color=MUTED)
+        sheet.text(left, start + 25, fit(about, 8, column), 8, color=MUTED)
         card.draw(sheet, left, start + card_header)
     for number, board in enumerate(drawn):
         board.draw(sheet, margin + number * (half + gap), margin + header + cards_height + 22, colors[board.expert])
@@ -72,9 +74,8 @@ class _Stack:
         self.parts = []
         for name, scores in explanation.importance[expert].items():
             places = explanation.modalities[name]
-            best = explanation.top_features(expert, name, 3)
-            ranks = {feature.index: str(rank) for rank, (feature, _) in enumerate(best, 1)}
-            self.parts.append((drawing_of(places).block(places, width, 7.6, 11.5), scores, ranks))
+            block = drawing_of(places).block(places, width, 7.6, 11.5)
+            self.parts.append((block, scores, feature_ranks(explanation, expert, name)))
         self.height = sum(block.height + 10 for block, *_ in self.parts)
 
     def draw(self, sheet: Sheet, left: float, top: float) -> None:
@@ -92,13 +93,9 @@ class _Board:
         drawings = {name: drawing_of(x) for name, x in explanation.modalities.items()}
         self.left_width = 0.36 * width if any(x.is_picture for x in drawings.values()) else 0.0
         self.text_left = self.left_width + 26
+        widths = {True: self.left_width, False: width - self.text_left}
         self.blocks = {
-            name: drawing.block(
-                explanation.modalities[name],
-                self.left_width if drawing.is_picture else width - self.text_left,
-                8.6,
-                19,
-            )
+            name: drawing.block(explanation.modalities[name], widths[drawing.is_picture], 8.6, 19)
             for name, drawing in drawings.items()
         }
         left, self.texts = (
@@ -116,7 +113,8 @@ class _Board:
         tops = {True: top + 22, False: top + 22}
         for name, block in self.blocks.items():
             place = left + (0 if block.is_picture else self.text_left)
-            found = block.draw_ends(sheet, place, tops[block.is_picture], self._ranks(name), color)
+            ranks = {index: ",".join(map(str, numbers)) for index, numbers in pair_ranks(self.pairs, name).items()}
+            found = block.draw_ends(sheet, place, tops[block.is_picture], ranks, color)
             anchors |= {(name, index): anchor for index, anchor in found.items()}
             tops[block.is_picture] += block.height + 10
         for rank, pair in enumerate(self.pairs, 1):
@@ -128,32 +126,17 @@ class _Board:
             sheet.badge(left + self.text_left, y - 4.5, str(rank))
             sheet.text(left + self.text_left + 16, y, fit(line, 8.5, self.width - self.text_left - 16), 8.5)
 
-    def _ranks(self, modality: str) -> dict[int, str]:
-        ranks: dict[int, list[str]] = {}
-        for rank, pair in enumerate(self.pairs, 1):
-            for end in (pair.first, pair.second):
-                if end.modality == modality:
-                    ranks.setdefault(end.index, []).append(str(rank))
-        return {index: ",".join(numbers) for index, numbers in ranks.items()}
-
     def _link(
-        self,
-        sheet: Sheet,
-        pair: Pair,
-        rank: int,
-        gutter: float,
-        anchors: Mapping[tuple[str, int], tuple[float, float]],
-        color: str,
+        self, sheet: Sheet, pair: Pair, rank: int, gutter: float, anchors: Mapping[tuple[str, int], Any], color: str
     ) -> None:
         """From the middle of the patch to the gutter, then between two lines of the text to the token."""
-        ends = (pair.first, pair.second)
+        ends = [pair.first, pair.second]
         if not all((end.modality, end.index) in anchors for end in ends):  # behind the end of a text that was cut
             return
+        if not self.blocks[pair.first.modality].is_picture:
+            ends.reverse()
         points = [anchors[end.modality, end.index] for end in ends]
         is_patch = [self.blocks[end.modality].is_picture for end in ends]
-        if not is_patch[0]:
-            points.reverse()
-            is_patch.reverse()
         (x1, y1), (x2, y2) = points
         lane = (rank - 1) % 3 - 1  # links to one line lie beside one another
         turn, y2 = gutter + 1.6 * lane, y2 if is_patch[1] else y2 + 1.2 * lane

@@ -1,4 +1,4 @@
-"""A page measured in points, and text set on it in lines. Agg-safe: no pyplot, no global state."""
+"""A page measured in points, and text set on it in lines."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -67,8 +67,8 @@ class Flow:
         self.size, self.leading = size, leading
         self.fragments: list[Fragment] = []
         x, line = 0.0, 0
-        for space, word in _split_words(pieces):
-            advance = _width(" ", size) if space and x else 0.0
+        for word in _split_words(pieces):
+            advance = _width(" ", size) if x else 0.0
             widths = [_width(text, size) for text, _ in word]
             if x and x + advance + sum(widths) > width:
                 x, line, advance = 0.0, line + 1, 0.0
@@ -114,23 +114,17 @@ class Flow:
         return anchors
 
 
-def _split_words(
-    pieces: Sequence[tuple[str, tuple[int, ...]]],
-) -> list[tuple[bool, list[tuple[str, tuple[int, ...]]]]]:
-    """Runs between white space, each with whether a space comes before it."""
-    words: list[tuple[bool, list[tuple[str, tuple[int, ...]]]]] = []
-    space = True
+def _split_words(pieces: Sequence[tuple[str, tuple[int, ...]]]) -> list[list[tuple[str, tuple[int, ...]]]]:
+    """What lies between white space, each as its pieces."""
+    words: list[list[tuple[str, tuple[int, ...]]]] = []
+    is_apart = True
     for text, indexes in pieces:
         for position, part in enumerate(text.split()):
-            if position or text[0].isspace():
-                space = True
-            if space:
-                words.append((True, []))
-                space = False
-            for start in range(0, len(part), _MAX_RUN):
-                words[-1][1].append((part[start : start + _MAX_RUN], indexes))
-        if text and text[-1].isspace():
-            space = True
+            if is_apart or position or text[0].isspace():
+                words.append([])
+            words[-1] += [(part[start : start + _MAX_RUN], indexes) for start in range(0, len(part), _MAX_RUN)]
+            is_apart = False
+        is_apart = is_apart or text[-1:].isspace()
     return words
 
 
@@ -143,8 +137,8 @@ def _renderer() -> RendererAgg:
 def _width(text: str, size: float) -> float:
     """Advance in points. Between two letters, since a measure by itself leaves out spaces at the ends."""
     font = FontProperties(size=size)
-    measured = (_renderer().get_text_width_height_descent(x, font, False)[0] for x in (f"x{_drawable(text)}x", "xx"))
-    whole, frame = measured
+    texts = (f"x{_drawable(text)}x", "xx")
+    whole, frame = (_renderer().get_text_width_height_descent(x, font, False)[0] for x in texts)
     return (whole - frame) * 72 / DPI
 
 
