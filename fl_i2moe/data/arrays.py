@@ -150,9 +150,9 @@ def load_arrays(
         if missing := [name for index, name in enumerate(class_names) if index not in there]:
             notes.append(f"No training sample is of the classes {', '.join(missing)}.")
     notes.insert(0, f"{path}: {len(good):,} samples, {problem.replace('_', ' ')}, {len(class_names)} outputs")
-    modalities, bad_samples = dict.fromkeys(names, "array"), [bad[row] for row in sorted(bad)]
+    kinds, bad_samples = dict.fromkeys(names, "array"), [bad[row] for row in sorted(bad)]
     sizes = {name: x.values.shape[1] for name, x in sequences.items()}
-    return ArrayDataset(splits, modalities, class_names, problem, bad_samples, notes, feature_sizes=sizes)
+    return ArrayDataset(splits, kinds, class_names, problem, bad_samples, notes, feature_sizes=sizes)
 
 
 def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, others: set[str], path: Path) -> list[str]:
