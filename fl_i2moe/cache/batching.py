@@ -124,7 +124,7 @@ class FeatureRows(torch.utils.data.Dataset):
         lengths = self._where[:, 2::2].astype(np.int64)
         return lengths if self._indices is None else lengths[self._indices]
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Any]:
+    def __getitem__(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
         table_rows = np.array(rows) if self._indices is None else self._indices[rows].astype(np.int64)
         batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}}
         batch["ids"] = [self._ids[row] for row in table_rows.tolist()]
@@ -235,7 +235,7 @@ class BatchSampler(Sampler[list[int]]):
 def put_in_buckets(
     rows: NDArray[np.int64],
     starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    lengths: Sequence[int] | NDArray[np.int64],
     batch_size: int,
     bucket_size: int,
     rng: np.random.Generator,

@@ -211,9 +211,9 @@ def _ids(parts: dict[str, Part], id_field: str | None, label_field: str, path: P
             start = "" if split == ALL else f"{split}-"
             ids += [f"{start}{row}" for row in range(len(part[label_field]))]
             continue
-        if isinstance(part[name], Sequences):
+        if isinstance(x := part[name], Sequences):
             raise ValueError(f"{path}: {name!r} holds vectors, ids are texts or whole numbers.")
-        rows = part[name].reshape(len(part[name]), -1).tolist()
+        rows = x.reshape(len(x), -1).tolist()
         if missing := [number for number, row in enumerate(rows) if None in row]:
             raise ValueError(f"{path}: {name!r} has no id in the rows {', '.join(map(str, missing[:5]))}.")
         ids += ["_".join(map(as_text, row)) for row in rows]
@@ -233,7 +233,8 @@ def _rows_of_splits(parts: dict[str, Part], label_field: str, split_field: str, 
         if split_field != "split":
             raise ValueError(f"{path} has no field {split_field!r} of splits; its fields are {', '.join(part)}.")
         return {"train": np.arange(len(part[label_field]))}
-    written = [] if isinstance(part[split_field], Sequences) else part[split_field].tolist()
+    column = part[split_field]
+    written = [] if isinstance(column, Sequences) else column.tolist()
     splits = [split_of(name) for name in written]
     if unknown := list(dict.fromkeys(repr(name) for name, x in zip(written, splits, strict=True) if x is None)):
         known = ", ".join(f"{split} ({', '.join(names[1:])})" for split, names in SPLIT_NAMES.items())

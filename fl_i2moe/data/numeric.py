@@ -136,7 +136,7 @@ class NumericSettings:
         """By name: `alpha_1`, `alpha_or_beta_1` (either tells it), `alpha_xor_beta_1`."""
         pairs = list(itertools.combinations(self.modalities, 2))
         several = pairs + [self.modalities] * (self.num_modalities > 2)
-        kinds = [((name,), "unique", "") for name in self.modalities]
+        kinds: list[tuple[tuple[str, ...], Interaction, str]] = [((name,), "unique", "") for name in self.modalities]
         kinds += [(chosen, "redundancy", "_or_") for chosen in several]
         kinds += [(pair, "synergy", "_xor_") for pair in pairs]
         return {
@@ -210,9 +210,10 @@ def _write(folder: Path, settings: NumericSettings) -> dict[str, Any]:
                 }
                 for label, spec in settings.labels.items()
             }
+    fields: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
     np.savez(
         folder / ARRAYS_FILE,
-        **{name: np.concatenate(parts) for name, parts in arrays.items()},
+        **fields,
         label_names=np.array(list(settings.labels)),
         split=np.repeat(list(sizes), list(sizes.values())),
         ids=np.array(list(samples)),
