@@ -244,6 +244,7 @@ def put_in_buckets(
     The rows, each `bucket_size` of them sorted by their length, and the starts of batches in a new order. A short batch
     stays last, as Accelerate expects. `lengths` are of all rows, by their number.
     """
+    lengths = np.asarray(lengths)
     buckets = np.split(rows, range(bucket_size, len(rows), bucket_size))
     num_full = len(rows) // batch_size
     starts = np.concatenate([rng.permutation(starts[:num_full]), starts[num_full:]])

@@ -37,8 +37,7 @@ class RawDataset:
     """`train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`."""
 
     modalities: dict[str, str]
-    """Modality column → its kind, `"image"`, `"text"` or `"array"`. Image columns are `datasets.Image(decode=False)`,
-    array columns the bytes of float32 arrays."""
+    """Modality column → name of its kind in `KINDS`, whose `raw_type` is the column's."""
 
     label_names: list[str]
     """Name of each of the C classes, in the order of the labels."""

@@ -27,7 +27,7 @@ class FusionExtra:
     """What a fusion gives beside the experts' logits."""
 
     latents: torch.Tensor
-    """(E, N, F), what the head reads."""
+    """(E, N, F), what the head reads: of every expert, also where they are the same."""
 
     auxiliary_loss: torch.Tensor | None = None
     """(E,), a loss of the fusion's own, such as the balance of its routers."""

@@ -29,7 +29,7 @@ class VectorFusion(Fusion, ABC):
 
     @abstractmethod
     def fuse(self, vectors: torch.Tensor, experts: list[int] | None) -> torch.Tensor:
-        """(E, N, M, D), or (1, N, M, D) where all experts see the same → (E, N, F)"""
+        """(E, N, M, D), or (1, N, M, D) where all experts see the same → (E, N, F), never (1, N, F)"""
 
     def forward(
         self,

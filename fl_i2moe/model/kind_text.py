@@ -190,7 +190,7 @@ class TextPlaces(Places):
 
     def span(self, index: int) -> Span | None:
         """The token's characters; None for a special feature and a token without any."""
-        if self.offsets is None or index in self.special:
+        if self.text is None or self.offsets is None or index in self.special:
             return None
         start, end = self.offsets[index]
         return (start, end) if end > start else None

@@ -29,10 +29,10 @@ def places_in(
         grid: rows and columns of the encoder's patches. Without it the grid is worked out from the number of patches
             and the encoder's input size, where these allow but one.
     """
-    annotated = (
-        kind for kind in KINDS.values() if any(row.get(f"{name}_{suffix}") for suffix in kind.annotation_types)
-    )
-    return next(annotated, KINDS["array"]).places.from_row(row, name, encoder or {}, grid)
+    encoder = encoder or {}
+    kinds = [KINDS[encoder["kind"]]] if encoder.get("kind") in KINDS else KINDS.values()
+    annotated = (kind for kind in kinds if any(row.get(f"{name}_{suffix}") for suffix in kind.annotation_types))
+    return next(annotated, KINDS["array"]).places.from_row(row, name, encoder, grid)
 
 
 def places_from_dict(values: Mapping[str, Any]) -> Places:

@@ -184,7 +184,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 padding.
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
             with_interaction_losses: whether to make the objective's terms of the loss, which may need further views;
-                by default in training mode, unless `interaction_loss_weight` is 0 and the experts learn without them.
+                by default in training mode, where the objective's weights are not 0.
             fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
                 `"zero"` or `"mean"` (of the training set, of models that keep it); by default every sample has all. A
                 sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
@@ -213,9 +213,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             )
         masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
         if with_interaction_losses is None:
-            with_interaction_losses = self.training and (
-                self.config.interaction_loss_weight > 0 or not self.objective.is_optional
-            )
+            with_interaction_losses = self.training and self.objective.adds_loss
         projected = self._embed(features, masks)
         if keep is not None:
             projected = self._zero(projected, keep)

@@ -74,11 +74,13 @@ class Objective:
     needs: ClassVar[dict[str, Any]] = {}
     """Field of the configuration → the only value that this objective takes."""
 
-    is_optional: ClassVar[bool] = True
-    """Whether experts also learn without its terms, which a weight of 0 then leaves out."""
-
     def __init__(self, config: PreTrainedConfig):
         self.config = config
+
+    @property
+    def adds_loss(self) -> bool:
+        """Whether its terms weigh anything; training leaves them, and their views, out if not."""
+        return self.config.interaction_loss_weight > 0
 
     def create_fusion(self) -> Fusion:
         """The experts."""

@@ -124,7 +124,7 @@ class SpecialisedObjective(Objective):
         "perturbation": "random",
         "num_perturbed_views": None,
     }
-    is_optional = False
+    adds_loss = True  # experts learn from its terms alone
 
     def create_fusion(self) -> SpecialisedTransformer:
         return SpecialisedTransformer(self.config)

@@ -52,10 +52,16 @@ def test_losses_on_latents_change_no_prediction():
 
 @pytest.mark.parametrize("fusion", list(FUSIONS))
 def test_every_fusion_has_latents(fusion):
-    model, output = run(make_config(fusion=fusion, interaction_loss_on="latents"))
+    config = make_config(fusion=fusion, interaction_loss_on="latents")
+    model = make_model(config).train()
+    seen = []
+    model.experts.register_forward_hook(lambda module, given, found: seen.append(found[1].latents))
+    features, masks, labels = make_inputs(config)
+    output = model(features=features, feature_masks=masks, labels=labels)
     losses_of(output, "interaction_loss").sum().backward()
+    assert seen[0].shape[:2] == (4, 3 * 4)  # experts, views · samples
     assert model.experts.head.weight.grad is None
-    assert sum(p.grad.abs().sum() for p in model.experts.parameters() if p.grad is not None) > 0
+    assert sum(p.grad.abs().sum() for p in model.parameters() if p.grad is not None) > 0
 
 
 def test_no_interaction_loss_trains_on_the_task_alone():

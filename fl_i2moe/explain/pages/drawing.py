@@ -64,7 +64,7 @@ class ArrayDrawing:
 
     def part(self, places: Places, uri_id: str, marks: Marks) -> dict[str, Any]:
         """What the macro needs; `uri_id` is that of the picture that the page defines."""
-        return {"words": [_word(str(i), (i,), marks, f"feature {i}") for i in marks.shown(places)], "long": False}
+        return {"words": [_word(str(i), (i,), marks, places.name_of(i)) for i in marks.shown(places)], "long": False}
 
     def block(self, places: Places, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
         """On a figure."""
