@@ -179,10 +179,9 @@ def _check_folder(folder: Path, overwrite: bool, own_files: tuple[str, ...]) -> 
     if (folder / SETTINGS_FILE).is_file():
         if not overwrite:
             raise ValueError(f"{folder} is not empty: replace it by --overwrite, or give another --output_dir.")
-        if others := sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *own_files}):
+        if others := ", ".join(sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *own_files})):
             raise ValueError(
-                f"{folder} also holds {', '.join(others)}, which --overwrite would delete: move it, or give another "
-                "--output_dir."
+                f"{folder} also holds {others}, which --overwrite would delete: move it, or give another --output_dir."
             )
     check_run_folder(folder, resume=False, overwrite=overwrite)
 
