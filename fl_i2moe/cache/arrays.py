@@ -36,10 +36,13 @@ def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, Ar
 
 def save_standardization(encoders: Mapping[str, ArrayEncoder], file: str | Path) -> None:
     """Writes `<modality>.mean` and `<modality>.scale`, (D,) each, as safetensors: new arrays need the same."""
-    file, tensors = Path(file), {}
-    for name, encoder in encoders.items():
-        if encoder.mean is not None:
-            tensors |= {f"{name}.mean": encoder.mean, f"{name}.scale": encoder.scale}
+    file = Path(file)
+    tensors = {
+        f"{name}.{part}": getattr(encoder, part)
+        for name, encoder in encoders.items()
+        if encoder.mean is not None
+        for part in ("mean", "scale")
+    }
     replace_files(file.parent, lambda folder: save_file(tensors, folder / file.name))
 
 

@@ -8,6 +8,7 @@ modalities, N features of a record batch of the file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
 class FeatureRows(torch.utils.data.Dataset):
     """A split of the feature cache as padded batches of any of its rows.
 
-    `rows[[3, 1, 4]]`, and a `DataLoader` through `__getitems__`, gives the batch
+    `rows[[3, 1, 4]]`, or a `DataLoader`, gives the batch
 
     - `features`: modality → (B, T, D) float16, zero where padded
     - `feature_masks`: modality → (B, T) bool, true where a feature is real
@@ -64,7 +65,6 @@ class FeatureRows(torch.utils.data.Dataset):
 
     Args:
         split: one of `FeatureCache.splits`, also after `select`, `shuffle` or `train_test_split`.
-        modality_order: the modalities to read.
         pad_to_multiple_of: T is rounded up to it, but not above the longest sequence of the split. Few different
             lengths keep the memory that kernels and allocators hold per shape small.
         longest: modality → what stands for the longest sequence, where this is only a part of the split.
@@ -124,7 +124,7 @@ class FeatureRows(torch.utils.data.Dataset):
         lengths = self._where[:, 2::2].astype(np.int64)
         return lengths if self._indices is None else lengths[self._indices]
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Any]:
+    def __getitem__(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
         table_rows = np.array(rows) if self._indices is None else self._indices[rows].astype(np.int64)
         batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}}
         batch["ids"] = [self._ids[row] for row in table_rows.tolist()]
@@ -176,6 +176,7 @@ def _labels(batch: pa.RecordBatch) -> NDArray[Any]:
     return numbers.reshape(batch.num_rows, -1) if is_list else numbers
 
 
+@dataclass(eq=False)
 class BatchSampler(Sampler[list[int]]):
     """Batches of row numbers, whose order depends on the seed and the epoch alone.
 
@@ -192,25 +193,20 @@ class BatchSampler(Sampler[list[int]]):
         ValueError: `bucket` without `shuffle`, or a batch size below 1.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int] | NDArray[np.int64],
-        batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int = 0,
-        bucket: bool = False,
-    ) -> None:
-        if bucket and not shuffle:
+    lengths: Sequence[int] | NDArray[np.int64]
+    batch_size: int
+    _: KW_ONLY
+    shuffle: bool
+    seed: int = 0
+    bucket: bool = False
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.bucket and not self.shuffle:
             raise ValueError("bucket=True needs shuffle=True: evaluation keeps the order of the rows")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.bucket = bucket
-        self.epoch = 0
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        self.lengths = np.asarray(self.lengths)
 
     @property
     def sampler(self) -> "BatchSampler":
@@ -239,7 +235,7 @@ class BatchSampler(Sampler[list[int]]):
 def put_in_buckets(
     rows: NDArray[np.int64],
     starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    lengths: Sequence[int] | NDArray[np.int64],
     batch_size: int,
     bucket_size: int,
     rng: np.random.Generator,

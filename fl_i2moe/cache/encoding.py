@@ -22,7 +22,6 @@ from .shards import Shard
 
 FLOAT16_MAX = 65504
 
-
 Encoder = FrozenEncoder | ArrayEncoder
 
 
@@ -112,8 +111,15 @@ def decode(
         for start in range(0, len(shard.rows), batch_size)
     ]
     # A generator of its own: a loader draws a seed when it starts, which must not change the run's randomness.
-    own = {"collate_fn": as_is, "generator": torch.Generator()}
-    return iter(DataLoader(_Decoder(raw, encoders), batch_size=None, sampler=tasks, num_workers=num_workers, **own))
+    loader = DataLoader(
+        _Decoder(raw, encoders),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=num_workers,
+        collate_fn=as_is,
+        generator=torch.Generator(),
+    )
+    return iter(loader)
 
 
 def as_is(batch: Any) -> Any:
@@ -160,9 +166,9 @@ class BatchEncoder:
         if not any(keep):
             return None
         for name, counts in record["cut"].items():
-            kind = KINDS[self.encoders[name].kind]
+            cut_share = KINDS[self.encoders[name].kind].cut_share
             for annotation in itertools.compress(decoded.inputs[name].annotations, keep):
-                if (share := kind.cut_share(annotation)) is not None:
+                if (share := cut_share(annotation)) is not None:
                     counts["samples"] += 1
                     counts["share"] += share
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)

@@ -8,8 +8,7 @@
 
 The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
 modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
-each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers). The
-path of an image is the one it was encoded from: it goes stale when the raw folder is moved, the features do not.
+each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers).
 """
 
 import json
@@ -92,7 +91,6 @@ def is_cache(folder: str | Path) -> bool:
 def open_cache(
     cache_dir: str | Path,
     *,
-    expected_key: dict[str, Any] | None = None,
     verify: bool = True,
     here: Collection[str] | None = None,
     elsewhere: str = "",
@@ -100,25 +98,20 @@ def open_cache(
     """Opens a complete feature cache.
 
     Args:
-        expected_key: what the features must depend on, from `cache_key`.
         verify: compare every shard with its checksum; reads all bytes once, at about 1 GB/s and more per thread.
         here: splits whose shards lie in the folder; all if not given.
         elsewhere: address of a folder that has the shards of the others.
 
     Raises:
         ValueError: the folder is no feature cache or an unfinished one.
-        CacheMismatchError: it holds features of other data or encoders than `expected_key`.
         CorruptCacheError: a shard is missing or has changed.
     """
     cache_dir = Path(cache_dir)
     if not is_cache(cache_dir):
         raise ValueError(f"{cache_dir} is no feature cache: it has no key.json")
-    key, shard_size = _read_key(cache_dir)
-    if expected_key is not None:
-        check_key(key, expected_key, cache_dir)
+    key, shards = _read_plan(cache_dir)
     if not (cache_dir / "info.json").exists():
         raise ValueError(f"the feature cache {cache_dir} is not finished: run what builds it again, it will go on")
-    shards = _plan(cache_dir, key, shard_size)
     names = list(key["data"]["splits"])
     here = names if here is None else here
     own = [shard for shard in shards if shard.split in here]
@@ -168,9 +161,8 @@ def build_cache(
 ) -> FeatureCache:
     """Encodes what is not encoded yet and opens the cache.
 
-    Under `accelerate launch` every process calls this and encodes its own shards (every W-th of W processes); they
-    wait for one another by looking at the files, so that no process group times out. A killed build goes on with the
-    first missing shard; a complete one encodes nothing.
+    Under `accelerate launch` every process encodes its own shards; they wait for one another by looking at the files,
+    so that no process group times out. A killed build goes on with the first missing shard.
 
     Args:
         encoders: one per modality of `raw`.
@@ -178,7 +170,7 @@ def build_cache(
         shard_size: samples per file. A folder keeps the size that it was begun with.
         num_workers: processes that decode ahead of the encoder; 0 decodes in between.
         on_bad_sample: `"stop"` at the first bad sample, or `"skip"` it and write it to `skipped.jsonl`.
-        progress: show a bar with the time left on each machine's first process, for that process's share.
+        progress: show a bar on each machine's first process, for that process's share.
         key: `cache_key(raw, encoders)`, where it is known already; it hashes all pictures.
         state: the processes; by default those that Accelerate finds.
 
@@ -203,15 +195,18 @@ def build_cache(
         if state.is_main_process:
             _begin(cache_dir, key, shard_size, lock)
         state.wait_for_everyone()
-        stored_key, shard_size = _read_key(cache_dir)
+        stored_key, shards = _read_plan(cache_dir)
         check_key(stored_key, key, cache_dir)
-        shards = _plan(cache_dir, key, shard_size)
         own = shards[state.process_index :: state.num_processes]
-        with _telling_others_of_failure(cache_dir, state):
+        try:
             _check_earlier(own, on_bad_sample)
             encoder = BatchEncoder(encoders, features.arrow_schema, on_bad_sample)
             show = progress and state.is_local_main_process
             _encode_missing(own, raw, encoder, batch_size, num_workers, cache_dir, show)
+        except BaseException as error:
+            if state.num_processes > 1:
+                write_text(cache_dir / f"failed-{state.process_index}.txt", f"{type(error).__name__}: {error}")
+            raise
         _wait_for([shard.record_path for shard in shards], cache_dir)
         if state.is_main_process:
             _finish(cache_dir, shards, raw, encoders, features)
@@ -235,19 +230,16 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
         write_json(cache_dir / "key.json", {"shard_size": shard_size, "key": key})
     for failure in cache_dir.glob("failed-*.txt"):
         failure.unlink()
-    if not all(shard.is_complete() for shard in _plan(cache_dir, *_read_key(cache_dir))):
+    if not all(shard.is_complete() for shard in _read_plan(cache_dir)[1]):
         take_lock(lock, f"building the feature cache {cache_dir}")
         (cache_dir / "info.json").unlink(missing_ok=True)
 
 
-def _read_key(cache_dir: Path) -> tuple[dict[str, Any], int]:
+def _read_plan(cache_dir: Path) -> tuple[dict[str, Any], list[Shard]]:
+    """The key of a cache, complete or not, and all its shards."""
     content = read_object(cache_dir / "key.json", ("key", "shard_size"))
-    return content["key"], content["shard_size"]
-
-
-def _plan(cache_dir: Path, key: dict[str, Any], shard_size: int) -> list[Shard]:
-    sizes = {split: entry["samples"] for split, entry in key["data"]["splits"].items()}
-    return plan_shards(cache_dir, sizes, shard_size)
+    sizes = {split: entry["samples"] for split, entry in content["key"]["data"]["splits"].items()}
+    return content["key"], plan_shards(cache_dir, sizes, content["shard_size"])
 
 
 def _check_earlier(shards: list[Shard], on_bad_sample: OnBadSample) -> None:
@@ -270,8 +262,7 @@ def _encode_missing(
     missing = [shard for shard in shards if not shard.is_complete()]
     if not missing:
         return
-    total = sum(len(shard.rows) for shard in shards)
-    left = sum(len(shard.rows) for shard in missing)
+    total, left = (sum(len(shard.rows) for shard in x) for x in (shards, missing))
     bytes_per_sample = sum(2 * e.feature_size * e.max_features for e in encoder.encoders.values())
     with tqdm(desc="encoding", total=total, initial=total - left, unit=" samples", disable=not show_progress) as bar:
 
@@ -292,16 +283,6 @@ def _encode_missing(
             with explaining_full_disk(cache_dir, explanation):
                 write_shard(shard, encoder.schema, encode(batches, record), record)
             left -= len(shard.rows)
-
-
-@contextmanager
-def _telling_others_of_failure(cache_dir: Path, state: PartialState) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        if state.num_processes > 1:
-            write_text(cache_dir / f"failed-{state.process_index}.txt", f"{type(error).__name__}: {error}")
-        raise
 
 
 def _wait_for(paths: list[Path], cache_dir: Path) -> None:
@@ -348,13 +329,11 @@ def _finish(
 
 def _write_dataset_files(shards: list[Shard], records: list[dict[str, Any]], features: Features) -> None:
     """What `datasets.load_from_disk` reads beside the Arrow files of a split."""
-    state: dict[str, Any] = {
+    unformatted = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+    state = {
         "_data_files": [{"filename": shard.path.name} for shard in shards],
         "_fingerprint": sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
+        **unformatted,
         "_split": shards[0].split,
     }
     write_json(shards[0].folder / "state.json", state)
@@ -364,11 +343,7 @@ def _write_dataset_files(shards: list[Shard], records: list[dict[str, Any]], fea
 def _count(records: list[dict[str, Any]]) -> dict[str, Any]:
     cut = {}
     for name in records[0]["cut"]:
-        num_cut = sum(record["cut"][name]["samples"] for record in records)
-        share = sum(record["cut"][name]["share"] for record in records)
+        num_cut, share = (sum(record["cut"][name][field] for record in records) for field in ("samples", "share"))
         cut[name] = {"samples": num_cut, "mean_share": share / max(1, num_cut)}
-    return {
-        "samples": sum(record["rows"] for record in records),
-        "skipped": sum(len(record["skipped"]) for record in records),
-        "cut": cut,
-    }
+    skipped = sum(len(record["skipped"]) for record in records)
+    return {"samples": sum(record["rows"] for record in records), "skipped": skipped, "cut": cut}

@@ -19,12 +19,13 @@ LABEL_NAMES_FIELD = "label_names"
 
 def label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
     """(N,) or (N, C), all parts one after another; raises `ValueError` for what can be no labels."""
-    if any(isinstance(x, Sequences) for x in parts):
+    arrays = [x for x in parts if not isinstance(x, Sequences)]
+    if len(arrays) < len(parts):
         raise ValueError(f"{path}: {name!r} must have as many numbers for every sample.")
-    if any(x.dtype.kind not in "biufUSO" for x in parts) or len({x.shape[1:] for x in parts}) > 1:
+    if any(x.dtype.kind not in "biufUSO" for x in arrays) or len({x.shape[1:] for x in arrays}) > 1:
         shapes = ", ".join(map(describe_shape, parts))
         raise ValueError(f"{path}: {name!r} holds {shapes}; labels are numbers or texts.")
-    values = np.concatenate(parts)
+    values = np.concatenate(arrays)
     values = values.reshape(len(values), *(size for size in values.shape[1:] if size != 1))
     if values.ndim > 2 or 0 in values.shape:
         raise ValueError(f"{path}: {name!r} has the shape {values.shape}; labels are (N,) or (N, C).")
@@ -72,7 +73,7 @@ def read_labels(
         names = names or [f"up to {threshold:g}", f"above {threshold:g}"]
     is_binary = values.dtype.kind in "biuf" and bool(np.isin(values, (0, 1)).all())
     if problem is None:
-        classes = "single_label_classification" if values.ndim == 1 else "multi_label_classification"
+        classes: ProblemType = "single_label_classification" if values.ndim == 1 else "multi_label_classification"
         fits = values.dtype.kind in "biuU" if values.ndim == 1 else is_binary
         problem = classes if fits else "regression"
     said = f"{path}: {field_name!r} ({values.dtype} {values.shape}) does not fit {problem}"

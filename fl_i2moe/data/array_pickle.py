@@ -9,7 +9,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """(version, shape, dtype, Fortran order, bytes; of objects a list)."""
         _, shape, dtype, fortran, content = state
-        order = "F" if fortran else "C"
+        order: Literal["F", "C"] = "F" if fortran else "C"
         if dtype.dtype.kind != "O":
             self.array = _from_bytes(content, dtype, shape, order)
         elif isinstance(content, list):
@@ -83,7 +83,7 @@ class _Array:
             raise _RefusedError("an array of objects that is no list")
 
 
-def _from_bytes(content: Any, dtype: _Dtype, shape: Any, order: str) -> np.ndarray:
+def _from_bytes(content: Any, dtype: _Dtype, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
     if dtype.dtype.kind == "O":
         raise _RefusedError("an array of objects as bytes")
     if isinstance(content, str):  # of Python 2
@@ -117,13 +117,10 @@ class _ArrayUnpickler(pickle.Unpickler):
             return getattr(self, _METHODS[module, name])
         raise _RefusedError(f"`{module}.{name}`")
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise _RefusedError(f"a reference to something outside of it ({pid!r})")
-
     def scalar(self, dtype: _Dtype, content: Any) -> Any:
         return _from_bytes(content, dtype, (1,), "C")[0]
 
-    def from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: str) -> np.ndarray:
+    def from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
         return _from_bytes(content, dtype, shape, order)
 
     def encode(self, text: str, encoding: str) -> bytes:

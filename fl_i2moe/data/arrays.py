@@ -3,26 +3,22 @@ Data sets of numeric arrays: any number of modalities, as one vector or a sequen
 
 One file holds everything, as fields of N samples:
 
-- each modality, under its own name: (N, D), one vector a sample, or (N, T, D), a sequence. Numbers of any width;
+- each modality, under its own name: (N, D), one vector a sample, or (N, T, D), a sequence;
 - `<modality>_mask` (N, T), optional: true (or 1) where a sequence is real and not padding;
 - `labels`: (N,) whole numbers or texts for one class a sample, (N, C) zeros and ones for several labels, (N,) or (N, C)
   other numbers for a regression;
-- `label_names` (C,), optional: texts;
-- `split` (N,), optional: `train`, `validation` (or `valid`, `val`, `dev`) and `test`;
-- `ids` or `id` (N,), optional: texts or whole numbers.
+- optional: `label_names` (C,) texts; `ids` or `id` (N,) texts or whole numbers; `split` (N,), `train`, `validation` (or
+  `valid`, `val`, `dev`) and `test`. Splits that are missing are drawn from the training samples by a seed.
 
 Three kinds of files:
 
-- `.npz`: the fields are its arrays. In place of `split`, every field can end with its split: `labels_train`,
-  `labels_test`, `vision_train` … (or `_tr`, `_te` …).
-- `.parquet`: the fields are its columns; a modality is a column of lists of numbers, or of lists of such lists, whose
-  lengths may differ.
+- `.npz`: the fields are its arrays. In place of `split`, every field can end with its split (`labels_train`, `_tr` …).
+- `.parquet`: the fields are its columns; a modality is a column of lists of numbers, or of lists of such lists.
 - `.pkl`: a dict of fields, or of splits of fields, as MultiBench publishes MOSI: `{train, valid, test}` → `vision`,
   `audio`, `text`, `labels`, `id`. Nothing but arrays, texts and numbers is read from it, see `array_pickle`.
-
-Splits that the file does not have are drawn from its training samples by a seed.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,7 +67,6 @@ def load_arrays(
     Reads a file of arrays in the layout above.
 
     Args:
-        path: the file.
         modalities: fields that are modalities, in this order; by default every field of vectors that is nothing else.
         label_field, split_field, id_field: other names of these fields.
         label_names: of the C classes; by default the file's, or the values of the labels.
@@ -96,13 +91,12 @@ def load_arrays(
         raise ValueError(f"on_bad_sample must be one of {get_args(OnBadSample)}, got {on_bad_sample!r}")
     path = Path(path).expanduser()
     parts = read_array_file(path, label_field)
-    ids_of = {split: _find_ids(part, id_field, path) for split, part in parts.items()}
-    others = {label_field, split_field, LABEL_NAMES_FIELD, *ID_FIELDS, *(x for x in ids_of.values() if x)}
+    others = {label_field, split_field, LABEL_NAMES_FIELD, *ID_FIELDS, id_field or "ids"}
     names = _choose_modalities(parts, modalities, others, path)
     for split, part in parts.items():
         _check_lengths(part, [*names, *others], label_field, path, "" if split == ALL else f" (split {split!r})")
 
-    ids = _ids(parts, ids_of, label_field, path)
+    ids = _ids(parts, id_field, label_field, path)
     rows_of = _rows_of_splits(parts, label_field, split_field, path)
     shares = {"validation": validation_share, "test": test_share}
     notes = _draw_missing_splits(rows_of, shares, split_seed, path)
@@ -156,18 +150,9 @@ def load_arrays(
         if missing := [name for index, name in enumerate(class_names) if index not in there]:
             notes.append(f"No training sample is of the classes {', '.join(missing)}.")
     notes.insert(0, f"{path}: {len(good):,} samples, {problem.replace('_', ' ')}, {len(class_names)} outputs")
-    return ArrayDataset(
-        splits=splits,
-        modalities=dict.fromkeys(names, "array"),
-        label_names=class_names,
-        problem_type=problem,
-        bad_samples=[bad[row] for row in sorted(bad)],
-        notes=notes,
-        feature_sizes={name: x.values.shape[1] for name, x in sequences.items()},
-    )
-
-
-# --- fields -----------------------------------------------------------------------------------------------------------
+    kinds, bad_samples = dict.fromkeys(names, "array"), [bad[row] for row in sorted(bad)]
+    sizes = {name: x.values.shape[1] for name, x in sequences.items()}
+    return ArrayDataset(splits, kinds, class_names, problem, bad_samples, notes, feature_sizes=sizes)
 
 
 def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, others: set[str], path: Path) -> list[str]:
@@ -206,34 +191,29 @@ def _check_lengths(part: Part, names: Sequence[str], label_field: str, path: Pat
     if scalars := [name for name, x in part.items() if isinstance(x, np.ndarray) and not x.ndim]:
         raise ValueError(f"{path}: {scalars} are single values; every field has one row a sample.")
     size = len(part[label_field])
-    for name in names:
-        for field_name in (name, name + MASK_END):
-            if field_name in part and field_name != LABEL_NAMES_FIELD and len(part[field_name]) != size:
-                raise ValueError(
-                    f"{path}: {field_name!r} has {len(part[field_name]):,} samples{where}, {label_field!r} has "
-                    f"{size:,}; all fields must have as many."
-                )
+    for name in itertools.chain(names, (name + MASK_END for name in names)):
+        if name in part and name != LABEL_NAMES_FIELD and len(part[name]) != size:
+            raise ValueError(
+                f"{path}: {name!r} has {len(part[name]):,} samples{where}, {label_field!r} has {size:,}; all fields "
+                "must have as many."
+            )
     if not size:
         raise ValueError(f"{path} has no samples{where}.")
 
 
-def _find_ids(part: Part, id_field: str | None, path: Path) -> str | None:
-    if id_field is not None and id_field not in part:
-        raise ValueError(f"{path} has no field {id_field!r} of ids; its fields are {', '.join(part)}.")
-    return id_field or next((name for name in ID_FIELDS if name in part), None)
-
-
-def _ids(parts: dict[str, Part], ids_of: dict[str, str | None], label_field: str, path: Path) -> list[str]:
+def _ids(parts: dict[str, Part], id_field: str | None, label_field: str, path: Path) -> list[str]:
     ids: list[str] = []
     for split, part in parts.items():
-        name = ids_of[split]
+        if id_field is not None and id_field not in part:
+            raise ValueError(f"{path} has no field {id_field!r} of ids; its fields are {', '.join(part)}.")
+        name = id_field or next((name for name in ID_FIELDS if name in part), None)
         if name is None:
             start = "" if split == ALL else f"{split}-"
             ids += [f"{start}{row}" for row in range(len(part[label_field]))]
             continue
-        if isinstance(part[name], Sequences):
+        if isinstance(x := part[name], Sequences):
             raise ValueError(f"{path}: {name!r} holds vectors, ids are texts or whole numbers.")
-        rows = part[name].reshape(len(part[name]), -1).tolist()
+        rows = x.reshape(len(x), -1).tolist()
         if missing := [number for number, row in enumerate(rows) if None in row]:
             raise ValueError(f"{path}: {name!r} has no id in the rows {', '.join(map(str, missing[:5]))}.")
         ids += ["_".join(map(as_text, row)) for row in rows]
@@ -241,9 +221,6 @@ def _ids(parts: dict[str, Part], ids_of: dict[str, str | None], label_field: str
     if count > 1:
         raise ValueError(f"{path}: the id {twice!r} occurs twice.")
     return ids
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def _rows_of_splits(parts: dict[str, Part], label_field: str, split_field: str, path: Path) -> dict[str, Rows]:
@@ -256,7 +233,8 @@ def _rows_of_splits(parts: dict[str, Part], label_field: str, split_field: str, 
         if split_field != "split":
             raise ValueError(f"{path} has no field {split_field!r} of splits; its fields are {', '.join(part)}.")
         return {"train": np.arange(len(part[label_field]))}
-    written = [] if isinstance(part[split_field], Sequences) else part[split_field].tolist()
+    column = part[split_field]
+    written = [] if isinstance(column, Sequences) else column.tolist()
     splits = [split_of(name) for name in written]
     if unknown := list(dict.fromkeys(repr(name) for name, x in zip(written, splits, strict=True) if x is None)):
         known = ", ".join(f"{split} ({', '.join(names[1:])})" for split, names in SPLIT_NAMES.items())
@@ -286,9 +264,6 @@ def _draw_missing_splits(rows_of: dict[str, Rows], shares: dict[str, float], see
         notes.append(f"{split}: {count:,} of the training samples, drawn by seed {seed}")
     rows_of |= {"train": np.sort(left), **found}
     return notes
-
-
-# --- modalities -------------------------------------------------------------------------------------------------------
 
 
 def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str], path: Path) -> Sequences:

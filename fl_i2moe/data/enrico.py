@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from .files import check_picture, raw_dataset, read_samples, read_text, require_folder
+from . import files
 from .raw import OnBadSample, RawDataset
 
 BROKEN_WIREFRAMES = ("50105", "50109")
@@ -36,7 +36,7 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
         SampleError: a picture is missing or empty.
         ValueError: the folder does not have the layout, an id is there twice, a topic is missing, or nothing is left.
     """
-    data_dir = require_folder(data_dir, (TOPICS_FILE, "screenshots", "wireframes"), LAYOUT)
+    data_dir = files.require_folder(data_dir, (TOPICS_FILE, "screenshots", "wireframes"), LAYOUT)
     topics = _read_topics(data_dir / TOPICS_FILE)
     broken = [screen for screen in BROKEN_WIREFRAMES if topics.pop(screen, None) is not None]
     label_names = sorted(set(topics.values()))
@@ -44,20 +44,20 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
         raise ValueError(f"{data_dir / TOPICS_FILE} has the topics {label_names}: at least two are needed")
 
     def read(split: str, screen: str) -> dict[str, Any]:
-        files = {"screenshot": f"screenshots/{screen}.jpg", "wireframe": f"wireframes/{screen}.png"}
-        pictures = {name: data_dir / file for name, file in files.items()}
+        names = {"screenshot": f"screenshots/{screen}.jpg", "wireframe": f"wireframes/{screen}.png"}
+        pictures = {name: data_dir / file for name, file in names.items()}
         for name, path in pictures.items():
-            check_picture(split, screen, name, path)
+            files.check_picture(split, screen, name, path)
         return {"id": screen, **pictures, "labels": label_names.index(topics[screen])}
 
-    samples, bad_samples = read_samples(data_dir, _split(list(topics)), read, on_bad_sample)
+    samples, bad_samples = files.read_samples(data_dir, _split(list(topics)), read, on_bad_sample)
     notes = [f"Left out for their broken wireframes: {', '.join(broken)}."] if broken else []
-    return raw_dataset(samples, MODALITIES, label_names, "single_label_classification", bad_samples, notes)
+    return files.raw_dataset(samples, MODALITIES, label_names, "single_label_classification", bad_samples, notes)
 
 
 def _read_topics(file: Path) -> dict[str, str]:
     """Screen → topic, in the file's order."""
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    reader = csv.DictReader(io.StringIO(files.read_text(file), newline=""))
     topics: dict[str, str] = {}
     try:
         names = reader.fieldnames or []

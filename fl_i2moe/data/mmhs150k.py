@@ -6,17 +6,7 @@ Gomez et al., "Exploring Hate Speech Detection in Multimodal Publications" (2020
 from pathlib import Path
 from typing import Any
 
-from .files import (
-    check_ids,
-    check_picture,
-    check_text,
-    raw_dataset,
-    read_json,
-    read_sample_json,
-    read_samples,
-    read_text,
-    require_folder,
-)
+from . import files
 from .raw import OnBadSample, RawDataset, SampleError
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # in the files' names → in the DatasetDict
@@ -49,9 +39,9 @@ def load_mmhs150k(
         ValueError: the folder does not have the layout, an id is in two places, or nothing is left.
     """
     folders = ["img_resized", *(["img_txt"] if append_image_text else [])]
-    files = [f"splits/{name}_ids.txt" for name in SPLITS]
-    data_dir = require_folder(data_dir, (TRUTH_FILE, *folders, *files), LAYOUT)
-    truth = read_json(data_dir / TRUTH_FILE)
+    lists = [f"splits/{name}_ids.txt" for name in SPLITS]
+    data_dir = files.require_folder(data_dir, (TRUTH_FILE, *folders, *lists), LAYOUT)
+    truth = files.read_json(data_dir / TRUTH_FILE)
     if not isinstance(truth, dict):
         raise ValueError(f"{data_dir / TRUTH_FILE} must hold an object: tweet id → its text and labels")
     with_image_text = 0
@@ -60,25 +50,25 @@ def load_mmhs150k(
         nonlocal with_image_text
         text, label = _read_tweet(truth, split, tweet, data_dir / TRUTH_FILE)
         picture = data_dir / "img_resized" / f"{tweet}.jpg"
-        check_picture(split, tweet, "image", picture)
+        files.check_picture(split, tweet, "image", picture)
         if append_image_text:
             image_text = _read_image_text(split, tweet, data_dir / "img_txt" / f"{tweet}.json")
             with_image_text += bool(image_text)
             text = f"{text} {image_text}".strip()
-        check_text(split, tweet, "text", data_dir / TRUTH_FILE, text)
+        files.check_text(split, tweet, "text", data_dir / TRUTH_FILE, text)
         return {"id": tweet, "image": picture, "text": text, "labels": label}
 
-    samples, bad_samples = read_samples(data_dir, _read_splits(data_dir), read, on_bad_sample)
+    samples, bad_samples = files.read_samples(data_dir, _read_splits(data_dir), read, on_bad_sample)
     notes = [f"{with_image_text:,} tweets have text in their pictures, which follows theirs."]
     notes *= append_image_text
-    return raw_dataset(samples, MODALITIES, list(LABELS), "single_label_classification", bad_samples, notes)
+    return files.raw_dataset(samples, MODALITIES, list(LABELS), "single_label_classification", bad_samples, notes)
 
 
 def _read_splits(data_dir: Path) -> dict[str, list[str]]:
     """The tweet ids of each split; no id may occur twice."""
-    files = {name: data_dir / "splits" / f"{name}_ids.txt" for name in SPLITS}
-    ids = {name: read_text(file).split() for name, file in files.items()}
-    check_ids(ids, files)
+    lists = {name: data_dir / "splits" / f"{name}_ids.txt" for name in SPLITS}
+    ids = {name: files.read_text(file).split() for name, file in lists.items()}
+    files.check_ids(ids, lists)
     return {split: ids[name] for name, split in SPLITS.items()}
 
 
@@ -102,7 +92,7 @@ def _read_image_text(split: str, tweet: str, file: Path) -> str:
     """The text in the picture; empty where there is no file, as published."""
     if not file.exists():
         return ""
-    text = read_sample_json(split, tweet, "text", file).get("img_text")
+    text = files.read_sample_json(split, tweet, "text", file).get("img_text")
     if not isinstance(text, str):
         raise SampleError(split, tweet, "text", file, "there is no img_text")
     return text.strip()

@@ -10,16 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from .files import (
-    check_ids,
-    check_picture,
-    check_text,
-    raw_dataset,
-    read_json,
-    read_sample_json,
-    read_samples,
-    require_folder,
-)
+from . import files
 from .raw import OnBadSample, RawDataset, SampleError
 
 GENRES = [
@@ -59,9 +50,9 @@ def load_mmimdb(
     if labels is not None and min_label_count is not None:
         raise ValueError("give either labels or min_label_count, not both")
 
-    data_dir = require_folder(data_dir, ("split.json", "dataset"), LAYOUT)
+    data_dir = files.require_folder(data_dir, ("split.json", "dataset"), LAYOUT)
     ids = _read_splits(data_dir / "split.json")
-    films, bad_samples = read_samples(data_dir, ids, partial(_read_film, data_dir / "dataset"), on_bad_sample)
+    films, bad_samples = files.read_samples(data_dir, ids, partial(_read_film, data_dir / "dataset"), on_bad_sample)
     counts = {split: Counter(name for film in x for name in set(film["labels"])) for split, x in films.items()}
     all_counts = sum(counts.values(), Counter())
     if min_label_count is not None:
@@ -91,12 +82,12 @@ def load_mmimdb(
         notes.append(
             f"{len(untrained)} of the {len(label_names)} labels have no training film: {', '.join(untrained)}."
         )
-    return raw_dataset(samples, MODALITIES, label_names, "multi_label_classification", bad_samples, notes)
+    return files.raw_dataset(samples, MODALITIES, label_names, "multi_label_classification", bad_samples, notes)
 
 
 def _read_splits(split_file: Path) -> dict[str, list[str]]:
     """The film ids of each split; no id may occur twice."""
-    content = read_json(split_file)
+    content = files.read_json(split_file)
     for name in SPLITS:
         split_ids = content.get(name) if isinstance(content, dict) else None
         if not isinstance(split_ids, list) or not all(isinstance(film_id, str) for film_id in split_ids):
@@ -104,23 +95,23 @@ def _read_splits(split_file: Path) -> dict[str, list[str]]:
                 f"{split_file} must hold a list of ids (strings) under each of 'train', 'dev' and 'test'; "
                 f"{name!r} has none"
             )
-    check_ids({name: content[name] for name in SPLITS}, dict.fromkeys(SPLITS, split_file))
+    files.check_ids({name: content[name] for name in SPLITS}, dict.fromkeys(SPLITS, split_file))
     return {split: content[name] for name, split in SPLITS.items()}
 
 
 def _read_film(folder: Path, split: str, film_id: str) -> dict[str, Any]:
     record_file, poster = folder / f"{film_id}.json", folder / f"{film_id}.jpeg"
-    record = read_sample_json(split, film_id, "json", record_file)
+    record = files.read_sample_json(split, film_id, "json", record_file)
     plots = record.get("plot")
     plots = [plots] if isinstance(plots, str) else plots
     if not _is_list_of_strings(plots) or not plots:
         raise SampleError(split, film_id, "plot", record_file, "there is no plot")
     plot = max(plots, key=lambda plot: len(plot.strip()))
-    check_text(split, film_id, "plot", record_file, plot)
+    files.check_text(split, film_id, "plot", record_file, plot)
     genres = record.get("genres")
     if not _is_list_of_strings(genres):
         raise SampleError(split, film_id, "genres", record_file, "there is no list of genres")
-    check_picture(split, film_id, "image", poster)
+    files.check_picture(split, film_id, "image", poster)
     return {"id": film_id, "image": poster, "text": plot, "labels": genres}
 
 

@@ -1,6 +1,6 @@
 """MM-IMDb's pooled form, `multimodal_imdb.hdf5` (MultiBench): a word2vec vector and a VGG vector for each film.
 
-It is what pooled I²MoE was trained on. The arrays go into an .npz file, as numeric arrays are read.
+It is what pooled I²MoE was trained on. The arrays go into an .npz file that `load_arrays` reads.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def check_new_file(file: str | Path) -> None:
         raise ValueError(f"{file} cannot be made in {above}, which is no folder; give another name")
 
 
-def write_arrays(fields: dict[str, np.ndarray], file: str | Path) -> None:
+def write_arrays(fields: dict[str, Any], file: str | Path) -> None:
     """Writes an .npz file, whole or not at all; raises `OSError` if the disk is full."""
     file = Path(file)
     replace_files(file.parent, lambda folder: np.savez(folder / file.name, **fields))

@@ -44,6 +44,7 @@ NUM_DRAWS = 16
 
 Interaction = Literal["unique", "redundancy", "synergy"]
 Integers = NDArray[np.int64]
+Bits = dict[str, Integers]  # label → (N, its modalities)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ class NumericLabel:
         """Every equally likely combination of what the modalities show, in an order in which the label alternates."""
         if self.interaction != "synergy":
             return [(bit,) * len(self.modalities) for bit in (0, 1)]
-        halves = ([], [])
-        for bits in itertools.product((0, 1), repeat=len(self.modalities)):
-            halves[sum(bits) % 2].append(bits)
+        combinations = list(itertools.product((0, 1), repeat=len(self.modalities)))
+        halves = ([bits for bits in combinations if sum(bits) % 2 == label] for label in (0, 1))
         return [bits for pair in zip(*halves, strict=True) for bits in pair]
 
     def value(self, bits: Integers) -> Integers:
@@ -136,7 +136,7 @@ class NumericSettings:
         """By name: `alpha_1`, `alpha_or_beta_1` (either tells it), `alpha_xor_beta_1`."""
         pairs = list(itertools.combinations(self.modalities, 2))
         several = pairs + [self.modalities] * (self.num_modalities > 2)
-        kinds = [((name,), "unique", "") for name in self.modalities]
+        kinds: list[tuple[tuple[str, ...], Interaction, str]] = [((name,), "unique", "") for name in self.modalities]
         kinds += [(chosen, "redundancy", "_or_") for chosen in several]
         kinds += [(pair, "synergy", "_xor_") for pair in pairs]
         return {
@@ -161,10 +161,7 @@ class NumericSettings:
 
 def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
     """
-    Writes the sample, or reuses it where the same one has been written before.
-
-    Args:
-        output_dir: a folder that does not exist yet, or is empty, or holds this very sample.
+    Writes the sample into a folder that is new or empty, or finds the same one there.
 
     Returns:
         The file of arrays, for `load_arrays`; `load_numeric_truth` takes its folder.
@@ -213,9 +210,10 @@ def _write(folder: Path, settings: NumericSettings) -> dict[str, Any]:
                 }
                 for label, spec in settings.labels.items()
             }
+    fields: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
     np.savez(
         folder / ARRAYS_FILE,
-        **{name: np.concatenate(parts) for name, parts in arrays.items()},
+        **fields,
         label_names=np.array(list(settings.labels)),
         split=np.repeat(list(sizes), list(sizes.values())),
         ids=np.array(list(samples)),
@@ -224,11 +222,9 @@ def _write(folder: Path, settings: NumericSettings) -> dict[str, Any]:
     return {"labels": told, "samples": samples}
 
 
-def draw_bits(
-    rng: np.random.Generator, settings: NumericSettings, num_samples: int
-) -> tuple[dict[str, Integers], Integers]:
+def draw_bits(rng: np.random.Generator, settings: NumericSettings, num_samples: int) -> tuple[Bits, Integers]:
     """
-    What is shown of each label, label → (N, its modalities), and the labels (N, C).
+    What is shown of each label, and the labels (N, C).
 
     Each label's combinations of bits are dealt out in turn over the samples, those first that agree in all labels
     before: half of the samples have the label, and half of those that have any others, but for a remainder. Of several
@@ -238,10 +234,8 @@ def draw_bits(
     return min(draws, key=lambda draw: np.abs(np.triu(np.cov(draw[1].T, ddof=0), k=1)).max())
 
 
-def _deal(
-    rng: np.random.Generator, settings: NumericSettings, num_samples: int
-) -> tuple[dict[str, Integers], Integers]:
-    shown: dict[str, Integers] = {}
+def _deal(rng: np.random.Generator, settings: NumericSettings, num_samples: int) -> tuple[Bits, Integers]:
+    shown: Bits = {}
     labels = np.zeros((num_samples, 0), np.int64)
     for name, label in settings.labels.items():
         combinations = label.shown_bits
@@ -261,7 +255,7 @@ def _tokens(
     settings: NumericSettings,
     directions: NDArray[np.float64],
     modality: str,
-    shown: dict[str, Integers],
+    shown: Bits,
 ) -> tuple[NDArray[np.float32], dict[str, Integers]]:
     """
     (N, T, D), and label → (N, evidence tokens) positions.

@@ -73,17 +73,16 @@ def planted_folder_name(num_films: int, seed: int) -> str:
 
 
 def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 0) -> Path:
-    """Writes the sample, or reuses it where the same one has been written before.
+    """Writes the sample into a folder that is new or empty, or finds the same one there.
 
-    The same arguments and library versions give the same bytes. The folder appears only when it is complete.
+    The same arguments and library versions give the same bytes.
 
     Args:
-        output_dir: a folder that does not exist yet, or is empty, or holds this very sample.
         num_films: films in all: 70 % train, 10 % dev, 20 % test. 1 film in 64 happens to have no genre.
         seed: of everything that is drawn.
 
     Returns:
-        `output_dir`, to be read by `load_mmimdb` and `load_planted_truth`.
+        The folder, to be read by `load_mmimdb` and `load_planted_truth`.
 
     Raises:
         ValueError: the folder holds something else, or `num_films` is too small.

@@ -33,7 +33,7 @@ def drop(base: FloatArray | float, masked: FloatArray, greater_is_better: bool) 
 
 def area_under(values: FloatArray, positions: Sequence[float]) -> FloatArray:
     """(…, Q) values at rising positions (Q,) → (…), by trapezoids."""
-    return np.trapezoid(values, positions, axis=-1)
+    return np.asarray(np.trapezoid(values, positions, axis=-1))
 
 
 def spread(values: FloatArray) -> FloatArray:

@@ -165,7 +165,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         "(interpretcc); a perceptron (early) or a low-rank product (low_rank) of the modalities' vectors.",
         choices=tuple(FUSIONS),
     )
-    problem_type: str | None = option(
+    problem_type: str | None = option(  # type: ignore[assignment]
         "multi_label_classification", "What is predicted.", choices=PROBLEM_TYPES, internal=True
     )
 

@@ -103,8 +103,8 @@ def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None
     if mask is not None:
         finite = finite | ~mask.unsqueeze(-1)
     if not finite.all():
-        rows = (~finite.flatten(1).all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"`features[{name!r}]` has NaN or infinite values in rows {rows}.")
+        bad = (~finite.flatten(1).all(dim=1)).nonzero().flatten().tolist()
+        raise ValueError(f"`features[{name!r}]` has NaN or infinite values in rows {bad}.")
 
 
 # ---- missing modalities ---------------------------------------------------------------------------------------------
@@ -184,6 +184,9 @@ def _fill_rows(
 
 class ModalityStem(nn.Module):
     """One modality's way into the hidden space, and its learned positions."""
+
+    feature_mean: torch.Tensor
+    """(D,), of the training set, in models that keep it."""
 
     def __init__(self, config: FLI2MoEConfig, name: str):
         super().__init__()

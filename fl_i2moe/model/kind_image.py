@@ -355,10 +355,11 @@ class ImagePlaces(Places):
     ) -> Self:
         places, geometry, picture = super().from_row(row, name, encoder, grid), row[f"{name}_geometry"], row.get(name)
         num_patches = len(places.candidates)
-        grid = tuple(grid) if grid else _guess_grid(num_patches, (encoder.get("preprocessing") or {}).get("input_size"))
+        grid = grid or _guess_grid(num_patches, (encoder.get("preprocessing") or {}).get("input_size"))
         places.size = geometry["width"], geometry["height"]
-        places.grid = grid if grid and grid[0] * grid[1] == num_patches else None
-        places.region = tuple(float(geometry[side]) for side in ("left", "top", "right", "bottom"))
+        places.grid = (grid[0], grid[1]) if grid and grid[0] * grid[1] == num_patches else None
+        left, top, right, bottom = (float(geometry[side]) for side in ("left", "top", "right", "bottom"))
+        places.region = (left, top, right, bottom)
         places.path = (picture or {}).get("path")
         places.content = (picture or {}).get("bytes") if places.path is None else None
         return places

@@ -327,7 +327,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 raise ValueError(f"`projected[{name!r}]` has inputs for {x.shape[0]} experts, {num_experts} run.")
         projected, masks = self._keep(projected, feature_masks, keep)
         indexes = None if experts is None else [names.index(name) for name in experts]
-        attentions = [] if output_attentions else None
+        attentions: list[torch.Tensor] | None = [] if output_attentions else None
         joined = self.join([(projected, masks)], indexes)
         logits, _ = self.experts(*joined, experts=indexes, attentions=attentions)
         logits = logits.float()
@@ -373,8 +373,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if not self.config.keeps_means:
             raise ValueError("This model keeps no mean features; configure it with `keep_feature_means=True`.")
         check_names(means, "means", self.config, complete=True)
-        for name, stem in zip(self.config.modality_order, self.stems, strict=True):
-            stem.feature_mean.copy_(means[name])
+        for name, mean in means.items():
+            self._stem(name).feature_mean.copy_(mean)
+
+    def _stem(self, name: str) -> ModalityStem:
+        return self.stems[self.config.modality_order.index(name)]  # type: ignore[return-value]
 
     def _encode(self, given: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Features and masks of raw inputs, by modality."""
@@ -390,11 +393,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor | None]
     ) -> dict[str, torch.Tensor]:
         projected = {}
-        for name, stem in zip(self.config.modality_order, self.stems, strict=True):
+        for name in self.config.modality_order:
             x, mask = features[name].to(self.dtype), masks[name]
             if mask is not None:
                 x = x.masked_fill(~mask.unsqueeze(-1), 0)  # whatever stands in the padding, NaN too
-            projected[name] = stem(x, mask)
+            projected[name] = self._stem(name)(x, mask)
         return projected
 
     def _keep(
@@ -450,8 +453,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             case "zero":
                 return torch.zeros_like(x)
             case "mean":
-                stem = self.stems[self.config.modality_order.index(name)]
-                return stem.project_mean().to(x.dtype).expand_as(x)
+                return self._stem(name).project_mean().to(x.dtype).expand_as(x)
             case _:
                 return torch.randn_like(x)
 
@@ -466,8 +468,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         order = self.config.modality_order
         sequences = [
             [
-                x[name] + stem.position_embeddings(x[name].shape[-2], experts).to(x[name].dtype)
-                for name, stem in zip(order, self.stems, strict=True)
+                x[name] + self._stem(name).position_embeddings(x[name].shape[-2], experts).to(x[name].dtype)
+                for name in order
             ]
             for x, _ in views
         ]

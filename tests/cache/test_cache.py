@@ -196,10 +196,10 @@ def test_mismatch_names_every_field_with_both_values(raw, tmp_path):
     assert "data" not in str(caught.value).replace(str(tmp_path), "")
 
     key = cache_key(raw, fake_encoders())
-    open_cache(tmp_path / "cache", expected_key=key)
+    build_cache(raw, fake_encoders(), tmp_path / "cache", key=key, **OPTIONS)
     del key["encoders"]["text"]["preprocessing"]["lower"]
     with pytest.raises(CacheMismatchError, match=r"text\.preprocessing\.lower: the cache has true, asked for is \(abs"):
-        open_cache(tmp_path / "cache", expected_key=key)
+        build_cache(raw, fake_encoders(), tmp_path / "cache", key=key, **OPTIONS)
 
 
 # ---- bad samples ---------------------------------------------------------------------------------------------------
