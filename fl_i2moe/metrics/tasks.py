@@ -169,9 +169,7 @@ def to_float_array(values: ArrayLike | torch.Tensor, name: str) -> FloatArray:
     return array
 
 
-def _mean_over_labels(
-    score: Callable[..., float], indicators: IntArray, scores: FloatArray, has_value: NDArray[np.bool_]
-) -> float:
+def _mean_over_labels(score: Callable[..., float], indicators: IntArray, scores: FloatArray, has_value: Any) -> float:
     values = [score(indicators[:, c], scores[:, c]) for c in np.flatnonzero(has_value)]
     return float(np.mean(values)) if values else np.nan
 
