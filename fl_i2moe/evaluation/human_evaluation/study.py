@@ -21,7 +21,7 @@ from rich.console import Console
 from ...cache import FeatureCache
 from ...cache.batching import FeatureRows
 from ...cache.key import key_digest
-from ...explain.explanation_data import true_classes
+from ...explain.explain_sample import true_targets
 from ...explain.pages.display import signed
 from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
@@ -252,10 +252,9 @@ def _subject(row: dict[str, Any], model: FLI2MoEModel, cache: FeatureCache, show
 
 
 def _true(labels: Any, cache: FeatureCache) -> list[str]:
-    values = np.atleast_1d(np.asarray(labels, np.float64)).tolist()
     if cache.problem_type == "regression":
-        return _values(values, cache.label_names)
-    return [cache.label_names[index] for index in true_classes(values, cache.problem_type)] or ["no class"]
+        return _values(np.atleast_1d(np.asarray(labels, np.float64)).tolist(), cache.label_names)
+    return [cache.label_names[index] for index in true_targets(labels, cache.problem_type)] or ["no class"]
 
 
 def _predicted(logits_C: torch.Tensor, config: FLI2MoEConfig) -> list[str]:

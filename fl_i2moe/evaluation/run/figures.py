@@ -101,7 +101,7 @@ def _draw_curve(
     label: str,
     spread: NDArray[Any] | None = None,
 ) -> None:
-    """With a band around it where there is a spread; without one a solid line."""
+    """In the style of a method, with a band of ± `spread` around it where there is one."""
     (color, marker, style), heights = _METHOD_STYLES[method], from_plain(values)
     axes.plot(shares, heights, style, color=color, marker=marker, markersize=5, label=label)
     if spread is not None and np.isfinite(spread).any():
