@@ -37,12 +37,8 @@ TARGETS = ("true", "predicted")
 
 @torch.no_grad()
 def masked_logits(model: FLI2MoEModel, inputs: Inputs, keep: dict[str, Tensor]) -> Tensor:
-    """
-    The mixture's logits (B, C) with features zeroed: expert weights, too, are those of the masked sample.
-
-    Args:
-        keep: modality → (B, T_m), false where a feature is zeroed; a modality that is not named is kept whole.
-    """
+    """The mixture's logits (B, C), weighted anew, with features zeroed where `keep`, modality → (B, T_m), is false; a
+    modality that is not named is kept whole."""
     with evaluating(model):
         return model.run_mixture(inputs.projected, inputs.feature_masks, keep).logits
 
@@ -51,13 +47,11 @@ def target_classes(
     logits: Tensor, labels: Tensor, problem_type: str, target: Literal["true", "predicted"] = "true"
 ) -> Tensor:
     """
-    The classes of each sample that an explanation is about, boolean (B, C).
+    The classes of each sample that an explanation is about, boolean (B, C), from the mixture's logits (B, C) and
+    labels.
 
-    Args:
-        logits: (B, C), of the mixture.
-        labels: as in `compute_metrics`.
-        target: `"true"`: the true class, or each true label; a sample without one has the class with the highest logit.
-            `"predicted"`: the class with the highest logit. In regression every output counts.
+    `"true"`: the true class, or each true label; a sample without one has the class with the highest logit.
+    `"predicted"`: the class with the highest logit. In regression every output counts.
     """
     check_choice("target", target, TARGETS)
     if problem_type == "regression":

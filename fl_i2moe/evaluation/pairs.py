@@ -42,10 +42,7 @@ def random_pairs(pairs: IntArray, num_features: int, rng: np.random.Generator) -
     Indexes of random pairs that have `num_features` distinct ends between them.
 
     Pairs come in random order; one that would overshoot is passed over, and one that adds no end is taken.
-
-    Raises:
-        ValueError: no such choice was found, which cannot be where any feature pairs with all of another modality and
-            at least 2 features are asked for.
+    `ValueError` if no choice is found: never where each feature pairs with all of another modality, from 2 features on.
     """
     for _ in range(MAX_REDRAWS):
         covered: set[int] = set()

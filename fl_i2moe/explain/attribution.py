@@ -129,7 +129,7 @@ def attribute(
         ValueError: an unknown method, expert or `of`; targets that do not fit; a rollout of a fusion that has no
             attention; no step.
     """
-    experts = list(model.config.expert_names) if experts is None else list(experts)
+    experts = list(experts or model.config.expert_names)
     check_choice("method", method, METHODS)
     check_choice("of", of, ("expert", "mixture"))
     if num_steps < 1:
@@ -147,7 +147,11 @@ def attribute(
         raw = _random(inputs, len(experts), seed)
     else:
         with explaining(model), torch.enable_grad():
-            weights = _weights(model, inputs, experts) if of == "mixture" else 1.0
+            weights: Tensor | float = 1.0
+            if of == "mixture":
+                mixture = model.run_mixture(inputs.projected, inputs.feature_masks)
+                own = [model.config.expert_names.index(name) for name in experts]
+                weights = mixture.expert_weights[:, own].detach()
             targets, rows = targets.to(model.device), torch.arange(len(inputs), device=model.device)
 
             def select(logits: Tensor) -> Tensor:
@@ -165,7 +169,7 @@ def attribute_classes(
     model: FLI2MoEModel, inputs: Inputs, classes: Tensor, method: str = "grad_attnroll", **options
 ) -> Importance:
     """
-    Importance for several classes of a sample at once: the mean of its importance (`scores` and `raw`) for each.
+    Importance for several classes of a sample at once: means of its `scores` and `raw` for each; no completeness gap.
 
     Args:
         classes: (B, C), true for the classes of interest, at least one for each sample.
@@ -174,11 +178,9 @@ def attribute_classes(
     Raises:
         ValueError: a sample has no class of interest; and as [`attribute`].
     """
-    classes = classes.to(model.device).bool()
-    if classes.shape != (len(inputs), model.config.num_labels):
-        raise ValueError(
-            f"`classes` must have shape {(len(inputs), model.config.num_labels)}, got {tuple(classes.shape)}."
-        )
+    classes, expected = classes.to(model.device).bool(), (len(inputs), model.config.num_labels)
+    if classes.shape != expected:
+        raise ValueError(f"`classes` must have shape {expected}, got {tuple(classes.shape)}.")
     counts = classes.sum(dim=1)
     if not (counts > 0).all():
         raise ValueError(f"`classes` names none in rows {(counts == 0).nonzero().flatten().tolist()}.")
@@ -195,20 +197,13 @@ def attribute_classes(
 
 
 def mixture_importance(importance: Importance, expert_weights: Tensor) -> dict[str, Tensor]:
-    """
-    Importance for the whole mixture: the mean of the experts' normalised scores with their weights (B, E'), normalised
-    again: modality → (B, T_m).
-
-    Raises:
-        ValueError: for weights of another shape.
-    """
+    """Importance for the whole mixture, modality → (B, T_m): the mean of the experts' normalised scores with their
+    weights (B, E'), normalised again; `ValueError` for weights of another shape."""
     expected = next(iter(importance.scores.values())).shape[:2]
     if expert_weights.shape != expected:
         raise ValueError(f"`expert_weights` must have shape {tuple(expected)}, got {tuple(expert_weights.shape)}.")
-    return {
-        name: _normalize(torch.einsum("bet,be->bt", x, expert_weights.to(x)), importance.candidate_masks[name])
-        for name, x in importance.scores.items()
-    }
+    mixed = {name: torch.einsum("bet,be->bt", x, expert_weights.to(x)) for name, x in importance.scores.items()}
+    return {name: _normalize(x, importance.candidate_masks[name]) for name, x in mixed.items()}
 
 
 def scores_by_expert(importance: Importance, expert_weights: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -230,10 +225,7 @@ def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], 
         candidate_masks: modality → (B, T_m).
 
     Returns:
-        modality → boolean (B, …, T_m)
-
-    Raises:
-        ValueError: the share lies outside (0, 1].
+        Modality → boolean (B, …, T_m). `ValueError` for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"The share of features must lie in (0, 1], got {share}.")
@@ -250,13 +242,6 @@ def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], 
 def count_share(share: float, number: int) -> int:
     """⌈share · number⌉, at least one."""
     return max(1, math.ceil(share * number - 1e-9))  # 0.07 · 100 is a little more than 7
-
-
-@torch.no_grad()
-def _weights(model: FLI2MoEModel, inputs: Inputs, experts: list[str]) -> Tensor:
-    """(B, E')"""
-    weights = model.run_mixture(inputs.projected, inputs.feature_masks).expert_weights
-    return weights[:, [model.config.expert_names.index(name) for name in experts]]
 
 
 Select = Callable[[Tensor], Tensor]
@@ -306,21 +291,18 @@ def _integrated_gradients(
     def outputs(projected: dict[str, Tensor]) -> Tensor:
         return select(model.run_experts(projected, inputs.feature_masks, experts=experts))
 
+    values = {name: x.detach() for name, x in inputs.projected.items()}
     nodes, node_weights = np.polynomial.legendre.leggauss(num_steps)
-    sums = {name: x.new_zeros(len(experts), *x.shape) for name, x in inputs.projected.items()}
+    sums = {name: x.new_zeros(len(experts), *x.shape) for name, x in values.items()}
     for node, node_weight in zip((1 + nodes) / 2, node_weights / 2, strict=True):
         # a copy for each expert, so that one backward pass keeps their gradients apart
-        scaled = {
-            name: (x.detach() * float(node)).repeat(len(experts), 1, 1, 1).requires_grad_()
-            for name, x in inputs.projected.items()
-        }
-        gradients = torch.autograd.grad(outputs(scaled).sum(), list(scaled.values()))
-        for name, gradient in zip(scaled, gradients, strict=True):
+        copies = {name: (x * float(node)).repeat(len(experts), 1, 1, 1).requires_grad_() for name, x in values.items()}
+        gradients = torch.autograd.grad(outputs(copies).sum(), list(copies.values()))
+        for name, gradient in zip(copies, gradients, strict=True):
             sums[name].add_(gradient, alpha=float(node_weight))
-    raw = {name: (sums[name] * x.detach()).sum(dim=-1).transpose(0, 1) for name, x in inputs.projected.items()}
+    raw = {name: (sums[name] * x).sum(dim=-1).transpose(0, 1) for name, x in values.items()}
     with torch.no_grad():
-        at_baseline = outputs({name: torch.zeros_like(x) for name, x in inputs.projected.items()})
-        difference = outputs(inputs.projected) - at_baseline
+        difference = outputs(values) - outputs({name: torch.zeros_like(x) for name, x in values.items()})
     return raw, (sum(x.sum(dim=-1) for x in raw.values()) - difference).abs()
 
 

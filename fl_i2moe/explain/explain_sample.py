@@ -104,19 +104,17 @@ def explain(
         settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
         if method != universe_method(model):
             settings["universe_by"] = universe_method(model)
-    described = {name: {"encoder": (config.encoders or {}).get(name)} for name in config.modality_order}
-    if cache is not None:
-        described |= cache.modalities
+    cached = cache.modalities if cache is not None else {}
+    described = {
+        name: {"encoder": (config.encoders or {}).get(name), **cached.get(name, {})} for name in inputs.projected
+    }
     return Explanation(
         sample_id=str(sample.get("id", "sample")),
         target=target,
         label_names=label_names,
         problem_type=config.problem_type,
         labels=labels,
-        modalities={
-            name: places_in(sample, name, described[name].get("encoder"), described[name].get("grid"))
-            for name in config.modality_order
-        },
+        modalities={name: places_in(sample, name, x["encoder"], x.get("grid")) for name, x in described.items()},
         expert_names=list(config.expert_names),
         expert_weights=_array(output.expert_weights[0]),
         expert_logits=_array(output.expert_logits[0]),

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Self
 
-from ..utils.files import replace_files, write_json
+from ..metrics.figures import save_figure
+from ..utils.files import write_json, write_text
 from .explanation_data import ExplanationData
 from .pages.sample_figure import draw_explanation
 from .pages.sample_page import render_page
@@ -35,11 +36,9 @@ class Explanation(ExplanationData):
             case ".json":
                 write_json(path, self.to_dict())
             case ".html":
-                page = render_page(self, index_href)
-                replace_files(path.parent, lambda folder: (folder / path.name).write_text(page, encoding="utf-8"))
+                write_text(path, render_page(self, index_href))
             case ".png":
-                figure = draw_explanation(self)
-                replace_files(path.parent, lambda folder: figure.savefig(folder / path.name))
+                save_figure(draw_explanation(self), path)
             case ending:
                 raise ValueError(f"An explanation is saved as .html, .png or .json, not as {ending!r}: {path}.")
         return path

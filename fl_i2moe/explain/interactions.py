@@ -48,10 +48,9 @@ def score_pairs(
     seed: int = 0,
 ) -> PairTable:
     """
-    Scores pairs of a game's players.
+    Scores pairs of a game's players, (P, 2) by their numbers; all between modalities if not given.
 
     Args:
-        pairs: (P, 2) players, by their numbers; all between modalities if not given.
         estimator: a name from `ESTIMATORS`.
         num_coalitions: per pair, unless `exact`.
         seed: of the coalitions, see [`sample_seed`].
@@ -80,7 +79,6 @@ def exact(
 
     Args:
         value: coalitions (S, N) → (S,).
-        num_players: N.
         pairs: (P, 2) players.
         num_coalitions, seed: without effect; every estimator takes them.
 
@@ -113,12 +111,7 @@ def exact(
 
 
 def per_pair(value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairTable:
-    """
-    The paper's estimate: every pair draws `num_coalitions` of its own. Unbiased for the index. Otherwise as [`exact`].
-
-    Raises:
-        ValueError: no coalitions; invalid pairs.
-    """
+    """The paper's estimate: every pair draws `num_coalitions` of its own. Unbiased for the index; else as [`exact`]."""
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     owners = np.repeat(np.arange(len(checked)), num_coalitions)
     coalitions = _draw_own(checked[owners], num_players, rng)

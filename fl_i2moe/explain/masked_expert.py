@@ -21,7 +21,6 @@ class MaskedExpert:
 
     Args:
         model: with Transformer fusion, in eval mode.
-        expert: a name from `config.expert_names`.
         projected: modality → (1, T_m, H).
         feature_masks: modality → (1, T_m), true where a feature is real; a modality without padding may be left out.
         always_kept: (T,) over the joint sequence, true where a feature is there whoever plays.
@@ -55,15 +54,8 @@ class MaskedExpert:
             is_player[positions] = True
             fixed = (is_here & ~is_player).nonzero().flatten()
             mine = positions[plays_here]
-            sequence = MaskedSequence(
-                self._fusion,
-                self._index,
-                x[mine],
-                present[0, mine],
-                x[fixed],
-                readout[modalities][:, torch.cat([mine, fixed])],
-            )
-            self._parts.append((modalities, plays_here, sequence))
+            rows = (x[mine], present[0, mine], x[fixed], readout[modalities][:, torch.cat([mine, fixed])])
+            self._parts.append((modalities, plays_here, MaskedSequence(self._fusion, self._index, *rows)))
 
     @staticmethod
     def supports(model: FLI2MoEModel) -> bool:
@@ -94,8 +86,7 @@ class MaskedSequence:
     - of the last layer only each modality's mean is read, so its last linear map is applied to the means.
 
     Args:
-        fusion: the experts.
-        index: of the one to run.
+        fusion, index: the experts, and which of them to run.
         absent, present: (N, H), the players' features when they do not play and when they do.
         fixed: (T − N, H), all other features.
         readout: (M, T), the weight of each feature in the mean of its modality, players in front.

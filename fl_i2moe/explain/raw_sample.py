@@ -24,11 +24,10 @@ def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> di
     ```python
     >>> explanation = explain(model, raw_sample(model, image="poster.jpg", text="A pianist …"), "Drama")
     ```"""
-    order = model.config.modality_order
-    if sorted(raw) != sorted(order):
-        raise ValueError(f"This model takes {order}, got {sorted(raw)}.")
+    if sorted(raw) != sorted(model.config.modality_order):
+        raise ValueError(f"This model takes {model.config.modality_order}, got {sorted(raw)}.")
     row: dict[str, Any] = {"id": sample_id}
-    for name in order:
+    for name in model.config.modality_order:
         encoder = model.raw_inputs.load(name).to(model.device)
         kind = ENCODED_KINDS[encoder.kind]
         prepared = encoder.preprocess([raw[name]])

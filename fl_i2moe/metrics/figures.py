@@ -1,4 +1,4 @@
-"""Figures of interaction statistics, as PNG files. Agg-safe: `Figure` objects only, no pyplot, no global state."""
+"""Figures of interaction statistics, as PNG files, and what other figures share. No pyplot, so no global state."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from ..utils.files import replace_files
 from .tasks import METRICS_BY_PROBLEM, FloatArray, to_float_array
 
 # Okabe and Ito's palette and, from the fifth modality on, two dark colours of Paul Tol's: distinguishable with every
@@ -91,11 +92,10 @@ def save_statistics_figures(
     if statistics["agreement"] is not None:
         figures["agreement.png"] = _draw_agreement(statistics)
 
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(output_dir / name)
-    return [output_dir / name for name in figures]
+    paths = [Path(output_dir) / name for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save_figure(figure, path)
+    return paths
 
 
 def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
@@ -116,9 +116,8 @@ def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
         _value_beside(axes, row, f"mean {described['mean']:.3f}")
     equal = 1 / len(names)
     axes.axvline(equal, color=_MUTED, linestyle="--", linewidth=1, zorder=0)
-    axes.text(
-        equal, 1.01, f"equal weights (1/{len(names)})", transform=axes.get_xaxis_transform(), ha="center", color=_MUTED
-    )
+    label = f"equal weights (1/{len(names)})"
+    axes.text(equal, 1.01, label, transform=axes.get_xaxis_transform(), ha="center", color=_MUTED)
     # Zoom in on what varies, but never so far that noise looks like a finding.
     low, high = min(weights.min(), equal), max(weights.max(), equal)
     margin = max(0.05 * (high - low), (0.2 - (high - low)) / 2)
@@ -126,10 +125,9 @@ def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
     _expert_rows(axes, names)
     axes.invert_yaxis()
     axes.set_xlabel("weight of the expert in a sample's prediction (a sample's weights sum to 1)")
-    figure.suptitle(f"How much each expert counts (n = {statistics['num_samples']:,} samples)")
-    caption(figure, "Dot: median. Thick bar: middle half of the samples. Thin line: middle 90 %. Shape: all samples.")
     _keep_bottom_spine(axes)
-    return figure
+    note = "Dot: median. Thick bar: middle half of the samples. Thin line: middle 90 %. Shape: all samples."
+    return titled(figure, f"How much each expert counts (n = {statistics['num_samples']:,} samples)", note)
 
 
 def _draw_weights_per_class(statistics: Mapping[str, Any]) -> Figure:
@@ -146,14 +144,12 @@ def _draw_weights_per_class(statistics: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(rows)), [f"{_shorten(label)} (n = {count:,})" for label, count, _ in rows])
     expert_columns(axes, names)
     figure.colorbar(image, ax=axes, label="mean weight", shrink=min(1, 6 / len(rows) + 0.3), aspect=25)
-    figure.suptitle("Mean weight of each expert, by class of the sample")
     notes = ["Classes are ordered by number of samples"]
     if statistics["problem_type"] == "multi_label_classification":
         notes.append("a sample counts in each of its classes")
     if np.isnan(means).any():
         notes.append("–: no samples")
-    caption(figure, "; ".join(notes) + ".")
-    return figure
+    return titled(figure, "Mean weight of each expert, by class of the sample", "; ".join(notes) + ".")
 
 
 def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
@@ -175,9 +171,8 @@ def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
         _keep_bottom_spine(axes)
     _expert_rows(panels[0], names, "Mixture of all")
     panels[0].invert_yaxis()
-    figure.suptitle(f"Each expert alone against the mixture (n = {statistics['num_samples']:,} samples)")
-    caption(figure, "Dashed: the mixture.")
-    return figure
+    title = f"Each expert alone against the mixture (n = {statistics['num_samples']:,} samples)"
+    return titled(figure, title, "Dashed: the mixture.")
 
 
 def _draw_agreement(statistics: Mapping[str, Any]) -> Figure:
@@ -207,9 +202,8 @@ def _draw_agreement_table(axes: Axes, part: Mapping[str, Any], unit: str) -> Non
     for row, agree in enumerate(("agree", "disagree")):
         for column, (right, color) in enumerate((("right", _RIGHT), ("wrong", _WRONG))):
             cell = part["table"][f"{agree}_{right}"]
-            axes.fill_between(
-                [column, column + 1], row, row + 1, color=color, alpha=0.08 + 0.42 * cell["share"], linewidth=0
-            )
+            alpha = 0.08 + 0.42 * cell["share"]
+            axes.fill_between([column, column + 1], row, row + 1, color=color, alpha=alpha, linewidth=0)
             axes.text(column + 0.5, row + 0.42, f"{100 * cell['share']:.1f} %", ha="center", va="center", fontsize=15)
             axes.text(column + 0.5, row + 0.70, f"{cell['count']:,}", ha="center", va="center", fontsize=9)
     axes.axhline(1, color="white", linewidth=3)
@@ -239,6 +233,11 @@ def _expert_rows(axes: Axes, names: Sequence[str], *more: str) -> None:
     axes.set_yticks(range(len(names) + len(more)), [*(_shorten(expert_title(name)) for name in names), *more])
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """As PNG or what else the name ends in, whole or not at all; the folder is made if it is missing."""
+    replace_files(path.parent, lambda folder: figure.savefig(folder / path.name))
+
+
 def expert_columns(axes: Axes, names: Sequence[str]) -> None:
     """Names of experts above a heat map."""
     titles = [textwrap.fill(_shorten(expert_title(name)), 12) for name in names]
@@ -256,9 +255,11 @@ def _shorten(name: str, length: int = 32) -> str:
     return short.replace("$", r"\$")
 
 
-def caption(figure: Figure, text: str) -> None:
-    """A small grey line below a figure."""
-    figure.supxlabel(text, fontsize=9, color=_MUTED)
+def titled(figure: Figure, title: str, note: str, size: float = 9, color: str = _MUTED) -> Figure:
+    """With a title above, and below a note of this size and colour."""
+    figure.suptitle(title)
+    figure.supxlabel(note, fontsize=size, color=color)
+    return figure
 
 
 def _keep_bottom_spine(axes: Axes) -> None:

@@ -53,20 +53,23 @@ def compute_statistics(
     scores, targets = check_predictions(logits, labels, problem_type)
     num_samples, num_classes = scores.shape
     num_experts = len(expert_names)
-    _check_names(expert_names, "expert_names")
-    _check_names(label_names, "label_names", num_classes)
+    if len(label_names) != num_classes:
+        raise ValueError(
+            f"label_names holds {len(label_names)} names, but there are {num_classes} classes in the logits"
+        )
+    for argument, names in (("expert_names", expert_names), ("label_names", label_names)):
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{argument} must hold at least one name and none twice, got {list(names)}")
     expert_scores = _checked(expert_logits, "expert_logits", (num_samples, num_experts, num_classes))
     weights = _checked(expert_weights, "expert_weights", (num_samples, num_experts))
 
     per_class = None
     if problem_type != "regression":
         carries = targets[:, None] == np.arange(num_classes) if targets.ndim == 1 else targets == 1
+        of_class = {name: weights[carries[:, c]] for c, name in enumerate(label_names)}
         per_class = {
-            name: {
-                "num_samples": int(carries[:, c].sum()),
-                "experts": _describe_weights(weights[carries[:, c]], expert_names),
-            }
-            for c, name in enumerate(label_names)
+            name: {"num_samples": len(own), "experts": _describe_weights(own, expert_names)}
+            for name, own in of_class.items()
         }
     return {
         "num_samples": num_samples,
@@ -142,10 +145,3 @@ def _checked(values: ArrayLike | torch.Tensor, name: str, shape: tuple[int, ...]
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape} to fit the logits and names, got {array.shape}")
     return array
-
-
-def _check_names(names: Sequence[str], argument: str, expected: int | None = None) -> None:
-    if expected is not None and len(names) != expected:
-        raise ValueError(f"{argument} holds {len(names)} names, but there are {expected} classes in the logits")
-    if len(names) == 0 or len(set(names)) != len(names):
-        raise ValueError(f"{argument} must hold at least one name and none twice, got {list(names)}")

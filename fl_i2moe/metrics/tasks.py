@@ -1,8 +1,4 @@
-"""Metrics of a prediction task: `compute_metrics` for a whole split, and the same as an `evaluate.Metric`.
-
-The numbers are scikit-learn's. Where there is no value (a label without positives has no average precision), the
-metric's docstring says what is averaged instead.
-"""
+"""Metrics of a prediction task, computed by scikit-learn: of a whole split, and the same as an `evaluate.Metric`."""
 
 from collections.abc import Callable
 from inspect import cleandoc
@@ -54,8 +50,10 @@ def compute_metrics(
     Returns:
         multi-label `micro_f1`, `macro_f1`, `mAP`, `auroc`, `subset_accuracy` (all labels of a sample right);
         single-label `accuracy`, `micro_f1` (equal to it), `macro_f1`, `mAP`, `auroc`; regression `mae`, `rmse`,
-        `pearson`, `sign_accuracy`. A metric that the labels leave undefined (AUROC of a split with one class) is NaN;
-        those of `default_metric` never are.
+        `pearson`, `sign_accuracy` (share with the right sign: the papers' accuracy of a sentiment). The last two of
+        each are means over the labels or outputs that have a value: a label without a positive has no average
+        precision (scikit-learn counts 0), one without a positive or a negative no AUROC, a constant output no
+        correlation, and references of 0 no sign (as in MultiBench). What none has is NaN.
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, labels outside the classes, no samples.
@@ -65,8 +63,8 @@ def compute_metrics(
         return {
             "mae": float(mean_absolute_error(targets, scores)),
             "rmse": float(root_mean_squared_error(targets, scores)),
-            "pearson": mean_pearson(targets, scores),
-            "sign_accuracy": mean_sign_accuracy(targets, scores),
+            "pearson": _mean_pearson(targets, scores),
+            "sign_accuracy": _mean_sign_accuracy(targets, scores),
         }
     predictions = predict(scores, problem_type, threshold)
     accuracy_name = "accuracy" if problem_type == "single_label_classification" else "subset_accuracy"
@@ -74,8 +72,8 @@ def compute_metrics(
     return {
         "micro_f1": float(f1_score(targets, predictions, average="micro", zero_division=0)),
         "macro_f1": float(f1_score(targets, predictions, average="macro", zero_division=0)),
-        "mAP": mean_average_precision(indicators, scores),
-        "auroc": macro_auroc(indicators, scores),
+        "mAP": _mean_over_labels(average_precision_score, indicators, scores, indicators.any(0)),
+        "auroc": _mean_over_labels(roc_auc_score, indicators, scores, indicators.any(0) & ~indicators.all(0)),
         accuracy_name: float(accuracy_score(targets, predictions)),
     }
 
@@ -118,35 +116,13 @@ def ranking_inputs(targets: IntArray, logits: FloatArray, problem_type: str) -> 
     return np.eye(logits.shape[1], dtype=np.int64)[targets], torch.tensor(logits).softmax(-1).numpy()
 
 
-def mean_average_precision(indicators: IntArray, scores: FloatArray) -> float:
-    """Mean over labels of the average precision, from (N, C) indicators and scores.
-
-    A label without positives has none and is left out (scikit-learn warns and counts 0); one without negatives counts
-    with its value, 1. NaN if no label has a positive.
-    """
-    return _mean_over_labels(average_precision_score, indicators, scores, np.flatnonzero(indicators.any(0)))
-
-
-def macro_auroc(indicators: IntArray, scores: FloatArray) -> float:
-    """Mean over labels of the area under the ROC curve (one class against the rest), from (N, C) indicators and scores.
-
-    A label without positives or without negatives has none and is left out. NaN if that leaves no label.
-    """
-    both = indicators.any(0) & ~indicators.all(0)
-    return _mean_over_labels(roc_auc_score, indicators, scores, np.flatnonzero(both))
-
-
-def mean_pearson(references: FloatArray, predictions: FloatArray) -> float:
-    """Mean over outputs of Pearson's correlation, from (N, C) arrays. Outputs where either side is constant have none
-    and are left out; NaN if that leaves none."""
+def _mean_pearson(references: FloatArray, predictions: FloatArray) -> float:
     varies = (np.ptp(references, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     correlations = [np.corrcoef(references[:, c], predictions[:, c])[0, 1] for c in np.flatnonzero(varies)]
     return float(np.mean(correlations)) if correlations else np.nan
 
 
-def mean_sign_accuracy(references: FloatArray, predictions: FloatArray) -> float:
-    """Mean over outputs of the share of values with the right sign, from (N, C) arrays: the papers' accuracy of a
-    sentiment. References of 0 are left out, as MultiBench does; NaN if that leaves none."""
+def _mean_sign_accuracy(references: FloatArray, predictions: FloatArray) -> float:
     signed = references != 0
     right = signed & ((predictions > 0) == (references > 0))
     counts = signed.sum(axis=0)
@@ -193,10 +169,8 @@ def to_float_array(values: ArrayLike | torch.Tensor, name: str) -> FloatArray:
     return array
 
 
-def _mean_over_labels(
-    score: Callable[..., float], indicators: IntArray, scores: FloatArray, columns: NDArray[np.intp]
-) -> float:
-    values = [score(indicators[:, c], scores[:, c]) for c in columns]
+def _mean_over_labels(score: Callable[..., float], indicators: IntArray, scores: FloatArray, has_value: Any) -> float:
+    values = [score(indicators[:, c], scores[:, c]) for c in np.flatnonzero(has_value)]
     return float(np.mean(values)) if values else np.nan
 
 
@@ -206,9 +180,6 @@ class TaskMetrics(evaluate.Metric):
 
     It is constructed, not loaded by name, so that it needs no network, and it touches no disk. Predictions are logits.
     Under several processes gather first (`Accelerator.gather_for_metrics`) and compute in one.
-
-    Args:
-        problem_type, threshold: as in [`compute_metrics`].
 
     Example:
 

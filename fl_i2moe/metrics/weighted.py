@@ -89,16 +89,8 @@ def weighted_f1(
 
 
 def weighted_ranking(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Average precision and area under the ROC curve of one label.
-
-    Args:
-        scores: (N,)
-        labels: (N,), 0 or 1.
-        weights: (R, N)
-
-    Returns:
-        (R,) average precision, NaN without a positive; (R,) area, NaN without a positive or without a negative.
-    """
+    """Average precision (R,) and area under the ROC curve (R,) of one label's scores and labels (N,); NaN without a
+    positive, the area also without a negative."""
     scores, true = np.asarray(scores, np.float64), np.asarray(labels, np.bool_)
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores come together

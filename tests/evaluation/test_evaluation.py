@@ -50,8 +50,8 @@ class KnownModel(FLI2MoEModel):
     def embed(self, features, feature_masks=None):
         return {name: x.float() for name, x in features.items()}
 
-    def forward(self, features, feature_masks=None, **_):
-        weights = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).expand(len(features["image"]), -1)
+    def run_mixture(self, projected, feature_masks, keep=None):
+        weights = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).expand(len(projected["image"]), -1)
         return FLI2MoEOutput(expert_weights=weights)
 
     def run_experts(self, projected, feature_masks=None, keep=None, experts=None, output_attentions=False):

@@ -44,6 +44,7 @@ Measures = dict[tuple[str, ...], FloatArray]
 
 TOP_FEATURES = 5
 TOP_PAIRS = (1, 5, 10)
+BATCH_SIZE = 16
 OTHER_POSITIONS = 4
 """Positions without evidence that a probe sees of each sample."""
 
@@ -65,13 +66,11 @@ def choose_cases(
     ids: Sequence[str], labels: ArrayLike, label_names: Sequence[str], truth: Truth, num_cases: int, seed: int = 0
 ) -> list[Case]:
     """
-    Draws cases, as many of each label as there are, whose evidence lies in the sequences in every modality.
+    Draws `num_cases` cases, as many of each label (rounded up), whose evidence lies in the sequences in every modality.
 
     Args:
-        ids: N samples of a split, in its order.
-        labels: (N, C) multi-hot.
+        ids, labels: of the N samples of a split, labels (N, C) multi-hot.
         label_names: the C names; labels without evidence in `truth` are left out.
-        num_cases: in all, rounded up to whole numbers for each label.
 
     Raises:
         ValueError: no case is left.
@@ -141,7 +140,6 @@ def found_evidence(
     methods: Sequence[str] = METHODS,
     num_steps: int = 16,
     seed: int = 0,
-    batch_size: int = 16,
     progress: bool = True,
 ) -> Measures:
     """
@@ -154,16 +152,15 @@ def found_evidence(
     """
     measures = _Measures(len(cases))
     experts = model.config.expert_names
-    for first, batch, inputs, targets in _batches(model, rows, cases, batch_size, progress, "Evidence"):
+    batches = _batches(model, rows, cases)
+    for first, part, inputs, targets in tqdm(batches, desc="Evidence", leave=False, disable=not progress):
         with evaluating(model), torch.no_grad():
-            weights = model(batch["features"], batch["feature_masks"]).expert_weights
-        # of the sample, not of its place in the batch
-        seeds = [seed * len(rows) + case.row for case in cases[first : first + len(targets)]]
+            weights = model.run_mixture(inputs.projected, inputs.feature_masks).expert_weights
+        seeds = [seed * len(rows) + case.row for case in part]  # of the sample, not of its place in the batch
         for method in methods:
             importance = attribute(model, inputs, targets, method, num_steps=num_steps, seed=seeds)
             mixed = mixture_importance(importance, weights)
-            for b in range(len(targets)):
-                case = cases[first + b]
+            for b, case in enumerate(part):
                 for name in case.evidence.features:
                     candidates = inputs.candidate_masks[name][b].cpu().numpy()
                     scores = torch.cat([importance.scores[name][b], mixed[name][b][None]]).cpu().numpy()
@@ -183,7 +180,6 @@ def found_pairs(
     estimator: str = "shared_context",
     num_coalitions: int = 4,
     seed: int = 0,
-    batch_size: int = 16,
     progress: bool = True,
 ) -> Measures:
     """
@@ -209,8 +205,7 @@ def found_pairs(
     measures = _Measures(len(cases))
     experts = model.config.expert_names
     bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
-    for first, _, inputs, targets in _batches(model, rows, cases, batch_size, False, ""):
-        part = cases[first : first + len(targets)]
+    for first, part, inputs, targets in _batches(model, rows, cases):
         importance = attribute(model, inputs, targets, universe_method(model))
         for e, expert in enumerate(experts):
             scores = {name: x[:, e] for name, x in importance.scores.items()}
@@ -266,8 +261,7 @@ def summarise(
         groups: label → its group, for instance the expert that should carry it.
 
     Returns:
-        Plain JSON: group → the parts of a measure's name, nested → what [`describe`] gives. Measures that apply to no
-        case of a group are left out.
+        JSON: group → the parts of a measure's name, nested → what [`describe`] gives, where there is a case.
     """
     samples, sample_of_case = np.unique([case.sample_id for case in cases], return_inverse=True)
     weights = resample(len(samples), num_resamples, seed)[:, sample_of_case]
@@ -322,15 +316,13 @@ class _Measures(defaultdict[tuple[str, ...], FloatArray]):
 
 
 def _batches(
-    model: FLI2MoEModel, rows: FeatureRows, cases: Sequence[Case], batch_size: int, progress: bool, label: str
-) -> Iterator[tuple[int, dict[str, Any], Inputs, Tensor]]:
-    """Number of the first case, batch on the model's device, inputs, targets."""
-    for first in tqdm(range(0, len(cases), batch_size), desc=label, leave=False, disable=not progress):
-        part = cases[first : first + batch_size]
-        batch = rows[[case.row for case in part]]
-        for kind in ("features", "feature_masks"):
-            batch[kind] = {name: x.to(model.device) for name, x in batch[kind].items()}
-        yield first, batch, Inputs.from_batch(model, batch), torch.tensor([case.target for case in part])
+    model: FLI2MoEModel, rows: FeatureRows, cases: Sequence[Case]
+) -> Iterator[tuple[int, Sequence[Case], Inputs, Tensor]]:
+    """Number of the first case, cases, inputs, targets."""
+    for first in range(0, len(cases), BATCH_SIZE):
+        part = cases[first : first + BATCH_SIZE]
+        inputs = Inputs.from_batch(model, rows[[case.row for case in part]])
+        yield first, part, inputs, torch.tensor([case.target for case in part])
 
 
 def _feature_precisions(

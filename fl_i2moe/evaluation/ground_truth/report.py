@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ...explain.pages.display import signed
-from ...metrics.figures import caption, expert_columns, expert_title, hide_frame, new_figure
+from ...metrics.figures import expert_columns, expert_title, hide_frame, new_figure, titled
 from ...metrics.markdown import estimate
 
 PAIR_MEASURES = ("1", "5", "10")
@@ -20,13 +20,8 @@ SHOWN_SCORES = {
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """
-    Tables of what was measured.
-
-    Args:
-        report: as [`evaluate_runs`] writes it: `settings` (name → value), `groups` (label → expert that should carry
-            it), `ceiling` and `chance` of evidence and, by name, the `models`.
-    """
+    """Tables of a report of [`evaluate_runs`]: `settings` (name → value), `groups` (label → expert that should carry
+    it), `ceiling` and `chance` of evidence and, by name, the `models`."""
     lines = ["# Explanations against a known truth", ""]
     lines += [", ".join(f"{name} {value}" for name, value in report["settings"].items()) + ".", ""]
     lines += _summary(report)
@@ -42,11 +37,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 
 def draw_carriers(report: Mapping[str, Any]) -> Figure:
-    """A panel for each mixture: what each label's F1 loses when an expert is replaced by its mean (mean of the seeds).
-
-    Raises:
-        ValueError: no model has several experts.
-    """
+    """A panel for each mixture: what each label's F1 loses when an expert is replaced by its mean (mean of the seeds);
+    `ValueError` if no model has several experts."""
     models = {name: model for name, model in report["models"].items() if model["right_experts"]}
     if not models:
         raise ValueError("no mixture among the models: a dense model has no experts to compare")
@@ -70,9 +62,8 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
         axes.set_title(f"{short}\n{_value(result['share_right'], '{:.0%}'.format)} right", fontsize=10)
         hide_frame(axes)
     figure.colorbar(image, ax=panels, label="loss of F1", shrink=0.8, aspect=25)
-    figure.suptitle("What a label loses when an expert is replaced by its mean")
-    caption(figure, "Frame: the expert that should carry the label. Bold: the one that does, on the mean of the seeds.")
-    return figure
+    note = "Frame: the expert that should carry the label. Bold: the one that does, on the mean of the seeds."
+    return titled(figure, "What a label loses when an expert is replaced by its mean", note)
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:

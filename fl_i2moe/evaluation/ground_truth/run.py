@@ -18,11 +18,12 @@ from accelerate import Accelerator
 from ...cache import FeatureCache
 from ...cache.batching import FeatureRows, create_data_loader
 from ...explain.attribution import METHODS, check_methods
+from ...metrics.figures import save_figure
 from ...training.arguments import check_options, option
 from ...training.loop import predict
 from ...training.recipe import create_console
 from ...training.runs import Run, check_cache, fingerprint, refuse_trained_runs
-from ...utils.files import replace_files, write_json, write_text
+from ...utils.files import write_json, write_text
 from ...utils.run_folder import check_run_folder, held_run_folder
 from ..run.inputs import load_explainable
 from .evaluation import (
@@ -79,7 +80,7 @@ def evaluate_runs(
     accelerator: Accelerator,
 ) -> None:
     """
-    Measures each model and writes tables, numbers and figure. Models that are measured already are not measured again.
+    Measures each model, unless it is measured already, and writes tables, numbers and figure.
 
     Args:
         runs: on the same features.
@@ -134,7 +135,7 @@ def evaluate_runs(
         text = to_markdown(report)
         write_text(output_dir / "ground_truth.md", text)
         if any(model["right_experts"] for model in models.values()):
-            replace_files(output_dir, lambda folder: draw_carriers(report).savefig(folder / "carriers.png"))
+            save_figure(draw_carriers(report), output_dir / "carriers.png")
         console.print(text)
         console.print(f"Written to {output_dir}")
 

@@ -48,10 +48,7 @@ def patches_in_boxes(boxes: Sequence[Sequence[float]], geometry: Mapping[str, in
     Args:
         boxes: [left, top, right, bottom] in pixels of the picture; right and bottom lie just outside.
         geometry: `left`, `top`, `right`, `bottom` of the region that the grid covers, as in the feature cache.
-        grid: rows and columns.
-
-    Returns:
-        (rows, columns); all false where the boxes lie outside the region.
+        grid: rows and columns, the shape of what is returned.
     """
     rows, columns = grid
     found = np.zeros(grid, np.bool_)
@@ -77,14 +74,11 @@ def grow(patches: BoolArray) -> BoolArray:
 
 def tokens_in_spans(spans: Sequence[Sequence[int]], offsets: ArrayLike) -> BoolArray:
     """
-    The tokens that share a character with a span.
+    The tokens (T,) that share a character with a span; none where the text was cut before the spans.
 
     Args:
         spans: [start, end] in characters; the end lies just outside.
         offsets: (T, 2), the characters of each token, as in the feature cache; special tokens have none.
-
-    Returns:
-        (T,); all false where the text was cut before the spans.
     """
     start, end = np.asarray(offsets, np.int64).reshape(-1, 2).T
     found = np.zeros(len(start), np.bool_)
@@ -148,11 +142,7 @@ def micro_f1(
 
 
 def replacement_costs(
-    outputs: ExpertOutputs,
-    labels: ArrayLike,
-    weights: FloatArray,
-    *,
-    replaced: str = "logits",
+    outputs: ExpertOutputs, labels: ArrayLike, weights: FloatArray, *, replaced: str
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
     """
     What each label loses when one expert says the same of every sample.
@@ -212,7 +202,6 @@ def right_experts(
         seeds: one trained mixture each, on the same N samples.
         labels: (N, C) multi-hot.
         carriers: label → name of the expert that should carry it.
-        num_resamples: bootstrap over the samples.
 
     Returns:
         Plain JSON: `chance` (1 / E), and per kind of replacement and metric (`logits`, `contribution`; `f1`,
@@ -261,15 +250,9 @@ def right_experts(
 
 def precision_at(scores: ArrayLike, right: ArrayLike, k: int) -> float:
     """
-    Share of right ones among the k that score highest; of all, if there are fewer. Among equal scores at the border,
-    the expected share of a random choice: order alone finds nothing.
-
-    Args:
-        scores: (n,), of candidates only.
-        right: (n,), true where a candidate belongs to the truth.
-
-    Raises:
-        ValueError: no candidates, `k` below 1, or scores that are NaN.
+    Share of right ones, `right` (n,), among the k candidates of highest `scores` (n,); of all, if there are fewer.
+    Among equal scores at the border, the expected share of a random choice: order alone finds nothing. `ValueError`
+    without candidates, for `k` below 1, and for scores that are NaN.
     """
     scores, right = np.asarray(scores, np.float64), np.asarray(right, np.bool_)
     if scores.size == 0 or k < 1 or scores.shape != right.shape:

@@ -98,14 +98,8 @@ def stratified_order(has_class_NC: NDArray[np.bool_], rng: np.random.Generator) 
 
 def exchange_weights(weights: Sequence[Sequence[float]], rng: np.random.Generator) -> list[int]:
     """
-    Gives each sample the weights (N, E) of another one, so that controls as a whole have the weights of the samples.
-
-    Returns:
-        For each sample the one whose weights it gets: a random permutation in which no sample gets weights that look
-        like its own.
-
-    Raises:
-        ValueError: none was found.
+    For each sample the one whose weights (N, E) it gets, so that controls as a whole have the weights of the samples: a
+    random permutation in which no sample gets weights that look like its own. `ValueError` if none was found.
     """
     shown = [percentages(row) for row in weights]
     for _ in range(_TRIES):

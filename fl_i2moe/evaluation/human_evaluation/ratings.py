@@ -134,15 +134,9 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
 
 def krippendorff_alpha(ratings: FloatArray) -> float:
     """
-    Agreement of raters: 1 for perfect agreement, 0 for what chance gives, negative below it (Krippendorff, Content
-    Analysis, chapter 12).
-
-    Args:
-        ratings: (R, I), NaN where there is none. Differences are those of an ordinal scale: between two ratings lie as
-            many as were given there.
-
-    Returns:
-        NaN where it is undefined: no item has two ratings, or all that can be compared are equal.
+    Agreement of ratings (R, I), NaN where there is none, on an ordinal scale: 1 for perfect agreement, 0 for what
+    chance gives, negative below it (Krippendorff, Content Analysis, chapter 12). Between two ratings lie as many as
+    were given there. NaN if undefined: no item has two ratings, or all that can be compared are equal.
     """
     counts_IK = (ratings[:, :, None] == np.array(sorted(SCALE))).sum(axis=0).astype(np.float64)
     counts_IK = counts_IK[counts_IK.sum(axis=1) > 1]  # a single rating can be compared with none

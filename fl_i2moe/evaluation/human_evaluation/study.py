@@ -21,7 +21,7 @@ from rich.console import Console
 from ...cache import FeatureCache
 from ...cache.batching import FeatureRows
 from ...cache.key import key_digest
-from ...explain.explanation_data import true_classes
+from ...explain.explain_sample import true_targets
 from ...explain.pages.display import signed
 from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
@@ -179,10 +179,9 @@ def _check_folder(folder: Path, overwrite: bool, own_files: tuple[str, ...]) -> 
     if (folder / SETTINGS_FILE).is_file():
         if not overwrite:
             raise ValueError(f"{folder} is not empty: replace it by --overwrite, or give another --output_dir.")
-        if others := sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *own_files}):
+        if others := ", ".join(sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *own_files})):
             raise ValueError(
-                f"{folder} also holds {', '.join(others)}, which --overwrite would delete: move it, or give another "
-                "--output_dir."
+                f"{folder} also holds {others}, which --overwrite would delete: move it, or give another --output_dir."
             )
     check_run_folder(folder, resume=False, overwrite=overwrite)
 
@@ -253,10 +252,9 @@ def _subject(row: dict[str, Any], model: FLI2MoEModel, cache: FeatureCache, show
 
 
 def _true(labels: Any, cache: FeatureCache) -> list[str]:
-    values = np.atleast_1d(np.asarray(labels, np.float64)).tolist()
     if cache.problem_type == "regression":
-        return _values(values, cache.label_names)
-    return [cache.label_names[index] for index in true_classes(values, cache.problem_type)] or ["no class"]
+        return _values(np.atleast_1d(np.asarray(labels, np.float64)).tolist(), cache.label_names)
+    return [cache.label_names[index] for index in true_targets(labels, cache.problem_type)] or ["no class"]
 
 
 def _predicted(logits_C: torch.Tensor, config: FLI2MoEConfig) -> list[str]:

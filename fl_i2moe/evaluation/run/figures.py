@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...explain.attribution import MIXTURE
 from ...explain.pages.display import METHOD_NAMES, number, signed
 from ...explain.pages.sheet import INK, MUTED
-from ...metrics.figures import expert_title, metric_title, new_figure
+from ...metrics.figures import expert_title, metric_title, new_figure, titled
 from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
@@ -28,6 +28,7 @@ _METHOD_STYLES = {
 
 _TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
 _TOP_HATCHES = ("", "///", "...")
+_NOTE: dict[str, Any] = {"size": 8.5, "color": MUTED}
 _RANDOM = "Random: mean of its draws ± one standard deviation."
 
 
@@ -71,9 +72,8 @@ def draw_faithfulness(
     size = ", ".join(f"{name}: n = {results[name]['num_samples']:,}" for name in names)
     higher = METRICS_BY_PROBLEM[first["problem_type"]][metric]
     meaning = "metric without masking minus with" if higher else "error with masking minus without"
-    return _titled(
-        figure, f"What {direction} by importance does to the prediction ({size})", f"Drop: {meaning}. {_RANDOM}"
-    )
+    title = f"What {direction} by importance does to the prediction ({size})"
+    return titled(figure, title, f"Drop: {meaning}. {_RANDOM}", **_NOTE)
 
 
 def _experts_of(result: Mapping[str, Any]) -> list[str]:
@@ -101,18 +101,12 @@ def _draw_curve(
     label: str,
     spread: NDArray[Any] | None = None,
 ) -> None:
-    """With a band around it where there is a spread; without one a solid line."""
+    """In the style of a method, with a band of ± `spread` around it where there is one."""
     (color, marker, style), heights = _METHOD_STYLES[method], from_plain(values)
     axes.plot(shares, heights, style, color=color, marker=marker, markersize=5, label=label)
     if spread is not None and np.isfinite(spread).any():
         axes.fill_between(shares, heights - spread, heights + spread, color=color, alpha=0.18, linewidth=0)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _titled(figure: Figure, title: str, note: str) -> Figure:
-    figure.suptitle(title, fontsize=12)
-    figure.supxlabel(note, fontsize=8.5, color=MUTED)
-    return figure
 
 
 def _draw_mean_drops(
@@ -138,14 +132,9 @@ def _draw_mean_drops(
 def draw_alignment(
     results: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str], edges: Sequence[float]
 ) -> Figure:
-    """
-    The paper's Figure 4: mean interaction score of the top pairs of every importance bin, with intervals.
-
-    Args:
-        results: expert → result of `alignment`.
-        kinds: expert → what its score is called.
-        edges: of the bins, as shares of a modality's features.
-    """
+    """The paper's Figure 4: mean interaction score of the top pairs of every importance bin, with intervals, from
+    expert → result of `alignment`, expert → what its score is called, and the bins' edges as shares of a modality's
+    features."""
     figure = new_figure(1 + 4.6 * len(results), 4.3)
     panels = np.atleast_1d(figure.subplots(1, len(results)))
     ticks = [f"{100 * low:g}–{100 * high:g} %" for low, high in pairwise([0, *edges])]
@@ -177,20 +166,14 @@ def draw_alignment(
     note = f"Lines: {100 * any_result['confidence']:g} % bootstrap intervals over samples."
     if any_result["ranked_and_valued_by"] == "the same scores":
         note += " The top pairs were chosen by the scores that are averaged, which lifts their mean."
-    return _titled(figure, f"Do important features interact more? (n = {count:,} samples)", note)
+    return titled(figure, f"Do important features interact more? (n = {count:,} samples)", note, **_NOTE)
 
 
 def draw_pair_curves(
     results: Mapping[str, Mapping[str, Mapping[str, Any]]], kinds: Mapping[str, str], metric: str
 ) -> Figure:
-    """
-    The metric as pairs are masked or kept, the highest scores first and in random order; a row for each direction.
-
-    Args:
-        results: expert → direction → result of `pair_curves`.
-        kinds: expert → what its score is called.
-        metric: one of the results'.
-    """
+    """The metric as pairs are masked or kept, the highest scores first and in random order, a row for each direction,
+    from expert → direction → result of `pair_curves`, and expert → what its score is called."""
     directions = list(next(iter(results.values())))
     figure = new_figure(1 + 4.6 * len(results), 0.9 + 2.7 * len(directions))
     panels = figure.subplots(len(directions), len(results), squeeze=False, sharex=True, sharey="row")
@@ -207,7 +190,7 @@ def draw_pair_curves(
                 axes.set_ylabel(f"{metric_title(metric)}, {direction}")
     panels[0, -1].legend(frameon=False, fontsize=9)
     title = f"Do the pairs that score high carry the prediction? (n = {result['num_samples']:,})"
-    return _titled(figure, title, f"Both ends of a pair are zeroed or kept. {_RANDOM}")
+    return titled(figure, title, f"Both ends of a pair are zeroed or kept. {_RANDOM}", **_NOTE)
 
 
 def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:

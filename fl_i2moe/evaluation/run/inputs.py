@@ -48,12 +48,8 @@ def choose_rows(
 def usable_rows(
     split: Dataset, modality_order: Sequence[str], rows: Sequence[int], on_bad_sample: str, console: Console
 ) -> list[int]:
-    """
-    The rows without the bad samples, which lack a modality's candidates or have features that are NaN or infinite.
-
-    Raises:
-        ValueError: names the first bad sample, if none may be skipped; or all are bad.
-    """
+    """The rows without the bad samples, which lack a modality's candidates or have features that are NaN or infinite;
+    `ValueError` that names the first one if none may be skipped, or if all are bad."""
     reader, usable = FeatureRows(split, modality_order), []
     for row in rows:
         try:

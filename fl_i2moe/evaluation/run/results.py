@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ...cache import FeatureCache
 from ...explain.attribution import universe_method
 from ...explain.explanation import Explanation
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pair_scores import kind_of_expert
-from ...metrics.figures import metric_title
+from ...metrics.figures import metric_title, save_figure
 from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.files import read_json, replace_files, write_json, write_text
+from ...utils.files import read_json, write_json, write_text
 from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
 from ..pair_metrics import pair_curves, pair_masking_table
@@ -37,7 +36,7 @@ def write_results(
     Args:
         samples: those that were explained, the first `num_pages` with pages.
     """
-    results = _Results(samples, [sample.record() for sample in samples], arguments, cache)
+    results = _Results(samples, arguments, cache)
     measured, figures, tables = set(arguments.measurements), [], []
     if "faithfulness" in measured:
         figures += [results.draw_faithfulness(direction) for direction in DIRECTIONS]
@@ -57,27 +56,19 @@ def write_results(
 class _Results:
     """What was measured on each sample of a run, and what is made of it in the run's folder."""
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        records: Sequence[dict[str, Any]],
-        arguments: ExplainArguments,
-        cache: FeatureCache,
-    ):
+    def __init__(self, samples: Sequence[Sample], arguments: ExplainArguments, cache: FeatureCache):
         self.samples, self.arguments, self.problem_type = samples, arguments, cache.problem_type
         self.folder, self.metric = arguments.folder, default_metric(cache.problem_type)[0]
         self.labels = np.array([sample.labels for sample in samples])
+        records = [sample.record() for sample in samples]
         # expert whose pairs were measured → what each sample gave
         self.experts = {name: [record["experts"][name] for record in records] for name in records[0].get("experts", {})}
         self.score_titles = {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
 
-    def save(self, figure: Figure, name: str) -> None:
-        replace_files(self.folder, lambda unfinished: figure.savefig(unfinished / name))
-
     def draw_faithfulness(self, direction: str) -> RunFigure:
         results = read_json(self.folder / FAITHFULNESS_FILE)
         name = "faithfulness.png" if direction == "deletion" else f"faithfulness_{direction}.png"
-        self.save(draw_faithfulness(results, self.metric, direction), name)
+        save_figure(draw_faithfulness(results, self.metric, direction), self.folder / name)
         parts = []
         for model, result in results.items():
             shown = []
@@ -95,7 +86,7 @@ class _Results:
             results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
         edges = bin_edges(self.arguments.universe_share)
         write_json(self.folder / "alignment.json", {"edges": edges, "experts": results})
-        self.save(draw_alignment(results, self.score_titles, edges), "alignment.png")
+        save_figure(draw_alignment(results, self.score_titles, edges), self.folder / "alignment.png")
         shown = []
         for expert, result in results.items():
             [share, *_] = result["bins"][0]["top"]
@@ -108,12 +99,10 @@ class _Results:
         return RunFigure("Alignment of importance and interaction", "alignment.png", description)
 
     def tabulate_pair_masking(self) -> RunTable:
-        results = {
-            expert: pair_masking_table(
-                _join([part["masking"] for part in parts]), self.labels, self.problem_type, seed=self.arguments.seed
-            )
-            for expert, parts in self.experts.items()
-        }
+        results = {}
+        for expert, parts in self.experts.items():
+            logits = _join([part["masking"] for part in parts])
+            results[expert] = pair_masking_table(logits, self.labels, self.problem_type, seed=self.arguments.seed)
         write_json(self.folder / "pair_masking.json", results)
         header, rows = pair_masking_rows(results, self.metric)
         best = bin_edges(self.arguments.universe_share)[0]
@@ -129,20 +118,13 @@ class _Results:
         return RunTable(title, header, rows, note)
 
     def draw_pair_curves(self) -> RunFigure:
-        results = {
-            expert: {
-                direction: pair_curves(
-                    _join([part["curves"][direction] for part in parts]),
-                    self.labels,
-                    self.problem_type,
-                    num_resamples=0,
-                )
-                for direction in DIRECTIONS
-            }
-            for expert, parts in self.experts.items()
-        }
+        results: dict[str, dict[str, Any]] = {expert: {} for expert in self.experts}
+        for expert, parts in self.experts.items():
+            for direction in DIRECTIONS:
+                logits = _join([part["curves"][direction] for part in parts])
+                results[expert][direction] = pair_curves(logits, self.labels, self.problem_type, num_resamples=0)
         write_json(self.folder / "pair_curves.json", results)
-        self.save(draw_pair_curves(results, self.score_titles, self.metric), "pair_curves.png")
+        save_figure(draw_pair_curves(results, self.score_titles, self.metric), self.folder / "pair_curves.png")
         areas = []
         for expert, directions in results.items():
             for direction, result in directions.items():

@@ -29,13 +29,7 @@ from .drawing import Marks, drawing_of
 
 
 def render_page(explanation: ExplanationData, index_href: str | None = None, top: int = 10) -> str:
-    """
-    The explanation as one HTML file.
-
-    Args:
-        index_href: relative link to the page of the whole run.
-        top: pairs shown per expert.
-    """
+    """The explanation as one HTML file, with a relative link to the page of its run, and `top` pairs per expert."""
     page, names = _Page(explanation), explanation.label_names
     experts = [
         {"title": expert_title(name), "color": page.colors[name], "weight": weight, "logit": logits[explanation.target]}

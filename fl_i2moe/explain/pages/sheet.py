@@ -92,14 +92,8 @@ class Flow:
         underlined: Container[int] = (),
         color: str = INK,
     ) -> dict[int, tuple[float, float]]:
-        """
-        Args:
-            scores: of each token, from 0 to 1, shown as heat.
-            underlined: tokens that get a line in this `color`.
-
-        Returns:
-            Where each token begins, at the upper edge of its line.
-        """
+        """Scores of the tokens, from 0 to 1, are shown as heat, and underlined ones get a line in the colour. Returns
+        where each token begins, at the upper edge of its line."""
         anchors: dict[int, tuple[float, float]] = {}
         for fragment in self.fragments:
             x, y = left + fragment.x, top + (fragment.line + 0.5) * self.leading
