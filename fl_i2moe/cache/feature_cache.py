@@ -54,7 +54,7 @@ class FeatureCache:
     modalities: dict[str, dict[str, Any]]
     """Modality → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (identity)."""
 
-    splits: dict[str, Dataset | StreamedSplit]
+    splits: dict[str, Any]
     """Streamed are those that [`open_features`] was told not to fetch."""
 
     skipped: list[dict[str, str]]
@@ -123,7 +123,7 @@ def open_cache(
     info = read_object(cache_dir / "info.json", ("label_names", "problem_type", "modalities", "counts"))
     with _naming_damage(cache_dir / "skipped.jsonl"):
         skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
-    splits: dict[str, Dataset | StreamedSplit] = {}
+    splits: dict[str, Any] = {}
     for name in names:
         if name in here:
             with _naming_damage(cache_dir / name / "state.json", cache_dir / name / "dataset_info.json"):

@@ -102,7 +102,7 @@ def alignment(
     for number in range(num_bins):
         inside = [np.flatnonzero(bin_of == number) for bin_of in bins]
         used = [sample for sample, pairs in enumerate(inside) if len(pairs)]
-        top = {}
+        top: dict[str, dict[str, Any]] = {}
         for share in shares:
             means = np.array([taken[i][inside[i][top_pairs(scores[i][inside[i]], share)]].mean() for i in used])
             top[f"{share:g}"] = {"mean": None, "interval": None}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, plain, resample, spread, with_interval
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics
@@ -20,7 +20,7 @@ from .pairs import CURVE_SHARES
 
 def pair_masking_table(
     logits: dict[str, NDArray[Any]],
-    labels: ArrayLike,
+    labels: NDArray[Any],
     problem_type: str,
     *,
     num_resamples: int = 1000,
@@ -45,7 +45,7 @@ def pair_masking_table(
     Raises:
         ValueError: as `compute_metrics`.
     """
-    measure = _make_measure(np.asarray(labels), problem_type, num_resamples, seed)
+    measure = _make_measure(labels, problem_type, num_resamples, seed)
     none, ranked = measure(logits["none"]), measure(logits["ranked"])
     names = ("random_same_features", "random_same_pairs")
     randoms = {name: np.stack([measure(draw) for draw in logits[name]]) for name in names}  # (D, metrics, 1 + R)
@@ -67,7 +67,7 @@ def pair_masking_table(
 
 def pair_curves(
     logits: dict[str, NDArray[Any]],
-    labels: ArrayLike,
+    labels: NDArray[Any],
     problem_type: str,
     *,
     shares: Sequence[float] = CURVE_SHARES,
@@ -94,7 +94,7 @@ def pair_curves(
     """
     if logits["ranked"].shape[0] != len(shares):
         raise ValueError(f"the logits are of {logits['ranked'].shape[0]} shares, got {len(shares)}")
-    measure = _make_measure(np.asarray(labels), problem_type, num_resamples, seed)
+    measure = _make_measure(labels, problem_type, num_resamples, seed)
 
     def curve(points: NDArray[Any]) -> FloatArray:
         """(Q, G, C) → (metrics, 1 + R, Q)"""

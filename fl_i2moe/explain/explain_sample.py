@@ -70,7 +70,7 @@ def explain(
         raise ValueError(f"`seed` must not be negative, got {seed}.")
     config = model.config
     experts = _pair_experts(config.expert_names, pair_experts) if interactions else []
-    label_names = [config.id2label[index] for index in range(config.num_labels)]
+    label_names = config.label_names
     if cache is not None:
         check_cache(model, cache)
     labels = _labels(sample.get("labels"))

@@ -160,10 +160,11 @@ class ExplanationData:
         table = self.pair_tables[expert]
         best = table.select(np.argsort(-table.score(kind), kind="stable")[:top])
         columns = (best.scores[kind].tolist(), best.standard_errors[kind].tolist(), best.num_coalitions.tolist())
-        return [
-            Pair(expert, kind, *(self.feature(end.modality, end.place) for end in ends), *numbers, table.evaluations)
-            for ends, *numbers in zip(best.ends, *columns, strict=True)
-        ]
+        pairs = []
+        for ends, score, error, count in zip(best.ends, *columns, strict=True):
+            first, second = (self.feature(end.modality, end.place) for end in ends)
+            pairs.append(Pair(expert, kind, first, second, score, error, count, table.evaluations))
+        return pairs
 
     def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
         """The most important features with their importance, best first; none that have no importance at all."""

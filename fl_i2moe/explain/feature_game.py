@@ -88,12 +88,14 @@ class _ExpertValues:
     ):
         self._model, self._expert, self._target = model, expert, target
         self._masked: MaskedExpert | None = None
-        self._projected, self._feature_masks = {}, {}
-        always_kept, starts = [], {}
+        self._projected: dict[str, Tensor] = {}
+        self._feature_masks: dict[str, Tensor] = {}
+        always_kept: list[Tensor] = []
+        starts = {}
         for name in model.config.modality_order:
             # without padding sequences are shorter, and attention without a mask is faster
             length = int(inputs.feature_masks[name][0].nonzero().max()) + 1
-            starts[name] = sum(map(len, always_kept))
+            starts[name] = sum(len(part) for part in always_kept)
             self._projected[name] = inputs.projected[name][:, :length]
             always_kept.append(~inputs.candidate_masks[name][0, :length])
             if not (mask := inputs.feature_masks[name][:, :length]).all():

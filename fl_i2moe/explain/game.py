@@ -1,7 +1,8 @@
 """A game: a value function and its players. What plays, and what a value means, is up to whoever makes the game."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ class Player:
     modality: str
     """Cross-modal pairs lie between players of different modalities."""
 
-    place: Hashable
+    place: Any
     """Which one of its modality. Only the game's maker knows what it means; of a feature, its position."""
 
     label: str = field(default="", compare=False)

@@ -4,6 +4,8 @@ Shapes: S coalitions, N players, T features of a sequence, T_m of modality m, H 
 head, M modalities, C classes.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,7 @@ class MaskedExpert:
         always_kept: Tensor,
         positions: Tensor,
     ) -> None:
-        self._fusion = model.experts
+        self._fusion = cast(GroupedTransformer, model.experts)
         self._index = model.config.expert_names.index(expert)
         masks = {name: feature_masks.get(name) for name in projected}
         absent, _, _ = model.join([({name: torch.zeros_like(x) for name, x in projected.items()}, masks)])
@@ -101,7 +103,7 @@ class MaskedSequence:
         fixed: Tensor,
         readout: Tensor,
     ) -> None:
-        self._layers = fusion.layers
+        self._layers: list[Any] = list(fusion.layers)
         self._num_heads = fusion.config.num_attention_heads
         self._readout = readout.unsqueeze(0)
         self._linears = [
@@ -111,7 +113,7 @@ class MaskedSequence:
                 "up": layer.feed_forward.up.folded([index], layer.feed_forward_norm),
                 "down": layer.feed_forward.down.folded([index]),
             }
-            for layer in fusion.layers
+            for layer in self._layers
         ]
         num_players = len(absent)
         self._x = torch.cat([absent, fixed, present])  # (T + N, H): rows 0 … T − 1 are the sequence without players
@@ -137,7 +139,8 @@ class MaskedSequence:
             if depth == 0:
                 attended = self._attend_first(plays, rows)
             else:
-                attended = F.scaled_dot_product_attention(*self._heads(depth, x).unbind(1))
+                query, key, value = self._heads(depth, x).unbind(1)
+                attended = F.scaled_dot_product_attention(query, key, value)
             x = x + self._linear(depth, "output", attended.transpose(1, 2).flatten(2))
             hidden = layer.feed_forward.activation(self._linear(depth, "up", layer.normalize(x)))
             if depth == len(self._layers) - 1:

@@ -310,6 +310,12 @@ class FLI2MoEConfig(PreTrainedConfig):
         return [f"uniqueness_{name}" for name in self.modality_order if self.has_uniqueness] + ["synergy", "redundancy"]
 
     @property
+    def label_names(self) -> list[str]:
+        """Names of the C classes or targets, in the order of the logits."""
+        names: dict[Any, str] = self.id2label
+        return [names[index] for index in range(self.num_labels)]
+
+    @property
     def has_uniqueness(self) -> bool:
         """Whether the mixture has uniqueness experts."""
         return self.interaction_experts == "all"

@@ -8,6 +8,7 @@ E experts · V views · P pseudo-patches · C classes.
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -289,7 +290,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         keep: dict[str, torch.Tensor] | None = None,
         experts: list[str] | None = None,
         output_attentions: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    ) -> Any:
         """
         Runs experts on projected sequences, with some features zeroed.
 

@@ -129,7 +129,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         data=options.dataset_name or options.dataset_id or "a data set that was not named",
         does=_does(config),
         fusion=FUSIONS[config.fusion].title,
-        labels=[config.id2label[index] for index in range(config.num_labels)],
+        labels=config.label_names,
         raw=takes_raw_inputs(config),
         encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS},
         encoders_table=encoders_table(config),
@@ -245,7 +245,8 @@ def _does(config: FLI2MoEConfig) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Of the training, where the run or its configuration tells them, and where they played a part."""
-    config, idle = run.config, set()
+    config = run.config
+    idle: set[str] = set()
     if config.architecture == "dense":
         idle.update(MIXTURE_SETTINGS)
     else:

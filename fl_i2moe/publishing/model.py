@@ -191,8 +191,8 @@ def push(
     """
     folder, api = Path(folder), api or HfApi()
     try:
-        kind = {"space_sdk": "gradio"} if repo_type == "space" else {}
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **kind)
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
         head = api.repo_info(repo_id, repo_type=repo_type).sha
         there = {
             entry.path: entry
@@ -200,7 +200,7 @@ def push(
             if isinstance(entry, RepoFile)
         }
         files = _files(folder)
-        operations = [
+        operations: list[Any] = [
             CommitOperationAdd(name, path)
             for name, path in files.items()
             if name not in there or not same_content(path, there[name])

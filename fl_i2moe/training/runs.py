@@ -204,7 +204,7 @@ def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
     config = model.config
     if missing := [name for name in config.modality_order if name not in cache.modalities]:
         raise ValueError(f"The feature cache {cache.path} lacks {missing}; it has {list(cache.modalities)}.")
-    names = [config.id2label[index] for index in range(config.num_labels)]
+    names = config.label_names
     if names != cache.label_names:
         raise ValueError(
             f"The model's classes are {names}, those of the feature cache {cache.path} {cache.label_names}."

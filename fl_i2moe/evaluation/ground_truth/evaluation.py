@@ -331,7 +331,7 @@ def _feature_precisions(
     """Scores (T,), which may be longer than the sequence: what lies behind it is no candidate."""
     chosen = np.flatnonzero(candidates[: len(evidence.features[name])])
     here, near = evidence.features[name][chosen], evidence.near[name][chosen]
-    precisions = {}
+    precisions: dict[tuple[str, ...], float] = {}
     for measure, k in (("k", int(here.sum())), (str(TOP_FEATURES), TOP_FEATURES)):
         precisions[measure,] = precision_at(scores[chosen], near, k)
         precisions[f"{measure}_exact",] = precision_at(scores[chosen], here, k)

@@ -147,7 +147,7 @@ class _Data:
         self, cache: FeatureCache, truth: Truth, carriers: Mapping[str, str], arguments: EvaluationArguments
     ) -> None:
         self.cache, self.carriers, self.arguments = cache, carriers, arguments
-        self.bootstrap = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
+        self.bootstrap: dict[str, Any] = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
         split = cache.splits[arguments.split]
         self.labels, ids = np.array(split["labels"]), list(split["id"])
         choice = (ids, self.labels, cache.label_names)
@@ -180,7 +180,7 @@ class _Data:
         loader = accelerator.prepare(create_data_loader(split, order, batch_size=64, shuffle=False))
         said = predict(model, loader, accelerator)
         outputs = ExpertOutputs(said.expert_logits.double().numpy(), said.expert_weights.double().numpy())
-        how = {"methods": arguments.methods, "num_steps": arguments.num_steps, "seed": arguments.seed}
+        how: dict[str, Any] = {"methods": arguments.methods, "num_steps": arguments.num_steps, "seed": arguments.seed}
         evidence, pairs = found_evidence(model, rows, self.cases, **how), {}
         if self.pair_cases:
             names = ("universe_share", "estimator", "num_coalitions", "seed")

@@ -112,7 +112,7 @@ def _locate_evidence(planted: Mapping[str, Any], cache: FeatureCache, split: str
     """Film → genre → the patches of its object and the tokens of its word."""
     columns = ["id", "image_special_mask", "image_geometry", "text_offsets"]
     grid = tuple(cache.modalities["image"]["grid"])
-    located = {}
+    located: dict[str, dict[str, Evidence]] = {}
     for row in cache.splits[split].select_columns(columns):
         if row["id"] not in planted["films"]:
             raise ValueError(

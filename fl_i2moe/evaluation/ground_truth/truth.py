@@ -34,7 +34,7 @@ class Evidence:
     near: dict[str, BoolArray]
     """Modality → (T,), true where a feature counts as found: the evidence and, in a grid, its neighbours."""
 
-    states: dict[str, Hashable]
+    states: Mapping[str, Hashable]
     """Modality → what the evidence says there, for the probe: of one label, equal states look alike."""
 
 

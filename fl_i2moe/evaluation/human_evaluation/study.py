@@ -164,7 +164,7 @@ def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[s
     key = Key.load(Path(arguments.questionnaire) / KEY_FILE)
     answers = read_answers(arguments.answers, key)
     summary = summarise_ratings(key, answers, arguments.num_resamples, arguments.seed)
-    settings = {"questionnaire": key.questionnaire, "answers": [str(one.file) for one in answers]}
+    settings: dict[str, Any] = {"questionnaire": key.questionnaire, "answers": [str(one.file) for one in answers]}
     settings |= {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
     begin_run_folder(arguments.folder, settings, resume=False, overwrite=arguments.overwrite)
     write_json(arguments.folder / TABLE_FILES[0], summary)
@@ -259,7 +259,7 @@ def _true(labels: Any, cache: FeatureCache) -> list[str]:
 
 def _predicted(logits_C: torch.Tensor, config: FLI2MoEConfig) -> list[str]:
     """`Drama 83 %`, the most probable first; of a regression its values."""
-    names = [config.id2label[index] for index in range(config.num_labels)]
+    names = config.label_names
     if config.problem_type == "regression":
         return _values(logits_C.tolist(), names)
     is_single = config.problem_type == "single_label_classification"

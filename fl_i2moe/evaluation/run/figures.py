@@ -57,7 +57,8 @@ def draw_faithfulness(
             raise ValueError(f"The result of {name!r} has no {direction} of {metric!r}.")
     rows = [(name, expert) for name in names for expert in _experts_of(results[name])]
     figure = new_figure(1.2 + 4.6 * max(2, len(names)), 5.4 + 0.36 * len(rows))
-    curves, means = figure.subfigures(2, 1, height_ratios=[4.2, 1.2 + 0.36 * len(rows)])
+    ratios = [4.2, 1.2 + 0.36 * len(rows)]
+    curves, means = figure.subfigures(2, 1, height_ratios=ratios)  # type: ignore[misc]  # it is an array of two
     panels = np.atleast_1d(curves.subplots(1, len(names), sharey=True))
     for axes, name in zip(panels, names, strict=True):
         _draw_drops(axes, results[name], metric, direction)

@@ -98,7 +98,7 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
         if not with_page or set(due) <= set(record["pages"]):
             return
     row = sample.row()
-    how = {
+    how: dict[str, Any] = {
         "method": arguments.method,
         "interactions": None if arguments.interactions == "none" else arguments.interactions,
         "num_coalitions": arguments.num_coalitions,
@@ -151,8 +151,12 @@ def _measure_pairs(
         masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
         curves = {}
         for direction in DIRECTIONS:
-            how = {"direction": direction, "num_draws": min(CURVE_DRAWS, arguments.num_draws), "seed": seed}
-            curves[direction] = _plain(pair_curve_logits(evaluate, inputs, [first], numbers, kind, **how))
+            options: dict[str, Any] = {
+                "direction": direction,
+                "num_draws": min(CURVE_DRAWS, arguments.num_draws),
+                "seed": seed,
+            }
+            curves[direction] = _plain(pair_curve_logits(evaluate, inputs, [first], numbers, kind, **options))
         measured[expert] = {
             "scores": first.score(kind)[inside].tolist(),
             "values": second.score(kind).tolist(),

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -42,7 +42,10 @@ class Marks:
         return sorted(self.ranks if self.scores is None else places.candidates)
 
 
-class ArrayDrawing:
+AnyPlaces = TypeVar("AnyPlaces", bound=Places)
+
+
+class ArrayDrawing(Generic[AnyPlaces]):
     """Any modality: its features by their numbers."""
 
     macro = "cells"
@@ -54,33 +57,33 @@ class ArrayDrawing:
     has_layers = False
     """Whether its encoder has hidden layers."""
 
-    def extent(self, places: Places) -> str:
+    def extent(self, places: AnyPlaces) -> str:
         """`49 patches`"""
         return f"{len(places.candidates)} {places.noun}"
 
-    def head(self, places: Places, title: str) -> dict[str, Any]:
+    def head(self, places: AnyPlaces, title: str) -> dict[str, Any]:
         """What a page says and defines once: `remark`, `size`, and the data URIs of a picture."""
         return {"size": None, "remark": "", "color_uri": None, "gray_uri": None}
 
-    def part(self, places: Places, uri_id: str, marks: Marks) -> dict[str, Any]:
+    def part(self, places: AnyPlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
         """What the macro needs; `uri_id` is that of the picture that the page defines."""
         return {"words": [_word(str(i), (i,), marks, places.name_of(i)) for i in marks.shown(places)], "long": False}
 
-    def block(self, places: Places, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
+    def block(self, places: AnyPlaces, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
         """On a figure."""
         pieces = [piece for index in places.candidates for piece in ((f" {index}", (index,)), (" ", ()))]
         return TextBlock(Flow(pieces, width, size, leading), width)
 
-    def thumbnail(self, places: Places, pixels: int) -> Image.Image | None:
+    def thumbnail(self, places: AnyPlaces, pixels: int) -> Image.Image | None:
         """A small picture of the sample."""
         return None
 
-    def question(self, places: Places) -> dict[str, Any]:
+    def question(self, places: AnyPlaces) -> dict[str, Any]:
         """What readers of a questionnaire see of it."""
         return {"num_features": places.num_features}
 
 
-class PictureDrawing(ArrayDrawing):
+class PictureDrawing(ArrayDrawing[ImagePlaces]):
     """A picture under its grid of patches."""
 
     macro = "picture"
@@ -121,7 +124,7 @@ class PictureDrawing(ArrayDrawing):
         return {"uri": data_uri(picture, 82), "size": picture.size}
 
 
-class TextDrawing(ArrayDrawing):
+class TextDrawing(ArrayDrawing[TextPlaces]):
     """A text with its tokens."""
 
     macro = "words"
@@ -151,7 +154,7 @@ class TextDrawing(ArrayDrawing):
         return {"text": places.text[:read], "rest": rest} if rest.strip() else {"text": places.text, "rest": ""}
 
 
-DRAWINGS = {"image": PictureDrawing(), "text": TextDrawing(), "array": ArrayDrawing()}
+DRAWINGS: dict[str, ArrayDrawing[Any]] = {"image": PictureDrawing(), "text": TextDrawing(), "array": ArrayDrawing()}
 """By the name of a kind."""
 
 
@@ -219,7 +222,7 @@ class TextBlock:
 
     def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
         """With heat by scores, and the ranks of the best features."""
-        self.flow.draw(sheet, left, top, scores, ranks)
+        self.flow.draw(sheet, left, top, scores.tolist(), ranks)
 
     def draw_ends(
         self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
