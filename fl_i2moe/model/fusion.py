@@ -407,7 +407,7 @@ def attend_within(readout: torch.Tensor) -> torch.Tensor:
     """Attention inside each modality: (N, M, T), a feature's weight in its modality's mean, → (N, T, T)."""
     is_of = (readout > 0).to(readout.dtype)
     is_real = is_of.sum(dim=1, keepdim=True) > 0
-    # padding attends to all, for the sake of kernels that cannot attend to nothing
+    # padding attends to all, because kernels cannot attend to nothing
     return (is_of.mT @ is_of > 0) | (is_real & ~is_real.mT)
 
 

@@ -1,6 +1,5 @@
 """
-A batch on its way to the experts: what it has to be like, what stands for a modality that is missing, the hidden space,
-and the joint sequence.
+A batch on its way to the experts: checks, missing modalities, the projection to the hidden space, the joint sequence.
 
 Shapes: B samples · M modalities · V views · T features of a sequence (T_m of modality m) · D encoder width · H hidden
 width · E experts · P pseudo-patches.

@@ -104,7 +104,7 @@ def either(readings: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
 
 
 def without_constant(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Logits (…, C) of single labels less their mean over the classes, which says nothing and which nothing fits."""
+    """Logits (…, C) of single labels less their mean over the classes, to which the softmax is blind."""
     if config.problem_type != "single_label_classification":
         return logits
     return logits - logits.mean(dim=-1, keepdim=True)
@@ -130,7 +130,7 @@ class SpecialisedObjective(Objective):
         return SpecialisedTransformer(self.config)
 
     def task_logits(self, expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Tensor:
-        # experts have losses of their own, and no part in that of their mixture
+        # experts learn from their own losses; the mixture's loss trains the weights alone
         return weigh(expert_weights, expert_logits.detach())
 
     def terms(self, model: ViewedModel, step: Step) -> list[Term]:
@@ -183,15 +183,15 @@ def specialised_losses(
       together. The latter lets it find the parts of which an interaction is made: an exclusive-or alone sends hardly
       any gradient to a network that knows neither part.
 
-    Fitting uniqueness beside synergy instead of before it keeps it from learning by heart what is synergy's to explain.
+    Fitting uniqueness alongside synergy, not before it, keeps it from memorising what synergy should explain.
 
     The interaction losses are
 
-    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\), less their means over the batch, agree on, which is
-      redundancy's to say;
+    - uniqueness: the size of what \\(c_i\\) and \\(\bar a_{-i}\\), less their means over the batch, agree on, which
+      redundancy should say;
     - synergy: the sum over m of \\(\max(0, \mathrm{mean}_B(c_s \cdot c_s^{(m)}))\\), where all modalities but m of
       \\(c_s^{(m)}\\) come from other samples: an estimate of the square of what \\(c_s\\) says on average, given
-      modality m alone, which is uniqueness's to say. An exclusive-or has none. (A functional analysis of variance
+      modality m alone, which uniqueness should say. An exclusive-or has none. (A functional analysis of variance
       calls this a main effect; the estimate takes modalities for independent.)
 
     Of single labels, all logits count less their mean over the classes.
@@ -226,7 +226,7 @@ def specialised_losses(
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
     said = torch.stack([unique, by_others.detach()], dim=1)
-    # a prior is nobody's: that all call a rare label unlikely is no evidence that they share
+    # class priors are exempt: that all call a rare label unlikely is no shared evidence
     shared = agreement(said - said.mean(dim=0)).abs().mean()
     main_effects = (synergy * without_constant(exchanged, config) / config.num_experts).mean(dim=1)  # (M, C)
     not_pure = main_effects.clamp(min=0).mean(dim=1).sum()

@@ -1,8 +1,8 @@
 """
 The frozen encoders that a model's configuration pins, for inputs that are not encoded yet.
 
-They are fetched on first use, by id and commit, and held against what the features of the training were made with. They
-are no part of the model: neither its weights nor its parameters know them.
+They are fetched on first use, by id and commit, and checked against those that made the features of the training. They
+are not part of the model: it has neither their weights nor their parameters.
 
 Shapes: B samples · T_m features of modality m · D_m encoder width.
 """
@@ -221,12 +221,3 @@ class PinnedEncoders:
             inputs = encoder.preprocess(as_batch(value)).inputs
         encoded = encoder.encode(inputs)
         return encoded.features.to(torch.float16), encoded.feature_mask
-
-
-__all__ = [
-    "PinnedEncoders",
-    "Repository",
-    "load_pinned_encoder",
-    "load_preprocessor",
-    "takes_raw_inputs",
-]
