@@ -6,18 +6,13 @@ from typing import Any
 from markupsafe import Markup
 
 from ..explain import Explanation
+from ..explain.pages.display import METHOD_NAMES
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.kinds import ENCODED_KINDS
 from ..training.runs import Run
 
-METHODS = {
-    "grad_attnroll": "Grad×AttnRoll",
-    "attnroll": "AttnRoll",
-    "ig": "integrated gradients",
-    "random": "random",
-}
 NUM_PAIRS = 5
 """Strongest pairs that the card lists for an expert."""
 
@@ -131,10 +126,9 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
     rows = []
     for method in own["methods"]:
         drops = own["deletion"][method]
-        cell = drops.get(who, next(iter(drops.values())))[metric]
-        rows.append(
-            [METHODS.get(method, method), spread(metric, {"mean": cell["mean_drop"], "std": cell["mean_drop_std"]})]
-        )
+        x = drops.get(who, next(iter(drops.values())))[metric]
+        drop = spread(metric, {"mean": x["mean_drop"], "std": x["mean_drop_std"]})
+        rows.append([METHOD_NAMES.get(method, method), drop])
     return {
         "table": table(["importance by", f"mean drop of {metric_title(metric)}"], rows),
         "num_samples": own["num_samples"],

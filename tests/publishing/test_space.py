@@ -76,7 +76,7 @@ def test_what_visitors_are_told(app, explorer, tmp_path):
     from gradio.data_classes import FileData
 
     large = str(tmp_path / "large.png")
-    component = app._input("image", "image")
+    component = app.INPUTS["image"].component("Image")
     assert (
         component.preprocess(component.data_model(**FileData(path=large, orig_name="large.png").model_dump())) == large
     )
