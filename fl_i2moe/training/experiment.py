@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cache import FeatureCache
-from ..cache.batching import create_data_loader
 from ..cache.key import key_digest
 from ..data.raw import RawDataset
 from ..metrics.figures import save_statistics_figures
@@ -31,7 +30,7 @@ from ..utils.run_folder import check_run_folder, held_run_folder
 from .arguments import Job, check_metric, starts_from_features
 from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
-from .loop import FittedModel, Predictions, predict, train
+from .loop import FittedModel, Predictions, predict_split, train
 from .recipe import create_accelerator, create_console
 
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
@@ -40,9 +39,7 @@ PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 def start_job(job: Job) -> Accelerator:
     """
     Sets up this process, and refuses an output folder that the job may not write into before an hour of encoding.
-
-    Raises:
-        ValueError: as [`create_accelerator`] and [`~fl_i2moe.utils.run_folder.check_run_folder`].
+    Raises as [`create_accelerator`] and [`~fl_i2moe.utils.run_folder.check_run_folder`].
     """
     accelerator = create_accelerator(job.training, job.output.output_dir)
     if accelerator.is_main_process:
@@ -58,8 +55,7 @@ def run_job(
     needs: str | None = None,
 ) -> dict[str, Any]:
     """
-    The whole job of a recipe: first the features, encoded from raw data or taken from `job.encoding.features`; then
-    models are fitted on them.
+    The whole job of a recipe: features, encoded from raw data or taken from `job.encoding.features`, and [`fit`].
 
     Args:
         data: options of the raw data, a dataclass.
@@ -120,8 +116,7 @@ def fit(
         results = {
             "metric": metric,
             "best_seed": best_seed,
-            "test": summarise_runs([run["test"] for run in runs.values()]),
-            "validation": summarise_runs([run["validation"] for run in runs.values()]),
+            **{split: summarise_runs([run[split] for run in runs.values()]) for split in ("test", "validation")},
             "seeds": {str(seed): run for seed, run in runs.items()},
             "samples": {split: len(rows) for split, rows in cache.splits.items()},
             "settings": settings,
@@ -151,11 +146,14 @@ def _run_seed(
     if file.is_file():  # a resumed job
         return read_json(file)
     started = time.perf_counter()
-    fitted = train(
-        config, cache, job.training, run_dir, accelerator, seed=seed, metric=metric, resume=job.output.resume
-    )
+    options = {"seed": seed, "metric": metric, "resume": job.output.resume}
+    fitted = train(config, cache, job.training, run_dir, accelerator, **options)
     seconds = time.perf_counter() - started
-    predictions = {split: _predict(fitted, cache, split, job, accelerator) for split in EVALUATION_SPLITS}
+    order, batch_size = config.modality_order, job.training.batch_size
+    predictions = {
+        split: predict_split(fitted.model, cache.splits[split], order, accelerator, batch_size, f"Evaluating {split}")
+        for split in EVALUATION_SPLITS
+    }
     run: dict[str, Any] = {
         split: defined(compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold))
         for split, x in predictions.items()
@@ -173,13 +171,6 @@ def _run_seed(
         Checkpoints(run_dir, job.training.keep_checkpoints).remove()
     accelerator.wait_for_everyone()
     return run
-
-
-def _predict(fitted: FittedModel, cache: FeatureCache, split: str, job: Job, accelerator: Accelerator) -> Predictions:
-    loader = create_data_loader(
-        cache.splits[split], fitted.model.config.modality_order, batch_size=job.training.batch_size, shuffle=False
-    )
-    return predict(fitted.model, accelerator.prepare(loader), accelerator, label=f"Evaluating {split}")
 
 
 def _write_statistics(
@@ -227,10 +218,8 @@ def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, f
     summary = {}
     for name in runs[0]:
         values = [run[name] for run in runs if run[name] is not None]
-        summary[name] = {
-            "mean": mean(values) if values else None,
-            "std": stdev(values) if len(values) > 1 else None,
-        }
+        std = stdev(values) if len(values) > 1 else None
+        summary[name] = {"mean": mean(values) if values else None, "std": std}
     return summary
 
 
@@ -262,11 +251,10 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     title = f"Test split, {results['samples']['test']:,} samples"
     table = Table(title=title + (f", mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else ""))
     table.add_column("metric")
-    table.add_column("test", justify="right")
-    table.add_column("validation", justify="right")
+    for split in ("test", "validation"):
+        table.add_column(split, justify="right")
     for name, test in results["test"].items():
-        validation = results["validation"][name]
-        table.add_row(name, spread(name, test), spread(name, validation))
+        table.add_row(name, spread(name, test), spread(name, results["validation"][name]))
     console.print(table)
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]
