@@ -110,11 +110,9 @@ class CardOptions:
 
 
 def build_card(run: Run, options: CardOptions) -> ModelCard:
-    """
-    Raises:
-        ValueError: the run lacks a file; a run to compare with was measured on something else.
-    """
+    """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
+    encoders = {name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS}
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
         _check_comparable(run, row)
@@ -131,16 +129,12 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         fusion=FUSIONS[config.fusion].title,
         labels=[config.id2label[index] for index in range(config.num_labels)],
         raw=takes_raw_inputs(config),
-        encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS},
+        encoders=encoders,
         encoders_table=encoders_table(config),
         preprocessing=list(
-            dict.fromkeys(
-                ENCODED_KINDS[x["kind"]].describe_preprocessing(x)
-                for x in (config.encoders or {}).values()
-                if x["kind"] in ENCODED_KINDS
-            )
+            dict.fromkeys(ENCODED_KINDS[x["kind"]].describe_preprocessing(x) for x in encoders.values())
         ),
-        parameters=results["seeds"][str(results["best_seed"])]["parameters"],
+        parameters=run.best["parameters"],
         minutes=_minutes([seed["training_seconds"] for seed in results["seeds"].values()]),
         settings=_settings(run),
         metric=metric_title(results["metric"]),
@@ -162,8 +156,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
 
 def card_data(run: Run, options: CardOptions) -> ModelCardData:
     """The card's head, which the Hub reads. Its results are those of the published weights: the best seed's."""
-    config, results = run.config, run.results
-    best = results["seeds"][str(results["best_seed"])]["test"]
+    config, best = run.config, run.best["test"]
     task, name = hub_task(config), options.dataset_name or options.dataset_id or "unnamed"
     evaluations = [
         EvalResult(
@@ -207,7 +200,6 @@ def evaluation_results(run: Run, options: CardOptions) -> str | None:
     """`.eval_results/<data set>.yaml` of the published weights; `None` where the data are not on the Hub."""
     if options.dataset_id is None:
         return None
-    best = run.results["seeds"][str(run.results["best_seed"])]["test"]
     entries = [
         EvalResultEntry(
             dataset_id=options.dataset_id,
@@ -215,23 +207,20 @@ def evaluation_results(run: Run, options: CardOptions) -> str | None:
             value=round(value, 6),
             notes=f"{metric_title(metric)}, test split, seed {run.results['best_seed']}",
         )
-        for metric, value in best.items()
+        for metric, value in run.best["test"].items()
         if value is not None
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
 def _check_comparable(run: Run, other: Run) -> None:
-    """
-    Raises:
-        ValueError: the other run has other classes, metrics or test samples, so that its numbers say nothing beside.
-    """
-    for what, own, its in (
-        ("classes", run.config.id2label, other.config.id2label),
-        ("metrics", sorted(run.results["test"]), sorted(other.results["test"])),
-        ("test samples", run.results["samples"]["test"], other.results["samples"]["test"]),
+    """Raises `ValueError` where the other run has other classes, metrics or test samples."""
+    for what, of in (
+        ("classes", lambda x: x.config.id2label),
+        ("metrics", lambda x: sorted(x.results["test"])),
+        ("test samples", lambda x: x.results["samples"]["test"]),
     ):
-        if own != its:
+        if of(run) != of(other):
             raise ValueError(f"{other.folder} cannot stand beside {run.folder}: it has other {what}.")
 
 

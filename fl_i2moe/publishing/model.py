@@ -20,10 +20,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from transformers import AutoModel
 
 from ..model.kinds import ENCODED_KINDS
-from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.pinned_encoders import (
     ENCODERS_FOLDER,
     Repository,
@@ -33,7 +31,7 @@ from ..model.pinned_encoders import (
 )
 from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from ..model.processing_fl_i2moe import FLI2MoEProcessor
-from ..training.runs import Run
+from ..training.runs import Run, load_model
 from ..utils.files import read_json, write_json, write_text
 from .card import CardOptions, build_card, evaluation_results
 
@@ -45,15 +43,10 @@ COMMON_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4
 
 def choose_license(license: str | None, folder: str | Path, what: str) -> str:
     """
-    The license given, or else the one in the head of the folder's own card.
-
-    Args:
-        license: by the Hub's identifier.
-        folder: of what is to be published.
-        what: it is a license of.
+    The license given, by the Hub's identifier, or else the one in the card of the folder that is to be published.
 
     Raises:
-        ValueError: there is none, or it is no identifier.
+        ValueError: there is none, or it is no identifier; `what` the license is of goes into the message.
     """
     card = Path(folder) / "README.md"
     if license is None and card.is_file():
@@ -79,9 +72,7 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     if not (run.folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{run.folder} has no {WEIGHTS_FILE}; weights in other formats are not published.")
     folder = make_empty_folder(folder)
-    model = AutoModel.from_pretrained(run.folder)
-    if not isinstance(model, FLI2MoEModel):
-        raise ValueError(f"{run.folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
+    model = load_model(run.folder)
     model.config.encoders = {
         name: _publish_encoder(model.config.encoders[name], name, run, folder)
         for name in model.config.modality_order
@@ -94,12 +85,11 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     else:
         model.save_pretrained(folder)
 
-    for name in ("figures", "explanations"):
-        files = [*run.folder.glob(f"{name}/*.png"), *run.folder.glob(f"{name}/*.json")]
-        for file in files:
+    for pattern in ("figures/*.png", "figures/*.json", "explanations/*.png", "explanations/*.json"):
+        for file in run.folder.glob(pattern):
             if file.name != "run.json":
-                (folder / name).mkdir(exist_ok=True)
-                shutil.copyfile(file, folder / name / file.name)
+                (target := folder / file.parent.name).mkdir(exist_ok=True)
+                shutil.copyfile(file, target / file.name)
     shutil.copyfile(run.folder / "interaction_statistics.json", folder / "interaction_statistics.json")
     results = {**without_paths(run.results), "encoders": model.config.encoders}
     write_json(folder / "results.json", results)
@@ -112,10 +102,7 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
 
 
 def make_empty_folder(folder: str | Path) -> Path:
-    """
-    Raises:
-        ValueError: there is something in it.
-    """
+    """Raises `ValueError` where there is something in it."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
@@ -144,14 +131,8 @@ def publish(
     message: str = "Publish",
 ) -> None:
     """
-    Writes the files of a repository and pushes them, and prints what came of it.
-
-    Args:
-        write: writes the files into an empty folder.
-        dry_run: a folder to write them into instead of pushing them.
-
-    Raises:
-        ValueError, ConnectionError: as `write` and [`push`].
+    Lets `write` fill an empty folder with the files of a repository, pushes them, and prints what came of it. With
+    `dry_run` they stay in that folder. Raises as `write` and [`push`].
     """
     if dry_run:
         write(dry_run)
@@ -176,11 +157,7 @@ def push(
     api: HfApi | None = None,
 ) -> str | None:
     """
-    Brings a folder into a repository, in one commit, which is there whole or not at all.
-
-    Args:
-        private: of a repository that is made now; one that exists stays as it is.
-        api: of another Hub.
+    Brings a folder into a repository, made if there is none, in one commit, which is there whole or not at all.
 
     Returns:
         The commit's id; `None` where the repository has these files already.
@@ -206,7 +183,9 @@ def push(
             if name not in there or not same_content(path, there[name])
         ]
         if FILE_LIST in there:
-            earlier = _earlier_files(api, repo_id, repo_type, head)
+            with tempfile.TemporaryDirectory() as cache:
+                options = {"repo_type": repo_type, "revision": head, "cache_dir": cache}
+                earlier = read_json(Path(api.hf_hub_download(repo_id, FILE_LIST, **options)), kind=list)
             operations += [CommitOperationDelete(name) for name in there if name in earlier and name not in files]
         if not operations:
             return None
@@ -268,29 +247,13 @@ def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: 
     return {**identity, "name": without_paths(identity["name"])}
 
 
-def _earlier_files(api: HfApi, repo_id: str, repo_type: str, revision: str) -> set[str]:
-    """What was published last."""
-    with tempfile.TemporaryDirectory() as cache:
-        path = api.hf_hub_download(repo_id, FILE_LIST, repo_type=repo_type, revision=revision, cache_dir=cache)
-        names = read_json(Path(path), kind=list)
-    return set(map(str, names))
-
-
 def _explain(error: HfHubHTTPError, repo_id: str) -> str:
+    reason = (error.server_message or str(error).splitlines()[0]).strip()
+    texts = {
+        401: f"The Hub does not know who you are: run `hf auth login`, or set HF_TOKEN ({reason}).",
+        403: f"You may not write to {repo_id}: it is somebody else's, or your token only reads. Give a --repo_id under "
+        f"your own name, and a token that may write ({reason}).",
+        412: f"Somebody changed {repo_id} meanwhile: look at it, then run the same command again.",
+    }
     status = error.response.status_code if error.response is not None else None
-    match status:
-        case 401:
-            return f"The Hub does not know who you are: run `hf auth login`, or set HF_TOKEN ({_reason(error)})."
-        case 403:
-            return (
-                f"You may not write to {repo_id}: it is somebody else's, or your token only reads. Give a --repo_id "
-                f"under your own name, and a token that may write ({_reason(error)})."
-            )
-        case 412:
-            return f"Somebody changed {repo_id} meanwhile: look at it, then run the same command again."
-        case _:
-            return f"The Hub refused to publish {repo_id}: {_reason(error)}"
-
-
-def _reason(error: HfHubHTTPError) -> str:
-    return (error.server_message or str(error).splitlines()[0]).strip()
+    return texts.get(status, f"The Hub refused to publish {repo_id}: {reason}")

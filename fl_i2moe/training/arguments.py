@@ -149,14 +149,10 @@ def given_options(arguments: Any, names: Iterable[str]) -> list[str]:
 
 def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | None = None) -> bool:
     """
-    Whether a run starts from features, so that there are no raw samples to read and encode.
-
-    Args:
-        data: options of the raw samples, a dataclass.
-        needs: that option without which there are none.
+    Whether a run starts from features instead of raw samples, whose options are `data`, a dataclass.
 
     Raises:
-        ValueError: neither features nor samples are given; or both, see [`refuse_raw_options`].
+        ValueError: neither features nor samples are given, which have the option `needs`; or both.
     """
     if not encoding.features:
         if needs is not None and getattr(data, needs) is None:
@@ -168,19 +164,14 @@ def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | No
 
 def refuse_raw_options(encoding: EncodingArguments, data: Any, instead: str) -> None:
     """
-    Args:
-        data: options of the raw samples, a dataclass.
-        instead: the option that says where the features are.
-
-    Raises:
-        ValueError: an option is given that raw samples alone have, so that it would change nothing.
+    Raises `ValueError` where an option of raw samples is given, which would change nothing: `instead` names the option
+    that says where the features are.
     """
     of_features = ("features", "stream_features", "shuffle_buffer_size", instead)
     for part in (data, encoding):
-        names = [x.name for x in fields(part) if x.name not in of_features]
-        changed = {*given_options(part, names)} - {"text_max_length"}  # which presets set
-        for name in names:
-            if name in changed or name in encoding.given:
+        for name in [x.name for x in fields(part) if x.name not in of_features]:
+            is_changed = name != "text_max_length" and given_options(part, [name])  # a length that presets set
+            if is_changed or name in encoding.given:
                 raise ValueError(
                     f"`{instead}` and `{name}` exclude each other: features are taken as they are, and not encoded "
                     "again."
@@ -212,10 +203,8 @@ class ModelArguments(_ModelOptions):
 
     def to_config(self, modalities: Mapping[str, dict], **others) -> FLI2MoEConfig:
         """
-        The model's configuration; `others` are its fields that the data decide.
-
-        Raises:
-            ValueError: a field, or how fields go together, is wrong.
+        The model's configuration; `others` are its fields that the data decide. Raises `ValueError` where a field, or
+        how fields go together, is wrong.
         """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         dropout = values.pop("dropout")
@@ -361,9 +350,9 @@ def parse_arguments(
 
     Args:
         types: dataclasses whose fields become options.
-        presets: name → option → value; `--preset` chooses among them. There is no such option without them.
-        default_preset: called with the arguments parsed without a preset; returns the name of the one that holds if
-            none is given. The first one if not given.
+        presets: name → option → value; `--preset` chooses among them.
+        default_preset: names the preset that holds where none is given, from the arguments parsed without one; the
+            first one if not given.
         description: what the job does, for `--help`.
         arguments: the command line; `sys.argv` if not given.
 
@@ -379,11 +368,10 @@ def parse_arguments(
         parser.add_argument("--preset", **choices)
         before_help = ArgumentParser(usage=usage, add_help=False)
         before_help.add_argument("--preset", **choices)
-        asked, _ = before_help.parse_known_args(arguments)
-        parser.set_defaults(**presets.get(asked.preset, {}))
-        first = parser.parse_args(arguments)
-        default = default_preset(first) if default_preset else next(iter(presets))
-        parser.set_defaults(**presets[first.preset or default])
+        preset = before_help.parse_known_args(arguments)[0].preset
+        if preset is None:
+            preset = default_preset(parser.parse_args(arguments)) if default_preset else next(iter(presets))
+        parser.set_defaults(**presets[preset])
     namespace = parser.parse_args(arguments)
     # argparse leaves alone what a namespace has already, unless the command line says otherwise
     unset = Namespace(**dict.fromkeys(vars(namespace)))
@@ -403,24 +391,17 @@ def parse_command(
 
     Args:
         commands: word → dataclass whose fields become its options and whose docstring its help.
-        description: what the job does, for `--help`.
-        arguments: the command line; `sys.argv` if not given.
+        description, arguments: as in [`parse_arguments`].
 
     Returns:
         The word and the instance. Wrong values end the program with a message, as argparse does.
     """
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
-    parsers = {
-        word: words.add_parser(
-            word,
-            dataclass_types=_for_parser(kind),
-            description=kind.__doc__,
-            help=kind.__doc__,
-            formatter_class=HelpFormatter,
-        )
-        for word, kind in commands.items()
-    }
+    parsers = {}
+    for word, kind in commands.items():
+        texts = {"description": kind.__doc__, "help": kind.__doc__, "formatter_class": HelpFormatter}
+        parsers[word] = words.add_parser(word, dataclass_types=_for_parser(kind), **texts)
     namespace = parser.parse_args(arguments)
     word = namespace.command
     [instance] = _instances(parsers[word], [commands[word]], namespace)
@@ -439,10 +420,8 @@ def _for_parser(kind: type) -> type:
             hint = Literal[choices]
         elif hint == float | int:
             hint = float
-        metadata = {"help": item.metadata["help"]}
-        shown.append(
-            (item.name, hint, field(default=item.default, default_factory=item.default_factory, metadata=metadata))
-        )
+        kept = {"default": item.default, "default_factory": item.default_factory}
+        shown.append((item.name, hint, field(**kept, metadata={"help": item.metadata["help"]})))
     heading = re.split("[.;]", kind.__doc__ or "")[0]
     return make_dataclass(kind.__name__, shown, kw_only=True, namespace={"_argument_group_name": heading})
 
