@@ -117,10 +117,7 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
 
 
 def common_seeds(runs: Sequence[Run]) -> list[str]:
-    """
-    Raises:
-        ValueError: runs have different ones.
-    """
+    """Raises `ValueError` where runs have different ones."""
     if len({tuple(run.models) for run in runs}) > 1:
         raise ValueError(
             "The runs have different seeds; name those to compare by --seeds:\n"
@@ -130,12 +127,7 @@ def common_seeds(runs: Sequence[Run]) -> list[str]:
 
 
 def common_threshold(runs: Sequence[Run], wanted: float | None) -> float:
-    """
-    The wanted threshold, or that of the training runs.
-
-    Raises:
-        ValueError: none is wanted, and runs have different ones.
-    """
+    """The wanted threshold, or that of the training runs; raises `ValueError` where these have different ones."""
     own = {str(run.folder): run.settings.get("threshold", 0.5) for run in runs}
     if wanted is None and len(set(own.values())) > 1:
         raise ValueError(

@@ -41,13 +41,10 @@ class System:
     title: str
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of [`ModelArguments`] that make it what it is."""
-
     against: str | None = None
     """Name of the system that it is compared with: the table shows the difference."""
-
     min_modalities: int = 2
     """With fewer it is no other system than the one it is compared with."""
-
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of [`TrainingArguments`] in which it differs."""
 
@@ -122,12 +119,7 @@ def compare_systems(
 
 
 def own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
-    """
-    Name of a system → its job, in a folder of its own.
-
-    Raises:
-        ValueError: a system does not go with the options.
-    """
+    """Name of a system → its job, in a folder of its own; raises `ValueError` where it does not go with the options."""
     jobs = {}
     for name, system in systems.items():
         try:
@@ -254,12 +246,7 @@ def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]], text_co
 
 
 def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:
-    """
-    The systems of these names, in their order.
-
-    Raises:
-        ValueError: a name is unknown or given twice.
-    """
+    """The systems of these names, in their order; raises `ValueError` where a name is unknown or given twice."""
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"Unknown systems {unknown}; there are {', '.join(known)}.")
     if not names or len(set(names)) != len(names):

@@ -91,13 +91,10 @@ class CardOptions:
     repo_id: str
     license: str
     """Of the weights, by the Hub's identifier."""
-
     dataset_name: str | None = None
     """What people call the data."""
-
     dataset_id: str | None = None
     """Its id on the Hub, where it is there."""
-
     language: list[str] = field(default_factory=list)
     description: str | None = None
     compare: list[str] = field(default_factory=list)

@@ -35,14 +35,10 @@ class Predictions:
     """What a model predicts for a split, in its order: N samples, E experts, C classes."""
 
     ids: list[str]
-    logits: torch.Tensor
-    """(N, C)"""
-    expert_logits: torch.Tensor
-    """(N, E, C)"""
-    expert_weights: torch.Tensor
-    """(N, E)"""
-    labels: torch.Tensor
-    """(N, C) or (N,)"""
+    logits: torch.Tensor  # (N, C)
+    expert_logits: torch.Tensor  # (N, E, C)
+    expert_weights: torch.Tensor  # (N, E)
+    labels: torch.Tensor  # (N, C) or (N,)
 
 
 @dataclass

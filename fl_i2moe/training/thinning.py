@@ -13,14 +13,9 @@ def draw_thinning(
     features: dict[str, torch.Tensor], config: FLI2MoEConfig
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
-    With probability `config.feature_dropout` a modality of a sample loses a share of its features, drawn from U(0, 1).
-
-    Args:
-        features: modality → (B, T_m, D_m).
-
-    Returns:
-        `keep`, modality → (B, T_m), and `is_whole`, (B, M), as `FLI2MoEModel.forward` takes them. In pooled mode T_m is
-        the number of pseudo-patches.
+    With probability `config.feature_dropout` a modality of a sample loses a share of its features, drawn from U(0, 1):
+    features, modality → (B, T_m, D_m), to `keep`, modality → (B, T_m), and `is_whole`, (B, M), as
+    `FLI2MoEModel.forward` takes them. In pooled mode T_m is the number of pseudo-patches.
     """
     keep, is_whole = {}, []
     for name in config.modality_order:

@@ -35,10 +35,8 @@ def usable_cores() -> int:
 
 def keep_freed_memory() -> None:
     """
-    Lets this process keep the memory that tensors free.
-
-    By default glibc returns each big block to the system at once, and every new tensor pays for its pages again: a
-    fifth of a float32 training step. Does nothing where the C library has no `mallopt`.
+    Lets this process keep the memory that tensors free. By default glibc returns each big block to the system at once,
+    and every new tensor pays for its pages again: a fifth of a float32 training step. No effect without `mallopt`.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -49,9 +47,8 @@ def keep_freed_memory() -> None:
 
 def end_with_launcher(seconds: float = 1.0) -> None:
     """
-    Ends this process, by SIGTERM, when the one that started it is gone, within so many seconds.
-
-    A launcher that is killed cannot end its workers: they would train on, unseen, and hold the cache they build.
+    Ends this process, by SIGTERM, within so many seconds of the end of the one that started it. A launcher that is
+    killed cannot end its workers: they would train on, unseen, and hold the cache they build.
     """
     launcher = os.getppid()
 
@@ -78,14 +75,8 @@ def lock_holder(path: str | Path) -> int | None:
 
 def take_lock(lock: FileLock, doing: str, instead: str = "") -> None:
     """
-    Takes a lock at once.
-
-    Args:
-        doing: what its holder is doing, for the message.
-        instead: what may be done instead of waiting, to end the message.
-
-    Raises:
-        ValueError: another process holds it.
+    Takes a lock at once, or raises `ValueError`: another process is `doing` something; `instead` of waiting for it,
+    the message can end with another way.
     """
     try:
         lock.acquire(timeout=0)
