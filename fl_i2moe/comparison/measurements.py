@@ -7,7 +7,7 @@ reads it there when it is called again.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -92,36 +92,24 @@ def _time(job: Job, cache: FeatureCache, accelerator: Accelerator) -> dict[str, 
     return {name: [seconds(task) for _ in range(REPETITIONS + 1)][1:] for name, task in tasks.items()}
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What happens to one modality."""
-
-    modality: str
-    by: str | float
-    """What replaces it, `"random"`, `"zero"` or `"mean"`; or the level of noise on it."""
-
-    @property
-    def title(self) -> str:
-        if isinstance(self.by, str):
-            return f"without {self.modality} ({self.by})"
-        return f"noise {self.by} on {self.modality}"
-
-
 class ConditionedModel(nn.Module):
-    """A model under a condition; called as the model itself."""
+    """
+    A model, called as itself, of which one modality is replaced `by` `"random"`, `"zero"` or `"mean"`, or noised, where
+    `by` is the level of the noise.
+    """
 
-    def __init__(self, model: FLI2MoEModel, condition: Condition):
+    def __init__(self, model: FLI2MoEModel, modality: str, by: str | float):
         super().__init__()
-        self.model, self.condition = model, condition
+        self.model, self.modality, self.by = model, modality, by
+        self.title = f"without {modality} ({by})" if isinstance(by, str) else f"noise {by} on {modality}"
 
     def forward(self, features: dict[str, torch.Tensor], feature_masks: dict[str, torch.Tensor]) -> FLI2MoEOutput:
-        projected = self.model.embed(features, feature_masks)
+        projected, name = self.model.embed(features, feature_masks), self.modality
         masks = None if self.model.config.level == "pooled" else feature_masks
-        name, by = self.condition.modality, self.condition.by
-        if isinstance(by, str):
-            projected = self.model.replace_modality(projected, name, by)
+        if isinstance(self.by, str):
+            projected = self.model.replace_modality(projected, name, self.by)
         else:
-            projected = {**projected, name: add_noise(projected[name], (masks or {}).get(name), by)}
+            projected = {**projected, name: add_noise(projected[name], (masks or {}).get(name), self.by)}
         return self.model.run_mixture(projected, masks)
 
 
@@ -170,10 +158,10 @@ def _evaluate(folder: Path, job: Job, cache: FeatureCache, accelerator: Accelera
     for seed in job.training.seeds:
         model = FLI2MoEModel.from_pretrained(folder / f"seed-{seed}" / "model").to(accelerator.device)
         order = model.config.modality_order
-        for condition in (Condition(name, by) for name in order for by in (*FILLS, *NOISE_LEVELS)):
+        for modality, by in product(order, (*FILLS, *NOISE_LEVELS)):
             set_seed(seed, device_specific=True)
-            conditioned = ConditionedModel(model, condition)
+            conditioned = ConditionedModel(model, modality, by)
             said = predict_split(conditioned, cache.splits["test"], order, accelerator, job.training.batch_size)
             metrics = compute_metrics(said.logits, said.labels, cache.problem_type, job.training.threshold)
-            found.setdefault(condition.title, {})[str(seed)] = defined(metrics)
+            found.setdefault(conditioned.title, {})[str(seed)] = defined(metrics)
     return found

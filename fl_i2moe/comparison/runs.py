@@ -118,23 +118,22 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
 
 def common_seeds(runs: Sequence[Run]) -> list[str]:
     """Raises `ValueError` where runs have different ones."""
-    if len({tuple(run.models) for run in runs}) > 1:
-        raise ValueError(
-            "The runs have different seeds; name those to compare by --seeds:\n"
-            + "\n".join(f"  {run.folder}: {' '.join(run.models)}" for run in runs)
-        )
+    own = {run.folder: " ".join(run.models) for run in runs}
+    _refuse_different("The runs have different seeds; name those to compare by --seeds", own)
     return list(runs[0].models)
 
 
 def common_threshold(runs: Sequence[Run], wanted: float | None) -> float:
     """The wanted threshold, or that of the training runs; raises `ValueError` where these have different ones."""
-    own = {str(run.folder): run.settings.get("threshold", 0.5) for run in runs}
-    if wanted is None and len(set(own.values())) > 1:
-        raise ValueError(
-            "The runs were evaluated with different thresholds; give one by --threshold:\n"
-            + "\n".join(f"  {folder}: {threshold}" for folder, threshold in own.items())
-        )
+    own = {run.folder: run.settings.get("threshold", 0.5) for run in runs}
+    if wanted is None:
+        _refuse_different("The runs were evaluated with different thresholds; give one by --threshold", own)
     return wanted or next(iter(own.values()))
+
+
+def _refuse_different(message: str, own: Mapping[Path, Any]) -> None:
+    if len(set(own.values())) > 1:
+        raise ValueError(f"{message}:\n" + "\n".join(f"  {folder}: {value}" for folder, value in own.items()))
 
 
 def _predict(folder: Path, cache: FeatureCache, batch_size: int, accelerator: Accelerator) -> dict[str, Predictions]:
@@ -286,16 +285,14 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"cent. Differences are to {markdown.escape(first)}, with their standard deviation over the seeds and, in "
         f"brackets, their {CONFIDENCE:.0%} interval by {settings['num_resamples']:,} bootstrap resamples of the test "
         "samples.",
-        "### Metrics",
-        *_metric_tables(report["metrics"]),
     ]
-    if "own_thresholds" in report:
-        parts += [
-            "### With a threshold for each label from the validation split",
-            *_metric_tables(report["own_thresholds"]),
-        ]
-    if report["log_loss"]:
-        parts += ["### How good the probabilities are", *_metric_tables(report["log_loss"])]
+    for title, table in (
+        ("Metrics", report["metrics"]),
+        ("With a threshold for each label from the validation split", report.get("own_thresholds")),
+        ("How good the probabilities are", report["log_loss"]),
+    ):
+        if table:
+            parts += [f"### {title}", *_metric_tables(table)]
     if report["disagreement"]:
         header = [
             "run",
@@ -314,9 +311,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 def _metric_tables(table: Mapping[str, Any]) -> list[str]:
     """Values, and differences to the first run."""
     metrics = list(next(iter(table.values())))
-    better = {metric: greater for metrics in METRICS_BY_PROBLEM.values() for metric, greater in metrics.items()}
-    better["log_loss"] = False
-    header = [Markup(metric if better[metric] else f"{metric} (lower is better)") for metric in metrics]
+    lower = {"log_loss", *(m for known in METRICS_BY_PROBLEM.values() for m, greater in known.items() if not greater)}
+    header = [Markup(f"{metric} (lower is better)" if metric in lower else metric) for metric in metrics]
     values = [[name, *(markdown.spread(m, entry[m]) for m in metrics)] for name, entry in table.items()]
     changes = [[name, *(_change(m, entry[m]) for m in metrics)] for name, entry in list(table.items())[1:]]
     return [

@@ -110,6 +110,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
     """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
     encoders = {name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS}
+    example, example_value = _examples(config)
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
         _check_comparable(run, row)
@@ -127,7 +128,9 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         labels=[config.id2label[index] for index in range(config.num_labels)],
         raw=takes_raw_inputs(config),
         encoders=encoders,
-        encoders_table=encoders_table(config),
+        encoders_table=encoders_table(
+            {name: config.modalities[name] for name in config.modality_order}, config.encoders or {}
+        ),
         preprocessing=list(
             dict.fromkeys(ENCODED_KINDS[x["kind"]].describe_preprocessing(x) for x in encoders.values())
         ),
@@ -145,8 +148,8 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         pairs=strongest_pairs(run),
         explained_figures={path.stem for path in run.folder.glob("explanations/*.png")},
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
-        example=Markup(_example(config)),
-        example_value=Markup(_example_values(config)),
+        example=example,
+        example_value=example_value,
     )
     return ModelCard(f"---\n{card_data(run, options).to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
 
@@ -249,17 +252,11 @@ def _minutes(seconds: Sequence[float]) -> str:
     return "under 1" if high == 0 else f"{low} to {high}" if low < high else str(high)
 
 
-def _example(config: FLI2MoEConfig) -> str:
-    """Keyword arguments of a call in Python."""
-    if all(name.isidentifier() and not iskeyword(name) for name in config.modality_order):
-        return ", ".join(f"{name}={value}" for name, value in _values(config).items())
-    return "**{" + _example_values(config) + "}"
-
-
-def _example_values(config: FLI2MoEConfig) -> str:
-    return ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in _values(config).items())
-
-
-def _values(config: FLI2MoEConfig) -> dict[str, str]:
+def _examples(config: FLI2MoEConfig) -> tuple[Markup, Markup]:
+    """A sample as keyword arguments of a call in Python, and as the items of a dictionary."""
     kinds = {name: (config.encoders or {}).get(name, {}).get("kind") for name in config.modality_order}
-    return {name: ENCODED_KINDS[kind].example(name) if kind in ENCODED_KINDS else "…" for name, kind in kinds.items()}
+    values = {name: ENCODED_KINDS[x].example(name) if x in ENCODED_KINDS else "…" for name, x in kinds.items()}
+    items = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in values.items())
+    if all(name.isidentifier() and not iskeyword(name) for name in values):
+        return Markup(", ".join(f"{name}={value}" for name, value in values.items())), Markup(items)
+    return Markup("**{" + items + "}"), Markup(items)

@@ -9,7 +9,6 @@ from ..explain import Explanation
 from ..explain.pages.display import METHOD_NAMES
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
-from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.kinds import ENCODED_KINDS
 from ..training.runs import Run
 
@@ -51,25 +50,20 @@ def class_table(statistics: Mapping[str, Any]) -> Markup | None:
     per_class = statistics["expert_weights"]["per_class"]
     if per_class is None or len(statistics["expert_names"]) == 1:
         return None
-    rows = [
-        [
-            label,
-            x["num_samples"],
-            *("–" if x["experts"] is None else f"{x['experts'][e]['mean']:.3f}" for e in statistics["expert_names"]),
-        ]
-        for label, x in ((label, per_class[label]) for label in statistics["label_names"])
-    ]
+    rows = []
+    for label in statistics["label_names"]:
+        experts = per_class[label]["experts"]
+        means = ["–" if experts is None else f"{experts[e]['mean']:.3f}" for e in statistics["expert_names"]]
+        rows.append([label, per_class[label]["num_samples"], *means])
     return table(["class", "samples", *map(expert_title, statistics["expert_names"])], rows)
 
 
 def experts_table(statistics: Mapping[str, Any]) -> Markup:
     """Each expert as the only predictor, beside the mixture."""
     metrics = list(statistics["metrics"]["mixture"])
-    rows = [["Mixture", *(shown(name, statistics["metrics"]["mixture"][name]) for name in metrics)]]
-    rows += [
-        [f"{expert_title(e)} alone", *(shown(name, statistics["metrics"]["experts"][e][name]) for name in metrics)]
-        for e in statistics["expert_names"]
-    ]
+    said = {"Mixture": statistics["metrics"]["mixture"]}
+    said |= {f"{expert_title(e)} alone": statistics["metrics"]["experts"][e] for e in statistics["expert_names"]}
+    rows = [[who, *(shown(name, values[name]) for name in metrics)] for who, values in said.items()]
     return table(["predicts", *(metric_title(name) for name in metrics)], rows)
 
 
@@ -79,36 +73,27 @@ def agreement_table(statistics: Mapping[str, Any]) -> Markup | None:
     if agreement is None or len(statistics["expert_names"]) == 1:
         return None
     units = {"per_sample": "whole samples", "per_label": "single yes-or-no decisions"}
+    cells = [f"{experts}_{mixture}" for experts in ("agree", "disagree") for mixture in ("right", "wrong")]
     rows = [
-        [
-            f"{units[unit]} ({part['num_decisions']:,})",
-            *(
-                f"{part['table'][cell]['share']:.1%}".replace("%", " %")
-                for cell in ("agree_right", "agree_wrong", "disagree_right", "disagree_wrong")
-            ),
-        ]
+        [f"{units[unit]} ({part['num_decisions']:,})", *(f"{100 * part['table'][x]['share']:.1f} %" for x in cells)]
         for unit, part in agreement.items()
         if part is not None
     ]
-    header = ["", "agree, mixture right", "agree, mixture wrong", "disagree, mixture right", "disagree, mixture wrong"]
-    return table(header, rows)
+    return table(["", *(cell.replace("_", ", mixture ") for cell in cells)], rows)
 
 
-def encoders_table(config: FLI2MoEConfig) -> Markup:
+def encoders_table(modalities: Mapping[str, Mapping[str, Any]], encoders: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """A row for each modality with an encoder: where its features come from, and their sizes, of `modalities`."""
     rows = []
-    for name in config.modality_order:
-        x = (config.encoders or {}).get(name)
-        if x is None:
+    for name, sizes in modalities.items():
+        if (x := encoders.get(name)) is None:
             continue
-        if x["kind"] not in ENCODED_KINDS:  # arrays, which are features already
-            layer, special, number_format = "–", "–", "–"
-        else:
+        layer, special, number_format = "–", "–", "–"  # of arrays, which are features already
+        if x["kind"] in ENCODED_KINDS:
             layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]
             special, number_format = x["special_features"], x["dtype"]
-        modality = config.modalities[name]
-        shape = f"{modality['max_features']} × {modality['feature_size']}"
-        commit = x["revision"][:12] if x.get("revision") else "–"
-        rows.append([name, x["name"], commit, layer, special, shape, number_format])
+        shape = "{max_features} × {feature_size}".format(**sizes)
+        rows.append([name, x["name"], (x.get("revision") or "–")[:12], layer, special, shape, number_format])
     header = ["modality", "frozen encoder", "commit", "layer", "special features", "features at most", "number format"]
     return table(header, rows, text_columns=len(header))
 

@@ -122,17 +122,11 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def publish(
-    write: Callable[[str], None],
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool = False,
-    dry_run: str | None = None,
-    message: str = "Publish",
+    write: Callable[[str], None], repo_id: str, *, dry_run: str | None = None, repo_type: str = "model", **options: Any
 ) -> None:
     """
     Lets `write` fill an empty folder with the files of a repository, pushes them, and prints what came of it. With
-    `dry_run` they stay in that folder. Raises as `write` and [`push`].
+    `dry_run` they stay in that folder. Takes the options of [`push`], and raises as `write` and [`push`].
     """
     if dry_run:
         write(dry_run)
@@ -142,7 +136,7 @@ def publish(
         return
     with tempfile.TemporaryDirectory() as folder:
         write(folder)
-        commit = push(folder, repo_id, repo_type=repo_type, private=private, message=message)
+        commit = push(folder, repo_id, repo_type=repo_type, **options)
     print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
     print(f"{ENDPOINT}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}")
 

@@ -96,8 +96,7 @@ def convert_i2moe(
         residual_dropout=dropout,
         activation_dropout=dropout,
     )
-    _check_shapes(state_dict, _expected_shapes(config))
-    _check_values(state_dict)
+    _check_tensors(state_dict, _expected_shapes(config))
     model = FLI2MoEModel(config)
     model.load_state_dict(_translate(state_dict, config))
     return model.eval()
@@ -188,7 +187,7 @@ def _expected_shapes(config: FLI2MoEConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {theirs: own[ours] for ours, theirs in _reweighting_names(config).items()}
 
 
-def _check_shapes(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in state_dict]
     left_over = [name for name in state_dict if name not in expected]
     wrong = [
@@ -203,9 +202,6 @@ def _check_shapes(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str,
     ]
     if faults:
         raise ValueError("The checkpoint does not fit an InteractionMoE with Transformer fusion.\n" + "\n".join(faults))
-
-
-def _check_values(state_dict: Mapping[str, torch.Tensor]) -> None:
     if wrong := [name for name, x in state_dict.items() if x.layout != torch.strided or not x.is_floating_point()]:
         first = state_dict[wrong[0]]
         raise ValueError(

@@ -27,7 +27,6 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.files import replace_files
 from .arguments import TrainingArguments
 from .checkpoints import Checkpoints, TrainerState
-from .thinning import draw_thinning
 
 
 @dataclass
@@ -273,6 +272,31 @@ def _train_means(cache: FeatureCache, modality_order: list[str], batch_size: int
 
 def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
+
+
+def draw_thinning(
+    features: dict[str, torch.Tensor], config: FLI2MoEConfig
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """
+    With probability `config.feature_dropout` a modality of a sample loses a share of its features, drawn from U(0, 1),
+    so that experts learn no sample by heart and know the inputs that explanations by masking ask about.
+
+    Args:
+        features: modality → (B, T_m, D_m).
+
+    Returns:
+        `keep`, modality → (B, T_m), and `is_whole`, (B, M), as `FLI2MoEModel.forward` takes them. In pooled mode T_m is
+        the number of pseudo-patches.
+    """
+    keep, is_whole = {}, []
+    for name in config.modality_order:
+        x = features[name]
+        length = config.num_patches if config.level == "pooled" else x.shape[1]
+        whole = torch.rand(len(x), device=x.device) >= config.feature_dropout
+        share = torch.rand(len(x), 1, device=x.device)
+        keep[name] = (torch.rand(len(x), length, device=x.device) >= share) | whole.unsqueeze(1)
+        is_whole.append(whole)
+    return keep, torch.stack(is_whole, dim=1)
 
 
 def create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:

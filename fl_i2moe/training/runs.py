@@ -102,8 +102,11 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
             is found (see [`find_cache`]), or the runs have different ones.
     """
     paths = list({Path(folder).resolve(): Path(os.path.abspath(folder)) for folder in folders}.values())
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
     runs = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
+    for path in paths:
         models, settings = _find_models(path), _find_settings(path)[1]
         if missing := [seed for seed in seeds if seed not in models]:
             raise ValueError(f"{path} has no model of the seeds {missing}, but of {list(models)}.")
@@ -115,7 +118,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
                 raise ValueError(
                     f"{model.parent} has no {RESULTS_FILE}, its training has not ended: go on with it by --resume."
                 )
-        runs.append(Run(name, path, models, settings, cache_dir))
+        runs.append(Run("/".join(path.parts[-depth:]), path, models, settings, cache_dir))
     known = {run.settings["features"] for run in runs if "features" in run.settings}
     if len({run.cache.path for run in runs}) > 1 or len(known) > 1:
         raise ValueError(
@@ -214,10 +217,3 @@ def _find_models(folder: Path) -> dict[str, Path]:
         return {seed: found[seed] for seed in seeds}
     own = folder.parent.name.removeprefix("seed-") if folder.name == "model" else ""
     return {own if own.isdigit() else "0": folder}
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return ["/".join(path.parts[-depth:]) for path in paths]
