@@ -161,7 +161,9 @@ def _evaluate(folder: Path, job: Job, cache: FeatureCache, accelerator: Accelera
         for modality, by in product(order, (*FILLS, *NOISE_LEVELS)):
             set_seed(seed, device_specific=True)
             conditioned = ConditionedModel(model, modality, by)
-            said = predict_split(conditioned, cache.splits["test"], order, accelerator, job.training.batch_size)
-            metrics = compute_metrics(said.logits, said.labels, cache.problem_type, job.training.threshold)
+            predictions = predict_split(conditioned, cache.splits["test"], order, accelerator, job.training.batch_size)
+            metrics = compute_metrics(
+                predictions.logits, predictions.labels, cache.problem_type, job.training.threshold
+            )
             found.setdefault(conditioned.title, {})[str(seed)] = defined(metrics)
     return found

@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from markupsafe import Markup
 from numpy.typing import NDArray
+from rich.console import Console
 
-from ..cache import FeatureCache
 from ..metrics import markdown
 from ..metrics.statistics import experts_disagree
 from ..metrics.summaries import CONFIDENCE, describe_draws, interval, plain, resample, weighted_means
@@ -97,11 +97,10 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
         "seed": arguments.seed,
     }
     with held_run_folder(output_dir, settings, resume=not arguments.overwrite, overwrite=arguments.overwrite):
-        predictions: dict[str, list[dict[str, Predictions]]] = {run.name: [] for run in runs}
-        for run in runs:
-            for seed in seeds:
-                console.print(f"{run.name}, seed {seed}")
-                predictions[run.name].append(_predict(run.models[seed], cache, arguments.batch_size, accelerator))
+        predictions = {
+            run.name: [_predict(run, seed, arguments.batch_size, accelerator, console) for seed in seeds]
+            for run in runs
+        }
         report = {
             "settings": settings,
             "folders": {run.name: str(run.folder) for run in runs},
@@ -136,13 +135,16 @@ def _refuse_different(message: str, own: Mapping[Path, Any]) -> None:
         raise ValueError(f"{message}:\n" + "\n".join(f"  {folder}: {value}" for folder, value in own.items()))
 
 
-def _predict(folder: Path, cache: FeatureCache, batch_size: int, accelerator: Accelerator) -> dict[str, Predictions]:
-    model, predictions = load_model(folder).to(accelerator.device), {}
+def _predict(
+    run: Run, seed: str, batch_size: int, accelerator: Accelerator, console: Console
+) -> dict[str, Predictions]:
+    console.print(f"{run.name}, seed {seed}")
+    model, predictions = load_model(run.models[seed]).to(accelerator.device), {}
     order = model.config.modality_order
     for split in EVALUATION_SPLITS:
-        x = predict_split(model, cache.splits[split], order, accelerator, batch_size, f"Evaluating {split}")
+        x = predict_split(model, run.cache.splits[split], order, accelerator, batch_size, f"Evaluating {split}")
         if not x.expert_logits.isfinite().all():
-            raise ValueError(f"The model in {folder} predicts NaN or infinite values on the {split} split.")
+            raise ValueError(f"The model in {run.models[seed]} predicts NaN or infinite values on the {split} split.")
         predictions[split] = x
     return predictions
 
@@ -243,7 +245,7 @@ def _thresholds(validation: Predictions) -> FloatArray:
 def _against_first(
     logits: Mapping[str, Sequence[FloatArray]], measure: Callable[[FloatArray], Mapping[str, FloatArray]]
 ) -> dict[str, Any]:
-    """Run → metric → what [`compare_predictions`] tells of it; `measure` gives metric → (1 + R,) for one seed."""
+    """Run → metric → its entry in [`compare_predictions`]' report; `measure` gives metric → (1 + R,) for one seed."""
     values = {name: [measure(x) for x in seeds] for name, seeds in logits.items()}
     first = next(iter(values))
     table: dict[str, Any] = {name: {} for name in values}

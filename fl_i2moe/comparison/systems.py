@@ -83,7 +83,7 @@ def compare_systems(
     Args:
         systems: name, also of its folder → system, in the table's order.
         job: options of all systems, unless a system has its own.
-        measure: what else is told of a trained system.
+        measure: what else is reported of a trained system.
         tables: all systems in one table if not given.
 
     Returns:
@@ -213,7 +213,7 @@ def render_markdown(table: Mapping[str, Any]) -> str:
 
 
 def _render_systems(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """A row for each system; differences are told where the system that is compared with stands there, too."""
+    """A row for each system, with differences where the table also holds the system that it is compared with."""
     extra = dict.fromkeys(column for name in titles for column, x in rows[name]["measured"].items() if "text" in x)
     lines = []
     for name, title in titles.items():

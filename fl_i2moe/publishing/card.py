@@ -86,7 +86,7 @@ SETTINGS = (
 
 @dataclass
 class CardOptions:
-    """What a card says that no file of the run knows."""
+    """What a card needs beside the files of the run."""
 
     repo_id: str
     license: str
@@ -233,7 +233,7 @@ def _does(config: FLI2MoEConfig) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Of the training, where the run or its configuration tells them, and where they played a part."""
+    """Those of [`SETTINGS`] that the run or its configuration holds, and that had an effect."""
     config, idle = run.config, set()
     if config.architecture == "dense":
         idle.update(MIXTURE_SETTINGS)

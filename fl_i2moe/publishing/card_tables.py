@@ -61,9 +61,9 @@ def class_table(statistics: Mapping[str, Any]) -> Markup | None:
 def experts_table(statistics: Mapping[str, Any]) -> Markup:
     """Each expert as the only predictor, beside the mixture."""
     metrics = list(statistics["metrics"]["mixture"])
-    said = {"Mixture": statistics["metrics"]["mixture"]}
-    said |= {f"{expert_title(e)} alone": statistics["metrics"]["experts"][e] for e in statistics["expert_names"]}
-    rows = [[who, *(shown(name, values[name]) for name in metrics)] for who, values in said.items()]
+    scores = {"Mixture": statistics["metrics"]["mixture"]}
+    scores |= {f"{expert_title(e)} alone": statistics["metrics"]["experts"][e] for e in statistics["expert_names"]}
+    rows = [[who, *(shown(name, values[name]) for name in metrics)] for who, values in scores.items()]
     return table(["predicts", *(metric_title(name) for name in metrics)], rows)
 
 

@@ -16,7 +16,7 @@ from ..model.kind import Kind
 from ..model.kinds import KINDS
 from ..utils.files import read_json, write_json, write_text
 from .card_tables import encoders_table
-from .model import make_empty_folder, without_paths, write_file_list
+from .repository import make_empty_folder, without_paths, write_file_list
 
 TEMPLATE = Path(__file__).parent / "templates" / "features_card.md.jinja"
 

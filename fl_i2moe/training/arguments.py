@@ -295,7 +295,6 @@ class Job:
 
     encoding: CacheArguments
     """[`EncodingArguments`] where encoders are to be loaded."""
-
     model: ModelArguments
     training: TrainingArguments
     output: OutputArguments
@@ -364,7 +363,10 @@ def parse_arguments(
     parser = HfArgumentParser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if presets:
-        choices = {"choices": list(presets), "help": "Set of defaults to start from; with --help, it is shown."}
+        choices: dict[str, Any] = {
+            "choices": list(presets),
+            "help": "Set of defaults to start from; with --help, it is shown.",
+        }
         parser.add_argument("--preset", **choices)
         before_help = ArgumentParser(usage=usage, add_help=False)
         before_help.add_argument("--preset", **choices)
@@ -400,7 +402,7 @@ def parse_command(
     words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
     parsers = {}
     for word, kind in commands.items():
-        texts = {"description": kind.__doc__, "help": kind.__doc__, "formatter_class": HelpFormatter}
+        texts: dict[str, Any] = {"description": kind.__doc__, "help": kind.__doc__, "formatter_class": HelpFormatter}
         parsers[word] = words.add_parser(word, dataclass_types=_for_parser(kind), **texts)
     namespace = parser.parse_args(arguments)
     word = namespace.command
@@ -420,7 +422,7 @@ def _for_parser(kind: type) -> type:
             hint = Literal[choices]
         elif hint == float | int:
             hint = float
-        kept = {"default": item.default, "default_factory": item.default_factory}
+        kept: dict[str, Any] = {"default": item.default, "default_factory": item.default_factory}
         shown.append((item.name, hint, field(**kept, metadata={"help": item.metadata["help"]})))
     heading = re.split("[.;]", kind.__doc__ or "")[0]
     return make_dataclass(kind.__name__, shown, kw_only=True, namespace={"_argument_group_name": heading})

@@ -75,7 +75,7 @@ def convert_i2moe(
 ) -> FLI2MoEModel:
     """
     The model whose logits, weights and (given the same noise) losses are those of the published one. The keywords are
-    what a `state_dict` does not tell; the published scripts set them (I²MoE, table 7).
+    what a `state_dict` does not hold; the published scripts set them (I²MoE, table 7).
 
     Args:
         state_dict: of an `InteractionMoE` or `InteractionMoERegression` with Transformer fusion, dense layers.
@@ -92,9 +92,7 @@ def convert_i2moe(
         reweighting_temperature=reweighting_temperature,
         problem_type=problem_type,
         interaction_loss_weight=interaction_loss_weight,
-        attention_dropout=dropout,
-        residual_dropout=dropout,
-        activation_dropout=dropout,
+        **dict.fromkeys(("attention_dropout", "residual_dropout", "activation_dropout"), dropout),
     )
     _check_tensors(state_dict, _expected_shapes(config))
     model = FLI2MoEModel(config)

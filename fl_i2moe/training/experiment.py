@@ -146,7 +146,7 @@ def _run_seed(
     if file.is_file():  # a resumed job
         return read_json(file)
     started = time.perf_counter()
-    options = {"seed": seed, "metric": metric, "resume": job.output.resume}
+    options: dict[str, Any] = {"seed": seed, "metric": metric, "resume": job.output.resume}
     fitted = train(config, cache, job.training, run_dir, accelerator, **options)
     seconds = time.perf_counter() - started
     order, batch_size = config.modality_order, job.training.batch_size

@@ -124,7 +124,7 @@ class _Run:
         if config.keeps_means:
             model.set_feature_means(_train_means(self.cache, config.modality_order, arguments.batch_size))
         optimizer = create_optimizer(model, arguments)
-        loading = {
+        loading: dict[str, Any] = {
             "batch_size": arguments.batch_size,
             "num_workers": arguments.num_workers,
             "pin_memory": accelerator.device.type == "cuda",
@@ -221,8 +221,10 @@ class _Run:
 
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
-        said = predict(self.model, self.validation_loader, self.accelerator)
-        metrics = defined(compute_metrics(said.logits, said.labels, self.config.problem_type, self.arguments.threshold))
+        predictions = predict(self.model, self.validation_loader, self.accelerator)
+        metrics = defined(
+            compute_metrics(predictions.logits, predictions.labels, self.config.problem_type, self.arguments.threshold)
+        )
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})

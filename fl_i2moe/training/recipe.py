@@ -30,7 +30,7 @@ def create_console(accelerator: Accelerator | None = None) -> Console:
 
 
 def silence_libraries() -> None:
-    """Turns off the progress bars of transformers and datasets: ours say what goes on."""
+    """Turns off the progress bars of transformers and datasets: recipes show their own."""
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
 

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, always in UTF-8, and what is said when the disk is full."""
+"""Files and folders that are written whole or not at all, always in UTF-8, and one message for a full disk."""
 
 import errno
 import json

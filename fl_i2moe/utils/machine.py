@@ -21,7 +21,7 @@ def cpu_model() -> str:
 
 
 def multiplies_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
-    """Whether the processor has instructions for products in bfloat16; true where the system does not tell."""
+    """Whether the processor has instructions for products in bfloat16; true where the system does not list them."""
     if not cpu_info.exists():
         return True
     flags = r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b"
@@ -61,7 +61,7 @@ def end_with_launcher(seconds: float = 1.0) -> None:
 
 
 def lock_holder(path: str | Path) -> int | None:
-    """The process that holds a `flock` on a file, where the system tells (Linux)."""
+    """The process that holds a `flock` on a file, where the system lists locks (Linux)."""
     locks = Path("/proc/locks")
     if not locks.exists():
         return None

@@ -15,7 +15,7 @@ from published import make_published
 from tiny_models import make_config, make_model
 
 from fl_i2moe.data.planted import PLANTED_GENRES
-from fl_i2moe.publishing.model import push, write_file_list
+from fl_i2moe.publishing.repository import push, write_file_list
 
 ROOT = Path(__file__).parents[2]
 
