@@ -19,7 +19,7 @@ from torch import nn
 
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means
-from ..metrics.tasks import compute_metrics, defined, difference
+from ..metrics.tasks import difference
 from ..model.inputs import FILLS
 from ..model.modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
 from ..training.arguments import Job
@@ -36,11 +36,9 @@ def measure_overhead(
     folder: Path, job: Job, cache: FeatureCache, accelerator: Accelerator
 ) -> dict[str, dict[str, Any]]:
     """
-    Times a fresh model (I²MoE, table 6): whole epochs of training steps, and predictions of the test split. The first
-    of each is not counted. Unlike `training_seconds` this has no validation and writes nothing in between.
-
-    Returns:
-        `train s / epoch` and `inference s`, with mean and standard deviation of three repetitions.
+    Times a fresh model (I²MoE, table 6): `train s / epoch`, of training steps alone, without the validation and writing
+    that `training_seconds` include, and `inference s`, of the test split. Mean and standard deviation are of three
+    repetitions after one that does not count.
     """
     found = keep_json(
         folder / "overhead.json",
@@ -162,8 +160,6 @@ def _evaluate(folder: Path, job: Job, cache: FeatureCache, accelerator: Accelera
             set_seed(seed, device_specific=True)
             conditioned = ConditionedModel(model, modality, by)
             predictions = predict_split(conditioned, cache.splits["test"], order, accelerator, job.training.batch_size)
-            metrics = compute_metrics(
-                predictions.logits, predictions.labels, cache.problem_type, job.training.threshold
-            )
-            found.setdefault(conditioned.title, {})[str(seed)] = defined(metrics)
+            metrics = predictions.metrics(cache.problem_type, job.training.threshold)
+            found.setdefault(conditioned.title, {})[str(seed)] = metrics
     return found

@@ -62,13 +62,8 @@ class RunComparisonArguments:
 
 def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, accelerator: Accelerator) -> dict[str, Any]:
     """
-    Evaluates the models of all runs on validation and test split and writes the tables.
-
-    Args:
-        runs: on the same features; each is compared with the first.
-
-    Returns:
-        The content of `runs.json`.
+    Evaluates the models of all runs, which have the same features, on validation and test split, compares each run with
+    the first, and writes the tables. Returns the content of `runs.json`.
 
     Raises:
         ValueError: it is one run only, runs have different seeds or thresholds, a model cannot be read or does not go

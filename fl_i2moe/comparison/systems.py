@@ -77,20 +77,15 @@ def compare_systems(
     tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """
-    Trains every system that is not trained yet, and writes the table anew after each. With `resume` a stopped
-    comparison goes on; it may name further systems, and nothing else may change.
+    Trains every system that is not trained yet, and writes the table anew after each; returns the content of
+    `table.json`. With `resume` a stopped comparison goes on; it may name further systems, and nothing else may change.
+    Raises `ValueError` where the output folder holds something else, or a system does not fit the data.
 
     Args:
         systems: name, also of its folder → system, in the table's order.
         job: options of all systems, unless a system has its own.
         measure: what else is reported of a trained system.
         tables: all systems in one table if not given.
-
-    Returns:
-        The content of `table.json`.
-
-    Raises:
-        ValueError: the output folder holds something else, or a system does not fit the data.
     """
     folder = Path(job.output.output_dir)
     systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.kinds import ENCODED_KINDS
-from ..model.pinned_encoders import (
-    ENCODERS_FOLDER,
-    Repository,
-    find_encoder,
-    load_pinned_encoder,
-    takes_raw_inputs,
-)
+from ..model.pinned_encoders import ENCODERS_FOLDER, Repository, find_encoder, load_pinned_encoder, takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from ..model.processing_fl_i2moe import FLI2MoEProcessor
 from ..training.runs import Run, load_model
@@ -26,12 +20,9 @@ ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None:
     """
-    Writes the files of a model's repository into an empty folder: weights, code, processor, card, figures, statistics,
-    results, and the encoders that no hub has.
-
-    Raises:
-        ValueError: the folder is not empty; the run has no safetensors; an encoder cannot be found, or is another one
-            than the features of the training come from.
+    Writes the files of a model's repository into an empty folder, with encoders that no hub has. Raises `ValueError`
+    where the folder is not empty, the run has no safetensors, or an encoder cannot be found, or is another one than the
+    features of the training come from.
     """
     if not (run.folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{run.folder} has no {WEIGHTS_FILE}; weights in other formats are not published.")

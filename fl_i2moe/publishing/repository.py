@@ -27,10 +27,8 @@ COMMON_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4
 
 def choose_license(license: str | None, folder: str | Path, what: str) -> str:
     """
-    The license given, by the Hub's identifier, or else the one in the card of the folder that is to be published.
-
-    Raises:
-        ValueError: there is none, or it is no identifier; `what` the license is of goes into the message.
+    The license given, by the Hub's identifier, or else that in the card of the folder that is to be published. Raises
+    `ValueError` where there is none, or it is no identifier; `what` the license is of goes into the message.
     """
     card = Path(folder) / "README.md"
     if license is None and card.is_file():
@@ -94,10 +92,8 @@ def push(
     api: HfApi | None = None,
 ) -> str | None:
     """
-    Brings a folder into a repository, made if there is none, in one commit, which is there whole or not at all.
-
-    Returns:
-        The commit's id; `None` where the repository has these files already.
+    Brings a folder into a repository, made if there is none, in one commit, which is there whole or not at all. Returns
+    its id; `None` where the repository has these files already.
 
     Raises:
         ValueError: nobody is logged in, or the Hub refuses.

@@ -149,10 +149,8 @@ def given_options(arguments: Any, names: Iterable[str]) -> list[str]:
 
 def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | None = None) -> bool:
     """
-    Whether a run starts from features instead of raw samples, whose options are `data`, a dataclass.
-
-    Raises:
-        ValueError: neither features nor samples are given, which have the option `needs`; or both.
+    Whether a run starts from features instead of raw samples, whose options are `data`, a dataclass. Raises
+    `ValueError` where neither features nor samples, which have the option `needs`, are given; or both.
     """
     if not encoding.features:
         if needs is not None and getattr(data, needs) is None:
@@ -389,14 +387,8 @@ def parse_command(
     commands: Mapping[str, type], description: str, arguments: Sequence[str] | None = None
 ) -> tuple[str, Any]:
     """
-    Reads a command line whose first word says what to do.
-
-    Args:
-        commands: word → dataclass whose fields become its options and whose docstring its help.
-        description, arguments: as in [`parse_arguments`].
-
-    Returns:
-        The word and the instance. Wrong values end the program with a message, as argparse does.
+    Reads a command line whose first word is one of `commands`: word → dataclass, whose fields become its options, and
+    whose docstring its help. Returns the word and the instance; otherwise as [`parse_arguments`].
     """
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)

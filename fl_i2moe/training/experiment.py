@@ -22,7 +22,7 @@ from ..data.raw import RawDataset
 from ..metrics.figures import save_statistics_figures
 from ..metrics.markdown import spread
 from ..metrics.statistics import compute_statistics
-from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
+from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..utils.files import read_json, replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
@@ -56,17 +56,11 @@ def run_job(
 ) -> dict[str, Any]:
     """
     The whole job of a recipe: features, encoded from raw data or taken from `job.encoding.features`, and [`fit`].
+    Raises `ValueError` where neither or both are given; or as [`encode`], [`fetch_features`] and [`fit`].
 
     Args:
-        data: options of the raw data, a dataclass.
+        data: options of the raw data, a dataclass; without the one that `needs` names there are none.
         read: reads the raw data, and names the encoder of each modality.
-        needs: the option of `data` without which there are no raw data.
-
-    Returns:
-        The content of `results.json`.
-
-    Raises:
-        ValueError: neither raw data nor features are given, or both; or as [`encode`], [`fetch_features`] and [`fit`].
     """
     from_features = starts_from_features(job.encoding, data, needs)
     accelerator = start_job(job)
@@ -81,14 +75,12 @@ def fit(
     cache: FeatureCache, job: Job, accelerator: Accelerator, settings: dict[str, Any], quiet: bool = False
 ) -> dict[str, Any]:
     """
-    Trains a model for each seed, evaluates them, and writes everything into `job.output.output_dir`.
+    Trains a model for each seed, evaluates them, and writes everything into `job.output.output_dir`. Returns the
+    content of `results.json`.
 
     Args:
         settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
         quiet: print no table of results.
-
-    Returns:
-        The content of `results.json`.
 
     Raises:
         ValueError: the output folder holds another run; the features lack a split, or options do not fit them.
@@ -155,10 +147,7 @@ def _run_seed(
         for split in EVALUATION_SPLITS
     }
     run: dict[str, Any] = {
-        split: defined(compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold))
-        for split, x in predictions.items()
-    }
-    run |= {
+        **{split: x.metrics(cache.problem_type, job.training.threshold) for split, x in predictions.items()},
         "best_epoch": fitted.state.best_epoch + 1,
         "epochs": fitted.state.epoch,
         "training_seconds": round(seconds, 1),

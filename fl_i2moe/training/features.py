@@ -75,10 +75,8 @@ def encode(
 ) -> FeatureCache:
     """
     Opens the feature cache of raw data, or builds what it lacks. `choices`: modality → encoder, or which one to load.
-
-    Raises:
-        ValueError: the data lack a split, options do not fit data and encoders, or an encoder cannot be had: before
-            anything is encoded. Or the cache's folder holds another one, or a sample cannot be read.
+    Raises `ValueError` before anything is encoded where the data lack a split, options do not fit data and encoders, or
+    an encoder cannot be had; and where the cache's folder holds another one, or a sample cannot be read.
     """
     check_splits(raw.splits, "The raw data")
     check_metric(job.training.metric, raw.problem_type)

@@ -39,6 +39,10 @@ class Predictions:
     expert_weights: torch.Tensor  # (N, E)
     labels: torch.Tensor  # (N, C) or (N,)
 
+    def metrics(self, problem_type: str, threshold: float) -> dict[str, float | None]:
+        """[`~fl_i2moe.metrics.tasks.compute_metrics`] of the mixture; None where a metric is undefined."""
+        return defined(compute_metrics(self.logits, self.labels, problem_type, threshold))
+
 
 @dataclass
 class FittedModel:
@@ -88,15 +92,10 @@ def train(
     resume: bool = False,
 ) -> FittedModel:
     """
-    Fits a model on the cache's training split. `run_dir` gets `model/`, the state that is kept, and `checkpoints/`.
-
-    Args:
-        metric: of the validation split; its best state is kept, or the last with `load_best_model_at_end=False`.
-        resume: go on from the newest checkpoint in `run_dir`, if there is one.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-        OSError: the disk is full, or a streamed training split cannot be read on.
+    Fits a model on the cache's training split. `run_dir` gets `model/`, the state that is kept (the best by the
+    validation `metric`, or the last without `load_best_model_at_end`), and `checkpoints/`, from whose newest `resume`
+    goes on. Raises `FloatingPointError` where the loss is not finite, and `OSError` where the disk is full, or a
+    streamed training split cannot be read on.
     """
     return _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric).fit(resume)
 
@@ -222,9 +221,7 @@ class _Run:
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
         predictions = predict(self.model, self.validation_loader, self.accelerator)
-        metrics = defined(
-            compute_metrics(predictions.logits, predictions.labels, self.config.problem_type, self.arguments.threshold)
-        )
+        metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})

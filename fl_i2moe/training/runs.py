@@ -96,10 +96,8 @@ class Run:
 def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:
     """
     The runs in `folders`, which may also hold single models; with the models of these `seeds` alone, if any are given.
-
-    Raises:
-        ValueError: a folder holds no model, none of a wanted seed or one whose training has not ended, no feature cache
-            is found (see [`find_cache`]), or the runs have different ones.
+    Raises `ValueError` where a folder holds no model, none of a wanted seed or one whose training has not ended, no
+    feature cache is found (see [`find_cache`]), or the runs have different ones.
     """
     paths = list({Path(folder).resolve(): Path(os.path.abspath(folder)) for folder in folders}.values())
     depth = 1
