@@ -20,12 +20,7 @@ def results_table(runs: Sequence[Run]) -> Markup:
     """Metrics of the test split, mean ± standard deviation over seeds; the best seed's validation metric last."""
     first = runs[0].results
     metrics = list(first["test"])
-    header = [
-        "model",
-        "seeds",
-        *(metric_title(name) for name in metrics),
-        f"validation {metric_title(first['metric'])}",
-    ]
+    header = ["model", "seeds", *map(metric_title, metrics), f"validation {metric_title(first['metric'])}"]
     rows = []
     for index, run in enumerate(runs):
         results = run.results
@@ -129,18 +124,15 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
         return None
     metric, rows = run.results["metric"], []
     for expert, x in measured.items():
-        part = x["metrics"][metric]
-        beyond, interval = part["ranked_minus_random"]["value"], part["ranked_minus_random"]["interval"]
-        around = f" [{shown(metric, interval[0])},\u00a0{shown(metric, interval[1])}]" if interval else ""
-        rows.append(
-            [
-                expert_title(expert),
-                shown(metric, part["none"]),
-                shown(metric, part["ranked"]),
-                spread(metric, part["random_same_features"]),
-                f"{shown(metric, beyond)}{around}",
-            ]
-        )
+        part, beyond = x["metrics"][metric], x["metrics"][metric]["ranked_minus_random"]
+        limits = ",\u00a0".join(shown(metric, limit) for limit in beyond["interval"] or [])
+        cells = [
+            shown(metric, part["none"]),
+            shown(metric, part["ranked"]),
+            spread(metric, part["random_same_features"]),
+        ]
+        costs = shown(metric, beyond["value"]) + (f" [{limits}]" if limits else "")
+        rows.append([expert_title(expert), *cells, costs])
     header = ["pairs of", "nothing masked", "strongest pairs masked", "random pairs masked", "costs beyond random"]
     return {"table": table(header, rows), "num_samples": next(iter(measured.values()))["num_samples"]}
 

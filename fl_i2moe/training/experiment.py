@@ -195,11 +195,9 @@ def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
 def _best_seed(runs: Mapping[int, dict[str, Any]], metric: str, greater_is_better: bool) -> int:
     """The first of the seeds with the best validation metric; one whose metric is undefined comes last."""
 
-    def rank(seed: int) -> tuple[bool, float]:
-        value = runs[seed]["validation"][metric]
-        return value is not None, 0.0 if value is None else value if greater_is_better else -value
-
-    return max(runs, key=rank)
+    defined = {seed: value for seed, run in runs.items() if (value := run["validation"][metric]) is not None}
+    best = max if greater_is_better else min
+    return best(defined or runs, key=lambda seed: defined.get(seed, 0.0))
 
 
 def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
