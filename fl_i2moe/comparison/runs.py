@@ -41,13 +41,9 @@ class RunComparisonArguments:
     runs: list[str] = option([], "Folders of runs, two or more; each is compared with the first.")
     output_dir: str = option("runs/compared", "Folder for the tables.")
     overwrite: bool = option(False, "Replace what is in --output_dir.")
-    seeds: list[str] = option(
-        [], "Seeds that are compared; all of them if not given, which must then be the same in every run."
-    )
+    seeds: list[str] = option([], "Seeds that are compared; all, the same in every run, if not given.")
     threshold: float | None = option(
-        None,
-        "Probability from which a label counts as predicted (multi-label); the runs' own if not given.",
-        within="(0, 1)",
+        None, "Probability from which a label counts (multi-label); the runs' own if not given.", within="(0, 1)"
     )
     batch_size: int = option(64, "Samples a step.", at_least=1)
     num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)

@@ -39,9 +39,7 @@ class CacheArguments:
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
     encoding_batch_size: int = option(32, "Samples an encoder sees at once.", at_least=1)
-    encoding_workers: int = option(
-        1, "Processes that decode pictures and tokenize texts while the encoders run.", at_least=0
-    )
+    encoding_workers: int = option(1, "Processes that decode pictures and tokenize texts meanwhile.", at_least=0)
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
     )
@@ -57,22 +55,14 @@ class EncodingArguments(CacheArguments):
     given: ClassVar[frozenset[str]] = frozenset()
     """The options, of all parts, that stand on the command line; not those that a preset sets."""
 
-    features: str | None = option(
-        None, "Start from these features instead of raw samples: the folder of a cache, or a data set on the Hub."
-    )
+    features: str | None = option(None, "Features instead of raw samples: folder of a cache, or data set on the Hub.")
     stream_features: bool = option(
-        False,
-        "Read the training split of --features from the Hub in every epoch instead of fetching it; the other splits "
-        "are fetched.",
+        False, "Read the training split of --features from the Hub in every epoch; the other splits are fetched."
     )
     shuffle_buffer_size: int = option(
-        1024,
-        "Samples in memory that are shuffled, and sorted by --bucket_by_length, where features are streamed.",
-        at_least=1,
+        1024, "Streamed samples in memory that are shuffled, and sorted by --bucket_by_length.", at_least=1
     )
-    text_max_length: int = option(
-        128, "Tokens of a text that are kept, special ones included; longer texts are cut.", at_least=1
-    )
+    text_max_length: int = option(128, "Tokens of a text that are kept, special ones included.", at_least=1)
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
@@ -92,9 +82,7 @@ class ImageEncoderArguments:
 
     image_encoder: str | None = option(None, "Hub id or folder of a vision model; the data set's own if not given.")
     image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
-    image_hidden_layer: int | None = option(
-        None, "Hidden layer of the vision model, 0 for embeddings; the last if not given."
-    )
+    image_hidden_layer: int | None = option(None, "Hidden layer taken, 0 for embeddings; the last if not given.")
 
 
 @dataclass
@@ -103,9 +91,7 @@ class TextEncoderArguments:
 
     text_encoder: str | None = option(None, "Hub id or folder of a text model; the data set's own if not given.")
     text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
-    text_hidden_layer: int | None = option(
-        None, "Hidden layer of the text model, 0 for embeddings; the last if not given."
-    )
+    text_hidden_layer: int | None = option(None, "Hidden layer taken, 0 for embeddings; the last if not given.")
 
 
 @dataclass
@@ -119,16 +105,10 @@ class ArrayArguments:
     label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
     split_field: str = option("split", "Field of the splits.")
     id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
-    validation_share: float = option(
-        0.1, "Share of the training samples to validate on, where the file has no such split.", within=SHARE
-    )
-    test_share: float = option(
-        0.2, "Share of the training samples to test on, where the file has no such split.", within=SHARE
-    )
+    validation_share: float = option(0.1, "Share of training samples to validate on, if none are given.", within=SHARE)
+    test_share: float = option(0.2, "Share of training samples to test on, if none are given.", within=SHARE)
     split_seed: int = option(0, "Seed of that draw.", at_least=0)
-    standardize: bool = option(
-        True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
-    )
+    standardize: bool = option(True, "Scale every number to mean 0 and standard deviation 1 over the training split.")
     replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
     mask_zero_vectors: bool = option(False, "Take vectors of zeros for padding.")
 
@@ -222,40 +202,24 @@ class TrainingArguments:
     optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW with --weight_decay.")
     weight_decay: float = option(0.0, "Weight decay (AdamW).", at_least=0)
     lr_scheduler: Literal["constant", "linear", "cosine"] = option("constant", "Course of the learning rate.")
-    warmup_ratio: float = option(
-        0.0, "Share of all steps in which the learning rate rises to its peak.", within="[0, 1]"
-    )
+    warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises.", within="[0, 1]")
     feature_dropout_start: float = option(
-        0.35,
-        "Share of the epochs before --feature_dropout sets in; the best epoch is picked among those after.",
-        within=SHARE,
+        0.35, "Share of epochs before --feature_dropout sets in; the best epoch is one of those after.", within=SHARE
     )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Number format of the training step; Accelerate's setting if not given."
-    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format; Accelerate's if not given.")
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
-    metric: str | None = option(
-        None, "Metric of the validation split that picks the checkpoint; the task's first one if not given."
-    )
+    metric: str | None = option(None, "Validation metric that picks the checkpoint; the task's first if not given.")
     load_best_model_at_end: bool = option(True, "Keep the epoch that is best by that metric; else the last one.")
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).", within="(0, 1)")
-    early_stopping_patience: int | None = option(
-        None, "Stop after so many epochs without a better validation metric.", at_least=1
-    )
-    checkpoint_steps: int = option(
-        200, "Optimizer steps between checkpoints; one is written at every epoch's end, too.", at_least=1
-    )
+    early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better metric.", at_least=1)
+    checkpoint_steps: int = option(200, "Steps between checkpoints, beside one at every epoch's end.", at_least=1)
     keep_checkpoints: int = option(2, "Checkpoints that are kept.", at_least=1)
-    bucket_by_length: bool = option(
-        False, "Batch sequences of similar length together: less padding, but batches are less random."
-    )
+    bucket_by_length: bool = option(False, "Batch sequences of similar length: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
     num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", at_least=0)
-    num_threads: int | None = option(
-        None, "CPU threads a process, where it computes on the CPU; all cores if not given.", at_least=1
-    )
+    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", at_least=1)
 
     def __post_init__(self):
         check_options(self)

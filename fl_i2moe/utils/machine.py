@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -73,13 +74,13 @@ def lock_holder(path: str | Path) -> int | None:
     return None
 
 
-def take_lock(lock: FileLock, doing: str, instead: str = "") -> None:
+def take_lock(lock: FileLock, doing: str, instead: str = "") -> AbstractContextManager:
     """
-    Takes a lock at once, or raises `ValueError`: another process is `doing` something; `instead` of waiting for it,
-    the message can end with another way.
+    Takes a lock at once and returns a context that releases it, or raises `ValueError`: another process is `doing`
+    something, and `instead` of waiting for it, which ends the message, there may be another way.
     """
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         holder = lock_holder(lock.lock_file)
         process = f" (process {holder})" if holder else ""

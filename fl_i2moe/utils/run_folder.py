@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,5 @@ def held_run_folder(
         yield
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK_FILE)
-    take_lock(lock, f"writing into {folder}", "; or give another --output_dir")
-    try:
-        yield
-    finally:
-        lock.release()
+def _lock(folder: Path) -> AbstractContextManager:
+    return take_lock(FileLock(folder / LOCK_FILE), f"writing into {folder}", "; or give another --output_dir")

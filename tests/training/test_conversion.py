@@ -1,4 +1,4 @@
-"""Checkpoints of the published code against a plainly written version of its arithmetic (design 4.5)."""
+"""Checkpoints of the published code against a plainly written version of its arithmetic."""
 
 import pytest
 import torch
