@@ -29,7 +29,8 @@ from ..training.loop import create_optimizer, predict, predict_split
 from ..utils.files import read_json
 
 REPETITIONS = 3
-NOISE_LEVELS = (0.5, 1.0)
+CONDITIONS: tuple[str | float, ...] = (*FILLS, 0.5, 1.0)
+"""What replaces a modality; or the level of noise on it."""
 
 
 def measure_overhead(
@@ -156,7 +157,7 @@ def _evaluate(folder: Path, job: Job, cache: FeatureCache, accelerator: Accelera
     for seed in job.training.seeds:
         model = FLI2MoEModel.from_pretrained(folder / f"seed-{seed}" / "model").to(accelerator.device)
         order = model.config.modality_order
-        for modality, by in product(order, (*FILLS, *NOISE_LEVELS)):
+        for modality, by in product(order, CONDITIONS):
             set_seed(seed, device_specific=True)
             conditioned = ConditionedModel(model, modality, by)
             predictions = predict_split(conditioned, cache.splits["test"], order, accelerator, job.training.batch_size)

@@ -101,7 +101,7 @@ def push(
     """
     folder, api = Path(folder), api or HfApi()
     try:
-        kind = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        kind: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **kind)
         head = api.repo_info(repo_id, repo_type=repo_type).sha
         there = {
@@ -110,14 +110,14 @@ def push(
             if isinstance(entry, RepoFile)
         }
         files = _files(folder)
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, path)
             for name, path in files.items()
             if name not in there or not same_content(path, there[name])
         ]
         if FILE_LIST in there:
             with tempfile.TemporaryDirectory() as cache:
-                options = {"repo_type": repo_type, "revision": head, "cache_dir": cache}
+                options: dict[str, Any] = {"repo_type": repo_type, "revision": head, "cache_dir": cache}
                 earlier = read_json(Path(api.hf_hub_download(repo_id, FILE_LIST, **options)), kind=list)
             operations += [CommitOperationDelete(name) for name in there if name in earlier and name not in files]
         if not operations:

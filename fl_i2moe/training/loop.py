@@ -302,9 +302,8 @@ def create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> to
     """Adam; or AdamW, whose weight decay spares biases and norms. Both go over the parameters once, in one kernel."""
     if arguments.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=arguments.learning_rate, fused=True)
-    decayed, others = [], []
+    by_decay: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        is_weight = name.endswith("weight") and "norm" not in name
-        (decayed if is_weight else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        by_decay[name.endswith("weight") and "norm" not in name].append(parameter)
+    groups = [{"params": x, "weight_decay": arguments.weight_decay * decays} for decays, x in by_decay.items()]
     return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)
