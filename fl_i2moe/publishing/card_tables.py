@@ -84,7 +84,7 @@ def encoders_table(modalities: Mapping[str, Mapping[str, Any]], encoders: Mappin
         if (x := encoders.get(name)) is None:
             continue
         layer, special, number_format = "–", "–", "–"  # of arrays, which are features already
-        if x["kind"] in ENCODED_KINDS:
+        if x.get("kind") in ENCODED_KINDS:
             layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]
             special, number_format = x["special_features"], x["dtype"]
         shape = "{max_features} × {feature_size}".format(**sizes)
