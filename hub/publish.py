@@ -10,7 +10,8 @@ folder and contacts nobody. A second start with the same model changes nothing.
 from dataclasses import dataclass, field
 
 from fl_i2moe.publishing.card import CardOptions
-from fl_i2moe.publishing.model import choose_license, publish, write_repository
+from fl_i2moe.publishing.model import write_repository
+from fl_i2moe.publishing.repository import choose_license, publish
 from fl_i2moe.training.arguments import option, parse_arguments
 from fl_i2moe.training.recipe import run_recipe, silence_libraries
 from fl_i2moe.training.runs import Run

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fl_i2moe.cache.shared import open_features
 from fl_i2moe.publishing.features import write_features
-from fl_i2moe.publishing.model import choose_license, publish
+from fl_i2moe.publishing.repository import choose_license, publish
 from fl_i2moe.training.arguments import option, parse_arguments
 from fl_i2moe.training.recipe import run_recipe
 

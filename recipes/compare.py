@@ -26,8 +26,7 @@ from typing import Literal
 
 from fl_i2moe.cache import is_cache, open_cache
 from fl_i2moe.cache.arrays import array_encoders
-from fl_i2moe.comparison.overhead import measure_overhead
-from fl_i2moe.comparison.robustness import measure_robustness
+from fl_i2moe.comparison.measurements import measure_overhead, measure_robustness
 from fl_i2moe.comparison.systems import (
     System,
     Table,

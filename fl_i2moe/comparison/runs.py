@@ -8,7 +8,7 @@ Trained runs compared with the first of them, sample by sample: metrics, thresho
 Shapes: N samples · E experts · C classes · R resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,16 @@ import torch
 from accelerate import Accelerator
 from markupsafe import Markup
 from numpy.typing import NDArray
+from rich.console import Console
 
-from ..cache import FeatureCache
-from ..cache.batching import create_data_loader
 from ..metrics import markdown
 from ..metrics.statistics import experts_disagree
-from ..metrics.summaries import CONFIDENCE, describe_draws, interval, resample, weighted_means
-from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, difference
-from ..metrics.tasks import predict as decide
+from ..metrics.summaries import CONFIDENCE, describe_draws, interval, plain, resample, weighted_means
+from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, difference, predict
 from ..metrics.weighted import weighted_metrics
 from ..training.arguments import check_options, option
 from ..training.features import EVALUATION_SPLITS, check_splits
-from ..training.loop import Predictions, predict
+from ..training.loop import Predictions, predict_split
 from ..training.recipe import create_console
 from ..training.runs import Run, check_cache, fingerprint, load_model, refuse_trained_runs
 from ..utils.files import write_json, write_text
@@ -43,13 +41,9 @@ class RunComparisonArguments:
     runs: list[str] = option([], "Folders of runs, two or more; each is compared with the first.")
     output_dir: str = option("runs/compared", "Folder for the tables.")
     overwrite: bool = option(False, "Replace what is in --output_dir.")
-    seeds: list[str] = option(
-        [], "Seeds that are compared; all of them if not given, which must then be the same in every run."
-    )
+    seeds: list[str] = option([], "Seeds that are compared; all, the same in every run, if not given.")
     threshold: float | None = option(
-        None,
-        "Probability from which a label counts as predicted (multi-label); the runs' own if not given.",
-        within="(0, 1)",
+        None, "Probability from which a label counts (multi-label); the runs' own if not given.", within="(0, 1)"
     )
     batch_size: int = option(64, "Samples a step.", at_least=1)
     num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)
@@ -64,13 +58,8 @@ class RunComparisonArguments:
 
 def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, accelerator: Accelerator) -> dict[str, Any]:
     """
-    Evaluates the models of all runs on validation and test split and writes the tables.
-
-    Args:
-        runs: on the same features; the others are compared with the first.
-
-    Returns:
-        The content of `runs.json`.
+    Evaluates the models of all runs, which have the same features, on validation and test split, compares each run with
+    the first, and writes the tables. Returns the content of `runs.json`.
 
     Raises:
         ValueError: it is one run only, runs have different seeds or thresholds, a model cannot be read or does not go
@@ -99,16 +88,15 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
         "seed": arguments.seed,
     }
     with held_run_folder(output_dir, settings, resume=not arguments.overwrite, overwrite=arguments.overwrite):
-        told: dict[str, list[dict[str, Predictions]]] = {run.name: [] for run in runs}
-        for run in runs:
-            for seed in seeds:
-                console.print(f"{run.name}, seed {seed}")
-                told[run.name].append(_predict(run.models[seed], cache, arguments.batch_size, accelerator))
+        predictions = {
+            run.name: [_predict(run, seed, arguments.batch_size, accelerator, console) for seed in seeds]
+            for run in runs
+        }
         report = {
             "settings": settings,
             "folders": {run.name: str(run.folder) for run in runs},
             "samples": {split: len(cache.splits[split]) for split in EVALUATION_SPLITS},
-            **compare_predictions(told, cache.problem_type, threshold, arguments.num_resamples, arguments.seed),
+            **compare_predictions(predictions, cache.problem_type, threshold, arguments.num_resamples, arguments.seed),
         }
         text = to_markdown(report)
         write_json(output_dir / "runs.json", report)
@@ -119,49 +107,41 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
 
 
 def common_seeds(runs: Sequence[Run]) -> list[str]:
-    """
-    Raises:
-        ValueError: runs have different ones.
-    """
-    if len({tuple(run.models) for run in runs}) > 1:
-        raise ValueError(
-            "The runs have different seeds; name those to compare by --seeds:\n"
-            + "\n".join(f"  {run.folder}: {' '.join(run.models)}" for run in runs)
-        )
+    """Raises `ValueError` where runs have different ones."""
+    own = {run.folder: " ".join(run.models) for run in runs}
+    _refuse_different("The runs have different seeds; name those to compare by --seeds", own)
     return list(runs[0].models)
 
 
 def common_threshold(runs: Sequence[Run], wanted: float | None) -> float:
-    """
-    The wanted threshold, or that of the training runs.
-
-    Raises:
-        ValueError: none is wanted, and runs have different ones.
-    """
-    own = {str(run.folder): run.settings.get("threshold", 0.5) for run in runs}
-    if wanted is None and len(set(own.values())) > 1:
-        raise ValueError(
-            "The runs were evaluated with different thresholds; give one by --threshold:\n"
-            + "\n".join(f"  {folder}: {threshold}" for folder, threshold in own.items())
-        )
+    """The wanted threshold, or that of the training runs; raises `ValueError` where these have different ones."""
+    own = {run.folder: run.settings.get("threshold", 0.5) for run in runs}
+    if wanted is None:
+        _refuse_different("The runs were evaluated with different thresholds; give one by --threshold", own)
     return wanted or next(iter(own.values()))
 
 
-def _predict(folder: Path, cache: FeatureCache, batch_size: int, accelerator: Accelerator) -> dict[str, Predictions]:
-    model = load_model(folder).to(accelerator.device)
-    said = {}
+def _refuse_different(message: str, own: Mapping[Path, Any]) -> None:
+    if len(set(own.values())) > 1:
+        raise ValueError(f"{message}:\n" + "\n".join(f"  {folder}: {value}" for folder, value in own.items()))
+
+
+def _predict(
+    run: Run, seed: str, batch_size: int, accelerator: Accelerator, console: Console
+) -> dict[str, Predictions]:
+    console.print(f"{run.name}, seed {seed}")
+    model, predictions = load_model(run.models[seed]).to(accelerator.device), {}
+    order = model.config.modality_order
     for split in EVALUATION_SPLITS:
-        loader = create_data_loader(
-            cache.splits[split], model.config.modality_order, batch_size=batch_size, shuffle=False
-        )
-        said[split] = predict(model, accelerator.prepare(loader), accelerator, f"Evaluating {split}")
-        if not said[split].expert_logits.isfinite().all():
-            raise ValueError(f"The model in {folder} says NaN or infinite values of the {split} split.")
-    return said
+        x = predict_split(model, run.cache.splits[split], order, accelerator, batch_size, f"Evaluating {split}")
+        if not x.expert_logits.isfinite().all():
+            raise ValueError(f"The model in {run.models[seed]} predicts NaN or infinite values on the {split} split.")
+        predictions[split] = x
+    return predictions
 
 
 def compare_predictions(
-    told: Mapping[str, Sequence[Mapping[str, Predictions]]],
+    predictions: Mapping[str, Sequence[Mapping[str, Predictions]]],
     problem_type: str,
     threshold: float = 0.5,
     num_resamples: int = 1000,
@@ -169,72 +149,62 @@ def compare_predictions(
 ) -> dict[str, Any]:
     """
     Args:
-        told: run → seed by seed, split → predictions; seeds and samples in the same order in every run.
+        predictions: run → seed by seed, split → predictions; seeds and samples in the same order in every run.
 
     Returns:
         Plain JSON; figures are of the test split, and a description is {`mean`, `std`, `min`, `max`} over the seeds.
 
-        - `metrics`, and of multi-label problems `own_thresholds`, where each label has the threshold that
-          [`best_thresholds`] finds on the validation split: run → metric → a description with `values` by seed and,
-          but for the first run, `difference` {`value`, `std`, `interval`}: of the means over the seeds to the first
-          run, the standard deviation of the seeds' differences, and the middle 95 % of what a bootstrap over test
-          samples gives, each of which all runs and seeds are given. So the interval is about samples, the deviation
-          about seeds.
-        - `log_loss`, `None` for regression: the same of the mean negative log-likelihood of a label, in nats. Decisions
-          at one threshold can gain from probabilities that are too sure; this does not.
+        - `metrics`, and of multi-label problems `own_thresholds`, where each label has its threshold of
+          [`best_thresholds`] on the validation split: run → metric → a description with `values` by seed and, but for
+          the first run, `difference` to it: {`value` of the means over the seeds, `std` of the seeds' differences,
+          `interval`, the middle 95 % of a bootstrap over test samples, drawn alike for all runs and seeds}.
+        - `log_loss`, `None` for regression: the same of the mean negative log-likelihood of a label, in nats, which
+          overconfident probabilities do not improve.
         - `disagreement`, `None` for regression: run → `own`, about the decisions on which two experts of the model
           itself disagree (Table 3 of I²MoE), and `first`, about those on which experts of the first run's model of the
-          same seed do: {`num_decisions`, `share` of all, `accuracy` of the mixture there}, descriptions, the accuracy's
-          over the seeds that have such decisions; `None` where a single expert could not disagree. A decision is a
-          class, or yes or no to a label.
+          same seed do: descriptions {`num_decisions`, `share` of all, `accuracy` of the mixture there, over the seeds
+          that have such decisions}; `None` for a single expert. A decision is a class, or yes or no to a label.
     """
-    runs = {name: [seeds["test"] for seeds in run] for name, run in told.items()}
-    labels = next(iter(runs.values()))[0].labels
+    test = {name: [seed["test"] for seed in seeds] for name, seeds in predictions.items()}
+    logits = {name: [_double(x.logits) for x in seeds] for name, seeds in test.items()}
+    labels = next(iter(test.values()))[0].labels.numpy()
     draws = resample(len(labels), num_resamples, seed)
-    plain_logits = {name: [x.logits.double().numpy() for x in seeds] for name, seeds in runs.items()}
-    report: dict[str, Any] = {"metrics": _metrics(plain_logits, labels, problem_type, draws, threshold)}
+
+    def metrics(logits: Mapping[str, Sequence[FloatArray]], threshold: float) -> dict[str, Any]:
+        return _against_first(logits, lambda x: weighted_metrics(x, labels, problem_type, draws, threshold))
+
+    report: dict[str, Any] = {"metrics": metrics(logits, threshold)}
     if problem_type == "multi_label_classification":
-        shifted = {
-            name: [x["test"].logits.double().numpy() - best_thresholds(**_arrays(x["validation"])) for x in run]
-            for name, run in told.items()
-        }
         # a logit less its label's threshold is positive where the label is predicted
-        tables = _metrics(shifted, labels, problem_type, draws, threshold=0.5)
+        shifted = {
+            name: [_double(x["test"].logits) - _thresholds(x["validation"]) for x in seeds]
+            for name, seeds in predictions.items()
+        }
         report["own_thresholds"] = {
-            name: {metric: x for metric, x in table.items() if metric in ("micro_f1", "macro_f1", "subset_accuracy")}
-            for name, table in tables.items()
+            name: {metric: table[metric] for metric in ("micro_f1", "macro_f1", "subset_accuracy")}
+            for name, table in metrics(shifted, threshold=0.5).items()
         }
-    report |= {"log_loss": None, "disagreement": None}
-    if problem_type != "regression":
-        report["log_loss"] = _against_first(
-            {
-                name: [{"log_loss": weighted_means(log_losses(x, labels.numpy()), draws)} for x in seeds]
-                for name, seeds in plain_logits.items()
-            }
-        )
-        where = {
-            name: [experts_disagree(x.expert_logits.numpy(), problem_type, threshold) for x in seeds]
-            if seeds[0].expert_logits.shape[1] > 1
-            else None
-            for name, seeds in runs.items()
-        }
-        first = next(iter(where.values()))
-        right = {
-            name: [decide(x, problem_type, threshold) == labels.numpy() for x in seeds]
-            for name, seeds in plain_logits.items()
-        }
-        report["disagreement"] = {
-            name: {"own": _accuracy(right[name], where[name]), "first": _accuracy(right[name], first)} for name in runs
-        }
+    if problem_type == "regression":
+        return report | {"log_loss": None, "disagreement": None}
+    report["log_loss"] = _against_first(logits, lambda x: {"log_loss": weighted_means(log_losses(x, labels), draws)})
+    where = {
+        name: [experts_disagree(x.expert_logits.numpy(), problem_type, threshold) for x in seeds]
+        if seeds[0].expert_logits.shape[1] > 1
+        else None
+        for name, seeds in test.items()
+    }
+    first = next(iter(where.values()))
+    report["disagreement"] = {}
+    for name, seeds in logits.items():
+        right = [predict(x, problem_type, threshold) == labels for x in seeds]
+        report["disagreement"][name] = {"own": _accuracy(right, where[name]), "first": _accuracy(right, first)}
     return report
 
 
 def best_thresholds(logits: FloatArray, labels: IntArray) -> FloatArray:
     """
-    For each label the logit above which predicting it has the best F1, halfway between two of (N, C) logits.
-
-    Returns:
-        (C,). Of thresholds that are equally good the one that is nearest to 0; 0 for a label without positives.
+    (C,): for each label the logit above which predicting it has the best F1, halfway between two of (N, C) logits. Of
+    equally good ones it is the nearest to 0; it is 0 for a label without positives.
     """
     found = np.zeros(logits.shape[1])
     for label in np.flatnonzero(labels.any(axis=0)):
@@ -255,33 +225,25 @@ def log_losses(logits: FloatArray, labels: IntArray) -> FloatArray:
     return np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(axis=1)
 
 
-def _arrays(predictions: Predictions) -> dict[str, Any]:
-    return {"logits": predictions.logits.double().numpy(), "labels": predictions.labels.long().numpy()}
+def _double(x: torch.Tensor) -> FloatArray:
+    return x.double().numpy()
 
 
-def _metrics(
-    logits: Mapping[str, Sequence[FloatArray]],
-    labels: torch.Tensor,
-    problem_type: str,
-    draws: FloatArray,
-    threshold: float,
+def _thresholds(validation: Predictions) -> FloatArray:
+    return best_thresholds(_double(validation.logits), validation.labels.long().numpy())
+
+
+def _against_first(
+    logits: Mapping[str, Sequence[FloatArray]], measure: Callable[[FloatArray], Mapping[str, FloatArray]]
 ) -> dict[str, Any]:
-    return _against_first(
-        {
-            name: [weighted_metrics(x, labels, problem_type, draws, threshold) for x in seeds]
-            for name, seeds in logits.items()
-        }
-    )
-
-
-def _against_first(values: Mapping[str, Sequence[Mapping[str, FloatArray]]]) -> dict[str, Any]:
-    """Run → seed by seed, metric → (1 + R,), to run → metric → what [`compare_predictions`] tells of it."""
+    """Run → metric → its entry in [`compare_predictions`]' report; `measure` gives metric → (1 + R,) for one seed."""
+    values = {name: [measure(x) for x in seeds] for name, seeds in logits.items()}
     first = next(iter(values))
     table: dict[str, Any] = {name: {} for name in values}
     for metric in values[first][0]:
         by_run = {name: np.stack([x[metric] for x in seeds]) for name, seeds in values.items()}  # (seeds, 1 + R)
         for name, x in by_run.items():
-            table[name][metric] = {**describe_draws(x[:, 0]), "values": [_defined(v) for v in x[:, 0]]}
+            table[name][metric] = {**describe_draws(x[:, 0]), "values": plain(x[:, 0])}
             if name == first:
                 continue
             changes = x - by_run[first]
@@ -291,10 +253,6 @@ def _against_first(values: Mapping[str, Sequence[Mapping[str, FloatArray]]]) -> 
                 "interval": interval(changes.mean(axis=0)[1:]),
             }
     return table
-
-
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _accuracy(right: Sequence[NDArray[Any]], where: Sequence[NDArray[Any]] | None) -> dict[str, Any] | None:
@@ -320,16 +278,14 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"cent. Differences are to {markdown.escape(first)}, with their standard deviation over the seeds and, in "
         f"brackets, their {CONFIDENCE:.0%} interval by {settings['num_resamples']:,} bootstrap resamples of the test "
         "samples.",
-        "### Metrics",
-        *_metric_tables(report["metrics"]),
     ]
-    if "own_thresholds" in report:
-        parts += [
-            "### With a threshold for each label from the validation split",
-            *_metric_tables(report["own_thresholds"]),
-        ]
-    if report["log_loss"]:
-        parts += ["### How good the probabilities are", *_metric_tables(report["log_loss"])]
+    for title, table in (
+        ("Metrics", report["metrics"]),
+        ("With a threshold for each label from the validation split", report.get("own_thresholds")),
+        ("How good the probabilities are", report["log_loss"]),
+    ):
+        if table:
+            parts += [f"### {title}", *_metric_tables(table)]
     if report["disagreement"]:
         header = [
             "run",
@@ -348,9 +304,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 def _metric_tables(table: Mapping[str, Any]) -> list[str]:
     """Values, and differences to the first run."""
     metrics = list(next(iter(table.values())))
-    better = {metric: greater for metrics in METRICS_BY_PROBLEM.values() for metric, greater in metrics.items()}
-    better["log_loss"] = False
-    header = [Markup(metric if better[metric] else f"{metric} (lower is better)") for metric in metrics]
+    lower = {"log_loss", *(m for known in METRICS_BY_PROBLEM.values() for m, greater in known.items() if not greater)}
+    header = [Markup(f"{metric} (lower is better)" if metric in lower else metric) for metric in metrics]
     values = [[name, *(markdown.spread(m, entry[m]) for m in metrics)] for name, entry in table.items()]
     changes = [[name, *(_change(m, entry[m]) for m in metrics)] for name, entry in list(table.items())[1:]]
     return [

@@ -29,9 +29,8 @@ from ..utils.run_folder import held_run_folder
 
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """
-(folder of the run, its job, features, processes) → what else is to be told of a system, by name: further columns,
-`{"mean", "std", "text"}`; or conditions under which it was evaluated once more, rows of a table of their own,
-`{"metrics"}` as a row has them.
+(folder of the run, its job, features, processes) → further columns by name, `{"mean", "std", "text"}`; or conditions
+under which a system was evaluated again, `{"metrics"}` as a row has them, in a table of their own.
 """
 
 
@@ -42,35 +41,29 @@ class System:
     title: str
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of [`ModelArguments`] that make it what it is."""
-
     against: str | None = None
     """Name of the system that it is compared with: the table shows the difference."""
-
     min_modalities: int = 2
     """With fewer it is no other system than the one it is compared with."""
-
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of [`TrainingArguments`] in which it differs."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Systems that are read together; a system may stand in several tables and is trained once."""
+    """Systems by name, in the order of the rows; one may stand in several tables and is trained once."""
 
     title: str
     systems: Sequence[str]
-    """Names, in the order of the rows."""
-
     row_titles: Mapping[str, str] = field(default_factory=dict)
     """Name → what the system is called in this table, where that is not its own title."""
 
 
 def with_options(system: System, options: Mapping[str, Any], but: Collection[str] = ()) -> System:
-    """The system with further options, of the model or its training, `but` these; what makes it what it is stays."""
-    options = {name: value for name, value in options.items() if name not in but}
+    """The system with further options, of the model or its training, `but` these; its own options win."""
     of_model = {x.name for x in fields(ModelArguments)}
-    model = {name: value for name, value in options.items() if name in of_model}
-    training = {name: value for name, value in options.items() if name not in of_model}
+    model = {name: value for name, value in options.items() if name in of_model and name not in but}
+    training = {name: value for name, value in options.items() if name not in of_model and name not in but}
     return replace(system, model={**model, **system.model}, training={**training, **system.training})
 
 
@@ -84,22 +77,15 @@ def compare_systems(
     tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """
-    Trains every system that is not trained yet, and writes the table anew after each.
-
-    A second start with `resume` goes on where the first was stopped; it may name further systems, and nothing else may
-    change.
+    Trains every system that is not trained yet, and writes the table anew after each; returns the content of
+    `table.json`. With `resume` a stopped comparison goes on; it may name further systems, and nothing else may change.
+    Raises `ValueError` where the output folder holds something else, or a system does not fit the data.
 
     Args:
-        systems: name → system, in the table's order. A name is a folder's.
-        job: options that hold for all; a system's own replace those of the model.
-        measure: what else is to be told of a trained system.
-        tables: what is read together; all systems in one table if not given.
-
-    Returns:
-        The content of `table.json`.
-
-    Raises:
-        ValueError: the output folder holds something else, or a system does not fit the data.
+        systems: name, also of its folder → system, in the table's order.
+        job: options of all systems, unless a system has its own.
+        measure: what else is reported of a trained system.
+        tables: all systems in one table if not given.
     """
     folder = Path(job.output.output_dir)
     systems = {name: x for name, x in systems.items() if x.min_modalities <= len(cache.modalities)}
@@ -128,12 +114,7 @@ def compare_systems(
 
 
 def own_jobs(systems: Mapping[str, System], job: Job) -> dict[str, Job]:
-    """
-    Name of a system → its job, in a folder of its own.
-
-    Raises:
-        ValueError: a system does not go with the options.
-    """
+    """Name of a system → its job, in a folder of its own; raises `ValueError` where it does not go with the options."""
     jobs = {}
     for name, system in systems.items():
         try:
@@ -157,7 +138,6 @@ def make_table(
     Args:
         results: name → `results.json` of the run.
         measured: name → what a [`Measurement`] gave.
-        tables: what is read together; all systems in one table if not given.
 
     Returns:
         Plain JSON: the columns; a row for each system with `metrics` (mean, std, values by seed, difference to the
@@ -190,10 +170,6 @@ def make_table(
             }
         )
     first = next(iter(results.values()))
-    parts = []
-    for table in tables or [Table("", list(systems))]:
-        titles = {name: table.row_titles.get(name, systems[name].title) for name in table.systems if name in systems}
-        parts.append({"title": table.title, "systems": titles})
     return {
         "metrics": names,
         "picked_by": first["metric"] if first["settings"].get("load_best_model_at_end", True) else None,
@@ -201,7 +177,13 @@ def make_table(
         "samples": first["samples"],
         "machine": first["machine"],
         "rows": rows,
-        "tables": parts,
+        "tables": [
+            {
+                "title": x.title,
+                "systems": {name: x.row_titles.get(name, systems[name].title) for name in x.systems if name in systems},
+            }
+            for x in tables or [Table("", list(systems))]
+        ],
     }
 
 
@@ -226,7 +208,7 @@ def render_markdown(table: Mapping[str, Any]) -> str:
 
 
 def _render_systems(titles: Mapping[str, str], rows: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """A row for each system; differences are told where the system that is compared with stands there, too."""
+    """A row for each system, with differences where the table also holds the system that it is compared with."""
     extra = dict.fromkeys(column for name in titles for column, x in rows[name]["measured"].items() if "text" in x)
     lines = []
     for name, title in titles.items():
@@ -241,12 +223,10 @@ def _render_conditions(titles: Mapping[str, str], rows: Mapping[str, Any], metri
     """A row for each system and condition; differences are to the same system without a condition."""
     lines = []
     for name, title in titles.items():
-        row = rows[name]
-        lines.append([title, "none", *(_cell(metric, row["metrics"][metric], False) for metric in metrics)])
-        for condition, x in _conditions(row).items():
-            lines.append(
-                [title, markdown.escape(condition), *(_cell(metric, x["metrics"][metric], True) for metric in metrics)]
-            )
+        own = rows[name]["metrics"]
+        lines.append([title, "none", *(_cell(metric, own[metric], with_difference=False) for metric in metrics)])
+        for condition, x in _conditions(rows[name]).items():
+            lines.append([title, markdown.escape(condition), *(_cell(m, x["metrics"][m], True) for m in metrics)])
     return _render_table(["system", "condition", *metrics], lines, text_columns=2)
 
 
@@ -261,12 +241,7 @@ def _render_table(header: Sequence[str], lines: Sequence[Sequence[str]], text_co
 
 
 def choose_systems(known: Mapping[str, System], names: Sequence[str]) -> dict[str, System]:
-    """
-    The systems of these names, in their order.
-
-    Raises:
-        ValueError: a name is unknown or given twice.
-    """
+    """The systems of these names, in their order; raises `ValueError` where a name is unknown or given twice."""
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"Unknown systems {unknown}; there are {', '.join(known)}.")
     if not names or len(set(names)) != len(names):

@@ -86,18 +86,15 @@ SETTINGS = (
 
 @dataclass
 class CardOptions:
-    """What a card says that no file of the run knows."""
+    """What a card needs beside the files of the run."""
 
     repo_id: str
     license: str
     """Of the weights, by the Hub's identifier."""
-
     dataset_name: str | None = None
     """What people call the data."""
-
     dataset_id: str | None = None
     """Its id on the Hub, where it is there."""
-
     language: list[str] = field(default_factory=list)
     description: str | None = None
     compare: list[str] = field(default_factory=list)
@@ -110,11 +107,10 @@ class CardOptions:
 
 
 def build_card(run: Run, options: CardOptions) -> ModelCard:
-    """
-    Raises:
-        ValueError: the run lacks a file; a run to compare with was measured on something else.
-    """
+    """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
+    encoders = {name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS}
+    example, example_value = _examples(config)
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
         _check_comparable(run, row)
@@ -131,16 +127,14 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         fusion=FUSIONS[config.fusion].title,
         labels=config.label_names,
         raw=takes_raw_inputs(config),
-        encoders={name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS},
-        encoders_table=encoders_table(config),
-        preprocessing=list(
-            dict.fromkeys(
-                ENCODED_KINDS[x["kind"]].describe_preprocessing(x)
-                for x in (config.encoders or {}).values()
-                if x["kind"] in ENCODED_KINDS
-            )
+        encoders=encoders,
+        encoders_table=encoders_table(
+            {name: config.modalities[name] for name in config.modality_order}, config.encoders or {}
         ),
-        parameters=results["seeds"][str(results["best_seed"])]["parameters"],
+        preprocessing=list(
+            dict.fromkeys(ENCODED_KINDS[x["kind"]].describe_preprocessing(x) for x in encoders.values())
+        ),
+        parameters=run.best["parameters"],
         minutes=_minutes([seed["training_seconds"] for seed in results["seeds"].values()]),
         settings=_settings(run),
         metric=metric_title(results["metric"]),
@@ -154,16 +148,15 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         pairs=strongest_pairs(run),
         explained_figures={path.stem for path in run.folder.glob("explanations/*.png")},
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
-        example=Markup(_example(config)),
-        example_value=Markup(_example_values(config)),
+        example=example,
+        example_value=example_value,
     )
     return ModelCard(f"---\n{card_data(run, options).to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
 
 
 def card_data(run: Run, options: CardOptions) -> ModelCardData:
     """The card's head, which the Hub reads. Its results are those of the published weights: the best seed's."""
-    config, results = run.config, run.results
-    best = results["seeds"][str(results["best_seed"])]["test"]
+    config, best = run.config, run.best["test"]
     task, name = hub_task(config), options.dataset_name or options.dataset_id or "unnamed"
     evaluations = [
         EvalResult(
@@ -207,7 +200,6 @@ def evaluation_results(run: Run, options: CardOptions) -> str | None:
     """`.eval_results/<data set>.yaml` of the published weights; `None` where the data are not on the Hub."""
     if options.dataset_id is None:
         return None
-    best = run.results["seeds"][str(run.results["best_seed"])]["test"]
     entries = [
         EvalResultEntry(
             dataset_id=options.dataset_id,
@@ -215,23 +207,20 @@ def evaluation_results(run: Run, options: CardOptions) -> str | None:
             value=round(value, 6),
             notes=f"{metric_title(metric)}, test split, seed {run.results['best_seed']}",
         )
-        for metric, value in best.items()
+        for metric, value in run.best["test"].items()
         if value is not None
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
 def _check_comparable(run: Run, other: Run) -> None:
-    """
-    Raises:
-        ValueError: the other run has other classes, metrics or test samples, so that its numbers say nothing beside.
-    """
-    for what, own, its in (
-        ("classes", run.config.id2label, other.config.id2label),
-        ("metrics", sorted(run.results["test"]), sorted(other.results["test"])),
-        ("test samples", run.results["samples"]["test"], other.results["samples"]["test"]),
+    """Raises `ValueError` where the other run has other classes, metrics or test samples."""
+    for what, of in (
+        ("classes", lambda x: x.config.id2label),
+        ("metrics", lambda x: sorted(x.results["test"])),
+        ("test samples", lambda x: x.results["samples"]["test"]),
     ):
-        if own != its:
+        if of(run) != of(other):
             raise ValueError(f"{other.folder} cannot stand beside {run.folder}: it has other {what}.")
 
 
@@ -244,7 +233,7 @@ def _does(config: FLI2MoEConfig) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Of the training, where the run or its configuration tells them, and where they played a part."""
+    """Those of [`SETTINGS`] that the run or its configuration holds, and that had an effect."""
     config = run.config
     idle: set[str] = set()
     if config.architecture == "dense":
@@ -264,17 +253,11 @@ def _minutes(seconds: Sequence[float]) -> str:
     return "under 1" if high == 0 else f"{low} to {high}" if low < high else str(high)
 
 
-def _example(config: FLI2MoEConfig) -> str:
-    """Keyword arguments of a call in Python."""
-    if all(name.isidentifier() and not iskeyword(name) for name in config.modality_order):
-        return ", ".join(f"{name}={value}" for name, value in _values(config).items())
-    return "**{" + _example_values(config) + "}"
-
-
-def _example_values(config: FLI2MoEConfig) -> str:
-    return ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in _values(config).items())
-
-
-def _values(config: FLI2MoEConfig) -> dict[str, str]:
+def _examples(config: FLI2MoEConfig) -> tuple[Markup, Markup]:
+    """A sample as keyword arguments of a call in Python, and as the items of a dictionary."""
     kinds = {name: (config.encoders or {}).get(name, {}).get("kind") for name in config.modality_order}
-    return {name: ENCODED_KINDS[kind].example(name) if kind in ENCODED_KINDS else "…" for name, kind in kinds.items()}
+    values = {name: ENCODED_KINDS[x].example(name) if x in ENCODED_KINDS else "…" for name, x in kinds.items()}
+    items = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in values.items())
+    if all(name.isidentifier() and not iskeyword(name) for name in values):
+        return Markup(", ".join(f"{name}={value}" for name, value in values.items())), Markup(items)
+    return Markup("**{" + items + "}"), Markup(items)

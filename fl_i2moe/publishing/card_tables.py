@@ -6,18 +6,12 @@ from typing import Any
 from markupsafe import Markup
 
 from ..explain import Explanation
+from ..explain.pages.display import METHOD_NAMES
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
-from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.kinds import ENCODED_KINDS
 from ..training.runs import Run
 
-METHODS = {
-    "grad_attnroll": "Grad×AttnRoll",
-    "attnroll": "AttnRoll",
-    "ig": "integrated gradients",
-    "random": "random",
-}
 NUM_PAIRS = 5
 """Strongest pairs that the card lists for an expert."""
 
@@ -26,12 +20,7 @@ def results_table(runs: Sequence[Run]) -> Markup:
     """Metrics of the test split, mean ± standard deviation over seeds; the best seed's validation metric last."""
     first = runs[0].results
     metrics = list(first["test"])
-    header = [
-        "model",
-        "seeds",
-        *(metric_title(name) for name in metrics),
-        f"validation {metric_title(first['metric'])}",
-    ]
+    header = ["model", "seeds", *map(metric_title, metrics), f"validation {metric_title(first['metric'])}"]
     rows = []
     for index, run in enumerate(runs):
         results = run.results
@@ -56,25 +45,20 @@ def class_table(statistics: Mapping[str, Any]) -> Markup | None:
     per_class = statistics["expert_weights"]["per_class"]
     if per_class is None or len(statistics["expert_names"]) == 1:
         return None
-    rows = [
-        [
-            label,
-            x["num_samples"],
-            *("–" if x["experts"] is None else f"{x['experts'][e]['mean']:.3f}" for e in statistics["expert_names"]),
-        ]
-        for label, x in ((label, per_class[label]) for label in statistics["label_names"])
-    ]
+    rows = []
+    for label in statistics["label_names"]:
+        experts = per_class[label]["experts"]
+        means = ["–" if experts is None else f"{experts[e]['mean']:.3f}" for e in statistics["expert_names"]]
+        rows.append([label, per_class[label]["num_samples"], *means])
     return table(["class", "samples", *map(expert_title, statistics["expert_names"])], rows)
 
 
 def experts_table(statistics: Mapping[str, Any]) -> Markup:
     """Each expert as the only predictor, beside the mixture."""
     metrics = list(statistics["metrics"]["mixture"])
-    rows = [["Mixture", *(shown(name, statistics["metrics"]["mixture"][name]) for name in metrics)]]
-    rows += [
-        [f"{expert_title(e)} alone", *(shown(name, statistics["metrics"]["experts"][e][name]) for name in metrics)]
-        for e in statistics["expert_names"]
-    ]
+    scores = {"Mixture": statistics["metrics"]["mixture"]}
+    scores |= {f"{expert_title(e)} alone": statistics["metrics"]["experts"][e] for e in statistics["expert_names"]}
+    rows = [[who, *(shown(name, values[name]) for name in metrics)] for who, values in scores.items()]
     return table(["predicts", *(metric_title(name) for name in metrics)], rows)
 
 
@@ -84,36 +68,27 @@ def agreement_table(statistics: Mapping[str, Any]) -> Markup | None:
     if agreement is None or len(statistics["expert_names"]) == 1:
         return None
     units = {"per_sample": "whole samples", "per_label": "single yes-or-no decisions"}
+    cells = [f"{experts}_{mixture}" for experts in ("agree", "disagree") for mixture in ("right", "wrong")]
     rows = [
-        [
-            f"{units[unit]} ({part['num_decisions']:,})",
-            *(
-                f"{part['table'][cell]['share']:.1%}".replace("%", " %")
-                for cell in ("agree_right", "agree_wrong", "disagree_right", "disagree_wrong")
-            ),
-        ]
+        [f"{units[unit]} ({part['num_decisions']:,})", *(f"{100 * part['table'][x]['share']:.1f} %" for x in cells)]
         for unit, part in agreement.items()
         if part is not None
     ]
-    header = ["", "agree, mixture right", "agree, mixture wrong", "disagree, mixture right", "disagree, mixture wrong"]
-    return table(header, rows)
+    return table(["", *(cell.replace("_", ", mixture ") for cell in cells)], rows)
 
 
-def encoders_table(config: FLI2MoEConfig) -> Markup:
+def encoders_table(modalities: Mapping[str, Mapping[str, Any]], encoders: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """A row for each modality with an encoder: where its features come from, and their sizes, of `modalities`."""
     rows = []
-    for name in config.modality_order:
-        x = (config.encoders or {}).get(name)
-        if x is None:
+    for name, sizes in modalities.items():
+        if (x := encoders.get(name)) is None:
             continue
-        if x["kind"] not in ENCODED_KINDS:  # arrays, which are features already
-            layer, special, number_format = "–", "–", "–"
-        else:
+        layer, special, number_format = "–", "–", "–"  # of arrays, which are features already
+        if x.get("kind") in ENCODED_KINDS:
             layer = "last" if x["hidden_layer"] is None else x["hidden_layer"]
             special, number_format = x["special_features"], x["dtype"]
-        modality = config.modalities[name]
-        shape = f"{modality['max_features']} × {modality['feature_size']}"
-        commit = x["revision"][:12] if x.get("revision") else "–"
-        rows.append([name, x["name"], commit, layer, special, shape, number_format])
+        shape = "{max_features} × {feature_size}".format(**sizes)
+        rows.append([name, x["name"], (x.get("revision") or "–")[:12], layer, special, shape, number_format])
     header = ["modality", "frozen encoder", "commit", "layer", "special features", "features at most", "number format"]
     return table(header, rows, text_columns=len(header))
 
@@ -131,10 +106,9 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
     rows = []
     for method in own["methods"]:
         drops = own["deletion"][method]
-        cell = drops.get(who, next(iter(drops.values())))[metric]
-        rows.append(
-            [METHODS.get(method, method), spread(metric, {"mean": cell["mean_drop"], "std": cell["mean_drop_std"]})]
-        )
+        x = drops.get(who, next(iter(drops.values())))[metric]
+        drop = spread(metric, {"mean": x["mean_drop"], "std": x["mean_drop_std"]})
+        rows.append([METHOD_NAMES.get(method, method), drop])
     return {
         "table": table(["importance by", f"mean drop of {metric_title(metric)}"], rows),
         "num_samples": own["num_samples"],
@@ -150,18 +124,15 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
         return None
     metric, rows = run.results["metric"], []
     for expert, x in measured.items():
-        part = x["metrics"][metric]
-        beyond, interval = part["ranked_minus_random"]["value"], part["ranked_minus_random"]["interval"]
-        around = f" [{shown(metric, interval[0])},\u00a0{shown(metric, interval[1])}]" if interval else ""
-        rows.append(
-            [
-                expert_title(expert),
-                shown(metric, part["none"]),
-                shown(metric, part["ranked"]),
-                spread(metric, part["random_same_features"]),
-                f"{shown(metric, beyond)}{around}",
-            ]
-        )
+        part, beyond = x["metrics"][metric], x["metrics"][metric]["ranked_minus_random"]
+        limits = ",\u00a0".join(shown(metric, limit) for limit in beyond["interval"] or [])
+        cells = [
+            shown(metric, part["none"]),
+            shown(metric, part["ranked"]),
+            spread(metric, part["random_same_features"]),
+        ]
+        costs = shown(metric, beyond["value"]) + (f" [{limits}]" if limits else "")
+        rows.append([expert_title(expert), *cells, costs])
     header = ["pairs of", "nothing masked", "strongest pairs masked", "random pairs masked", "costs beyond random"]
     return {"table": table(header, rows), "num_samples": next(iter(measured.values()))["num_samples"]}
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -16,7 +15,8 @@ from ..metrics.markdown import render_template, table
 from ..model.kind import Kind
 from ..model.kinds import KINDS
 from ..utils.files import read_json, write_json, write_text
-from .model import make_empty_folder, without_paths, write_file_list
+from .card_tables import encoders_table
+from .repository import make_empty_folder, without_paths, write_file_list
 
 TEMPLATE = Path(__file__).parent / "templates" / "features_card.md.jinja"
 
@@ -30,32 +30,25 @@ def write_features(
     dataset_name: str | None = None,
 ) -> None:
     """
-    Writes a cache as a data set's repository: shards, key, card. It opens again as a cache of the same key.
-
-    Pictures are left out, and their paths cut to the file's name. The texts are part of it, as explanations show them.
-
-    Args:
-        license: of the data, by the Hub's identifier.
-
-    Raises:
-        ValueError: the folder is not empty.
+    Writes a cache as the repository of a data set, which opens again as a cache of the same key. Pictures are
+    left out, and their paths cut to the file's name; texts stay, as explanations show them. `license` is that of the
+    data, by the Hub's identifier. Raises `ValueError` where the folder is not empty.
     """
     validate_repo_id(repo_id)
     folder = make_empty_folder(folder)
-    shard_size = read_json(cache.path / "key.json")["shard_size"]
+    key, info = (read_json(cache.path / name) for name in ("key.json", "info.json"))
     sizes = {split: entry["samples"] for split, entry in cache.key["data"]["splits"].items()}
     kinds = {name: KINDS[modality["kind"]] for name, modality in cache.modalities.items()}
-    for source, target in zip(
-        plan_shards(cache.path, sizes, shard_size), plan_shards(folder, sizes, shard_size), strict=True
-    ):
+    plans = (plan_shards(place, sizes, key["shard_size"]) for place in (cache.path, folder))
+    for source, target in zip(*plans, strict=True):
         _copy_shard(source, target, kinds)
     for split in sizes:
         for name in ("state.json", "dataset_info.json"):
             shutil.copyfile(cache.path / split / name, folder / split / name)
-    key, info = (read_json(cache.path / name) for name in ("key.json", "info.json"))
-    write_json(folder / "key.json", _named_encoders(key, key["key"]["encoders"]))
-    modalities = info["modalities"]
-    write_json(folder / "info.json", _named_encoders(info, {name: x["encoder"] for name, x in modalities.items()}))
+    for identity in (*key["key"]["encoders"].values(), *(x["encoder"] for x in info["modalities"].values())):
+        identity["name"] = without_paths(identity["name"])  # of encoders that are local folders
+    write_json(folder / "key.json", key)
+    write_json(folder / "info.json", info)
     lines = [json.dumps(_skipped_entry(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
     write_text(folder / "skipped.jsonl", "".join(lines))
     write_text(folder / "README.md", str(features_card(cache, repo_id, license=license, dataset_name=dataset_name)))
@@ -75,22 +68,14 @@ def features_card(cache: FeatureCache, repo_id: str, *, license: str, dataset_na
             }
         ],
     )
-    rows = [
-        [
-            name,
-            x["encoder"]["name"] if x["encoder"].get("revision") else without_paths(x["encoder"]["name"]),
-            (x["encoder"].get("revision") or "–")[:12],
-            "last" if x["encoder"].get("hidden_layer") is None else x["encoder"]["hidden_layer"],
-            f"{x['max_features']} × {x['feature_size']}",
-        ]
-        for name, x in cache.modalities.items()
-    ]
+    encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
+    named = {name: x if x.get("revision") else {**x, "name": without_paths(x["name"])} for name, x in encoders.items()}
     text = render_template(
         TEMPLATE,
         repo_id=Markup(repo_id),
         data=dataset_name or "its data",
         cache=cache,
-        encoders=table(["modality", "encoder", "commit", "layer", "features at most"], rows, text_columns=4),
+        encoders=encoders_table(cache.modalities, named),
         splits=table(["split", "samples"], [[split, f"{len(rows):,}"] for split, rows in cache.splits.items()]),
     )
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
@@ -114,10 +99,3 @@ def _skipped_entry(entry: dict[str, str]) -> dict[str, str]:
     """Of a sample that was left out; the reason may name the file, too."""
     folder = f"{Path(entry['file']).parent}/"
     return {**entry, "file": without_paths(entry["file"]), "reason": entry["reason"].replace(folder, "")}
-
-
-def _named_encoders(content: dict[str, Any], identities: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """`content`, in which encoders that are local folders are called by the folder's name."""
-    for identity in identities.values():
-        identity["name"] = without_paths(identity["name"])
-    return content

@@ -1,87 +1,33 @@
-"""
-From a training run to a repository on the Hub: its files in a folder, and one commit that brings them there.
+"""From a training run to the repository of a model: weights, code, processor, card, figures, statistics and results."""
 
-What the folder holds is all that is published, so a dry run shows it whole. Nothing is pushed twice: files are compared
-with those of the repository by their checksums, and where all are equal no commit is made. A repository keeps a list of
-the files that were published into it: a later version takes away those of the list that it no longer has, and nothing
-else.
-"""
-
-import hashlib
-import re
 import shutil
-import tempfile
-from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
-from huggingface_hub.hf_api import RepoFile
-from transformers import AutoModel
-
 from ..model.kinds import ENCODED_KINDS
-from ..model.modeling_fl_i2moe import FLI2MoEModel
-from ..model.pinned_encoders import (
-    ENCODERS_FOLDER,
-    Repository,
-    find_encoder,
-    load_pinned_encoder,
-    takes_raw_inputs,
-)
+from ..model.pinned_encoders import ENCODERS_FOLDER, Repository, find_encoder, load_pinned_encoder, takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from ..model.processing_fl_i2moe import FLI2MoEProcessor
-from ..training.runs import Run
-from ..utils.files import read_json, write_json, write_text
+from ..training.runs import Run, load_model
+from ..utils.files import write_json, write_text
 from .card import CardOptions, build_card, evaluation_results
+from .repository import make_empty_folder, without_paths, write_file_list
 
 WEIGHTS_FILE = "model.safetensors"
 ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-FILE_LIST = "published_files.json"
-COMMON_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other")
-
-
-def choose_license(license: str | None, folder: str | Path, what: str) -> str:
-    """
-    The license given, or else the one in the head of the folder's own card.
-
-    Args:
-        license: by the Hub's identifier.
-        folder: of what is to be published.
-        what: it is a license of.
-
-    Raises:
-        ValueError: there is none, or it is no identifier.
-    """
-    card = Path(folder) / "README.md"
-    if license is None and card.is_file():
-        license = ModelCard.load(card).data.license
-    if isinstance(license, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        return license
-    problem = "is needed" if license is None else f"must be an identifier of the Hub, got {license!r}"
-    raise ValueError(
-        f"`license` {problem}: what others may do with {what} is yours to say, and depends on what they come from. "
-        f"Common ones: {', '.join(COMMON_LICENSES)}; all: https://huggingface.co/docs/hub/repositories-licenses"
-    )
 
 
 def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None:
     """
-    Writes the files of a model's repository into an empty folder: weights, code, processor, card, figures, statistics,
-    results, and the encoders that no hub has.
-
-    Raises:
-        ValueError: the folder is not empty; the run has no safetensors; an encoder cannot be found, or is another one
-            than the features of the training come from.
+    Writes the files of a model's repository into an empty folder, with encoders that no hub has. Raises `ValueError`
+    where the folder is not empty, the run has no safetensors, or an encoder cannot be found, or is another one than the
+    features of the training come from.
     """
     if not (run.folder / WEIGHTS_FILE).is_file():
         raise ValueError(f"{run.folder} has no {WEIGHTS_FILE}; weights in other formats are not published.")
     folder = make_empty_folder(folder)
-    model = AutoModel.from_pretrained(run.folder)
-    if not isinstance(model, FLI2MoEModel):
-        raise ValueError(f"{run.folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
+    model = load_model(run.folder)
     model.config.encoders = {
         name: _publish_encoder(model.config.encoders[name], name, run, folder)
         for name in model.config.modality_order
@@ -94,12 +40,11 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     else:
         model.save_pretrained(folder)
 
-    for name in ("figures", "explanations"):
-        files = [*run.folder.glob(f"{name}/*.png"), *run.folder.glob(f"{name}/*.json")]
-        for file in files:
+    for pattern in ("figures/*.png", "figures/*.json", "explanations/*.png", "explanations/*.json"):
+        for file in run.folder.glob(pattern):
             if file.name != "run.json":
-                (folder / name).mkdir(exist_ok=True)
-                shutil.copyfile(file, folder / name / file.name)
+                (target := folder / file.parent.name).mkdir(exist_ok=True)
+                shutil.copyfile(file, target / file.name)
     shutil.copyfile(run.folder / "interaction_statistics.json", folder / "interaction_statistics.json")
     results = {**without_paths(run.results), "encoders": model.config.encoders}
     write_json(folder / "results.json", results)
@@ -109,143 +54,6 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     if (evaluations := evaluation_results(run, options)) is not None:
         write_text(folder / ".eval_results" / f"{options.dataset_id.replace('/', '--')}.yaml", evaluations)
     write_file_list(folder)
-
-
-def make_empty_folder(folder: str | Path) -> Path:
-    """
-    Raises:
-        ValueError: there is something in it.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def write_file_list(folder: Path) -> None:
-    """Lists what the folder holds, so that a later version knows which files of the repository are its to remove."""
-    (folder / FILE_LIST).unlink(missing_ok=True)
-    write_json(folder / FILE_LIST, sorted(_files(folder)))
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Name in the repository → file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def publish(
-    write: Callable[[str], None],
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool = False,
-    dry_run: str | None = None,
-    message: str = "Publish",
-) -> None:
-    """
-    Writes the files of a repository and pushes them, and prints what came of it.
-
-    Args:
-        write: writes the files into an empty folder.
-        dry_run: a folder to write them into instead of pushing them.
-
-    Raises:
-        ValueError, ConnectionError: as `write` and [`push`].
-    """
-    if dry_run:
-        write(dry_run)
-        print(f"Nothing is published. The files of {repo_id} are in {dry_run}:")
-        for name, path in _files(Path(dry_run)).items():
-            print(f"  {name} ({path.stat().st_size:,} bytes)")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write(folder)
-        commit = push(folder, repo_id, repo_type=repo_type, private=private, message=message)
-    print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
-    print(f"{ENDPOINT}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}")
-
-
-def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool = False,
-    message: str = "Publish",
-    api: HfApi | None = None,
-) -> str | None:
-    """
-    Brings a folder into a repository, in one commit, which is there whole or not at all.
-
-    Args:
-        private: of a repository that is made now; one that exists stays as it is.
-        api: of another Hub.
-
-    Returns:
-        The commit's id; `None` where the repository has these files already.
-
-    Raises:
-        ValueError: nobody is logged in, or the Hub refuses.
-        ConnectionError: the Hub cannot be reached, or the connection broke.
-    """
-    folder, api = Path(folder), api or HfApi()
-    try:
-        sdk = "gradio" if repo_type == "space" else None
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
-        head = api.repo_info(repo_id, repo_type=repo_type).sha
-        there = {
-            entry.path: entry
-            for entry in api.list_repo_tree(repo_id, repo_type=repo_type, revision=head, recursive=True)
-            if isinstance(entry, RepoFile)
-        }
-        files = _files(folder)
-        operations: list[Any] = [
-            CommitOperationAdd(name, path)
-            for name, path in files.items()
-            if name not in there or not same_content(path, there[name])
-        ]
-        if FILE_LIST in there:
-            earlier = _earlier_files(api, repo_id, repo_type, head)
-            operations += [CommitOperationDelete(name) for name in there if name in earlier and name not in files]
-        if not operations:
-            return None
-        commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=head)
-        return commit.oid
-    except LocalTokenNotFoundError as error:
-        raise ValueError("Nobody is logged in: run `hf auth login`, or set HF_TOKEN.") from error
-    except HfHubHTTPError as error:
-        raise ValueError(_explain(error, repo_id)) from error
-    except (HTTPError, OSError, RuntimeError) as error:
-        # what the client makes of a large file whose upload failed
-        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, (HTTPError, OSError)):
-            raise
-        raise ConnectionError(
-            f"The Hub could not be reached, or the connection broke ({error}). Nothing is published by halves: either "
-            f"{repo_id} is as it was before, or only the answer was lost and all is there. Run the same command again."
-        ) from error
-
-
-def same_content(path: Path, entry: RepoFile) -> bool:
-    """Whether a file has the bytes of one in a repository, by the checksum that the Hub keeps of it."""
-    if path.stat().st_size != entry.size:
-        return False
-    if entry.lfs is not None:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == entry.blob_id
-
-
-def without_paths(value: Any) -> Any:
-    """JSON in which paths of this machine are cut to their last part."""
-    if isinstance(value, dict):
-        return {key: without_paths(x) for key, x in value.items()}
-    if isinstance(value, list):
-        return [without_paths(x) for x in value]
-    if isinstance(value, str) and re.match(r"(/|~|\.\.?/|[A-Za-z]:[\\/])", value):
-        return re.split(r"[\\/]", value.rstrip("/\\"))[-1]
-    return value
 
 
 def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: Path) -> dict[str, Any]:
@@ -266,31 +74,3 @@ def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: 
         for file in Path(source).glob(pattern):
             shutil.copyfile(file, target / file.name)
     return {**identity, "name": without_paths(identity["name"])}
-
-
-def _earlier_files(api: HfApi, repo_id: str, repo_type: str, revision: str) -> set[str]:
-    """What was published last."""
-    with tempfile.TemporaryDirectory() as cache:
-        path = api.hf_hub_download(repo_id, FILE_LIST, repo_type=repo_type, revision=revision, cache_dir=cache)
-        names = read_json(Path(path), kind=list)
-    return set(map(str, names))
-
-
-def _explain(error: HfHubHTTPError, repo_id: str) -> str:
-    status = error.response.status_code if error.response is not None else None
-    match status:
-        case 401:
-            return f"The Hub does not know who you are: run `hf auth login`, or set HF_TOKEN ({_reason(error)})."
-        case 403:
-            return (
-                f"You may not write to {repo_id}: it is somebody else's, or your token only reads. Give a --repo_id "
-                f"under your own name, and a token that may write ({_reason(error)})."
-            )
-        case 412:
-            return f"Somebody changed {repo_id} meanwhile: look at it, then run the same command again."
-        case _:
-            return f"The Hub refused to publish {repo_id}: {_reason(error)}"
-
-
-def _reason(error: HfHubHTTPError) -> str:
-    return (error.server_message or str(error).splitlines()[0]).strip()

@@ -39,9 +39,7 @@ class CacheArguments:
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
     encoding_batch_size: int = option(32, "Samples an encoder sees at once.", at_least=1)
-    encoding_workers: int = option(
-        1, "Processes that decode pictures and tokenize texts while the encoders run.", at_least=0
-    )
+    encoding_workers: int = option(1, "Processes that decode pictures and tokenize texts meanwhile.", at_least=0)
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
     )
@@ -57,22 +55,14 @@ class EncodingArguments(CacheArguments):
     given: ClassVar[frozenset[str]] = frozenset()
     """The options, of all parts, that stand on the command line; not those that a preset sets."""
 
-    features: str | None = option(
-        None, "Start from these features instead of raw samples: the folder of a cache, or a data set on the Hub."
-    )
+    features: str | None = option(None, "Features instead of raw samples: folder of a cache, or data set on the Hub.")
     stream_features: bool = option(
-        False,
-        "Read the training split of --features from the Hub in every epoch instead of fetching it; the other splits "
-        "are fetched.",
+        False, "Read the training split of --features from the Hub in every epoch; the other splits are fetched."
     )
     shuffle_buffer_size: int = option(
-        1024,
-        "Samples in memory that are shuffled, and sorted by --bucket_by_length, where features are streamed.",
-        at_least=1,
+        1024, "Streamed samples in memory that are shuffled, and sorted by --bucket_by_length.", at_least=1
     )
-    text_max_length: int = option(
-        128, "Tokens of a text that are kept, special ones included; longer texts are cut.", at_least=1
-    )
+    text_max_length: int = option(128, "Tokens of a text that are kept, special ones included.", at_least=1)
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
@@ -92,9 +82,7 @@ class ImageEncoderArguments:
 
     image_encoder: str | None = option(None, "Hub id or folder of a vision model; the data set's own if not given.")
     image_revision: str | None = option(None, "Commit, tag or branch of the vision model.")
-    image_hidden_layer: int | None = option(
-        None, "Hidden layer of the vision model, 0 for embeddings; the last if not given."
-    )
+    image_hidden_layer: int | None = option(None, "Hidden layer taken, 0 for embeddings; the last if not given.")
 
 
 @dataclass
@@ -103,9 +91,7 @@ class TextEncoderArguments:
 
     text_encoder: str | None = option(None, "Hub id or folder of a text model; the data set's own if not given.")
     text_revision: str | None = option(None, "Commit, tag or branch of the text model.")
-    text_hidden_layer: int | None = option(
-        None, "Hidden layer of the text model, 0 for embeddings; the last if not given."
-    )
+    text_hidden_layer: int | None = option(None, "Hidden layer taken, 0 for embeddings; the last if not given.")
 
 
 @dataclass
@@ -119,16 +105,10 @@ class ArrayArguments:
     label_threshold: float | None = option(None, "Make two classes of one number: up to this, and above.")
     split_field: str = option("split", "Field of the splits.")
     id_field: str | None = option(None, "Field of the ids; ids or id if not given.")
-    validation_share: float = option(
-        0.1, "Share of the training samples to validate on, where the file has no such split.", within=SHARE
-    )
-    test_share: float = option(
-        0.2, "Share of the training samples to test on, where the file has no such split.", within=SHARE
-    )
+    validation_share: float = option(0.1, "Share of training samples to validate on, if none are given.", within=SHARE)
+    test_share: float = option(0.2, "Share of training samples to test on, if none are given.", within=SHARE)
     split_seed: int = option(0, "Seed of that draw.", at_least=0)
-    standardize: bool = option(
-        True, "Give every number of a modality mean 0 and standard deviation 1 over the training split."
-    )
+    standardize: bool = option(True, "Scale every number to mean 0 and standard deviation 1 over the training split.")
     replace_non_finite: bool = option(False, "Put zero in place of NaN and infinite numbers.")
     mask_zero_vectors: bool = option(False, "Take vectors of zeros for padding.")
 
@@ -149,14 +129,8 @@ def given_options(arguments: Any, names: Iterable[str]) -> list[str]:
 
 def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | None = None) -> bool:
     """
-    Whether a run starts from features, so that there are no raw samples to read and encode.
-
-    Args:
-        data: options of the raw samples, a dataclass.
-        needs: that option without which there are none.
-
-    Raises:
-        ValueError: neither features nor samples are given; or both, see [`refuse_raw_options`].
+    Whether a run starts from features instead of raw samples, whose options are `data`, a dataclass. Raises
+    `ValueError` where neither features nor samples, which have the option `needs`, are given; or both.
     """
     if not encoding.features:
         if needs is not None and getattr(data, needs) is None:
@@ -168,19 +142,14 @@ def starts_from_features(encoding: EncodingArguments, data: Any, needs: str | No
 
 def refuse_raw_options(encoding: EncodingArguments, data: Any, instead: str) -> None:
     """
-    Args:
-        data: options of the raw samples, a dataclass.
-        instead: the option that says where the features are.
-
-    Raises:
-        ValueError: an option is given that raw samples alone have, so that it would change nothing.
+    Raises `ValueError` where an option of raw samples is given, which would change nothing: `instead` names the option
+    that says where the features are.
     """
     of_features = ("features", "stream_features", "shuffle_buffer_size", instead)
     for part in (data, encoding):
-        names = [x.name for x in fields(part) if x.name not in of_features]
-        changed = {*given_options(part, names)} - {"text_max_length"}  # which presets set
-        for name in names:
-            if name in changed or name in encoding.given:
+        for name in [x.name for x in fields(part) if x.name not in of_features]:
+            is_changed = name != "text_max_length" and given_options(part, [name])  # a length that presets set
+            if is_changed or name in encoding.given:
                 raise ValueError(
                     f"`{instead}` and `{name}` exclude each other: features are taken as they are, and not encoded "
                     "again."
@@ -212,10 +181,8 @@ class ModelArguments(_ModelOptions):
 
     def to_config(self, modalities: Mapping[str, dict], **others) -> FLI2MoEConfig:
         """
-        The model's configuration; `others` are its fields that the data decide.
-
-        Raises:
-            ValueError: a field, or how fields go together, is wrong.
+        The model's configuration; `others` are its fields that the data decide. Raises `ValueError` where a field, or
+        how fields go together, is wrong.
         """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         dropout = values.pop("dropout")
@@ -235,40 +202,24 @@ class TrainingArguments:
     optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW with --weight_decay.")
     weight_decay: float = option(0.0, "Weight decay (AdamW).", at_least=0)
     lr_scheduler: Literal["constant", "linear", "cosine"] = option("constant", "Course of the learning rate.")
-    warmup_ratio: float = option(
-        0.0, "Share of all steps in which the learning rate rises to its peak.", within="[0, 1]"
-    )
+    warmup_ratio: float = option(0.0, "Share of all steps in which the learning rate rises.", within="[0, 1]")
     feature_dropout_start: float = option(
-        0.35,
-        "Share of the epochs before --feature_dropout sets in; the best epoch is picked among those after.",
-        within=SHARE,
+        0.35, "Share of epochs before --feature_dropout sets in; the best epoch is one of those after.", within=SHARE
     )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Number format of the training step; Accelerate's setting if not given."
-    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format; Accelerate's if not given.")
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
-    metric: str | None = option(
-        None, "Metric of the validation split that picks the checkpoint; the task's first one if not given."
-    )
+    metric: str | None = option(None, "Validation metric that picks the checkpoint; the task's first if not given.")
     load_best_model_at_end: bool = option(True, "Keep the epoch that is best by that metric; else the last one.")
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).", within="(0, 1)")
-    early_stopping_patience: int | None = option(
-        None, "Stop after so many epochs without a better validation metric.", at_least=1
-    )
-    checkpoint_steps: int = option(
-        200, "Optimizer steps between checkpoints; one is written at every epoch's end, too.", at_least=1
-    )
+    early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better metric.", at_least=1)
+    checkpoint_steps: int = option(200, "Steps between checkpoints, beside one at every epoch's end.", at_least=1)
     keep_checkpoints: int = option(2, "Checkpoints that are kept.", at_least=1)
-    bucket_by_length: bool = option(
-        False, "Batch sequences of similar length together: less padding, but batches are less random."
-    )
+    bucket_by_length: bool = option(False, "Batch sequences of similar length: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
     num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", at_least=0)
-    num_threads: int | None = option(
-        None, "CPU threads a process, where it computes on the CPU; all cores if not given.", at_least=1
-    )
+    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", at_least=1)
 
     def __post_init__(self):
         check_options(self)
@@ -306,7 +257,6 @@ class Job:
 
     encoding: CacheArguments
     """[`EncodingArguments`] where encoders are to be loaded."""
-
     model: ModelArguments
     training: TrainingArguments
     output: OutputArguments
@@ -361,9 +311,9 @@ def parse_arguments(
 
     Args:
         types: dataclasses whose fields become options.
-        presets: name → option → value; `--preset` chooses among them. There is no such option without them.
-        default_preset: called with the arguments parsed without a preset; returns the name of the one that holds if
-            none is given. The first one if not given.
+        presets: name → option → value; `--preset` chooses among them.
+        default_preset: names the preset that holds where none is given, from the arguments parsed without one; the
+            first one if not given.
         description: what the job does, for `--help`.
         arguments: the command line; `sys.argv` if not given.
 
@@ -375,15 +325,17 @@ def parse_arguments(
     parser = HfArgumentParser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if presets:
-        choices = {"choices": list(presets), "help": "Set of defaults to start from; with --help, it is shown."}
+        choices: dict[str, Any] = {
+            "choices": list(presets),
+            "help": "Set of defaults to start from; with --help, it is shown.",
+        }
         parser.add_argument("--preset", **choices)
         before_help = ArgumentParser(usage=usage, add_help=False)
         before_help.add_argument("--preset", **choices)
-        asked, _ = before_help.parse_known_args(arguments)
-        parser.set_defaults(**presets.get(asked.preset, {}))
-        first = parser.parse_args(arguments)
-        default = default_preset(first) if default_preset else next(iter(presets))
-        parser.set_defaults(**presets[first.preset or default])
+        preset = before_help.parse_known_args(arguments)[0].preset
+        if preset is None:
+            preset = default_preset(parser.parse_args(arguments)) if default_preset else next(iter(presets))
+        parser.set_defaults(**presets[preset])
     namespace = parser.parse_args(arguments)
     # argparse leaves alone what a namespace has already, unless the command line says otherwise
     unset = Namespace(**dict.fromkeys(vars(namespace)))
@@ -399,28 +351,15 @@ def parse_command(
     commands: Mapping[str, type], description: str, arguments: Sequence[str] | None = None
 ) -> tuple[str, Any]:
     """
-    Reads a command line whose first word says what to do.
-
-    Args:
-        commands: word → dataclass whose fields become its options and whose docstring its help.
-        description: what the job does, for `--help`.
-        arguments: the command line; `sys.argv` if not given.
-
-    Returns:
-        The word and the instance. Wrong values end the program with a message, as argparse does.
+    Reads a command line whose first word is one of `commands`: word → dataclass, whose fields become its options, and
+    whose docstring its help. Returns the word and the instance; otherwise as [`parse_arguments`].
     """
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
     words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
-    parsers = {
-        word: words.add_parser(
-            word,
-            dataclass_types=_for_parser(kind),
-            description=kind.__doc__,
-            help=kind.__doc__,
-            formatter_class=HelpFormatter,
-        )
-        for word, kind in commands.items()
-    }
+    parsers = {}
+    for word, kind in commands.items():
+        texts: dict[str, Any] = {"description": kind.__doc__, "help": kind.__doc__, "formatter_class": HelpFormatter}
+        parsers[word] = words.add_parser(word, dataclass_types=_for_parser(kind), **texts)
     namespace = parser.parse_args(arguments)
     word = namespace.command
     [instance] = _instances(parsers[word], [commands[word]], namespace)
@@ -439,10 +378,8 @@ def _for_parser(kind: type) -> type:
             hint = Literal[choices]
         elif hint == float | int:
             hint = float
-        metadata = {"help": item.metadata["help"]}
-        shown.append(
-            (item.name, hint, field(default=item.default, default_factory=item.default_factory, metadata=metadata))
-        )
+        kept: dict[str, Any] = {"default": item.default, "default_factory": item.default_factory}
+        shown.append((item.name, hint, field(**kept, metadata={"help": item.metadata["help"]})))
     heading = re.split("[.;]", kind.__doc__ or "")[0]
     return make_dataclass(kind.__name__, shown, kw_only=True, namespace={"_argument_group_name": heading})
 

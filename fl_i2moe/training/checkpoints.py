@@ -39,10 +39,8 @@ class Checkpoints:
 
     def save(self, accelerator: Accelerator, state: TrainerState) -> None:
         """
-        Writes under another name and renames, so that a killed run leaves no half checkpoint under a valid name.
-
-        Raises:
-            OSError: the disk is full; earlier checkpoints are as they were.
+        Writes under another name and renames, so that a killed run leaves no half checkpoint under a valid name. Raises
+        `OSError` if the disk is full; earlier checkpoints are as they were.
         """
         # the epoch tells the checkpoint at its end from one that fell on its last step
         target = self.folder / f"step-{state.optimizer_step:08d}-epoch-{state.epoch:04d}"

@@ -20,6 +20,7 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 WRAPPER = "ensemble_model"
 EXPERT = "interaction_experts.{}.fusion_model"
+PARTS = ("weight", "bias")
 LAYER = {
     "attention_norm.weight": "norm1.weight",
     "attention_norm.bias": "norm1.bias",
@@ -37,10 +38,8 @@ LAYER = {
 def load_i2moe_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     Reads the tensors of a published checkpoint: a `state_dict`, or the file that the published training writes, which
-    has it under `"ensemble_model"`. No code in the file is run.
-
-    Raises:
-        ValueError: the file cannot be read, or holds anything but tensors.
+    has it under `"ensemble_model"`. No code in the file is run. Raises `ValueError` where the file cannot be read, or
+    holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,9 +74,8 @@ def convert_i2moe(
     dropout: float = 0.5,
 ) -> FLI2MoEModel:
     """
-    The model whose logits, weights and (given the same noise) losses are those of the published one.
-
-    The keywords are what a `state_dict` does not tell; the published scripts set them (I²MoE, table 7).
+    The model whose logits, weights and (given the same noise) losses are those of the published one. The keywords are
+    what a `state_dict` does not hold; the published scripts set them (I²MoE, table 7).
 
     Args:
         state_dict: of an `InteractionMoE` or `InteractionMoERegression` with Transformer fusion, dense layers.
@@ -87,20 +85,16 @@ def convert_i2moe(
         ValueError: tensors are missing, left over, of the wrong shape or not finite; the number of modalities is
             another; or an option is wrong.
     """
-    modalities = list(modalities)
     config = _read_config(
         state_dict,
-        modalities,
+        list(modalities),
         num_attention_heads=num_attention_heads,
         reweighting_temperature=reweighting_temperature,
         problem_type=problem_type,
         interaction_loss_weight=interaction_loss_weight,
-        attention_dropout=dropout,
-        residual_dropout=dropout,
-        activation_dropout=dropout,
+        **dict.fromkeys(("attention_dropout", "residual_dropout", "activation_dropout"), dropout),
     )
-    _check_shapes(state_dict, _expected_shapes(config))
-    _check_values(state_dict)
+    _check_tensors(state_dict, _expected_shapes(config))
     model = FLI2MoEModel(config)
     model.load_state_dict(_translate(state_dict, config))
     return model.eval()
@@ -109,32 +103,30 @@ def convert_i2moe(
 def _read_config(state_dict: Mapping[str, torch.Tensor], modalities: list[str], **others) -> FLI2MoEConfig:
     """Sizes from the first tensors of each kind; all others are checked against them."""
 
-    def indexes(pattern: str) -> list[int]:
-        return sorted({int(found[1]) for name in state_dict if (found := re.fullmatch(pattern, name))})
+    def count(pattern: str) -> int:
+        return len({found[1] for name in state_dict if (found := re.fullmatch(pattern, name))})
 
-    first = re.escape(EXPERT.format(0))
-    num_experts = len(indexes(r"interaction_experts\.(\d+)\..*"))
-    num_layers = len(indexes(rf"{first}\.network\.(\d+)\.norm1\.weight"))
-    hidden = state_dict.get(f"{EXPERT.format(0)}.network.0.norm1.weight")
-    positions = state_dict.get(f"{EXPERT.format(0)}.pos_embed")
-    up = state_dict.get(f"{EXPERT.format(0)}.network.0.mlp.network.0.weight")
-    head = state_dict.get(f"{EXPERT.format(0)}.network.{num_layers}.fc.weight")
-    reweighting = state_dict.get("reweight.mlp.network.0.weight")
-    if any(x is None for x in (hidden, positions, up, head, reweighting)):
+    first = EXPERT.format(0)
+    num_experts = count(r"interaction_experts\.(\d+)\..*")
+    num_layers = count(rf"{re.escape(first)}\.network\.(\d+)\.norm1\.weight")
+    needed = {  # name → number of sizes
+        f"{first}.network.0.norm1.weight": 1,
+        f"{first}.pos_embed": 3,
+        f"{first}.network.0.mlp.network.0.weight": 2,
+        f"{first}.network.{num_layers}.fc.weight": 2,
+        "reweight.mlp.network.0.weight": 2,
+    }
+    if any(name not in state_dict for name in needed):
+        found = ", ".join(list(state_dict)[:5]) + (f" and {len(state_dict) - 5} more" if len(state_dict) > 5 else "")
         raise ValueError(
             "This is no InteractionMoE with Transformer fusion: names such as "
-            f"{EXPERT.format(0)}.network.0.norm1.weight, ….pos_embed, ….network.<layers>.fc.weight and "
-            f"reweight.mlp.network.0.weight are expected, found {_listed(state_dict)}."
+            f"{first}.network.0.norm1.weight, ….pos_embed, ….network.<layers>.fc.weight and "
+            f"reweight.mlp.network.0.weight are expected, found {found or 'nothing'}."
         )
-    for name, x, dims in (
-        ("network.0.norm1.weight", hidden, 1),
-        ("pos_embed", positions, 3),
-        ("network.0.mlp.network.0.weight", up, 2),
-        ("fc.weight", head, 2),
-        ("reweight.mlp.network.0.weight", reweighting, 2),
-    ):
-        if x.dim() != dims or 0 in x.shape:
-            raise ValueError(f"{name} has the shape {tuple(x.shape)}; {dims} sizes of at least 1 are expected.")
+    for name, dims in needed.items():
+        if (shape := state_dict[name].shape).numel() == 0 or len(shape) != dims:
+            raise ValueError(f"{name} has the shape {tuple(shape)}; {dims} sizes of at least 1 are expected.")
+    hidden, positions, up, head, reweighting = (state_dict[name] for name in needed)
     if len(set(modalities)) < len(modalities):
         raise ValueError(f"A modality is named twice: {modalities}.")
     if num_experts != len(modalities) + 2:
@@ -152,7 +144,7 @@ def _read_config(state_dict: Mapping[str, torch.Tensor], modalities: list[str], 
         num_fusion_layers=num_layers,
         intermediate_size=len(up),
         reweighting_hidden_size=len(reweighting),
-        num_reweighting_layers=len(indexes(r"reweight\.mlp\.network\.(\d+)\.weight")),
+        num_reweighting_layers=count(r"reweight\.mlp\.network\.(\d+)\.weight"),
         layer_arithmetic="published",
         position_embeddings="per_expert",
         regression_interaction_loss="published",
@@ -160,37 +152,40 @@ def _read_config(state_dict: Mapping[str, torch.Tensor], modalities: list[str], 
     )
 
 
+def _expert_names(config: FLI2MoEConfig) -> dict[str, str]:
+    """This package's name of a stack of all experts → the published name in each of them."""
+    names = {
+        f"experts.layers.{i}.{ours}": f"network.{i}.{theirs}"
+        for i in range(config.num_fusion_layers)
+        for ours, theirs in LAYER.items()
+    }
+    return names | {f"experts.head.{part}": f"network.{config.num_fusion_layers}.fc.{part}" for part in PARTS}
+
+
+def _reweighting_names(config: FLI2MoEConfig) -> dict[str, str]:
+    """This package's name → the published one, where activation and dropout stand between the linear layers."""
+    return {
+        f"reweighting.layers.{i}.{part}": f"reweight.mlp.network.{3 * i}.{part}"
+        for i in range(config.num_reweighting_layers)
+        for part in PARTS
+    }
+
+
 def _expected_shapes(config: FLI2MoEConfig) -> dict[str, tuple[int, ...]]:
-    hidden, wide = config.hidden_size, config.intermediate_size
-    count = config.num_modalities
-    length = count * config.modalities[config.modality_order[0]]["max_features"]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for e in range(config.num_experts):
-        expert = EXPERT.format(e)
-        shapes[f"{expert}.pos_embed"] = (1, length, hidden)
-        for i in range(config.num_fusion_layers):
-            layer = f"{expert}.network.{i}"
-            for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "attn.proj.bias"):
-                shapes[f"{layer}.{name}"] = (hidden,)
-            shapes[f"{layer}.attn.q.weight"] = shapes[f"{layer}.attn.proj.weight"] = (hidden, hidden)
-            shapes[f"{layer}.attn.kv.weight"] = (2 * hidden, hidden)
-            shapes[f"{layer}.mlp.network.0.weight"], shapes[f"{layer}.mlp.network.0.bias"] = (wide, hidden), (wide,)
-            shapes[f"{layer}.mlp.network.3.weight"], shapes[f"{layer}.mlp.network.3.bias"] = (hidden, wide), (hidden,)
-        head = f"{expert}.network.{config.num_fusion_layers}.fc"
-        shapes[f"{head}.weight"], shapes[f"{head}.bias"] = (config.num_labels, count * hidden), (config.num_labels,)
-    middle = [config.reweighting_hidden_size] * (config.num_reweighting_layers - 1)
-    sizes = [count * hidden, *middle, config.num_experts]
-    for i, name in enumerate(_reweighting_layers(config)):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (sizes[i + 1], sizes[i]), (sizes[i + 1],)
-    return shapes
+    """Published name → shape, as this package's tensors have it."""
+    with torch.device("meta"):
+        own = {name: tuple(x.shape) for name, x in FLI2MoEModel(config).state_dict().items()}
+    hidden, length = config.hidden_size, sum(x["max_features"] for x in config.modalities.values())
+    expert = {theirs: own[ours][1:] for ours, theirs in _expert_names(config).items()}
+    expert["pos_embed"] = (1, length, hidden)
+    for i in range(config.num_fusion_layers):
+        expert[f"network.{i}.attn.q.weight"] = (hidden, hidden)
+        expert[f"network.{i}.attn.kv.weight"] = (2 * hidden, hidden)
+    shapes = {f"{EXPERT.format(e)}.{name}": x for e in range(config.num_experts) for name, x in expert.items()}
+    return shapes | {theirs: own[ours] for ours, theirs in _reweighting_names(config).items()}
 
 
-def _reweighting_layers(config: FLI2MoEConfig) -> list[str]:
-    """Activation and dropout stand between the linear layers."""
-    return [f"reweight.mlp.network.{3 * i}" for i in range(config.num_reweighting_layers)]
-
-
-def _check_shapes(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in state_dict]
     left_over = [name for name in state_dict if name not in expected]
     wrong = [
@@ -205,9 +200,6 @@ def _check_shapes(state_dict: Mapping[str, torch.Tensor], expected: Mapping[str,
     ]
     if faults:
         raise ValueError("The checkpoint does not fit an InteractionMoE with Transformer fusion.\n" + "\n".join(faults))
-
-
-def _check_values(state_dict: Mapping[str, torch.Tensor]) -> None:
     if wrong := [name for name, x in state_dict.items() if x.layout != torch.strided or not x.is_floating_point()]:
         first = state_dict[wrong[0]]
         raise ValueError(
@@ -224,24 +216,13 @@ def _translate(given: Mapping[str, torch.Tensor], config: FLI2MoEConfig) -> dict
     def stacked(name: str) -> torch.Tensor:
         return torch.stack([given[f"{EXPERT.format(e)}.{name}"] for e in range(config.num_experts)])
 
-    tensors = {}
-    positions = stacked("pos_embed").squeeze(1).chunk(config.num_modalities, dim=1)
-    for m, own in enumerate(positions):
-        tensors[f"stems.{m}.projection.weight"] = torch.eye(config.hidden_size)
-        tensors[f"stems.{m}.projection.bias"] = torch.zeros(config.hidden_size)
-        tensors[f"stems.{m}.positions"] = own
+    tensors = {ours: stacked(theirs) for ours, theirs in _expert_names(config).items()}
+    tensors |= {ours: given[theirs] for ours, theirs in _reweighting_names(config).items()}
     for i in range(config.num_fusion_layers):
         parts = [stacked(f"network.{i}.attn.{name}.weight") for name in ("q", "kv")]
         tensors[f"experts.layers.{i}.attention.qkv.weight"] = torch.cat(parts, dim=1)
-        for ours, theirs in LAYER.items():
-            tensors[f"experts.layers.{i}.{ours}"] = stacked(f"network.{i}.{theirs}")
-    for kind in ("weight", "bias"):
-        tensors[f"experts.head.{kind}"] = stacked(f"network.{config.num_fusion_layers}.fc.{kind}")
-        for i, name in enumerate(_reweighting_layers(config)):
-            tensors[f"reweighting.layers.{i}.{kind}"] = given[f"{name}.{kind}"]
+    for m, positions in enumerate(stacked("pos_embed").squeeze(1).chunk(config.num_modalities, dim=1)):
+        tensors[f"stems.{m}.projection.weight"] = torch.eye(config.hidden_size)
+        tensors[f"stems.{m}.projection.bias"] = torch.zeros(config.hidden_size)
+        tensors[f"stems.{m}.positions"] = positions
     return tensors
-
-
-def _listed(names: Mapping[str, torch.Tensor], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"

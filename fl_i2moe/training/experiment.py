@@ -17,13 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cache import FeatureCache
-from ..cache.batching import create_data_loader
 from ..cache.key import key_digest
 from ..data.raw import RawDataset
 from ..metrics.figures import save_statistics_figures
 from ..metrics.markdown import spread
 from ..metrics.statistics import compute_statistics
-from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
+from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..utils.files import read_json, replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
@@ -31,7 +30,7 @@ from ..utils.run_folder import check_run_folder, held_run_folder
 from .arguments import Job, check_metric, starts_from_features
 from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
-from .loop import FittedModel, Predictions, predict, train
+from .loop import FittedModel, Predictions, predict_split, train
 from .recipe import create_accelerator, create_console
 
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
@@ -40,9 +39,7 @@ PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 def start_job(job: Job) -> Accelerator:
     """
     Sets up this process, and refuses an output folder that the job may not write into before an hour of encoding.
-
-    Raises:
-        ValueError: as [`create_accelerator`] and [`~fl_i2moe.utils.run_folder.check_run_folder`].
+    Raises as [`create_accelerator`] and [`~fl_i2moe.utils.run_folder.check_run_folder`].
     """
     accelerator = create_accelerator(job.training, job.output.output_dir)
     if accelerator.is_main_process:
@@ -58,19 +55,12 @@ def run_job(
     needs: str | None = None,
 ) -> dict[str, Any]:
     """
-    The whole job of a recipe: first the features, encoded from raw data or taken from `job.encoding.features`; then
-    models are fitted on them.
+    The whole job of a recipe: features, encoded from raw data or taken from `job.encoding.features`, and [`fit`].
+    Raises `ValueError` where neither or both are given; or as [`encode`], [`fetch_features`] and [`fit`].
 
     Args:
-        data: options of the raw data, a dataclass.
+        data: options of the raw data, a dataclass; without the one that `needs` names there are none.
         read: reads the raw data, and names the encoder of each modality.
-        needs: the option of `data` without which there are no raw data.
-
-    Returns:
-        The content of `results.json`.
-
-    Raises:
-        ValueError: neither raw data nor features are given, or both; or as [`encode`], [`fetch_features`] and [`fit`].
     """
     from_features = starts_from_features(job.encoding, data, needs)
     accelerator = start_job(job)
@@ -85,14 +75,12 @@ def fit(
     cache: FeatureCache, job: Job, accelerator: Accelerator, settings: dict[str, Any], quiet: bool = False
 ) -> dict[str, Any]:
     """
-    Trains a model for each seed, evaluates them, and writes everything into `job.output.output_dir`.
+    Trains a model for each seed, evaluates them, and writes everything into `job.output.output_dir`. Returns the
+    content of `results.json`.
 
     Args:
         settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
         quiet: print no table of results.
-
-    Returns:
-        The content of `results.json`.
 
     Raises:
         ValueError: the output folder holds another run; the features lack a split, or options do not fit them.
@@ -120,8 +108,7 @@ def fit(
         results = {
             "metric": metric,
             "best_seed": best_seed,
-            "test": summarise_runs([run["test"] for run in runs.values()]),
-            "validation": summarise_runs([run["validation"] for run in runs.values()]),
+            **{split: summarise_runs([run[split] for run in runs.values()]) for split in ("test", "validation")},
             "seeds": {str(seed): run for seed, run in runs.items()},
             "samples": {split: len(rows) for split, rows in cache.splits.items()},
             "settings": settings,
@@ -151,16 +138,16 @@ def _run_seed(
     if file.is_file():  # a resumed job
         return read_json(file)
     started = time.perf_counter()
-    fitted = train(
-        config, cache, job.training, run_dir, accelerator, seed=seed, metric=metric, resume=job.output.resume
-    )
+    options: dict[str, Any] = {"seed": seed, "metric": metric, "resume": job.output.resume}
+    fitted = train(config, cache, job.training, run_dir, accelerator, **options)
     seconds = time.perf_counter() - started
-    predictions = {split: _predict(fitted, cache, split, job, accelerator) for split in EVALUATION_SPLITS}
-    run: dict[str, Any] = {
-        split: defined(compute_metrics(x.logits, x.labels, cache.problem_type, job.training.threshold))
-        for split, x in predictions.items()
+    order, batch_size = config.modality_order, job.training.batch_size
+    predictions = {
+        split: predict_split(fitted.model, cache.splits[split], order, accelerator, batch_size, f"Evaluating {split}")
+        for split in EVALUATION_SPLITS
     }
-    run |= {
+    run: dict[str, Any] = {
+        **{split: x.metrics(cache.problem_type, job.training.threshold) for split, x in predictions.items()},
         "best_epoch": fitted.state.best_epoch + 1,
         "epochs": fitted.state.epoch,
         "training_seconds": round(seconds, 1),
@@ -173,13 +160,6 @@ def _run_seed(
         Checkpoints(run_dir, job.training.keep_checkpoints).remove()
     accelerator.wait_for_everyone()
     return run
-
-
-def _predict(fitted: FittedModel, cache: FeatureCache, split: str, job: Job, accelerator: Accelerator) -> Predictions:
-    loader = create_data_loader(
-        cache.splits[split], fitted.model.config.modality_order, batch_size=job.training.batch_size, shuffle=False
-    )
-    return predict(fitted.model, accelerator.prepare(loader), accelerator, label=f"Evaluating {split}")
 
 
 def _write_statistics(
@@ -215,11 +195,9 @@ def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
 def _best_seed(runs: Mapping[int, dict[str, Any]], metric: str, greater_is_better: bool) -> int:
     """The first of the seeds with the best validation metric; one whose metric is undefined comes last."""
 
-    def rank(seed: int) -> tuple[bool, float]:
-        value = runs[seed]["validation"][metric]
-        return value is not None, 0.0 if value is None else value if greater_is_better else -value
-
-    return max(runs, key=rank)
+    defined = {seed: value for seed, run in runs.items() if (value := run["validation"][metric]) is not None}
+    best = max if greater_is_better else min
+    return best(defined or runs, key=lambda seed: defined.get(seed, 0.0))
 
 
 def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
@@ -227,10 +205,8 @@ def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, f
     summary = {}
     for name in runs[0]:
         values = [run[name] for run in runs if run[name] is not None]
-        summary[name] = {
-            "mean": mean(values) if values else None,
-            "std": stdev(values) if len(values) > 1 else None,
-        }
+        std = stdev(values) if len(values) > 1 else None
+        summary[name] = {"mean": mean(values) if values else None, "std": std}
     return summary
 
 
@@ -262,11 +238,10 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     title = f"Test split, {results['samples']['test']:,} samples"
     table = Table(title=title + (f", mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else ""))
     table.add_column("metric")
-    table.add_column("test", justify="right")
-    table.add_column("validation", justify="right")
+    for split in ("test", "validation"):
+        table.add_column(split, justify="right")
     for name, test in results["test"].items():
-        validation = results["validation"][name]
-        table.add_row(name, spread(name, test), spread(name, validation))
+        table.add_row(name, spread(name, test), spread(name, results["validation"][name]))
     console.print(table)
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]

@@ -44,40 +44,25 @@ class EncoderChoice:
     name: str
     revision: str | None = None
     hidden_layer: int | None = None
-    """0: embeddings; the last if None. An earlier layer keeps more of a feature in its own place."""
+    """0: embeddings; the last if None. Features of an earlier layer mix less with their neighbours."""
 
 
 def choose_encoders(
     options: ImageEncoderArguments | TextEncoderArguments, defaults: Mapping[str, str], modalities: Mapping[str, str]
 ) -> dict[str, EncoderChoice]:
-    """
-    Modality → encoder.
-
-    Args:
-        options: of the kinds that there are.
-        defaults: kind → encoder where the options name none.
-        modalities: modality → its kind, `"image"` or `"text"`.
-    """
-    choices = {
-        kind: EncoderChoice(
-            getattr(options, f"{kind}_encoder") or default,
+    """Modality → encoder. `defaults`: kind → encoder where the options name none; `modalities`: name → kind."""
+    return {
+        name: EncoderChoice(
+            getattr(options, f"{kind}_encoder") or defaults[kind],
             getattr(options, f"{kind}_revision"),
             getattr(options, f"{kind}_hidden_layer"),
         )
-        for kind, default in defaults.items()
+        for name, kind in modalities.items()
     }
-    return {name: choices[kind] for name, kind in modalities.items()}
 
 
 def check_splits(found: Collection[str], origin: str, needed: Collection[str] = TRAINING_SPLITS) -> None:
-    """
-    Args:
-        found: names of the splits that there are.
-        origin: what has them, at the start of a sentence.
-
-    Raises:
-        ValueError: one that is needed is not there.
-    """
+    """Raises `ValueError` where a needed split is not `found`; `origin`, what has the splits, begins the message."""
     if missing := [name for name in needed if name not in found]:
         raise ValueError(
             f"{origin} has no split {', '.join(missing)}, only {', '.join(found)}; {', '.join(needed)} are needed. "
@@ -89,22 +74,15 @@ def encode(
     raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], job: Job, accelerator: Accelerator
 ) -> FeatureCache:
     """
-    Opens the feature cache of raw data, or builds what it lacks.
-
-    Args:
-        choices: modality → its encoder, or which one to load.
-
-    Raises:
-        ValueError: the data lack a split, options do not fit data and encoders, or an encoder cannot be had: before
-            anything is encoded. Or the cache's folder holds another one, or a sample cannot be read.
+    Opens the feature cache of raw data, or builds what it lacks. `choices`: modality → encoder, or which one to load.
+    Raises `ValueError` before anything is encoded where the data lack a split, options do not fit data and encoders, or
+    an encoder cannot be had; and where the cache's folder holds another one, or a sample cannot be read.
     """
     check_splits(raw.splits, "The raw data")
     check_metric(job.training.metric, raw.problem_type)
     encoders = _load_encoders(raw, choices, job.encoding, accelerator)
-    model_config(
-        job.model, raw, {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
-    )
-
+    sizes = {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
+    model_config(job.model, raw, sizes)  # refuses before an hour of encoding
     console = create_console(accelerator)
     for name, encoder in encoders.items():
         origin = encoder.identity()["name"]
@@ -130,12 +108,7 @@ def encode(
 
 
 def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCache:
-    """
-    The features that a run starts from, of which the training split may stay on the Hub.
-
-    Raises:
-        ValueError: they cannot be had, or cannot be streamed.
-    """
+    """The features that a run starts from; raises `ValueError` where they cannot be had, or cannot be streamed."""
     with accelerator.main_process_first():
         cache = _stream(encoding, accelerator) if encoding.stream_features else open_features(encoding.features)
     console = create_console(accelerator)
@@ -154,13 +127,8 @@ def model_config(
     model: ModelArguments, data: RawDataset | FeatureCache, modalities: Mapping[str, Mapping[str, Any]] | None = None
 ) -> FLI2MoEConfig:
     """
-    The configuration of a model on these features.
-
-    Args:
-        modalities: name → its `feature_size` and `max_features`, where `data` are raw.
-
-    Raises:
-        ValueError: options do not fit the data.
+    The configuration of a model on these features; `modalities` gives their sizes where `data` are raw. Raises
+    `ValueError` where options do not fit the data.
     """
     described = data.modalities if modalities is None else modalities
     return model.to_config(

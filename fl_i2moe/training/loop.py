@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import get_grad_scaler, set_seed
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -26,22 +27,21 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.files import replace_files
 from .arguments import TrainingArguments
 from .checkpoints import Checkpoints, TrainerState
-from .thinning import draw_thinning
 
 
 @dataclass
 class Predictions:
-    """What a model says of a split, in the split's order: N samples, E experts, C classes."""
+    """What a model predicts for a split, in its order: N samples, E experts, C classes."""
 
     ids: list[str]
-    logits: torch.Tensor
-    """(N, C)"""
-    expert_logits: torch.Tensor
-    """(N, E, C)"""
-    expert_weights: torch.Tensor
-    """(N, E)"""
-    labels: torch.Tensor
-    """(N, C) or (N,)"""
+    logits: torch.Tensor  # (N, C)
+    expert_logits: torch.Tensor  # (N, E, C)
+    expert_weights: torch.Tensor  # (N, E)
+    labels: torch.Tensor  # (N, C) or (N,)
+
+    def metrics(self, problem_type: str, threshold: float) -> dict[str, float | None]:
+        """[`~fl_i2moe.metrics.tasks.compute_metrics`] of the mixture; None where a metric is undefined."""
+        return defined(compute_metrics(self.logits, self.labels, problem_type, threshold))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class FittedModel:
 
 
 def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, label: str = "") -> Predictions:
-    """Runs a prepared model over a prepared loader; every process gets the whole split, without padded duplicates."""
+    """Runs a model over a prepared loader; every process gets the whole split, without padded duplicates."""
     model.eval()
     rows: list[tuple[torch.Tensor, ...]] = []
     bar = tqdm(loader, desc=label, leave=False, disable=not (label and accelerator.is_local_main_process))
@@ -65,6 +65,19 @@ def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator
     logits, expert_logits, expert_weights, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
     ids = list(loader.dataset.split["id"])
     return Predictions(ids, logits.float(), expert_logits.float(), expert_weights.float(), labels)
+
+
+def predict_split(
+    model: torch.nn.Module,
+    split: Dataset,
+    modality_order: list[str],
+    accelerator: Accelerator,
+    batch_size: int,
+    label: str = "",
+) -> Predictions:
+    """[`predict`] of a split of the feature cache; `label` names the progress bar, without one there is none."""
+    loader = create_data_loader(split, modality_order, batch_size=batch_size, shuffle=False)
+    return predict(model, accelerator.prepare(loader), accelerator, label)
 
 
 def train(
@@ -79,59 +92,47 @@ def train(
     resume: bool = False,
 ) -> FittedModel:
     """
-    Fits a model on the cache's training split and returns it in the state that was best on the validation split, or in
-    the last one without `load_best_model_at_end`.
-
-    Leaves in `run_dir`: `model/`, that state, and `checkpoints/`, from which `resume` goes on.
-
-    Args:
-        metric: the validation metric that picks the state.
-        resume: go on from the newest checkpoint in `run_dir`, if there is one.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-        OSError: the disk is full, or a streamed training split cannot be read on.
+    Fits a model on the cache's training split. `run_dir` gets `model/`, the state that is kept (the best by the
+    validation `metric`, or the last without `load_best_model_at_end`), and `checkpoints/`, from whose newest `resume`
+    goes on. Raises `FloatingPointError` where the loss is not finite, and `OSError` where the disk is full, or a
+    streamed training split cannot be read on.
     """
-    run = _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric)
-    return run.fit(resume)
+    return _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric).fit(resume)
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        config: FLI2MoEConfig,
-        cache: FeatureCache,
-        arguments: TrainingArguments,
-        run_dir: Path,
-        accelerator: Accelerator,
-        seed: int,
-        metric: str,
-    ):
+    config: FLI2MoEConfig
+    cache: FeatureCache
+    arguments: TrainingArguments
+    run_dir: Path
+    accelerator: Accelerator
+    seed: int
+    metric: str
+
+    def __post_init__(self):
+        config, arguments, accelerator = self.config, self.arguments, self.accelerator
         accelerator.free_memory()  # of an earlier seed, whose state would be saved and loaded along
         if accelerator.scaler is not None:  # of fp16: it adapts to a run, and would bring an earlier seed's scale along
             options = accelerator.scaler_handler.to_kwargs() if accelerator.scaler_handler else {}
             accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **options)
-        self.arguments, self.accelerator, self.seed, self.metric = arguments, accelerator, seed, metric
-        self.greater_is_better = METRICS_BY_PROBLEM[config.problem_type][metric]
-        self.config = config
-        self.run_dir = run_dir
-        self.checkpoints = Checkpoints(run_dir, arguments.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.run_dir, arguments.keep_checkpoints)
 
-        set_seed(seed)
+        set_seed(self.seed)
         model = FLI2MoEModel(config)
-        if config.keep_feature_means or (config.perturbation == "mean" and config.architecture == "moe"):
-            model.set_feature_means(_train_means(cache, config.modality_order, arguments.batch_size))
+        if config.keeps_means:
+            model.set_feature_means(_train_means(self.cache, config.modality_order, arguments.batch_size))
         optimizer = create_optimizer(model, arguments)
+        loading: dict[str, Any] = {
+            "batch_size": arguments.batch_size,
+            "num_workers": arguments.num_workers,
+            "pin_memory": accelerator.device.type == "cuda",
+        }
         validation_loader = create_data_loader(
-            cache.splits["validation"],
-            config.modality_order,
-            batch_size=arguments.batch_size,
-            shuffle=False,
-            num_workers=arguments.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
+            self.cache.splits["validation"], config.modality_order, shuffle=False, **loading
         )
         self.model, self.optimizer, self.validation_loader = accelerator.prepare(model, optimizer, validation_loader)
-        self.train_loader = _train_loader(cache, config.modality_order, arguments, accelerator, seed)
+        self.train_loader = self._train_loader(**loading)
         self.steps_per_epoch = math.ceil(len(self.train_loader) / arguments.gradient_accumulation_steps)
         total_steps = self.steps_per_epoch * arguments.num_epochs
         schedule = "constant_with_warmup" if arguments.lr_scheduler == "constant" else arguments.lr_scheduler
@@ -140,7 +141,15 @@ class _Run:
         start = arguments.feature_dropout_start if config.feature_dropout else 0
         self.first_thinned_epoch = int(start * arguments.num_epochs)
         # noise and dropout differ between processes, weights and data order do not
-        set_seed(seed, device_specific=True)
+        set_seed(self.seed, device_specific=True)
+
+    def _train_loader(self, pin_memory: bool, **options: Any) -> DataLoader:
+        """Of this process's share of the training split."""
+        rows, order = self.cache.splits["train"], self.config.modality_order
+        options |= {"seed": self.seed, "bucket": self.arguments.bucket_by_length}
+        if isinstance(rows, StreamedSplit):
+            return create_stream_loader(rows, order, self.accelerator, **options)
+        return self.accelerator.prepare(create_data_loader(rows, order, shuffle=True, pin_memory=pin_memory, **options))
 
     def fit(self, resume: bool) -> FittedModel:
         state = self.checkpoints.load_latest(self.accelerator) if resume else TrainerState()
@@ -162,7 +171,7 @@ class _Run:
             loader = skip_first_batches(loader, state.step_in_epoch)
             loader.set_epoch(state.epoch)
         num_batches = len(self.train_loader)
-        bar = tqdm(  # over all epochs, so that it shows the time left
+        bar = tqdm(  # over all epochs: it shows the time left
             total=self.arguments.num_epochs * num_batches,
             initial=state.epoch * num_batches + state.step_in_epoch,
             desc=f"seed {self.seed}, epoch {state.epoch + 1}/{self.arguments.num_epochs}",
@@ -212,8 +221,7 @@ class _Run:
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
         predictions = predict(self.model, self.validation_loader, self.accelerator)
-        problem, threshold = self.config.problem_type, self.arguments.threshold
-        metrics = defined(compute_metrics(predictions.logits, predictions.labels, problem, threshold))
+        metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
@@ -244,32 +252,14 @@ class _Run:
     def _is_better(self, value: float | None, best: float | None) -> bool:
         if value is None or best is None:
             return best is None
-        return value > best if self.greater_is_better else value < best
+        greater_is_better = METRICS_BY_PROBLEM[self.config.problem_type][self.metric]
+        return value > best if greater_is_better else value < best
 
     def _save_model(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             replace_files(self.run_dir / "model", self.accelerator.unwrap_model(self.model).save_pretrained)
         self.accelerator.wait_for_everyone()
-
-
-def _train_loader(
-    cache: FeatureCache, modality_order: list[str], arguments: TrainingArguments, accelerator: Accelerator, seed: int
-) -> DataLoader:
-    """Prepared; of this process's share."""
-    rows = cache.splits["train"]
-    options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "seed": seed}
-    if isinstance(rows, StreamedSplit):
-        return create_stream_loader(rows, modality_order, accelerator, bucket=arguments.bucket_by_length, **options)
-    loader = create_data_loader(
-        rows,
-        modality_order,
-        shuffle=True,
-        bucket=arguments.bucket_by_length,
-        pin_memory=accelerator.device.type == "cuda",
-        **options,
-    )
-    return accelerator.prepare(loader)
 
 
 def _train_means(cache: FeatureCache, modality_order: list[str], batch_size: int) -> dict[str, torch.Tensor]:
@@ -283,13 +273,37 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def draw_thinning(
+    features: dict[str, torch.Tensor], config: FLI2MoEConfig
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """
+    With probability `config.feature_dropout` a modality of a sample loses a share of its features, drawn from U(0, 1),
+    so that experts learn no sample by heart and know the inputs that explanations by masking ask about.
+
+    Args:
+        features: modality → (B, T_m, D_m).
+
+    Returns:
+        `keep`, modality → (B, T_m), and `is_whole`, (B, M), as `FLI2MoEModel.forward` takes them. In pooled mode T_m is
+        the number of pseudo-patches.
+    """
+    keep, is_whole = {}, []
+    for name in config.modality_order:
+        x = features[name]
+        length = config.num_patches if config.level == "pooled" else x.shape[1]
+        whole = torch.rand(len(x), device=x.device) >= config.feature_dropout
+        share = torch.rand(len(x), 1, device=x.device)
+        keep[name] = (torch.rand(len(x), length, device=x.device) >= share) | whole.unsqueeze(1)
+        is_whole.append(whole)
+    return keep, torch.stack(is_whole, dim=1)
+
+
 def create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
     """Adam; or AdamW, whose weight decay spares biases and norms. Both go over the parameters once, in one kernel."""
     if arguments.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=arguments.learning_rate, fused=True)
-    decayed, others = [], []
+    by_decay: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        is_weight = name.endswith("weight") and "norm" not in name
-        (decayed if is_weight else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        by_decay[name.endswith("weight") and "norm" not in name].append(parameter)
+    groups = [{"params": x, "weight_decay": arguments.weight_decay * decays} for decays, x in by_decay.items()]
     return torch.optim.AdamW(groups, lr=arguments.learning_rate, fused=True)

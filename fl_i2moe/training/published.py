@@ -80,11 +80,8 @@ _TABLES = {"transformer": _MULT, "switch": _SWITCHGATE, "interpretcc": _INTERPRE
 
 def published_settings(data_set: DataSet, fusion: str = "transformer") -> dict[str, Any]:
     """
-    Option → value, for the mixture of one fusion on one data set.
-
-    Args:
-        fusion: as in [`ModelArguments`]. For `early`, `late` and `low_rank` no hyper-parameters are published: they get
-            those of `transformer` (MulT).
+    Option → value, for the mixture of one fusion, as in [`ModelArguments`], on one data set. For `early`, `late` and
+    `low_rank` none are published: they get those of `transformer` (MulT).
     """
     column = DATA_SETS.index(data_set)
     return {**_ALL, "fusion": fusion, **{name: x[column] for name, x in _TABLES.get(fusion, _MULT).items()}}
@@ -92,10 +89,8 @@ def published_settings(data_set: DataSet, fusion: str = "transformer") -> dict[s
 
 def published_presets(data_set: DataSet, name: str = "paper", **others: Any) -> dict[str, dict[str, Any]]:
     """
-    Presets of a recipe: `<name>` for MulT (table 7), `<name>-switch`, `<name>-interpretcc` and `<name>-moe++`.
-
-    Args:
-        others: options that hold in all of them.
+    Presets of a recipe: `<name>` for MulT (table 7), `<name>-switch`, `<name>-interpretcc` and `<name>-moe++`, with the
+    options `others` in all of them.
     """
     return {
         name if fusion == "transformer" else f"{name}-{fusion}": {**published_settings(data_set, fusion), **others}

@@ -30,20 +30,15 @@ def create_console(accelerator: Accelerator | None = None) -> Console:
 
 
 def silence_libraries() -> None:
-    """Turns off the progress bars of transformers and datasets: ours say what goes on."""
+    """Turns off the progress bars of transformers and datasets: recipes show their own."""
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
 
 
 def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelerator:
     """
-    Sets up this process: Accelerate, CPU threads, and libraries' own progress bars (off).
-
-    The long timeout is for processes that wait while another one writes data. One of several processes ends when their
-    launcher was killed.
-
-    Raises:
-        ValueError: the tracker is unknown or not installed, or fp16 is asked for without a GPU.
+    Sets up this process: Accelerate, CPU threads, no progress bars of libraries; launched with others, it ends with its
+    launcher. Raises `ValueError` where the tracker is unknown or not installed, or fp16 is asked for without a GPU.
     """
     silence_libraries()
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -54,7 +49,7 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         step_scheduler_with_optimizer=False,
         log_with=training.report_to,
         project_dir=output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # while another process writes data
     )
     if training.report_to and not accelerator.log_with:  # Accelerate only warns
         raise ValueError(f"`report_to` {training.report_to}: no such tracker is installed.")
@@ -70,12 +65,7 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
 
 
 def single_process() -> Accelerator:
-    """
-    For a job that is not spread over processes.
-
-    Raises:
-        ValueError: several were launched.
-    """
+    """For a job that is not spread over processes; raises `ValueError` where several were launched."""
     silence_libraries()
     accelerator = Accelerator()
     if accelerator.num_processes > 1:

@@ -29,31 +29,25 @@ class Run:
     """A training run, or the folder of a single model. What lies in its files is read when it is asked for."""
 
     name: str
-    """Of the folder: its last component, or as many as tell it from the other runs."""
-
+    """The last component of the folder, or as many as tell it from the other runs."""
     folder: Path
     models: dict[str, Path]
     """Seed → folder of the model."""
-
     settings: dict[str, Any]
     """Those of the training; empty if they are not known."""
-
     cache_dir: str | None = None
     """Of the features, see [`find_cache`]."""
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """
-        Raises:
-            ValueError: it is no finished run: a file is missing.
-        """
+        """Raises `ValueError` where a file of a finished run is missing."""
         folder = Path(folder)
         for name in ("config.json", RESULTS_FILE, STATISTICS_FILE):
             if not (folder / name).is_file():
                 raise ValueError(
                     f"{folder} is no finished training run: it has no {name}. Give a folder that a recipe made."
                 )
-        return cls(folder.name, folder, _find_models(folder), find_settings(folder)[1])
+        return cls(folder.name, folder, _find_models(folder), _find_settings(folder)[1])
 
     @cached_property
     def cache(self) -> FeatureCache:
@@ -68,6 +62,11 @@ class Run:
     def results(self) -> dict[str, Any]:
         return read_json(self.folder / RESULTS_FILE)
 
+    @property
+    def best(self) -> dict[str, Any]:
+        """The results of the best seed's model."""
+        return self.results["seeds"][str(self.results["best_seed"])]
+
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """Of the best seed's model on the test split, see [`~fl_i2moe.metrics.statistics.compute_statistics`]."""
@@ -76,16 +75,17 @@ class Run:
     @property
     def title(self) -> str:
         """What kind of model it is."""
-        fusion, level = FUSIONS[self.config.fusion].title, ", pooled" if self.config.level == "pooled" else ""
-        if self.config.architecture == "dense":
-            return f"dense {fusion}{level}"
-        name = "I²MoE, pooled" if level else "FL-I²MoE"
-        if self.config.interaction_experts != "all":
-            name += ", no uniqueness experts"
-        experts = "" if self.config.fusion == "transformer" else f", experts: {fusion}"
-        if self.config.interaction_loss_weight == 0:
-            return f"{name}, no interaction losses{experts}"
-        return f"{name}, {self.config.objective} objective{experts}"
+        config, fusion = self.config, FUSIONS[self.config.fusion].title
+        pooled = config.level == "pooled"
+        if config.architecture == "dense":
+            return f"dense {fusion}" + ", pooled" * pooled
+        parts = ["I²MoE, pooled" if pooled else "FL-I²MoE"]
+        if config.interaction_experts != "all":
+            parts.append("no uniqueness experts")
+        parts.append(f"{config.objective} objective" if config.interaction_loss_weight else "no interaction losses")
+        if config.fusion != "transformer":
+            parts.append(f"experts: {fusion}")
+        return ", ".join(parts)
 
     def explanation(self, name: str) -> Any:
         """A JSON file of `explanations/`, or `None`."""
@@ -95,19 +95,17 @@ class Run:
 
 def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:
     """
-    Args:
-        folders: of runs, or of single models.
-        cache_dir: see [`find_cache`].
-        seeds: take the models of these alone.
-
-    Raises:
-        ValueError: a folder holds no model, none of a wanted seed or one whose training has not ended, no feature cache
-            is found, or the runs have different ones.
+    The runs in `folders`, which may also hold single models; with the models of these `seeds` alone, if any are given.
+    Raises `ValueError` where a folder holds no model, none of a wanted seed or one whose training has not ended, no
+    feature cache is found (see [`find_cache`]), or the runs have different ones.
     """
     paths = list({Path(folder).resolve(): Path(os.path.abspath(folder)) for folder in folders}.values())
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
     runs = []
-    for path, name in zip(paths, _short_names(paths), strict=True):
-        models, settings = _find_models(path), find_settings(path)[1]
+    for path in paths:
+        models, settings = _find_models(path), _find_settings(path)[1]
         if missing := [seed for seed in seeds if seed not in models]:
             raise ValueError(f"{path} has no model of the seeds {missing}, but of {list(models)}.")
         models = {seed: models[seed] for seed in dict.fromkeys(seeds)} or models
@@ -118,7 +116,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
                 raise ValueError(
                     f"{model.parent} has no {RESULTS_FILE}, its training has not ended: go on with it by --resume."
                 )
-        runs.append(Run(name, path, models, settings, cache_dir))
+        runs.append(Run("/".join(path.parts[-depth:]), path, models, settings, cache_dir))
     known = {run.settings["features"] for run in runs if "features" in run.settings}
     if len({run.cache.path for run in runs}) > 1 or len(known) > 1:
         raise ValueError(
@@ -129,12 +127,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
 
 
 def load_model(folder: str | Path) -> FLI2MoEModel:
-    """
-    In evaluation mode, on the CPU.
-
-    Raises:
-        ValueError: there is no model of this package in the folder.
-    """
+    """In evaluation mode, on the CPU; raises `ValueError` where the folder holds no model of this package."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json.")
@@ -158,20 +151,16 @@ def fingerprint(model: FLI2MoEModel) -> str:
 
 def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split: str | None = None) -> FeatureCache:
     """
-    Opens the feature cache that a model was trained on.
+    Opens the feature cache that the model in `model_dir` was trained on; raises `ValueError` where there is none.
 
     Args:
-        model_dir: of the model; its run's settings lie there, or (of one seed's model) above.
         cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
         split: fetch this split alone from the Hub.
-
-    Raises:
-        ValueError: there is none.
     """
     if cache_dir is not None:
         return open_features(cache_dir, fetch=None if split is None else [split])
     model_dir = Path(model_dir).resolve()
-    folder, settings = find_settings(model_dir)
+    folder, settings = _find_settings(model_dir)
     if (digest := settings.get("features")) is None:
         raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
     if not (path := user_cache_dir() / "features" / digest).is_dir():
@@ -182,14 +171,8 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split
     return open_cache(path)
 
 
-def find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """
-    The folder of the training run that a model's folder belongs to, the same or up to two above, and its settings; the
-    folder itself without any where there is none.
-
-    Raises:
-        ValueError: the settings are damaged.
-    """
+def _find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The run's folder that a model's folder is or lies in, and its settings; the folder itself and none if unknown."""
     for place in (folder, *list(folder.parents)[:2]):
         if (file := place / SETTINGS_FILE).is_file():
             return place, read_json(file, "which says what the run was trained on", dict)
@@ -197,10 +180,7 @@ def find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
-    """
-    Raises:
-        ValueError: the cache lacks a modality, has other classes, or comes from other encoders than the model's.
-    """
+    """Raises `ValueError` where the cache lacks a modality, or has other classes or encoders than the model."""
     config = model.config
     if missing := [name for name in config.modality_order if name not in cache.modalities]:
         raise ValueError(f"The feature cache {cache.path} lacks {missing}; it has {list(cache.modalities)}.")
@@ -222,28 +202,16 @@ def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
 
 
 def refuse_trained_runs(folder: str | Path) -> None:
-    """
-    Of a folder to write into.
-
-    Raises:
-        ValueError: there are trained models in it, which `overwrite` would remove.
-    """
+    """Raises `ValueError` where a folder to write into holds trained models, which `overwrite` would remove."""
     folder = Path(folder)
     if any(folder.glob("seed-*/model")) or (folder / "config.json").is_file():
         raise ValueError(f"The output folder {folder} holds trained models; give another --output_dir.")
 
 
 def _find_models(folder: Path) -> dict[str, Path]:
-    """Seed → model: of a run all of its seeds, in their order; or that of a single model."""
+    """Seed → model: all of a run, in the order of the seeds; or a single one."""
     found = {x.parent.name.removeprefix("seed-"): x for x in folder.glob("seed-*/model")}
     if seeds := sorted((seed for seed in found if seed.isdigit()), key=int):
         return {seed: found[seed] for seed in seeds}
     own = folder.parent.name.removeprefix("seed-") if folder.name == "model" else ""
     return {own if own.isdigit() else "0": folder}
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return ["/".join(path.parts[-depth:]) for path in paths]

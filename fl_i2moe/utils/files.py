@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, always in UTF-8, and what is said when the disk is full."""
+"""Files and folders that are written whole or not at all, always in UTF-8, and one message for a full disk."""
 
 import errno
 import json
@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 # safetensors and torch.save raise errors of their own: the one with the system's number in its text, the other without
-FULL = tuple(f"(os error {code})" for code in (errno.ENOSPC, errno.EDQUOT))
-TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = (*(f"(os error {code})" for code in FULL), "inline_container.cc", "PytorchStreamWriter")
 KEPT = "what was written before is kept: make room and go on by the same command, with --resume if it has it"
 
 
 def read_json(path: Path, role: str = "", kind: type | tuple[type, ...] = object) -> Any:
     """
-    Args:
-        role: what the file is for, to follow its name in the message.
-        kind: what it must hold.
-
-    Raises:
-        ValueError: names the file, which is no JSON or holds something else.
-        OSError: it cannot be read.
+    Raises `ValueError` where the file is no JSON or holds something else than `kind`; its name and `role`, what it is
+    for, begin the message. Raises `OSError` where it cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -37,17 +32,14 @@ def read_json(path: Path, role: str = "", kind: type | tuple[type, ...] = object
 
 def write_json(path: Path, content: Any) -> None:
     """
-    Writes the file whole or not at all.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have.
-        OSError: the disk is full; an earlier file is as it was.
+    Writes the file whole or not at all; raises `OSError` if the disk is full, when an earlier file is as it was, and
+    `ValueError` for NaN and infinite numbers, which JSON does not have.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all, and makes its folder; raises as [`write_json`]."""
+    """Writes the file whole or not at all, and makes its folder; raises `OSError` as [`write_json`]."""
     with explaining_full_disk(path.parent, KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -95,14 +87,8 @@ def write_new_folder(folder: str | os.PathLike, write: Callable[[Path], Any]) ->
 @contextmanager
 def explaining_full_disk(folder: str | os.PathLike, explanation: str) -> Iterator[None]:
     """
-    Turns every library's "no space left" into one error that names the folder and says what to do.
-
-    Args:
-        folder: the one written into; it or a folder above it exists.
-        explanation: what cannot be written, what is not lost, what to do.
-
-    Raises:
-        OSError: the disk is full.
+    Turns every library's "no space left" into one `OSError`, which names the folder that is written into, and says by
+    `explanation` what cannot be written, what is not lost, and what to do.
     """
     try:
         yield
@@ -122,5 +108,5 @@ def existing(path: str | os.PathLike) -> Path:
 
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(text in str(error) for text in (*FULL, *TORCH_WRITER))
+        return error.errno in FULL
+    return any(text in str(error) for text in FULL_TEXTS)

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,7 +22,7 @@ def cpu_model() -> str:
 
 
 def multiplies_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
-    """Whether the processor has instructions for products in bfloat16; true where the system does not tell."""
+    """Whether the processor has instructions for products in bfloat16; true where the system does not list them."""
     if not cpu_info.exists():
         return True
     flags = r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b"
@@ -35,10 +36,8 @@ def usable_cores() -> int:
 
 def keep_freed_memory() -> None:
     """
-    Lets this process keep the memory that tensors free.
-
-    By default glibc returns each big block to the system at once, and every new tensor pays for its pages again: a
-    fifth of a float32 training step. Does nothing where the C library has no `mallopt`.
+    Lets this process keep the memory that tensors free. By default glibc returns each big block to the system at once,
+    and every new tensor pays for its pages again: a fifth of a float32 training step. No effect without `mallopt`.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -49,9 +48,8 @@ def keep_freed_memory() -> None:
 
 def end_with_launcher(seconds: float = 1.0) -> None:
     """
-    Ends this process, by SIGTERM, when the one that started it is gone, within so many seconds.
-
-    A launcher that is killed cannot end its workers: they would train on, unseen, and hold the cache they build.
+    Ends this process, by SIGTERM, within so many seconds of the end of the one that started it. A launcher that is
+    killed cannot end its workers: they would train on, unseen, and hold the cache they build.
     """
     launcher = os.getppid()
 
@@ -64,7 +62,7 @@ def end_with_launcher(seconds: float = 1.0) -> None:
 
 
 def lock_holder(path: str | Path) -> int | None:
-    """The process that holds a `flock` on a file, where the system tells (Linux)."""
+    """The process that holds a `flock` on a file, where the system lists locks (Linux)."""
     locks = Path("/proc/locks")
     if not locks.exists():
         return None
@@ -76,19 +74,13 @@ def lock_holder(path: str | Path) -> int | None:
     return None
 
 
-def take_lock(lock: FileLock, doing: str, instead: str = "") -> None:
+def take_lock(lock: FileLock, doing: str, instead: str = "") -> AbstractContextManager:
     """
-    Takes a lock at once.
-
-    Args:
-        doing: what its holder is doing, for the message.
-        instead: what may be done instead of waiting, to end the message.
-
-    Raises:
-        ValueError: another process holds it.
+    Takes a lock at once and returns a context that releases it, or raises `ValueError`: another process is `doing`
+    something, and `instead` of waiting for it, which ends the message, there may be another way.
     """
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         holder = lock_holder(lock.lock_file)
         process = f" (process {holder})" if holder else ""

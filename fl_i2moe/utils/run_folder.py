@@ -1,12 +1,10 @@
-"""
-The folder of a run: whose it is, whether a new start may go on in it, and that one run at a time writes into it.
-"""
+"""The folder of a run: whose it is, whether a new start may go on in it, and that one run at a time writes into it."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,8 @@ LOCK_FILE = "run.lock"
 
 def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool) -> None:
     """
-    Refuses early, and touches nothing.
-
-    Raises:
-        ValueError: `folder` is a file, cannot be made, holds other files, or holds a run and neither `resume` nor
-            `overwrite` is given; or a run is writing into it.
+    Changes nothing, and raises `ValueError` where `folder` is a file, cannot be made, holds other files, or holds a run
+    and neither `resume` nor `overwrite` is given; or where a run is writing into it.
     """
     folder = Path(folder)
     if (folder / LOCK_FILE).is_file():
@@ -54,17 +49,26 @@ def _check_content(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """
-    Makes `folder` ready for a run with `settings` (plain JSON): empties it, or lets the run in it go on.
-
-    Raises:
-        ValueError: as [`check_run_folder`]; or the run to go on with was started with other settings.
+    Makes `folder` ready for a run with `settings` (plain JSON): empties it, or lets the run in it go on. Raises
+    `ValueError` as [`check_run_folder`], or where the run to go on with was started with other settings.
     """
     folder = Path(folder)
     _check_content(folder, resume, overwrite)
     settings = json.loads(json.dumps(settings))  # as they come back from the file
     file = folder / SETTINGS_FILE
     if file.is_file() and resume:
-        _check_same(read_json(file), settings, folder)
+        stored = read_json(file)
+        different = [
+            f"  {name}: {stored.get(name)!r} then, {settings.get(name)!r} now"
+            for name in {**stored, **settings}
+            if stored.get(name) != settings.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"The run in {folder} was started with other settings:\n"
+                + "\n".join(different)
+                + "\nGive the same ones to resume it, or --overwrite to replace it."
+            )
         return
     if folder.exists():
         # the settings last: whatever is left after a kill is still known as a run
@@ -81,13 +85,8 @@ def held_run_folder(
     folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool, is_writer: bool = True
 ) -> Iterator[None]:
     """
-    [`begin_run_folder`], and nobody else may begin there until the block is left.
-
-    Args:
-        is_writer: whether this process is that one of the run's processes which writes; others do nothing here.
-
-    Raises:
-        ValueError: as [`begin_run_folder`]; or another run is writing into the folder.
+    [`begin_run_folder`], and nobody else may begin there until the block is left; raises `ValueError` where another run
+    is writing into the folder. Does nothing in those of a run's processes that are not `is_writer`.
     """
     if not is_writer:
         yield
@@ -100,25 +99,5 @@ def held_run_folder(
         yield
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK_FILE)
-    take_lock(lock, f"writing into {folder}", "; or give another --output_dir")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _check_same(stored: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    different = [
-        f"  {name}: {stored.get(name)!r} then, {settings.get(name)!r} now"
-        for name in {**stored, **settings}
-        if stored.get(name) != settings.get(name)
-    ]
-    if different:
-        raise ValueError(
-            f"The run in {folder} was started with other settings:\n"
-            + "\n".join(different)
-            + "\nGive the same ones to resume it, or --overwrite to replace it."
-        )
+def _lock(folder: Path) -> AbstractContextManager:
+    return take_lock(FileLock(folder / LOCK_FILE), f"writing into {folder}", "; or give another --output_dir")

@@ -11,6 +11,7 @@ import html
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import torch
@@ -36,6 +37,52 @@ evidence it holds, and with the published objective an expert need not be what i
 """
 
 
+class TextInput:
+    """A text that visitors type."""
+
+    def component(self, label: str) -> gr.components.Component:
+        hint = f"At most {MAX_CHARACTERS:,} characters"
+        return gr.Textbox(label=label, placeholder=hint, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
+
+    def check(self, name: str, value: str | None) -> str:
+        text = (value or "").strip()
+        if not text:
+            raise _refusal(f"Please enter a {name}.")
+        if len(text) > MAX_CHARACTERS:
+            raise _refusal(f"The {name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are possible.")
+        return text
+
+    def example(self, value: str) -> str:
+        return value
+
+
+class PictureInput:
+    """A picture that visitors upload or paste: the path of its file."""
+
+    def component(self, label: str) -> gr.components.Component:
+        # image_mode=None: Gradio does not decode the picture, whose size is to be checked first
+        return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
+
+    def check(self, name: str, value: str | None) -> str:
+        if value is None:
+            raise _refusal(f"Please give a picture ({name}).")
+        try:
+            with Image.open(value) as image:  # reads its head only
+                pixels = image.width * image.height
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise _refusal(f"The file given as {name} is no picture that can be read.") from error
+        if pixels > MAX_PIXELS:
+            raise _refusal(f"The {name} has {pixels:,} pixels; at most {MAX_PIXELS:,} are possible.")
+        return value
+
+    def example(self, value: str) -> str:
+        return str(EXAMPLES / value)
+
+
+INPUTS: dict[str, Any] = {"image": PictureInput(), "text": TextInput()}
+"""Kind of a modality → its component, what is refused before anything is computed, and its example values."""
+
+
 class Explorer:
     """The model, and what happens when a button is pressed."""
 
@@ -51,6 +98,8 @@ class Explorer:
             model=self.model, processor=processor, task="image-text-classification", device="cpu"
         )
         self.kinds = {modality: self.config.encoders[modality]["kind"] for modality in self.config.modality_order}
+        if unknown := {kind for kind in self.kinds.values() if kind not in INPUTS}:
+            raise ValueError(f"This page has no input for {', '.join(unknown)}, which {name} takes; add it to INPUTS.")
         self.labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
 
     def predict(self, *values):
@@ -88,31 +137,8 @@ class Explorer:
 
     def _check(self, values):
         """The sample by modality; says what is missing or too large before anything is computed."""
-        sample = dict(zip(self.kinds, values, strict=True))
-        for name, value in sample.items():
-            if self.kinds[name] == "text":
-                value = (value or "").strip()
-                if not value:
-                    raise _refusal(f"Please enter a {name}.")
-                if len(value) > MAX_CHARACTERS:
-                    raise _refusal(
-                        f"The {name} has {len(value):,} characters; at most {MAX_CHARACTERS:,} are possible."
-                    )
-                sample[name] = value
-            elif value is None:
-                raise _refusal(f"Please give a picture ({name}).")
-            else:
-                self._check_picture(name, value)
-        return sample
-
-    def _check_picture(self, name, path):
-        try:
-            with Image.open(path) as image:  # reads its head only
-                pixels = image.width * image.height
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise _refusal(f"The file given as {name} is no picture that can be read.") from error
-        if pixels > MAX_PIXELS:
-            raise _refusal(f"The {name} has {pixels:,} pixels; at most {MAX_PIXELS:,} are possible.")
+        sample = zip(self.kinds.items(), values, strict=True)
+        return {name: INPUTS[kind].check(name, value) for (name, kind), value in sample}
 
 
 def _refusal(message: str) -> gr.Error:
@@ -125,7 +151,10 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
         gr.Markdown(f"# What told the class?\n\nModel: `{name}`\n{ABOUT}")
         with gr.Row(equal_height=False):
             with gr.Column():
-                inputs = [_input(modality, kind) for modality, kind in explorer.kinds.items()]
+                inputs = [
+                    INPUTS[kind].component(modality.replace("_", " ").capitalize())
+                    for modality, kind in explorer.kinds.items()
+                ]
                 predict = gr.Button("Predict", variant="primary")
                 if examples := _examples(explorer.kinds, explorer.labels):
                     gr.Examples(examples, inputs, label="Examples")
@@ -153,15 +182,6 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
     return page
 
 
-def _input(modality: str, kind: str):
-    label = modality.replace("_", " ").capitalize()
-    if kind == "image":
-        # image_mode=None: Gradio does not decode the picture, whose size is to be checked first
-        return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
-    hint = f"At most {MAX_CHARACTERS:,} characters"
-    return gr.Textbox(label=label, placeholder=hint, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
-
-
 def _scroll_to(selector: str) -> str:
     """Brings what is out of sight to the top; what is in sight stays where it is."""
     return (
@@ -177,7 +197,7 @@ def _examples(kinds: dict[str, str], labels: list[str]) -> list[list[str]]:
     if set(content.get("classes", labels)) != set(labels):
         return []
     return [
-        [str(EXAMPLES / row[name]) if kind == "image" else row[name] for name, kind in kinds.items()]
+        [INPUTS[kind].example(row[name]) for name, kind in kinds.items()]
         for row in content["samples"]
         if set(kinds) <= set(row)
     ]

@@ -296,9 +296,9 @@ def encoding(args: argparse.Namespace) -> None:
         train = raw.splits["train"]
         raw.splits = DatasetDict({"train": train.select(range(min(args.num_films, len(train))))})
         names = {"image": args.image_encoder, "text": args.text_encoder}
-        limits = {"image": None, "text": args.max_length}
+        kind_options = {"image": {}, "text": {"max_length": args.max_length}}
         encoders = {
-            kind: load_encoder(resolve_encoder(name), kind, max_length=limits[kind], device=args.device)
+            kind: load_encoder(resolve_encoder(name), kind, device=args.device, **kind_options[kind])
             for kind, name in names.items()
         }
         rows = raw.splits["train"]

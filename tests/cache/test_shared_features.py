@@ -13,7 +13,7 @@ from fl_i2moe.cache.shared import open_features
 from fl_i2moe.cache.streaming import StreamedSplit
 from fl_i2moe.model.encoders import load_encoder
 from fl_i2moe.publishing.features import write_features
-from fl_i2moe.publishing.model import push
+from fl_i2moe.publishing.repository import push
 
 ROOT = Path(__file__).parents[2]
 

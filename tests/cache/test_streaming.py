@@ -21,7 +21,7 @@ from fl_i2moe.cache.batching import FeatureRows, feature_means, mean_of_batches
 from fl_i2moe.cache.streaming import FeatureStream, StreamedSplit
 from fl_i2moe.data.raw import SampleError
 from fl_i2moe.publishing.features import write_features
-from fl_i2moe.publishing.model import push
+from fl_i2moe.publishing.repository import push
 
 ROOT = Path(__file__).parents[2]
 MODALITIES = ["image", "text"]

@@ -15,8 +15,7 @@ from rich.console import Console
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
 from fl_i2moe.cache.batching import create_data_loader
-from fl_i2moe.comparison.overhead import measure_overhead
-from fl_i2moe.comparison.robustness import add_noise, measure_robustness
+from fl_i2moe.comparison.measurements import add_noise, measure_overhead, measure_robustness
 from fl_i2moe.comparison.systems import System, choose_systems, compare_systems, render_markdown
 from fl_i2moe.metrics import markdown
 from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics

@@ -11,7 +11,7 @@ from tiny_models import losses_of, make_config, make_inputs, make_model
 from fl_i2moe import FLI2MoEModel
 from fl_i2moe.model.fusion import GroupedTransformer
 from fl_i2moe.model.objective_specialised import Readings, SpecialisedTransformer, agreement, either, specialised_losses
-from fl_i2moe.training.thinning import draw_thinning
+from fl_i2moe.training.loop import draw_thinning
 
 
 def specialised(num_modalities=2, **changes):

@@ -205,7 +205,7 @@ def test_what_explanations_are_worth(tmp_path, run_here):
     measured = json.loads((explanations / "faithfulness.json").read_text())["FL-I²MoE"]
     _, *lines = rows(card, "## What explanations of this model are worth")
     drops = {method: x["mixture"]["micro_f1"]["mean_drop"] for method, x in measured["deletion"].items()}
-    named = {"AttnRoll": "attnroll", "Grad×AttnRoll": "grad_attnroll", "integrated gradients": "ig", "random": "random"}
+    named = {"AttnRoll": "attnroll", "Grad×AttnRoll": "grad_attnroll", "Integrated gradients": "ig", "Random": "random"}
     assert {line[0] for line in lines} == set(named)
     for name, drop in lines:
         assert float(drop.split("\u00a0")[0].replace("−", "-")) == pytest.approx(100 * drops[named[name]], abs=0.051)

@@ -17,7 +17,8 @@ from tiny_encoders import noise
 
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.features import write_features
-from fl_i2moe.publishing.model import push, write_repository
+from fl_i2moe.publishing.model import write_repository
+from fl_i2moe.publishing.repository import push
 from fl_i2moe.training.runs import Run
 
 ROOT = Path(__file__).parents[2]

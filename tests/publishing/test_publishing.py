@@ -11,7 +11,8 @@ from published import LABELS, make_published, write_run
 from transformers import AutoModel, AutoProcessor
 
 from fl_i2moe.publishing.card import CardOptions
-from fl_i2moe.publishing.model import choose_license, push, without_paths, write_file_list, write_repository
+from fl_i2moe.publishing.model import write_repository
+from fl_i2moe.publishing.repository import choose_license, push, without_paths, write_file_list
 from fl_i2moe.training.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +221,6 @@ def test_the_command(films, tmp_path, monkeypatch, run_here):
     def refuse(*arguments, **options):
         raise ConnectionError("cut")
 
-    monkeypatch.setattr("fl_i2moe.publishing.model.push", refuse)
+    monkeypatch.setattr("fl_i2moe.publishing.repository.push", refuse)
     with pytest.raises(SystemExit, match="error: cut"):
         run_here(*command)

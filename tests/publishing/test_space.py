@@ -15,7 +15,7 @@ from published import make_published
 from tiny_models import make_config, make_model
 
 from fl_i2moe.data.planted import PLANTED_GENRES
-from fl_i2moe.publishing.model import push, write_file_list
+from fl_i2moe.publishing.repository import push, write_file_list
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +76,7 @@ def test_what_visitors_are_told(app, explorer, tmp_path):
     from gradio.data_classes import FileData
 
     large = str(tmp_path / "large.png")
-    component = app._input("image", "image")
+    component = app.INPUTS["image"].component("Image")
     assert (
         component.preprocess(component.data_model(**FileData(path=large, orig_name="large.png").model_dump())) == large
     )
