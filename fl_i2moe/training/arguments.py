@@ -255,8 +255,8 @@ class OutputArguments:
 class Job:
     """The options of a whole job."""
 
-    encoding: CacheArguments
-    """[`EncodingArguments`] where encoders are to be loaded."""
+    encoding: Any
+    """[`CacheArguments`]; [`EncodingArguments`] where encoders are to be loaded."""
     model: ModelArguments
     training: TrainingArguments
     output: OutputArguments
@@ -321,7 +321,7 @@ def parse_arguments(
         The instances, in the order of `types`. Wrong values end the program with a message, as argparse does.
     """
     usage = "%(prog)s [options]"  # argparse would list a hundred of them in front of every message
-    shown = [_for_parser(kind) for kind in types]
+    shown: Any = [_for_parser(kind) for kind in types]
     parser = HfArgumentParser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if presets:
@@ -343,7 +343,7 @@ def parse_arguments(
     parts = _instances(parser, types, namespace)
     for part in parts:
         if isinstance(part, EncodingArguments):
-            part.given = given
+            part.given = given  # type: ignore[misc]  # a field would be an option
     return tuple(parts)
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -46,7 +47,7 @@ def load_i2moe_checkpoint(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise ValueError(f"There is no checkpoint {path}, or it is no file.")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file leads torch.load into errors of every kind

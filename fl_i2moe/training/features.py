@@ -21,7 +21,6 @@ from ..model.kind import FrozenEncoder
 from ..model.kinds import ENCODED_KINDS
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
 from .arguments import (
-    CacheArguments,
     EncodingArguments,
     ImageEncoderArguments,
     Job,
@@ -130,7 +129,7 @@ def model_config(
     The configuration of a model on these features; `modalities` gives their sizes where `data` are raw. Raises
     `ValueError` where options do not fit the data.
     """
-    described = data.modalities if modalities is None else modalities
+    described: Mapping[str, Any] = data.modalities if modalities is None else modalities
     return model.to_config(
         {name: {key: x[key] for key in FEATURE_SIZES} for name, x in described.items()},
         problem_type=data.problem_type,
@@ -151,7 +150,7 @@ def _stream(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCac
 
 
 def _load_encoders(
-    raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], arguments: CacheArguments, accelerator: Accelerator
+    raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], arguments: Any, accelerator: Accelerator
 ) -> dict[str, Encoder]:
     """Modality → its encoder; one that is there already stays."""
 

@@ -63,7 +63,8 @@ def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator
             values = (output.logits, output.expert_logits, output.expert_weights, batch["labels"])
             rows.append(tuple(x.cpu() for x in accelerator.gather_for_metrics(values)))
     logits, expert_logits, expert_weights, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    ids = list(loader.dataset.split["id"])
+    rows_of_split: Any = loader.dataset
+    ids = list(rows_of_split.split["id"])
     return Predictions(ids, logits.float(), expert_logits.float(), expert_weights.float(), labels)
 
 
