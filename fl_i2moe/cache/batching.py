@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..data.raw import SampleError
 from .encoding import as_is, has_non_finite
 
-BUCKET_BATCHES = 50
-"""Length buckets sort by length within this many batches: enough to pad little, few enough to stay random."""
+BUCKET_BATCHES = 50  # that are sorted by length together: enough to pad little, few enough to stay random
 
 
 def _vectors(column: pa.Array) -> NDArray[np.float16]:
@@ -41,11 +40,15 @@ def _where(number: int, batch: pa.RecordBatch, modality_order: Sequence[str]) ->
     return np.stack(columns, axis=1, dtype=np.int32)
 
 
+def _labels(batch: pa.RecordBatch) -> NDArray[Any]:
+    labels = batch.column("labels")
+    if not hasattr(labels, "flatten"):  # classes
+        return labels.to_numpy(zero_copy_only=True)
+    return labels.flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
+
+
 def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
-    """
-    Which features of a row are real, and behind that which are special, eight to a byte: (rows, 2 · `longest` / 8).
-    `masks` are lists of booleans, true where a feature is special; `longest` is a multiple of 8.
-    """
+    """Which features are real, and behind that which are special, eight to a byte: (rows, 2 · `longest` / 8)."""
     is_real = np.arange(longest) < np.diff(masks.offsets.to_numpy(zero_copy_only=True))[:, None]
     is_special = np.zeros_like(is_real)
     is_special[is_real] = masks.flatten().to_numpy(zero_copy_only=False)
@@ -99,11 +102,9 @@ class FeatureRows(torch.utils.data.Dataset):
         self._is_checked = np.zeros(len(self._labels), np.bool_)
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
-        found = dict(zip(self.modality_order, self.lengths().max(axis=0).tolist(), strict=True))
-        self._longest = found if longest is None else longest
+        self._longest = longest or dict(zip(modality_order, self.lengths().max(axis=0).tolist(), strict=True))
         most = np.maximum(self._where[:, 2::2].max(axis=0), [self._longest[name] for name in modality_order])
-        self._widths = (-(-most // 8) * 8).tolist()
-        """Of each modality's two masks, in bits."""
+        self._widths = (-(-most // 8) * 8).tolist()  # of each modality's two masks, in bits
         self._mask_bits = np.concatenate(
             [
                 np.concatenate([_mask_bits(batch.column(f"{name}_special_mask"), width) for batch in batches])
@@ -132,13 +133,12 @@ class FeatureRows(torch.utils.data.Dataset):
         is_checked = self._is_checked[table_rows].all()
         where = self._where[table_rows]
         lengths = where[:, 2::2].max(axis=0).tolist()
-        where = where.tolist()
         masks = torch.from_numpy(np.unpackbits(self._mask_bits[table_rows], axis=1).view(np.bool_))
         start = 0
         for index, name in enumerate(self.modality_order):
             length = -(-lengths[index] // self.pad_to_multiple_of) * self.pad_to_multiple_of
             length, width = min(length, self._longest[name]), self._widths[index]
-            features = self._copy_features(index, where, length)
+            features = self._copy_features(index, where.tolist(), length)
             if not is_checked and has_non_finite(features):
                 self._raise_non_finite(name, features, batch["ids"])
             batch["features"][name] = torch.from_numpy(features)
@@ -167,13 +167,6 @@ class FeatureRows(torch.utils.data.Dataset):
         file = self.split.cache_files[0]["filename"] if self.split.cache_files else "-"
         reason = "its cached features are NaN or infinite; delete the cache and build it again"
         raise SampleError(str(self.split.split), ids[row], modality, file, reason)
-
-
-def _labels(batch: pa.RecordBatch) -> NDArray[Any]:
-    labels = batch.column("labels")
-    is_list = hasattr(labels, "flatten")
-    numbers = (labels.flatten() if is_list else labels).to_numpy(zero_copy_only=True)
-    return numbers.reshape(batch.num_rows, -1) if is_list else numbers
 
 
 @dataclass(eq=False)
@@ -206,7 +199,6 @@ class BatchSampler(Sampler[list[int]]):
             raise ValueError("bucket=True needs shuffle=True: evaluation keeps the order of the rows")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        self.lengths = np.asarray(self.lengths)
 
     @property
     def sampler(self) -> "BatchSampler":

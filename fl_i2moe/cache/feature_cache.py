@@ -14,7 +14,6 @@ each token) and `m_geometry` for images (the region of the picture, in its pixel
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, groupby
@@ -33,12 +32,11 @@ from ..utils.files import explaining_full_disk, write_json, write_text
 from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 from .key import cache_key, check_key
-from .shards import CorruptCacheError, Shard, plan_shards, read_object, verify_shards, write_shard
+from .shards import CorruptCacheError, Shard, naming_damage, plan_shards, read_object, verify_shards, write_shard
 from .streaming import StreamedSplit
 
 POLL_SECONDS = 0.5
-STALL_SECONDS = 30 * 60
-"""How long a process waits for the others without one new file before it gives up."""
+STALL_SECONDS = 30 * 60  # how long a process waits for the others without one new file before it gives up
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,9 @@ class FeatureCache:
     @property
     def notes(self) -> list[str]:
         """Counts that a user should read, as sentences."""
-        left_out = f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}"
-        return [*self.cut_notes, *([left_out] if self.skipped else [])]
+        if not self.skipped:
+            return self.cut_notes
+        return [*self.cut_notes, f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}"]
 
     @property
     def cut_notes(self) -> list[str]:
@@ -89,11 +88,7 @@ def is_cache(folder: str | Path) -> bool:
 
 
 def open_cache(
-    cache_dir: str | Path,
-    *,
-    verify: bool = True,
-    here: Collection[str] | None = None,
-    elsewhere: str = "",
+    cache_dir: str | Path, *, verify: bool = True, here: Collection[str] | None = None, elsewhere: str = ""
 ) -> FeatureCache:
     """Opens a complete feature cache.
 
@@ -112,8 +107,7 @@ def open_cache(
     key, shards = _read_plan(cache_dir)
     if not (cache_dir / "info.json").exists():
         raise ValueError(f"the feature cache {cache_dir} is not finished: run what builds it again, it will go on")
-    names = list(key["data"]["splits"])
-    here = names if here is None else here
+    here = key["data"]["splits"] if here is None else here
     own = [shard for shard in shards if shard.split in here]
     for shard in own:
         if not shard.is_complete():
@@ -121,29 +115,20 @@ def open_cache(
     if verify:
         verify_shards(own)
     info = read_object(cache_dir / "info.json", ("label_names", "problem_type", "modalities", "counts"))
-    with _naming_damage(cache_dir / "skipped.jsonl"):
-        skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text().splitlines()]
+    # what these files hold is written again, from the shards' records, by a build that finds no info.json
+    advice = "delete info.json of this feature cache and build it again, nothing is encoded anew; or fetch it again"
+    with naming_damage(f"{cache_dir / 'skipped.jsonl'}", advice):
+        skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
     splits: dict[str, Any] = {}
-    for name in names:
+    for name in key["data"]["splits"]:
         if name in here:
-            with _naming_damage(cache_dir / name / "state.json", cache_dir / name / "dataset_info.json"):
-                splits[name] = Dataset.load_from_disk(cache_dir / name)
+            folder = cache_dir / name
+            with naming_damage(f"{folder / 'state.json'} or {folder / 'dataset_info.json'}", advice):
+                splits[name] = Dataset.load_from_disk(folder)
         else:
             rows = tuple(shard.record()["rows"] for shard in shards if shard.split == name)
             splits[name] = StreamedSplit(name, f"{elsewhere}/{name}/data-*.arrow", rows, info["modalities"])
     return FeatureCache(path=cache_dir, key=key, splits=splits, skipped=skipped, **info)
-
-
-@contextmanager
-def _naming_damage(*files: Path) -> Iterator[None]:
-    """Of files that are written again, from the shards' records, when a build finds no `info.json`."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCacheError(
-            f"{' or '.join(map(str, files))} is missing or damaged ({type(error).__name__}: {error}); delete info.json "
-            "of this feature cache and build it again, nothing is encoded anew; or fetch it again"
-        ) from error
 
 
 def build_cache(
@@ -271,34 +256,29 @@ def _encode_missing(
                 batch = encoder.encode(decoded, record)
                 if batch is not None:
                     yield batch
-                bar.update(decoded.num_samples)
+                bar.update(decoded.table.num_rows + len(decoded.bad_samples))
 
         decoded = decode(raw, encoder.encoders, missing, batch_size, num_workers)
         for shard, batches in groupby(decoded, attrgetter("shard")):
             record = new_record(encoder.encoders)
-            explanation = (
-                f"the feature cache needs up to {left * bytes_per_sample:,} bytes more. "
-                "The shards written so far are kept: make room and run again"
-            )
-            with explaining_full_disk(cache_dir, explanation):
+            needed = f"the feature cache needs up to {left * bytes_per_sample:,} bytes more. "
+            kept = "The shards written so far are kept: make room and run again"
+            with explaining_full_disk(cache_dir, needed + kept):
                 write_shard(shard, encoder.schema, encode(batches, record), record)
             left -= len(shard.rows)
 
 
 def _wait_for(paths: list[Path], cache_dir: Path) -> None:
     """Waits until other processes have written the files; raises if one of them failed or all seem dead."""
-    last_news = time.monotonic()
-    missing = [path for path in paths if not path.exists()]
-    while missing:
+    last_news, missing = time.monotonic(), paths
+    while still_missing := [path for path in missing if not path.exists()]:
+        if len(still_missing) < len(missing):
+            last_news, missing = time.monotonic(), still_missing
         for failure in cache_dir.glob("failed-*.txt"):
-            raise RuntimeError(f"another process failed to encode its share: {failure.read_text()}")
+            raise RuntimeError(f"another process failed to encode its share: {failure.read_text(encoding='utf-8')}")
         if time.monotonic() - last_news > STALL_SECONDS:
             raise TimeoutError(f"no process has written to {cache_dir} for {STALL_SECONDS} s; missing: {missing[0]}")
         time.sleep(POLL_SECONDS)
-        still_missing = [path for path in missing if not path.exists()]
-        if len(still_missing) < len(missing):
-            last_news = time.monotonic()
-        missing = still_missing
 
 
 def _finish(

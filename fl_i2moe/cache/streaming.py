@@ -29,8 +29,7 @@ from .batching import FeatureRows, put_in_buckets
 from .encoding import as_is
 
 READ_ERRORS = (OSError, HTTPError, pa.ArrowException)
-MAX_ARROW_LENGTH = 2**31 - 1
-"""Numbers in one Arrow list column, whose offsets have 32 bits."""
+MAX_ARROW_LENGTH = 2**31 - 1  # numbers in one Arrow list column, whose offsets have 32 bits
 
 
 class StreamError(ConnectionError):
@@ -43,18 +42,20 @@ class StreamError(ConnectionError):
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A split whose shards lie elsewhere."""
+    """
+    A split whose shards lie elsewhere.
+
+    Args:
+        files: pattern of the addresses of its shards.
+        modalities: as in `FeatureCache`.
+        buffer_size: rows that are shuffled at a time.
+    """
 
     name: str
     files: str
-    """Pattern of the addresses of its shards."""
-
     rows_per_shard: tuple[int, ...]
     modalities: Mapping[str, dict[str, Any]]
-    """As in `FeatureCache`."""
-
     buffer_size: int = 1024
-    """Rows that are shuffled at a time."""
 
     def __len__(self) -> int:
         return sum(self.rows_per_shard)
@@ -143,7 +144,7 @@ class FeatureStream(torch.utils.data.IterableDataset):
             rows = split_dataset_by_node(rows, process_index, num_processes, strategy="shards")
         self._rows = rows
         most_shards = -(-len(split.rows_per_shard) // num_processes)
-        most_rows = sum(sorted(split.rows_per_shard, reverse=True)[:most_shards])
+        most_rows = sum(sorted(split.rows_per_shard)[-most_shards:])
         self._num_batches = -(-most_rows // batch_size)
 
     def set_epoch(self, epoch: int) -> None:
