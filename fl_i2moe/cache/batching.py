@@ -55,6 +55,7 @@ def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
     return np.packbits(np.concatenate([is_real, is_special], axis=1), axis=1)
 
 
+@dataclass(eq=False, repr=False)
 class FeatureRows(torch.utils.data.Dataset):
     """A split of the feature cache as padded batches of any of its rows.
 
@@ -77,18 +78,15 @@ class FeatureRows(torch.utils.data.Dataset):
         SampleError: when a sample is first read, its features are NaN or infinite.
     """
 
-    def __init__(
-        self,
-        split: Dataset,
-        modality_order: Sequence[str],
-        pad_to_multiple_of: int = 1,
-        longest: Mapping[str, int] | None = None,
-    ) -> None:
+    split: Dataset
+    modality_order: Sequence[str]
+    pad_to_multiple_of: int = 1
+    longest: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        split, modality_order = self.split, self.modality_order
         if missing := [name for name in modality_order if f"{name}_features" not in split.column_names]:
             raise ValueError(f"the cache has no features of {missing}; its columns are {split.column_names}")
-        self.split = split
-        self.modality_order = list(modality_order)
-        self.pad_to_multiple_of = pad_to_multiple_of
         columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
         # Every look-up of a batch meets a cold cache: what is small is gathered here once, in as few tables as can be,
@@ -102,8 +100,8 @@ class FeatureRows(torch.utils.data.Dataset):
         self._is_checked = np.zeros(len(self._labels), np.bool_)
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
-        self._longest = longest or dict(zip(modality_order, self.lengths().max(axis=0).tolist(), strict=True))
-        most = np.maximum(self._where[:, 2::2].max(axis=0), [self._longest[name] for name in modality_order])
+        self.longest = self.longest or dict(zip(modality_order, self.lengths().max(axis=0).tolist(), strict=True))
+        most = np.maximum(self._where[:, 2::2].max(axis=0), [self.longest[name] for name in modality_order])
         self._widths = (-(-most // 8) * 8).tolist()  # of each modality's two masks, in bits
         self._mask_bits = np.concatenate(
             [
@@ -115,7 +113,7 @@ class FeatureRows(torch.utils.data.Dataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # views do not survive pickling, a mapped table does
-        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of, self._longest)
+        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of, self.longest)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -133,12 +131,13 @@ class FeatureRows(torch.utils.data.Dataset):
         is_checked = self._is_checked[table_rows].all()
         where = self._where[table_rows]
         lengths = where[:, 2::2].max(axis=0).tolist()
+        where = where.tolist()
         masks = torch.from_numpy(np.unpackbits(self._mask_bits[table_rows], axis=1).view(np.bool_))
         start = 0
         for index, name in enumerate(self.modality_order):
             length = -(-lengths[index] // self.pad_to_multiple_of) * self.pad_to_multiple_of
-            length, width = min(length, self._longest[name]), self._widths[index]
-            features = self._copy_features(index, where.tolist(), length)
+            length, width = min(length, self.longest[name]), self._widths[index]
+            features = self._copy_features(index, where, length)
             if not is_checked and has_non_finite(features):
                 self._raise_non_finite(name, features, batch["ids"])
             batch["features"][name] = torch.from_numpy(features)

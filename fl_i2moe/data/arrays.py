@@ -18,7 +18,6 @@ Three kinds of files:
   `audio`, `text`, `labels`, `id`. Nothing but arrays, texts and numbers is read from it, see `array_pickle`.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -188,7 +187,7 @@ def _check_lengths(part: Part, names: Sequence[str], label_field: str, path: Pat
     if scalars := [name for name, x in part.items() if isinstance(x, np.ndarray) and not x.ndim]:
         raise ValueError(f"{path}: {scalars} are single values; every field has one row a sample.")
     size = len(part[label_field])
-    for name in itertools.chain(names, (name + MASK_END for name in names)):
+    for name in [*names, *(name + MASK_END for name in names)]:
         if name in part and name != LABEL_NAMES_FIELD and len(part[name]) != size:
             raise ValueError(
                 f"{path}: {name!r} has {len(part[name]):,} samples{where}, {label_field!r} has {size:,}; all fields "
