@@ -1,6 +1,7 @@
 """The feature cache: what frozen encoders make of raw samples, encoded once, checked, and read fast."""
 
-from .feature_cache import FeatureCache, build_cache, is_cache, open_cache
+from .building import build_cache
+from .feature_cache import FeatureCache, is_cache, open_cache, open_features
 from .key import CacheMismatchError, cache_key
 from .shards import CorruptCacheError
 
@@ -12,4 +13,5 @@ __all__ = [
     "cache_key",
     "is_cache",
     "open_cache",
+    "open_features",
 ]

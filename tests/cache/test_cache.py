@@ -18,7 +18,7 @@ from fake_encoders import fake_encoders, image_features, replace_text, text_feat
 from filelock import FileLock
 
 from fl_i2moe.cache import CacheMismatchError, CorruptCacheError, build_cache, cache_key, open_cache
-from fl_i2moe.cache import feature_cache as cache_module
+from fl_i2moe.cache import building as cache_module
 from fl_i2moe.cache import shards as cache_shards
 from fl_i2moe.data.raw import SampleError
 
