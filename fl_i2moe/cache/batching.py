@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..data.raw import SampleError
-from .encoding import as_is, has_non_finite
+from .encoding import batch_loader, has_non_finite
 
 BUCKET_BATCHES = 50  # that are sorted by length together: enough to pad little, few enough to stay random
 
@@ -252,7 +252,6 @@ def create_data_loader(
     bucket: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
-    pad_to_multiple_of: int = 8,
 ) -> DataLoader:
     """A loader of `FeatureRows` batches in the order of `BatchSampler`.
 
@@ -260,16 +259,10 @@ def create_data_loader(
     resumes in the middle of one calls it on that loader before `skip_first_batches`, whose result shares the sampler.
     Iterating draws nothing from torch's global random numbers.
     """
-    rows = FeatureRows(split, modality_order, pad_to_multiple_of)
+    rows = FeatureRows(split, modality_order, pad_to_multiple_of=8)
     sampler = BatchSampler(rows.lengths().sum(axis=1), batch_size, shuffle=shuffle, seed=seed, bucket=bucket)
-    return DataLoader(
-        rows,
-        batch_sampler=sampler,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
+    return batch_loader(
+        rows, batch_sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin_memory
     )
 
 

@@ -38,7 +38,6 @@ def build_cache(
     on_bad_sample: OnBadSample = "stop",
     progress: bool = True,
     key: dict[str, Any] | None = None,
-    state: PartialState | None = None,
 ) -> FeatureCache:
     """Encodes what is not encoded yet and opens the cache.
 
@@ -53,7 +52,6 @@ def build_cache(
         on_bad_sample: `"stop"` at the first bad sample, or `"skip"` it and write it to `skipped.jsonl`.
         progress: show a bar on each machine's first process, for that process's share.
         key: `cache_key(raw, encoders)`, where it is known already; it hashes all pictures.
-        state: the processes; by default those that Accelerate finds.
 
     Raises:
         SampleError: a sample cannot be read, or its features are none, NaN, infinite or too large for float16.
@@ -63,12 +61,11 @@ def build_cache(
     """
     if set(encoders) != set(raw.modalities):
         raise ValueError(f"encoders for {sorted(encoders)} do not fit the modalities {sorted(raw.modalities)}")
-    for split, samples in raw.splits.items():
-        if len(samples) == 0:
-            raise ValueError(f"split {split!r} of the raw data has no samples")
+    if empty := [split for split, samples in raw.splits.items() if not len(samples)]:
+        raise ValueError(f"split {empty[0]!r} of the raw data has no samples")
     encoders = {name: encoders[name] for name in raw.modalities}
     cache_dir = Path(cache_dir)
-    state = state or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     key = key or cache_key(raw, encoders)
     features = cache_features(raw, encoders)
     lock = FileLock(cache_dir / "build.lock")

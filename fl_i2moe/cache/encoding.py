@@ -19,8 +19,6 @@ from ..model.kind_array import ArrayEncoder
 from ..model.kinds import KINDS
 from .shards import Shard
 
-FLOAT16_MAX = 65504
-
 Encoder = FrozenEncoder | ArrayEncoder
 
 
@@ -104,19 +102,15 @@ def decode(
         for shard in shards
         for start in range(0, len(shard.rows), batch_size)
     ]
-    loader = DataLoader(
-        _Decoder(raw, encoders),
-        batch_size=None,
-        sampler=tasks,
-        num_workers=num_workers,
-        collate_fn=as_is,
-        generator=torch.Generator(),  # its own: the seed that a loader draws must not change the run's randomness
-    )
-    return iter(loader)
+    return iter(batch_loader(_Decoder(raw, encoders), batch_size=None, sampler=tasks, num_workers=num_workers))
 
 
-def as_is(batch: Any) -> Any:
-    """Collates what is a batch already."""
+def batch_loader(batches: torch.utils.data.Dataset, **options: Any) -> DataLoader:
+    """A loader of what comes in batches; its workers' seed is drawn from a generator of its own, not from the run's."""
+    return DataLoader(batches, collate_fn=_as_is, generator=torch.Generator(), **options)
+
+
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -187,7 +181,7 @@ def _find_bad_rows(values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64])
     if has_non_finite(values_ND):
         for row, values in enumerate(np.split(values_ND, np.cumsum(lengths_B)[:-1])):
             if has_non_finite(values):
-                bad.append((row, f"its features are NaN, infinite or beyond float16's ±{FLOAT16_MAX}"))
+                bad.append((row, "its features are NaN, infinite or beyond float16's ±65504"))
     return bad
 
 

@@ -27,26 +27,26 @@ from .streaming import StreamedSplit
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """An opened feature cache."""
+    """
+    An opened feature cache.
+
+    Args:
+        key: what the features depend on, see `cache_key`.
+        modalities: → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (identity).
+        splits: each a `Dataset`, or a `StreamedSplit` where [`open_features`] was told not to fetch it.
+        skipped: `id`, `split`, `field`, `file` and `reason` of each sample that was left out.
+        counts: per split `samples`, `skipped`, and `cut`: per text modality the number of texts that were longer than
+            the encoder takes and the mean share of their tokens that is gone.
+    """
 
     path: Path
     key: dict[str, Any]
-    """What the features depend on, see `cache_key`."""
-
     label_names: list[str]
     problem_type: str
     modalities: dict[str, dict[str, Any]]
-    """Modality → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (identity)."""
-
     splits: dict[str, Any]
-    """Streamed are those that [`open_features`] was told not to fetch."""
-
     skipped: list[dict[str, str]]
-    """`id`, `split`, `field`, `file` and `reason` of each sample that was left out."""
-
     counts: dict[str, dict[str, Any]]
-    """Per split: `samples`, `skipped`, and `cut`: per text modality the number of texts that were longer than the
-    encoder takes and the mean share of their tokens that is gone."""
 
     @property
     def notes(self) -> list[str]:

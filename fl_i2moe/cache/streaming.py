@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from ..data.raw import SampleError
 from .batching import FeatureRows, put_in_buckets
-from .encoding import as_is
+from .encoding import batch_loader
 
 READ_ERRORS = (OSError, HTTPError, pa.ArrowException)
 MAX_ARROW_LENGTH = 2**31 - 1  # numbers in one Arrow list column, whose offsets have 32 bits
@@ -210,14 +210,8 @@ def create_stream_loader(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    loader = DataLoader(
-        stream,
-        batch_size=None,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),
-    )
+    is_cuda = accelerator.device.type == "cuda"
+    loader = batch_loader(stream, batch_size=None, num_workers=num_workers, pin_memory=is_cuda)
     return prepare_data_loader(
         loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
     )

@@ -14,10 +14,6 @@ A modality is a sequence of tokens of `feature_size` numbers. Its evidence for a
 one bit: a direction that says which label they speak of, plus or minus a second one that says the bit, plus
 N(0, noise²) on every number. Directions are orthonormal and fixed by the seed, so a token gives its bit away, to one
 who knows them, but for an error of Φ(−1 / noise). The remaining tokens speak of labels that do not exist.
-
-    folder/
-      arrays.npz    as `load_arrays` reads it
-      truth.json    what tells each label, and where in each sample; see `load_numeric_truth`
 """
 
 import hashlib
@@ -36,11 +32,8 @@ from .truth_files import MIN_SAMPLES, TruthFile, split_sizes
 TRUTH = TruthFile("truth.json", format_version=1, kind="numeric sample", writer="write_numeric")
 ARRAYS_FILE = "arrays.npz"
 MODALITIES = ("alpha", "beta", "gamma")
-NUM_DISTRACTORS = 2
-"""Kinds of tokens in each modality that speak of no label."""
-
-NUM_DRAWS = 16
-"""Of the bits, from which the least correlated is taken."""
+NUM_DISTRACTORS = 2  # kinds of tokens in each modality that speak of no label
+NUM_DRAWS = 16  # of the bits, from which the least correlated is taken
 
 Interaction = Literal["unique", "redundancy", "synergy"]
 Integers = NDArray[np.int64]
@@ -163,7 +156,7 @@ class NumericSettings:
 
 def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
     """
-    Writes the sample into a folder that is new or empty, or finds the same one there.
+    Writes `arrays.npz` and `truth.json` into a folder that is new or empty, or finds the same sample there.
 
     Returns:
         The file of arrays, for `load_arrays`.
@@ -251,10 +244,7 @@ def _deal(rng: np.random.Generator, settings: NumericSettings, num_samples: int)
 def _tokens(
     rng: np.random.Generator, settings: NumericSettings, directions: NDArray[np.float64], modality: str, shown: Bits
 ) -> tuple[NDArray[np.float32], dict[str, Integers]]:
-    """
-    (N, T, D), and label → (N, evidence tokens) positions. Each label and distractor has two of the `directions` (D, D):
-    that a token speaks of it, and the bit.
-    """
+    """(N, T, D), and label → (N, evidence tokens) positions; `directions` are (D, D)."""
     names = settings.labels_of(modality)
     num_samples = len(next(iter(shown.values())))
     positions = np.tile(settings.positions, (num_samples, 1))
@@ -270,6 +260,7 @@ def _tokens(
         kind[rows, chosen] = number
         bits[rows, chosen] = shown[name][:, [settings.labels[name].modalities.index(modality)]]
         places[name] = np.sort(chosen, axis=1)
+    # two directions for each label and distractor: that a token speaks of it, and the bit
     tokens = directions[2 * kind] + (2 * bits - 1)[..., None] * directions[2 * kind + 1]
     tokens += settings.noise * rng.standard_normal(tokens.shape)
     return tokens.astype(np.float32), places
