@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..data.raw import SampleError
 from .encoding import batch_loader, has_non_finite
 
-BUCKET_BATCHES = 50  # that are sorted by length together: enough to pad little, few enough to stay random
+BUCKET_BATCHES = 50  # sorted by length together: enough to pad little, few enough to stay random
 
 
 def _vectors(column: pa.Array) -> NDArray[np.float16]:

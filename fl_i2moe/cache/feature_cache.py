@@ -32,7 +32,8 @@ class FeatureCache:
 
     Args:
         key: what the features depend on, see `cache_key`.
-        modalities: → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (identity).
+        modalities: name → `kind`, `feature_size` (D), `max_features`, `grid` (rows, columns) or None, `encoder` (its
+            identity).
         splits: each a `Dataset`, or a `StreamedSplit` where [`open_features`] was told not to fetch it.
         skipped: `id`, `split`, `field`, `file` and `reason` of each sample that was left out.
         counts: per split `samples`, `skipped`, and `cut`: per text modality the number of texts that were longer than

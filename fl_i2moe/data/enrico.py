@@ -13,7 +13,6 @@ from . import files
 from .raw import OnBadSample, RawDataset
 
 BROKEN_WIREFRAMES = ("50105", "50109")
-SPLIT_SEED = 42
 PICTURES = {"screenshot": "screenshots/{}.jpg", "wireframe": "wireframes/{}.png"}
 TOPICS_FILE = "design_topics.csv"
 LAYOUT = f"ENRICO layout: {TOPICS_FILE}, screenshots/<id>.jpg and wireframes/<id>.png"
@@ -80,7 +79,7 @@ def _read_topics(file: Path) -> dict[str, str]:
 
 
 def _split(screens: list[str]) -> dict[str, list[str]]:
-    """MultiBench's: shuffled by a fixed seed, then cut at 65 and 80 per cent."""
-    random.Random(SPLIT_SEED).shuffle(screens)
+    """MultiBench's: shuffled by its seed, then cut at 65 and 80 per cent."""
+    random.Random(42).shuffle(screens)
     train, validation = int(len(screens) * 0.65), int(len(screens) * (0.65 + 0.15))
     return {"train": screens[:train], "validation": screens[train:validation], "test": screens[validation:]}

@@ -33,7 +33,7 @@ TRUTH = TruthFile("truth.json", format_version=1, kind="numeric sample", writer=
 ARRAYS_FILE = "arrays.npz"
 MODALITIES = ("alpha", "beta", "gamma")
 NUM_DISTRACTORS = 2  # kinds of tokens in each modality that speak of no label
-NUM_DRAWS = 16  # of the bits, from which the least correlated is taken
+NUM_DRAWS = 16  # draws of all bits, of which the least correlated is taken
 
 Interaction = Literal["unique", "redundancy", "synergy"]
 Integers = NDArray[np.int64]
