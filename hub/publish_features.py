@@ -10,7 +10,7 @@ folder.
 
 from dataclasses import dataclass, field
 
-from fl_i2moe.cache.shared import open_features
+from fl_i2moe.cache import open_features
 from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.repository import choose_license, publish
 from fl_i2moe.training.arguments import option, parse_arguments

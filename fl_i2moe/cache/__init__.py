@@ -1,14 +1,7 @@
-"""
-The feature cache: what frozen encoders make of raw samples, encoded once, checked, and read fast.
+"""The feature cache: what frozen encoders make of raw samples, encoded once, checked, and read fast."""
 
-Each imports only what stands above it:
-
-- `shards`: its files; `encoding`: from raw samples to rows; `key`: what its features depend on
-- `batching`: from rows to batches; `streaming`: rows from the Hub, shard by shard
-- `feature_cache`: build, open and check one; `shared`: open one from a folder or the Hub
-"""
-
-from .feature_cache import FeatureCache, build_cache, is_cache, open_cache
+from .building import build_cache
+from .feature_cache import FeatureCache, is_cache, open_cache, open_features
 from .key import CacheMismatchError, cache_key
 from .shards import CorruptCacheError
 
@@ -20,4 +13,5 @@ __all__ = [
     "cache_key",
     "is_cache",
     "open_cache",
+    "open_features",
 ]

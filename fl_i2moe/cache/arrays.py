@@ -14,8 +14,7 @@ from ..data.arrays import ArrayDataset
 from ..model.kind_array import ArrayEncoder
 from ..utils.files import replace_files
 
-SMALLEST_SCALE = 1e-6
-"""Of a number's standard deviation, beside its mean: what is smaller is rounding."""
+SMALLEST_SCALE = 1e-6  # of a number's standard deviation, beside its mean: what is smaller is rounding
 
 
 def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, ArrayEncoder]:
@@ -37,12 +36,10 @@ def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, Ar
 def save_standardization(encoders: Mapping[str, ArrayEncoder], file: str | Path) -> None:
     """Writes `<modality>.mean` and `<modality>.scale`, (D,) each, as safetensors: new arrays need the same."""
     file = Path(file)
-    tensors = {
-        f"{name}.{part}": getattr(encoder, part)
-        for name, encoder in encoders.items()
-        if encoder.mean is not None
-        for part in ("mean", "scale")
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, encoder in encoders.items():
+        if encoder.mean is not None:
+            tensors |= {f"{name}.mean": encoder.mean, f"{name}.scale": encoder.scale}
     replace_files(file.parent, lambda folder: save_file(tensors, folder / file.name))
 
 
@@ -60,7 +57,6 @@ def _moments(split: Dataset, name: str, size: int) -> tuple[Tensor, Tensor]:
 
     count = sum(len(x) for x in features())
     mean = sum((x.sum(axis=0) for x in features()), np.zeros(size)) / count
-    variance = sum((((x - mean) ** 2).sum(axis=0) for x in features()), np.zeros(size)) / count
-    scale = np.sqrt(variance)
+    scale = np.sqrt(sum((((x - mean) ** 2).sum(axis=0) for x in features()), np.zeros(size)) / count)
     scale[~(scale > SMALLEST_SCALE * np.maximum(np.abs(mean), SMALLEST_SCALE))] = 1.0
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..data.raw import SampleError
-from .encoding import as_is, has_non_finite
+from .encoding import batch_loader, has_non_finite
 
-BUCKET_BATCHES = 50
-"""Length buckets sort by length within this many batches: enough to pad little, few enough to stay random."""
+BUCKET_BATCHES = 50  # sorted by length together: enough to pad little, few enough to stay random
 
 
 def _vectors(column: pa.Array) -> NDArray[np.float16]:
@@ -41,17 +40,22 @@ def _where(number: int, batch: pa.RecordBatch, modality_order: Sequence[str]) ->
     return np.stack(columns, axis=1, dtype=np.int32)
 
 
+def _labels(batch: pa.RecordBatch) -> NDArray[Any]:
+    labels = batch.column("labels")
+    if not hasattr(labels, "flatten"):  # classes
+        return labels.to_numpy(zero_copy_only=True)
+    return labels.flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, -1)
+
+
 def _mask_bits(masks: pa.Array, longest: int) -> NDArray[np.uint8]:
-    """
-    Which features of a row are real, and behind that which are special, eight to a byte: (rows, 2 · `longest` / 8).
-    `masks` are lists of booleans, true where a feature is special; `longest` is a multiple of 8.
-    """
+    """Which features are real, and behind that which are special, eight to a byte: (rows, 2 · `longest` / 8)."""
     is_real = np.arange(longest) < np.diff(masks.offsets.to_numpy(zero_copy_only=True))[:, None]
     is_special = np.zeros_like(is_real)
     is_special[is_real] = masks.flatten().to_numpy(zero_copy_only=False)
     return np.packbits(np.concatenate([is_real, is_special], axis=1), axis=1)
 
 
+@dataclass(eq=False, repr=False)
 class FeatureRows(torch.utils.data.Dataset):
     """A split of the feature cache as padded batches of any of its rows.
 
@@ -74,18 +78,15 @@ class FeatureRows(torch.utils.data.Dataset):
         SampleError: when a sample is first read, its features are NaN or infinite.
     """
 
-    def __init__(
-        self,
-        split: Dataset,
-        modality_order: Sequence[str],
-        pad_to_multiple_of: int = 1,
-        longest: Mapping[str, int] | None = None,
-    ) -> None:
+    split: Dataset
+    modality_order: Sequence[str]
+    pad_to_multiple_of: int = 1
+    longest: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        split, modality_order = self.split, self.modality_order
         if missing := [name for name in modality_order if f"{name}_features" not in split.column_names]:
             raise ValueError(f"the cache has no features of {missing}; its columns are {split.column_names}")
-        self.split = split
-        self.modality_order = list(modality_order)
-        self.pad_to_multiple_of = pad_to_multiple_of
         columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
         # Every look-up of a batch meets a cold cache: what is small is gathered here once, in as few tables as can be,
@@ -99,11 +100,9 @@ class FeatureRows(torch.utils.data.Dataset):
         self._is_checked = np.zeros(len(self._labels), np.bool_)
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
-        found = dict(zip(self.modality_order, self.lengths().max(axis=0).tolist(), strict=True))
-        self._longest = found if longest is None else longest
-        most = np.maximum(self._where[:, 2::2].max(axis=0), [self._longest[name] for name in modality_order])
-        self._widths = (-(-most // 8) * 8).tolist()
-        """Of each modality's two masks, in bits."""
+        self.longest = self.longest or dict(zip(modality_order, self.lengths().max(axis=0).tolist(), strict=True))
+        most = np.maximum(self._where[:, 2::2].max(axis=0), [self.longest[name] for name in modality_order])
+        self._widths = (-(-most // 8) * 8).tolist()  # of each modality's two masks, in bits
         self._mask_bits = np.concatenate(
             [
                 np.concatenate([_mask_bits(batch.column(f"{name}_special_mask"), width) for batch in batches])
@@ -114,7 +113,7 @@ class FeatureRows(torch.utils.data.Dataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # views do not survive pickling, a mapped table does
-        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of, self._longest)
+        return type(self), (self.split, self.modality_order, self.pad_to_multiple_of, self.longest)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -137,7 +136,7 @@ class FeatureRows(torch.utils.data.Dataset):
         start = 0
         for index, name in enumerate(self.modality_order):
             length = -(-lengths[index] // self.pad_to_multiple_of) * self.pad_to_multiple_of
-            length, width = min(length, self._longest[name]), self._widths[index]
+            length, width = min(length, self.longest[name]), self._widths[index]
             features = self._copy_features(index, where, length)
             if not is_checked and has_non_finite(features):
                 self._raise_non_finite(name, features, batch["ids"])
@@ -167,13 +166,6 @@ class FeatureRows(torch.utils.data.Dataset):
         file = self.split.cache_files[0]["filename"] if self.split.cache_files else "-"
         reason = "its cached features are NaN or infinite; delete the cache and build it again"
         raise SampleError(str(self.split.split), ids[row], modality, file, reason)
-
-
-def _labels(batch: pa.RecordBatch) -> NDArray[Any]:
-    labels = batch.column("labels")
-    is_list = hasattr(labels, "flatten")
-    numbers = (labels.flatten() if is_list else labels).to_numpy(zero_copy_only=True)
-    return numbers.reshape(batch.num_rows, -1) if is_list else numbers
 
 
 @dataclass(eq=False)
@@ -206,7 +198,6 @@ class BatchSampler(Sampler[list[int]]):
             raise ValueError("bucket=True needs shuffle=True: evaluation keeps the order of the rows")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        self.lengths = np.asarray(self.lengths)
 
     @property
     def sampler(self) -> "BatchSampler":
@@ -261,7 +252,6 @@ def create_data_loader(
     bucket: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
-    pad_to_multiple_of: int = 8,
 ) -> DataLoader:
     """A loader of `FeatureRows` batches in the order of `BatchSampler`.
 
@@ -269,16 +259,10 @@ def create_data_loader(
     resumes in the middle of one calls it on that loader before `skip_first_batches`, whose result shares the sampler.
     Iterating draws nothing from torch's global random numbers.
     """
-    rows = FeatureRows(split, modality_order, pad_to_multiple_of)
+    rows = FeatureRows(split, modality_order, pad_to_multiple_of=8)
     sampler = BatchSampler(rows.lengths().sum(axis=1), batch_size, shuffle=shuffle, seed=seed, bucket=bucket)
-    return DataLoader(
-        rows,
-        batch_sampler=sampler,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
+    return batch_loader(
+        rows, batch_sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin_memory
     )
 
 

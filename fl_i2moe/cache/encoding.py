@@ -11,7 +11,6 @@ import torch
 from datasets import Array2D, Dataset, Features, List, Value
 from datasets.features.features import Array2DExtensionType
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
@@ -19,8 +18,6 @@ from ..model.kind import FrozenEncoder, Preprocessed
 from ..model.kind_array import ArrayEncoder
 from ..model.kinds import KINDS
 from .shards import Shard
-
-FLOAT16_MAX = 65504
 
 Encoder = FrozenEncoder | ArrayEncoder
 
@@ -55,13 +52,9 @@ class DecodedBatch:
     inputs: dict[str, Preprocessed]
     bad_samples: list[SampleError]
 
-    @property
-    def num_samples(self) -> int:
-        return self.table.num_rows + len(self.bad_samples)
-
 
 class _Decoder(torch.utils.data.Dataset):
-    """Maps (shard, rows) to a decoded batch. A bad sample is returned, not raised: workers lose exceptions' types."""
+    """(Shard, rows) → their decoded batch. A bad sample is returned, not raised: workers lose exceptions' types."""
 
     def __init__(self, raw: RawDataset, encoders: Mapping[str, Encoder]) -> None:
         self.splits: dict[str, Dataset] = {str(name): split.with_format("arrow") for name, split in raw.splits.items()}
@@ -75,11 +68,10 @@ class _Decoder(torch.utils.data.Dataset):
             return DecodedBatch(shard, table, self._preprocess(table), [])
         except ValueError:
             errors = [self._find_error(table.slice(i, 1), shard.split) for i in range(table.num_rows)]
-            table = table.filter(pa.array([error is None for error in errors]))
-            inputs = self._preprocess(table) if table.num_rows else {}
             bad_samples = [error for error in errors if error is not None]
             assert bad_samples, "preprocessing failed for the batch but for none of its samples"
-            return DecodedBatch(shard, table, inputs, bad_samples)
+            table = table.filter(pa.array([error is None for error in errors]))
+            return DecodedBatch(shard, table, self._preprocess(table) if table.num_rows else {}, bad_samples)
 
     def _preprocess(self, table: pa.Table) -> dict[str, Preprocessed]:
         return {name: preprocess(table[name].to_pylist()) for name, preprocess in self.preprocess.items()}
@@ -110,20 +102,15 @@ def decode(
         for shard in shards
         for start in range(0, len(shard.rows), batch_size)
     ]
-    # A generator of its own: a loader draws a seed when it starts, which must not change the run's randomness.
-    loader = DataLoader(
-        _Decoder(raw, encoders),
-        batch_size=None,
-        sampler=tasks,
-        num_workers=num_workers,
-        collate_fn=as_is,
-        generator=torch.Generator(),
-    )
-    return iter(loader)
+    return iter(batch_loader(_Decoder(raw, encoders), batch_size=None, sampler=tasks, num_workers=num_workers))
 
 
-def as_is(batch: Any) -> Any:
-    """Collates what is a batch already."""
+def batch_loader(batches: torch.utils.data.Dataset, **options: Any) -> DataLoader:
+    """A loader of what comes in batches; its workers' seed is drawn from a generator of its own, not from the run's."""
+    return DataLoader(batches, collate_fn=_as_is, generator=torch.Generator(), **options)
+
+
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -153,9 +140,13 @@ class BatchEncoder:
         bad: dict[int, SampleError] = {}
         for name, preprocessed in decoded.inputs.items():
             kind = self.encoders[name].kind
-            values_ND, lengths_B, special_N = _encode(self.encoders[name], preprocessed.inputs)
+            encoded = self.encoders[name].encode(preprocessed.inputs)
+            mask_BT = encoded.feature_mask
+            values_ND = encoded.features[mask_BT].to(torch.float16).cpu().numpy()
+            lengths_B = mask_BT.sum(dim=1).cpu().numpy()
             for row, reason in _find_bad_rows(values_ND, lengths_B):
                 bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, kind, reason))
+            special_N = encoded.special_mask[mask_BT].cpu().numpy()
             columns |= _feature_columns(name, values_ND, lengths_B, special_N)
             cells = [KINDS[kind].annotation_cells(annotation) for annotation in preprocessed.annotations]
             for suffix in KINDS[kind].annotation_types:
@@ -185,22 +176,12 @@ def skipped_entry(error: SampleError) -> dict[str, str]:
     return {"id": error.sample_id} | {name: getattr(error, name) for name in ("split", "field", "file", "reason")}
 
 
-def _encode(
-    encoder: Encoder, inputs: dict[str, Tensor]
-) -> tuple[NDArray[np.float16], NDArray[np.int64], NDArray[np.bool_]]:
-    """The real features of a batch in one array (N, D), the number of them per sample (B,), which are special (N,)."""
-    encoded = encoder.encode(inputs)
-    mask_BT = encoded.feature_mask
-    values_ND = encoded.features[mask_BT].to(torch.float16).cpu().numpy()
-    return values_ND, mask_BT.sum(dim=1).cpu().numpy(), encoded.special_mask[mask_BT].cpu().numpy()
-
-
 def _find_bad_rows(values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64]) -> list[tuple[int, str]]:
     bad = [(int(row), "the encoder gave no feature for it") for row in np.flatnonzero(lengths_B == 0)]
     if has_non_finite(values_ND):
         for row, values in enumerate(np.split(values_ND, np.cumsum(lengths_B)[:-1])):
             if has_non_finite(values):
-                bad.append((row, f"its features are NaN, infinite or beyond float16's ±{FLOAT16_MAX}"))
+                bad.append((row, "its features are NaN, infinite or beyond float16's ±65504"))
     return bad
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ class Shard:
     split: str
     index: int
     count: int
-    rows: range
-    """The rows of the raw split that belong here."""
+    rows: range  # of the raw split
 
     @property
     def path(self) -> Path:
@@ -73,10 +73,9 @@ def verify_shards(shards: list[Shard]) -> None:
 
 
 def write_shard(shard: Shard, schema: pa.Schema, batches: Iterable[pa.RecordBatch], record: dict[str, Any]) -> None:
-    """Writes the batches as they come to a temporary file that takes its name once it is whole and on the disk.
-
-    Args:
-        record: what to remember beside the checksum; it may be filled while the batches are drawn.
+    """
+    Writes the batches as they come to a temporary file that takes its name once it is whole and on the disk. `record`,
+    what to remember beside the checksum, may be filled while the batches are drawn.
     """
     shard.folder.mkdir(parents=True, exist_ok=True)
     with replacing(shard.path) as temporary:
@@ -99,11 +98,15 @@ def checksum(path: Path) -> str:
 
 def read_object(path: Path, names: Collection[str]) -> dict[str, Any]:
     """A JSON object; raises `CorruptCacheError` where it cannot be read or lacks one of these names."""
-    try:
+    with naming_damage(str(path), "delete the feature cache and encode anew, or fetch it again"):
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: content[name] for name in names} | content
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCacheError(
-            f"{path} is missing or damaged ({type(error).__name__}: {error}); delete the feature cache and encode "
-            "anew, or fetch it again"
-        ) from error
+
+
+@contextmanager
+def naming_damage(what: str, advice: str) -> Iterator[None]:
+    """Raises `CorruptCacheError` with the advice where reading what is named here fails."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCacheError(f"{what} is missing or damaged ({type(error).__name__}: {error}); {advice}") from error

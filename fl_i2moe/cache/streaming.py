@@ -9,7 +9,7 @@ rows need that one of them can get; one that gets fewer begins again with its fi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -26,11 +26,10 @@ from torch.utils.data import DataLoader
 
 from ..data.raw import SampleError
 from .batching import FeatureRows, put_in_buckets
-from .encoding import as_is
+from .encoding import batch_loader
 
 READ_ERRORS = (OSError, HTTPError, pa.ArrowException)
-MAX_ARROW_LENGTH = 2**31 - 1
-"""Numbers in one Arrow list column, whose offsets have 32 bits."""
+MAX_ARROW_LENGTH = 2**31 - 1  # numbers in one Arrow list column, whose offsets have 32 bits
 
 
 class StreamError(ConnectionError):
@@ -43,18 +42,20 @@ class StreamError(ConnectionError):
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A split whose shards lie elsewhere."""
+    """
+    A split whose shards lie elsewhere.
+
+    Args:
+        files: pattern of the addresses of its shards.
+        modalities: as in `FeatureCache`.
+        buffer_size: rows that are shuffled at a time.
+    """
 
     name: str
     files: str
-    """Pattern of the addresses of its shards."""
-
     rows_per_shard: tuple[int, ...]
     modalities: Mapping[str, dict[str, Any]]
-    """As in `FeatureCache`."""
-
     buffer_size: int = 1024
-    """Rows that are shuffled at a time."""
 
     def __len__(self) -> int:
         return sum(self.rows_per_shard)
@@ -94,6 +95,7 @@ class StreamedSplit:
         )
 
 
+@dataclass(eq=False, repr=False)
 class FeatureStream(torch.utils.data.IterableDataset):
     """
     A streamed split as padded batches like those of [`FeatureRows`], in the order of the epoch.
@@ -111,53 +113,44 @@ class FeatureStream(torch.utils.data.IterableDataset):
         ValueError: see [`StreamedSplit.check`].
     """
 
-    def __init__(
-        self,
-        split: StreamedSplit,
-        modality_order: Sequence[str],
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        bucket: bool = False,
-        process_index: int = 0,
-        num_processes: int = 1,
-        pad_to_multiple_of: int = 8,
-    ) -> None:
-        split.check(num_processes)
-        if bucket and not shuffle:
+    split: StreamedSplit
+    modality_order: Sequence[str]
+    _: KW_ONLY
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    bucket: bool = False
+    process_index: int = 0
+    num_processes: int = 1
+    pad_to_multiple_of: int = 8
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.split.check(self.num_processes)
+        if self.bucket and not self.shuffle:
             raise ValueError("bucket=True needs shuffle=True: without it rows come as they are")
-        self.split = split
-        self.modality_order = list(modality_order)
-        self.batch_size = batch_size
-        self.bucket = bucket
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.window = max(1, split.buffer_size // batch_size) * batch_size if bucket else batch_size
-        self.seeds = (seed, process_index)
-        self.epoch = 0
-        columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
-        rows = split.open().select_columns(["id", "labels", *columns]).with_format("arrow")
-        if shuffle:
-            rows = rows.shuffle(seed=seed, buffer_size=split.buffer_size)
-        if num_processes > 1:
-            rows = split_dataset_by_node(rows, process_index, num_processes, strategy="shards")
+        columns = [f"{name}_{kind}" for name in self.modality_order for kind in ("features", "special_mask")]
+        rows = self.split.open().select_columns(["id", "labels", *columns]).with_format("arrow")
+        if self.shuffle:
+            rows = rows.shuffle(seed=self.seed, buffer_size=self.split.buffer_size)
+        if self.num_processes > 1:
+            rows = split_dataset_by_node(rows, self.process_index, self.num_processes, strategy="shards")
         self._rows = rows
-        most_shards = -(-len(split.rows_per_shard) // num_processes)
-        most_rows = sum(sorted(split.rows_per_shard, reverse=True)[:most_shards])
-        self._num_batches = -(-most_rows // batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._num_batches
+        most_shards = -(-len(self.split.rows_per_shard) // self.num_processes)
+        most_rows = sum(sorted(self.split.rows_per_shard)[-most_shards:])
+        return -(-most_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return islice(self._batches(), len(self))
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Without end: behind the last row comes the first again."""
-        rng = np.random.default_rng([*self.seeds, self.epoch])
+        rng = np.random.default_rng([self.seed, self.process_index, self.epoch])
         self._rows.set_epoch(self.epoch)
         num_rows = -1
         while num_rows:
@@ -168,8 +161,9 @@ class FeatureStream(torch.utils.data.IterableDataset):
         raise ValueError(f"The shards {self.split.files} have no rows for this process.")
 
     def _tables(self) -> Iterator[pa.Table]:
+        num_batches = max(1, self.split.buffer_size // self.batch_size) if self.bucket else 1
         try:
-            yield from self._rows.iter(self.window)
+            yield from self._rows.iter(num_batches * self.batch_size)
         except READ_ERRORS as error:
             raise self.split.broken_off(error) from error
 
@@ -216,14 +210,8 @@ def create_stream_loader(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    loader = DataLoader(
-        stream,
-        batch_size=None,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),
-    )
+    is_cuda = accelerator.device.type == "cuda"
+    loader = batch_loader(stream, batch_size=None, num_workers=num_workers, pin_memory=is_cuda)
     return prepare_data_loader(
         loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
     )

@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 
 from .array_pickle import read_array_pickle
 
+FILE_ENDS = (".npz", ".parquet", ".pkl", ".pickle")
+ALL = "all"  # stands for the split of a file that is not cut into splits
 SPLIT_NAMES = {
     "train": ("train", "training", "tr"),
     "validation": ("validation", "valid", "val", "dev", "va"),
     "test": ("test", "testing", "te"),
 }
-ALL = "all"
-"""Stands for the split of a file that is not cut into splits."""
-
-FILE_ENDS = (".npz", ".parquet", ".pkl", ".pickle")
-
 _SPLIT_OF = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
 
 
@@ -134,14 +131,13 @@ def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
 
 def _cut(fields: Part, label_field: str) -> dict[str, Part]:
     """By the names' ends, where the labels have such ends."""
-    ends = [alias for alias in _SPLIT_OF if f"{label_field}_{alias}" in fields]
-    if label_field in fields or not ends:
+    splits = {f"_{alias}": split for alias, split in _SPLIT_OF.items() if f"{label_field}_{alias}" in fields}
+    if label_field in fields or not splits:
         return {ALL: fields}
-    whole = {name: x for name, x in fields.items() if not name.endswith(tuple(f"_{end}" for end in ends))}
+    whole = {name: x for name, x in fields.items() if not name.endswith(tuple(splits))}
     return {
-        _SPLIT_OF[end]: {name.removesuffix(f"_{end}"): x for name, x in fields.items() if name.endswith(f"_{end}")}
-        | whole
-        for end in ends
+        split: {name.removesuffix(end): x for name, x in fields.items() if name.endswith(end)} | whole
+        for end, split in splits.items()
     }
 
 

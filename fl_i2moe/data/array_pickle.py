@@ -13,11 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-PLAIN_KINDS = "biufcSU"
-"""`numpy.dtype.kind` of numbers and texts."""
-
+PLAIN_KINDS = "biufcSU"  # `numpy.dtype.kind` of numbers and texts
+# what a broken program can run into, and no more than that: the stand-ins alone are called
 BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
-"""What a broken program can run into, and no more than that: the stand-ins alone are called."""
 
 
 def read_array_pickle(path: str | Path) -> Any:

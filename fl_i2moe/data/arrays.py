@@ -18,7 +18,6 @@ Three kinds of files:
   `audio`, `text`, `labels`, `id`. Nothing but arrays, texts and numbers is read from it, see `array_pickle`.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,11 +97,8 @@ def load_arrays(
 
     ids = _ids(parts, id_field, label_field, path)
     rows_of = _rows_of_splits(parts, label_field, split_field, path)
-    shares = {"validation": validation_share, "test": test_share}
-    notes = _draw_missing_splits(rows_of, shares, split_seed, path)
-    split_names = np.empty(len(ids), object)
-    for split, rows in rows_of.items():
-        split_names[rows] = split
+    notes = _draw_missing_splits(rows_of, {"validation": validation_share, "test": test_share}, split_seed, path)
+    split_names = {row: split for split, rows in rows_of.items() for row in rows.tolist()}
     bad: dict[int, SampleError] = {}
 
     def report(rows: Rows, field_name: str, reason: str) -> None:
@@ -150,9 +146,9 @@ def load_arrays(
         if missing := [name for index, name in enumerate(class_names) if index not in there]:
             notes.append(f"No training sample is of the classes {', '.join(missing)}.")
     notes.insert(0, f"{path}: {len(good):,} samples, {problem.replace('_', ' ')}, {len(class_names)} outputs")
-    kinds, bad_samples = dict.fromkeys(names, "array"), [bad[row] for row in sorted(bad)]
     sizes = {name: x.values.shape[1] for name, x in sequences.items()}
-    return ArrayDataset(splits, kinds, class_names, problem, bad_samples, notes, feature_sizes=sizes)
+    bad_samples = [bad[row] for row in sorted(bad)]
+    return ArrayDataset(splits, dict.fromkeys(names, "array"), class_names, problem, bad_samples, notes, sizes)
 
 
 def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, others: set[str], path: Path) -> list[str]:
@@ -191,7 +187,7 @@ def _check_lengths(part: Part, names: Sequence[str], label_field: str, path: Pat
     if scalars := [name for name, x in part.items() if isinstance(x, np.ndarray) and not x.ndim]:
         raise ValueError(f"{path}: {scalars} are single values; every field has one row a sample.")
     size = len(part[label_field])
-    for name in itertools.chain(names, (name + MASK_END for name in names)):
+    for name in [*names, *(name + MASK_END for name in names)]:
         if name in part and name != LABEL_NAMES_FIELD and len(part[name]) != size:
             raise ValueError(
                 f"{path}: {name!r} has {len(part[name]):,} samples{where}, {label_field!r} has {size:,}; all fields "

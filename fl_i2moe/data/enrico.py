@@ -13,8 +13,7 @@ from . import files
 from .raw import OnBadSample, RawDataset
 
 BROKEN_WIREFRAMES = ("50105", "50109")
-SPLIT_SEED = 42
-MODALITIES = {"screenshot": "image", "wireframe": "image"}
+PICTURES = {"screenshot": "screenshots/{}.jpg", "wireframe": "wireframes/{}.png"}
 TOPICS_FILE = "design_topics.csv"
 LAYOUT = f"ENRICO layout: {TOPICS_FILE}, screenshots/<id>.jpg and wireframes/<id>.png"
 
@@ -44,15 +43,15 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
         raise ValueError(f"{data_dir / TOPICS_FILE} has the topics {label_names}: at least two are needed")
 
     def read(split: str, screen: str) -> dict[str, Any]:
-        names = {"screenshot": f"screenshots/{screen}.jpg", "wireframe": f"wireframes/{screen}.png"}
-        pictures = {name: data_dir / file for name, file in names.items()}
+        pictures = {name: data_dir / file.format(screen) for name, file in PICTURES.items()}
         for name, path in pictures.items():
             files.check_picture(split, screen, name, path)
         return {"id": screen, **pictures, "labels": label_names.index(topics[screen])}
 
     samples, bad_samples = files.read_samples(data_dir, _split(list(topics)), read, on_bad_sample)
     notes = [f"Left out for their broken wireframes: {', '.join(broken)}."] if broken else []
-    return files.raw_dataset(samples, MODALITIES, label_names, "single_label_classification", bad_samples, notes)
+    kinds = dict.fromkeys(PICTURES, "image")
+    return files.raw_dataset(samples, kinds, label_names, "single_label_classification", bad_samples, notes)
 
 
 def _read_topics(file: Path) -> dict[str, str]:
@@ -80,7 +79,7 @@ def _read_topics(file: Path) -> dict[str, str]:
 
 
 def _split(screens: list[str]) -> dict[str, list[str]]:
-    """MultiBench's: shuffled by a fixed seed, then cut at 65 and 80 per cent."""
-    random.Random(SPLIT_SEED).shuffle(screens)
+    """MultiBench's: shuffled by its seed, then cut at 65 and 80 per cent."""
+    random.Random(42).shuffle(screens)
     train, validation = int(len(screens) * 0.65), int(len(screens) * (0.65 + 0.15))
     return {"train": screens[:train], "validation": screens[train:validation], "test": screens[validation:]}

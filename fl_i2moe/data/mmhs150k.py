@@ -12,9 +12,7 @@ from .raw import OnBadSample, RawDataset, SampleError
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # in the files' names → in the DatasetDict
 LABELS = ["not_hate", "hate"]
 NUM_ANNOTATORS = 3
-NOT_HATE, NUM_KINDS = 0, 6
-"""Each annotator says 0, not hate, or one of five kinds of hate."""
-
+NOT_HATE, NUM_KINDS = 0, 6  # each annotator says 0, not hate, or one of five kinds of hate
 MODALITIES = {"image": "image", "text": "text"}
 TRUTH_FILE = "MMHS150K_GT.json"
 LAYOUT = f"MMHS150K layout: {TRUTH_FILE}, img_resized/<id>.jpg, img_txt/<id>.json and splits/{{train,val,test}}_ids.txt"
@@ -39,11 +37,14 @@ def load_mmhs150k(
         ValueError: the folder does not have the layout, an id is in two places, or nothing is left.
     """
     folders = ["img_resized", *(["img_txt"] if append_image_text else [])]
-    lists = [f"splits/{name}_ids.txt" for name in SPLITS]
-    data_dir = files.require_folder(data_dir, (TRUTH_FILE, *folders, *lists), LAYOUT)
+    lists = {name: f"splits/{name}_ids.txt" for name in SPLITS}
+    data_dir = files.require_folder(data_dir, (TRUTH_FILE, *folders, *lists.values()), LAYOUT)
     truth = files.read_json(data_dir / TRUTH_FILE)
     if not isinstance(truth, dict):
         raise ValueError(f"{data_dir / TRUTH_FILE} must hold an object: tweet id → its text and labels")
+    ids = {name: files.read_text(data_dir / file).split() for name, file in lists.items()}
+    files.check_ids(ids, {name: data_dir / file for name, file in lists.items()})
+    ids = {split: ids[name] for name, split in SPLITS.items()}
     with_image_text = 0
 
     def read(split: str, tweet: str) -> dict[str, Any]:
@@ -58,18 +59,9 @@ def load_mmhs150k(
         files.check_text(split, tweet, "text", data_dir / TRUTH_FILE, text)
         return {"id": tweet, "image": picture, "text": text, "labels": label}
 
-    samples, bad_samples = files.read_samples(data_dir, _read_splits(data_dir), read, on_bad_sample)
-    notes = [f"{with_image_text:,} tweets have text in their pictures, which follows theirs."]
-    notes *= append_image_text
+    samples, bad_samples = files.read_samples(data_dir, ids, read, on_bad_sample)
+    notes = [f"{with_image_text:,} tweets have text in their pictures, which follows theirs."] * append_image_text
     return files.raw_dataset(samples, MODALITIES, list(LABELS), "single_label_classification", bad_samples, notes)
-
-
-def _read_splits(data_dir: Path) -> dict[str, list[str]]:
-    """The tweet ids of each split; no id may occur twice."""
-    lists = {name: data_dir / "splits" / f"{name}_ids.txt" for name in SPLITS}
-    ids = {name: files.read_text(file).split() for name, file in lists.items()}
-    files.check_ids(ids, lists)
-    return {split: ids[name] for name, split in SPLITS.items()}
 
 
 def _read_tweet(truth: dict[str, Any], split: str, tweet: str, file: Path) -> tuple[str, int]:

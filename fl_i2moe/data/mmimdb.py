@@ -89,8 +89,7 @@ def _read_splits(split_file: Path) -> dict[str, list[str]]:
     """The film ids of each split; no id may occur twice."""
     content = files.read_json(split_file)
     for name in SPLITS:
-        split_ids = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(split_ids, list) or not all(isinstance(film_id, str) for film_id in split_ids):
+        if not isinstance(content, dict) or not _is_list_of_strings(content.get(name)):
             raise ValueError(
                 f"{split_file} must hold a list of ids (strings) under each of 'train', 'dev' and 'test'; "
                 f"{name!r} has none"

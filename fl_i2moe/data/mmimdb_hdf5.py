@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import existing, replace_files
+from .array_files import as_text
 from .mmimdb import GENRES
 
-FIELDS = {"text": "features", "image": "vgg_features"}
-"""Modality → data set in the file."""
-
+FIELDS = {"text": "features", "image": "vgg_features"}  # modality → data set in the file
 LABELS, IDS = "genres", "imdb_ids"
 SPLIT_ENDS = (15552, 18160)
 """Rows at which the training and the development split end, as published; the rest is the test split."""
@@ -43,8 +42,7 @@ def read_mmimdb_hdf5(file: str | Path, split_ends: tuple[int, int] = SPLIT_ENDS)
     names = [*FIELDS.values(), LABELS, IDS]
     try:
         with h5py.File(file, "r") as content:
-            missing = [name for name in names if not isinstance(content.get(name), h5py.Dataset)]
-            if missing:
+            if missing := [name for name in names if not isinstance(content.get(name), h5py.Dataset)]:
                 raise ValueError(f"{file} lacks the data sets {missing}; it has {sorted(content)}")
             if single := [name for name in names if not content[name].shape]:
                 raise ValueError(f"{file}: {single} hold no rows, one for each film")
@@ -79,10 +77,9 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
         raise ValueError(
             f"{file} has {count:,} films: splits that end at {split_ends[0]:,} and {split_ends[1]:,} leave one empty"
         )
-    numbers = {name: arrays[name].dtype for name in (*FIELDS.values(), LABELS)}
-    if wrong := [f"{name} ({dtype})" for name, dtype in numbers.items() if dtype.kind not in "biuf"]:
+    if wrong := [f"{name} ({x.dtype})" for name, x in arrays.items() if name != IDS and x.dtype.kind not in "biuf"]:
         raise ValueError(f"{file}: {', '.join(wrong)} must hold numbers")
-    fields: dict[str, np.ndarray] = {}
+    fields = {}
     for modality, name in FIELDS.items():
         with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
             values = arrays[name].astype(np.float32)
@@ -96,7 +93,7 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
         raise ValueError(f"{file}: {LABELS} must have shape {(count, len(GENRES))}, got {labels.shape}")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"{file}: {LABELS} must be 0 or 1")
-    ids = [x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in arrays[IDS].ravel().tolist()]
+    ids = [as_text(x) for x in arrays[IDS].ravel().tolist()]
     if len(set(ids)) != count:
         raise ValueError(f"{file}: {IDS} must name each film once")
     split = np.repeat(["train", "validation", "test"], np.diff([0, *split_ends, count]))

@@ -14,10 +14,6 @@ A modality is a sequence of tokens of `feature_size` numbers. Its evidence for a
 one bit: a direction that says which label they speak of, plus or minus a second one that says the bit, plus
 N(0, noise²) on every number. Directions are orthonormal and fixed by the seed, so a token gives its bit away, to one
 who knows them, but for an error of Φ(−1 / noise). The remaining tokens speak of labels that do not exist.
-
-    folder/
-      arrays.npz    as `load_arrays` reads it
-      truth.json    what tells each label, and where in each sample; see `load_numeric_truth`
 """
 
 import hashlib
@@ -36,11 +32,8 @@ from .truth_files import MIN_SAMPLES, TruthFile, split_sizes
 TRUTH = TruthFile("truth.json", format_version=1, kind="numeric sample", writer="write_numeric")
 ARRAYS_FILE = "arrays.npz"
 MODALITIES = ("alpha", "beta", "gamma")
-NUM_DISTRACTORS = 2
-"""Kinds of tokens in each modality that speak of no label."""
-
-NUM_DRAWS = 16
-"""Of the bits, from which the least correlated is taken."""
+NUM_DISTRACTORS = 2  # kinds of tokens in each modality that speak of no label
+NUM_DRAWS = 16  # draws of all bits, of which the least correlated is taken
 
 Interaction = Literal["unique", "redundancy", "synergy"]
 Integers = NDArray[np.int64]
@@ -49,11 +42,10 @@ Bits = dict[str, Integers]  # label → (N, its modalities)
 
 @dataclass(frozen=True)
 class NumericLabel:
-    """How one label is told."""
+    """How one label is told, and by which modalities."""
 
     interaction: Interaction
     modalities: tuple[str, ...]
-    """That tell it."""
 
     @property
     def carrier(self) -> str:
@@ -76,24 +68,27 @@ class NumericLabel:
 
 @dataclass(frozen=True)
 class NumericSettings:
-    """What decides the sample, bit for bit."""
+    """
+    What decides the sample, bit for bit.
+
+    Args:
+        num_tokens: of each modality.
+        evidence_tokens: that show one bit.
+        labels_per_kind: labels of each interaction and set of modalities.
+        evidence_positions: where evidence may lie; anywhere if not given.
+
+    Raises:
+        ValueError: the evidence does not fit, or a number is out of range.
+    """
 
     num_modalities: int = 2
     num_samples: int = 3000
     num_tokens: int = 20
-    """Of each modality."""
-
     evidence_tokens: int = 3
-    """That show one bit."""
-
     noise: float = 0.2
     labels_per_kind: int = 2
-    """Labels of each interaction and set of modalities."""
-
     fixed_positions: bool = False
     evidence_positions: list[int] | None = None
-    """Where evidence may lie; anywhere if not given."""
-
     feature_size: int = 24
     sample_seed: int = 0
 
@@ -161,10 +156,10 @@ class NumericSettings:
 
 def write_numeric(output_dir: str | Path, settings: NumericSettings) -> Path:
     """
-    Writes the sample into a folder that is new or empty, or finds the same one there.
+    Writes `arrays.npz` and `truth.json` into a folder that is new or empty, or finds the same sample there.
 
     Returns:
-        The file of arrays, for `load_arrays`; `load_numeric_truth` takes its folder.
+        The file of arrays, for `load_arrays`.
 
     Raises:
         ValueError: the folder holds something else.
@@ -211,13 +206,10 @@ def _write(folder: Path, settings: NumericSettings) -> dict[str, Any]:
                 for label, spec in settings.labels.items()
             }
     fields: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
-    np.savez(
-        folder / ARRAYS_FILE,
-        **fields,
-        label_names=np.array(list(settings.labels)),
-        split=np.repeat(list(sizes), list(sizes.values())),
-        ids=np.array(list(samples)),
-    )
+    fields["label_names"] = np.array(list(settings.labels))
+    fields["split"] = np.repeat(list(sizes), list(sizes.values()))
+    fields["ids"] = np.array(list(samples))
+    np.savez(folder / ARRAYS_FILE, **fields)
     told = {name: {**asdict(label), "carrier": label.carrier} for name, label in settings.labels.items()}
     return {"labels": told, "samples": samples}
 
@@ -243,41 +235,32 @@ def _deal(rng: np.random.Generator, settings: NumericSettings, num_samples: int)
         shuffled = rng.permutation(num_samples)
         order = shuffled[np.argsort(rng.permutation(num_samples)[cells[shuffled]], kind="stable")]
         dealt = (np.arange(num_samples) + rng.integers(len(combinations))) % len(combinations)
-        bits = np.empty((num_samples, len(label.modalities)), np.int64)
-        bits[order] = np.array(combinations)[dealt]
-        shown[name] = bits
-        labels = np.column_stack([labels, label.value(bits)])
+        shown[name] = np.empty((num_samples, len(label.modalities)), np.int64)
+        shown[name][order] = np.array(combinations)[dealt]
+        labels = np.column_stack([labels, label.value(shown[name])])
     return shown, labels
 
 
 def _tokens(
-    rng: np.random.Generator,
-    settings: NumericSettings,
-    directions: NDArray[np.float64],
-    modality: str,
-    shown: Bits,
+    rng: np.random.Generator, settings: NumericSettings, directions: NDArray[np.float64], modality: str, shown: Bits
 ) -> tuple[NDArray[np.float32], dict[str, Integers]]:
-    """
-    (N, T, D), and label → (N, evidence tokens) positions.
-
-    Args:
-        directions: (D, D) orthonormal. Each label and distractor has two: that a token speaks of it, and the bit.
-    """
+    """(N, T, D), and label → (N, evidence tokens) positions; `directions` are (D, D)."""
     names = settings.labels_of(modality)
-    num_samples, num_tokens = len(next(iter(shown.values()))), settings.num_tokens
-    num_evidence = len(names) * settings.evidence_tokens
+    num_samples = len(next(iter(shown.values())))
     positions = np.tile(settings.positions, (num_samples, 1))
     if not settings.fixed_positions:
         positions = rng.permuted(positions, axis=1)
-    kind = rng.integers(len(names), len(names) + NUM_DISTRACTORS, (num_samples, num_tokens))
-    bits = rng.integers(0, 2, (num_samples, num_tokens))
+    kind = rng.integers(len(names), len(names) + NUM_DISTRACTORS, (num_samples, settings.num_tokens))
+    bits = rng.integers(0, 2, kind.shape)
     rows = np.arange(num_samples)[:, None]
     places = {}
     for number, name in enumerate(names):
-        chosen = positions[:, :num_evidence].reshape(num_samples, len(names), -1)[:, number]
+        start = number * settings.evidence_tokens
+        chosen = positions[:, start : start + settings.evidence_tokens]
         kind[rows, chosen] = number
         bits[rows, chosen] = shown[name][:, [settings.labels[name].modalities.index(modality)]]
         places[name] = np.sort(chosen, axis=1)
+    # two directions for each label and distractor: that a token speaks of it, and the bit
     tokens = directions[2 * kind] + (2 * bits - 1)[..., None] * directions[2 * kind + 1]
     tokens += settings.noise * rng.standard_normal(tokens.shape)
     return tokens.astype(np.float32), places

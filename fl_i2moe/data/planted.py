@@ -21,9 +21,8 @@ from typing import Any, Literal
 
 from datasets.utils import tqdm
 
-from .planted_objects import OBJECTS
 from .planted_plots import WORDS, compose_plot, compose_title
-from .planted_posters import render_poster
+from .planted_posters import OBJECTS, render_poster
 from .truth_files import MIN_SAMPLES, TruthFile, split_sizes
 
 TRUTH = TruthFile("planted.json", format_version=2, kind="planted sample", writer="write_planted")
@@ -79,7 +78,6 @@ def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 
 
     Args:
         num_films: films in all: 70 % train, 10 % dev, 20 % test. 1 film in 64 happens to have no genre.
-        seed: of everything that is drawn.
 
     Returns:
         The folder, to be read by `load_mmimdb` and `load_planted_truth`.
@@ -89,8 +87,8 @@ def write_planted(output_dir: str | Path, *, num_films: int = 2000, seed: int = 
     """
     if num_films < MIN_SAMPLES:
         raise ValueError(f"num_films must be at least {MIN_SAMPLES}, got {num_films}")
-    parameters = {"seed": seed, "num_films": num_films}
-    return TRUTH.write_sample(output_dir, parameters, lambda folder: _write_films(folder, **parameters))
+    made_from = {"seed": seed, "num_films": num_films}
+    return TRUTH.write_sample(output_dir, made_from, lambda folder: _write_films(folder, seed, num_films))
 
 
 def load_planted_truth(data_dir: str | Path) -> dict[str, Any]:
@@ -117,14 +115,14 @@ def _write_films(folder: Path, seed: int, num_films: int) -> dict[str, Any]:
     films: dict[str, dict[str, Any]] = {}
     with tqdm(total=num_films, desc="Writing the planted sample", unit="film") as progress:
         for name, size in split_sizes(num_films, ("train", "dev", "test")).items():
-            start = len(films)
+            split[name] = []
             for objects, words in _draw_evidence(random.Random(f"{seed} {name}"), size):
                 film_id = f"{len(films) + 1:07d}"
                 rng = random.Random(f"{seed} {film_id}")
                 films[film_id] = _write_film(folder / "dataset", film_id, objects, words, rng)
+                split[name].append(film_id)
                 progress.update()
-            split[name] = list(films)[start:]
-    _write_json(folder / "split.json", split)
+    (folder / "split.json").write_text(json.dumps(split), encoding="utf-8")
     return {"genres": {genre: asdict(spec) for genre, spec in PLANTED_GENRES.items()}, "films": films}
 
 
@@ -171,9 +169,6 @@ def _write_film(folder: Path, film_id: str, objects: Chosen, words: Chosen, rng:
         }
     genres = [genre for genre in PLANTED_GENRES if truth[genre]["present"]]
     poster.save(folder / f"{film_id}.jpeg", quality=90)
-    _write_json(folder / f"{film_id}.json", {"title": title, "genres": genres, "plot": [plot]})
+    film = {"title": title, "genres": genres, "plot": [plot]}
+    (folder / f"{film_id}.json").write_text(json.dumps(film), encoding="utf-8")
     return truth
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")

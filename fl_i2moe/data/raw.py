@@ -31,24 +31,23 @@ class SampleError(ValueError):
 
 @dataclass
 class RawDataset:
-    """A data set as people see it: pictures, texts and labels, not yet encoded."""
+    """
+    A data set as people see it: pictures, texts and labels, not yet encoded.
+
+    Args:
+        splits: `train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`.
+        modalities: modality column → name of its kind in `KINDS`, whose `raw_type` is the column's.
+        label_names: of the C classes, in the order of the labels.
+        bad_samples: with `on_bad_sample="skip"`, what was left out and why.
+        notes: counts that a user should read, as sentences.
+    """
 
     splits: DatasetDict
-    """`train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`."""
-
     modalities: dict[str, str]
-    """Modality column → name of its kind in `KINDS`, whose `raw_type` is the column's."""
-
     label_names: list[str]
-    """Name of each of the C classes, in the order of the labels."""
-
     problem_type: ProblemType
-
     bad_samples: list[SampleError] = field(default_factory=list)
-    """With `on_bad_sample="skip"`: what was left out and why."""
-
     notes: list[str] = field(default_factory=list)
-    """Counts that a user should read, as sentences."""
 
 
 def label_column(problem_type: ProblemType, num_labels: int) -> Value | List:

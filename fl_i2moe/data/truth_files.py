@@ -13,23 +13,22 @@ MIN_SAMPLES = 20
 
 @dataclass(frozen=True)
 class TruthFile:
-    """The truth about one kind of sample."""
+    """
+    The truth about one kind of sample.
+
+    Args:
+        format_version: of what is written; to be raised with every change to it.
+        kind: what such a sample is called.
+        writer: the function that makes one.
+    """
 
     name: str
     format_version: int
-    """Of what is written; to be raised with every change to it."""
-
     kind: str
-    """What such a sample is called."""
-
     writer: str
-    """The function that makes one."""
 
     def load(self, data_dir: str | Path) -> dict[str, Any]:
-        """
-        Raises:
-            ValueError: the folder holds no such sample, or one of another version.
-        """
+        """Raises `ValueError` if the folder holds no such sample, or one of another version."""
         path = Path(data_dir).expanduser() / self.name
         if not path.is_file():
             raise ValueError(f"{path} does not exist: {data_dir} is no {self.kind}; write one with {self.writer}")
@@ -47,14 +46,8 @@ class TruthFile:
         self, folder: str | Path, made_from: dict[str, Any], write: Callable[[Path], dict[str, Any]]
     ) -> Path:
         """
-        Lets `write` fill a new folder and return the truth; or finds the same sample there.
-
-        Args:
-            folder: does not exist yet, or is empty, or holds this very sample.
-            made_from: begins the truth.
-
-        Returns:
-            The absolute folder.
+        Lets `write` fill a new or empty folder and return the truth, which `made_from` begins; or finds the same
+        sample there. Returns the absolute folder.
 
         Raises:
             ValueError: the folder holds something else.

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..cache import FeatureCache, build_cache, cache_key
+from ..cache import FeatureCache, build_cache, cache_key, open_features
 from ..cache.encoding import Encoder
 from ..cache.key import key_digest
-from ..cache.shared import open_features
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
 from ..model.configuration_fl_i2moe import FLI2MoEConfig

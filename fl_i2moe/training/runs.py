@@ -12,8 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoModel
 
-from ..cache import FeatureCache, open_cache
-from ..cache.shared import open_features
+from ..cache import FeatureCache, open_cache, open_features
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel

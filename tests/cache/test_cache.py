@@ -18,7 +18,7 @@ from fake_encoders import fake_encoders, image_features, replace_text, text_feat
 from filelock import FileLock
 
 from fl_i2moe.cache import CacheMismatchError, CorruptCacheError, build_cache, cache_key, open_cache
-from fl_i2moe.cache import feature_cache as cache_module
+from fl_i2moe.cache import building as cache_module
 from fl_i2moe.cache import shards as cache_shards
 from fl_i2moe.data.raw import SampleError
 
@@ -397,7 +397,7 @@ def test_waiting_ends_when_another_process_fails_or_all_are_dead(tmp_path, monke
         cache_module._wait_for([tmp_path / "shard.json"], tmp_path)
 
 
-def test_failing_process_tells_the_others(raw, tmp_path):
+def test_failing_process_tells_the_others(raw, tmp_path, monkeypatch):
     class SecondOfTwo:
         process_index, num_processes, is_main_process, is_local_main_process = 1, 2, False, False
 
@@ -406,8 +406,9 @@ def test_failing_process_tells_the_others(raw, tmp_path):
             cache_module._begin(tmp_path / "cache", cache_key(raw, fake_encoders()), 8, FileLock(tmp_path / "lock"))
 
     replace_text(raw, "train", 9, "x notanumber")
+    monkeypatch.setattr(cache_module, "PartialState", lambda **_: SecondOfTwo())
     with pytest.raises(SampleError):
-        build_cache(raw, fake_encoders(), tmp_path / "cache", state=SecondOfTwo(), **OPTIONS)
+        build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
     assert "train-9" in (tmp_path / "cache" / "failed-1.txt").read_text()
 
 

@@ -8,8 +8,7 @@ from fake_hub import FakeHub
 from huggingface_hub import DatasetCard
 from published import COMMIT, make_published, make_raw, put_into_hub_cache, save_encoder
 
-from fl_i2moe.cache import CorruptCacheError, build_cache
-from fl_i2moe.cache.shared import open_features
+from fl_i2moe.cache import CorruptCacheError, build_cache, open_features
 from fl_i2moe.cache.streaming import StreamedSplit
 from fl_i2moe.model.encoders import load_encoder
 from fl_i2moe.publishing.features import write_features

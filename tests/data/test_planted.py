@@ -13,9 +13,8 @@ from PIL import Image
 from fl_i2moe.data import planted
 from fl_i2moe.data.mmimdb import GENRES, load_mmimdb
 from fl_i2moe.data.planted import load_planted_truth, write_planted
-from fl_i2moe.data.planted_objects import OBJECTS
 from fl_i2moe.data.planted_plots import FILLERS, NAMES, SENTENCES, TITLE_ADJECTIVES, TITLE_NOUNS, WORDS, compose_plot
-from fl_i2moe.data.planted_posters import HEIGHT, WIDTH, render_poster
+from fl_i2moe.data.planted_posters import HEIGHT, OBJECTS, WIDTH, render_poster
 
 NUM_FILMS = 300
 KINDS = {"unique_image": 2, "unique_text": 2, "redundancy": 2, "synergy": 2}

@@ -167,7 +167,7 @@ def test_private_repositories_and_unknown_revisions(hub, films, tmp_path, monkey
 STREAM = """
 import json, sys
 from datasets import load_dataset
-from fl_i2moe.cache.shared import open_features
+from fl_i2moe.cache import open_features
 rows = list(load_dataset("someone/features", split="test", streaming=True))
 cache = open_features("someone/features")
 first = cache.splits["test"][0]
