@@ -31,11 +31,20 @@ from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import write_json, write_text
 from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder
-from ..run.inputs import say_what_is_bad, split_of
-from .page import Subject, describe_questions, questionnaire_id, render_questionnaire
-from .questionnaire import Item, Key, exchange_weights, item_ids, order_of_questions, stratified_order
-from .ratings import read_answers, summarise_ratings
-from .report import to_markdown
+from ..run.explanations import say_what_is_bad, split_of
+from .questionnaire import (
+    Item,
+    Key,
+    Subject,
+    describe_questions,
+    exchange_weights,
+    item_ids,
+    order_of_questions,
+    questionnaire_id,
+    render_questionnaire,
+    stratified_order,
+)
+from .ratings import read_answers, summarise_ratings, to_markdown
 
 PAGE_FILE, KEY_FILE = "questionnaire.html", "key.json"
 TABLE_FILES = ("ratings.json", "ratings.md")
