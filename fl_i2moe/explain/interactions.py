@@ -75,15 +75,8 @@ def exact(
     value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int | None = None, seed: int | None = None
 ) -> PairTable:
     """
-    Both scores over all coalitions, from the game's 2^N values.
-
-    Args:
-        value: coalitions (S, N) → (S,).
-        pairs: (P, 2) players.
-        num_coalitions, seed: without effect; every estimator takes them.
-
-    Raises:
-        ValueError: more than 16 players; invalid pairs.
+    All scores of the pairs (P, 2) over all coalitions, from the game's 2^N values. `num_coalitions` and `seed`, which
+    every estimator takes, have no effect. `ValueError` for more than 16 players, or invalid pairs.
     """
     if num_players > MAX_EXACT_PLAYERS:
         raise ValueError(
@@ -128,9 +121,6 @@ def shared_context(
     1 in N−1, sizes are uniform. `num_coalitions · (N−1)` are drawn, a number fixed in advance (to go on until every
     pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own. So a pair
     has at least `num_coalitions`, and about as many on average: see `PairTable.num_coalitions`.
-
-    Raises:
-        ValueError: no coalitions; invalid pairs.
     """
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     outside = num_players - np.arange(num_players - 1)  # N − s

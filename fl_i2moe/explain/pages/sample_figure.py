@@ -129,7 +129,6 @@ class _Board:
     def _link(
         self, sheet: Sheet, pair: Pair, rank: int, gutter: float, anchors: Mapping[tuple[str, int], Any], color: str
     ) -> None:
-        """From the middle of the patch to the gutter, then between two lines of the text to the token."""
         ends = [pair.first, pair.second]
         if not all((end.modality, end.index) in anchors for end in ends):  # behind the end of a text that was cut
             return
