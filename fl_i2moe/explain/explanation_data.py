@@ -67,15 +67,18 @@ class Pair:
 
 @dataclass
 class ExplanationData:
-    """Why a model gave one class of one sample its logit. Shapes: E experts, C classes, T_m features of modality m."""
+    """
+    Why a model gave one class of one sample its logit.
+
+    Shapes: `label_names` and `logits` (C,), `expert_weights` (E,), `expert_logits` (E, C); E experts, C classes, T_m
+    features of modality m.
+    """
 
     sample_id: str
     target: int
     """The explained class."""
 
     label_names: list[str]
-    """(C,)"""
-
     problem_type: str
     labels: list[float] | None
     """What is true: (C,) zeros and ones of a multi-label sample, the one class index, or (C,) numbers of a regression;
@@ -84,13 +87,9 @@ class ExplanationData:
     modalities: dict[str, Places]
     expert_names: list[str]
     expert_weights: FloatArray
-    """(E,)"""
-
     expert_logits: FloatArray
-    """(E, C)"""
-
     logits: FloatArray
-    """(C,), the mixture's."""
+    """The mixture's."""
 
     method: str
     """How importance was computed."""

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ...cache import FeatureCache
 from ...explain.attribution import attribute, universe_method
-from ...explain.explain_sample import explain, feature_batch, true_targets
+from ...explain.explain_sample import explain, true_targets
 from ...explain.explanation import Explanation
 from ...explain.feature_game import feature_game
-from ...explain.inputs import Inputs
+from ...explain.inputs import Inputs, feature_batch
 from ...explain.interactions import sample_seed, score_pairs
 from ...explain.pair_scores import kind_of_expert
 from ...model.modeling_fl_i2moe import FLI2MoEModel
