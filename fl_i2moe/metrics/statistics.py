@@ -52,7 +52,6 @@ def compute_statistics(
     """
     scores, targets = check_predictions(logits, labels, problem_type)
     num_samples, num_classes = scores.shape
-    num_experts = len(expert_names)
     if len(label_names) != num_classes:
         raise ValueError(
             f"label_names holds {len(label_names)} names, but there are {num_classes} classes in the logits"
@@ -60,16 +59,15 @@ def compute_statistics(
     for argument, names in (("expert_names", expert_names), ("label_names", label_names)):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"{argument} must hold at least one name and none twice, got {list(names)}")
-    expert_scores = _checked(expert_logits, "expert_logits", (num_samples, num_experts, num_classes))
-    weights = _checked(expert_weights, "expert_weights", (num_samples, num_experts))
+    expert_scores = _checked(expert_logits, "expert_logits", (num_samples, len(expert_names), num_classes))
+    weights = _checked(expert_weights, "expert_weights", (num_samples, len(expert_names)))
 
     per_class = None
     if problem_type != "regression":
         carries = targets[:, None] == np.arange(num_classes) if targets.ndim == 1 else targets == 1
-        of_class = {name: weights[carries[:, c]] for c, name in enumerate(label_names)}
         per_class = {
-            name: {"num_samples": len(own), "experts": _describe_weights(own, expert_names)}
-            for name, own in of_class.items()
+            name: {"num_samples": int(own.sum()), "experts": _describe_weights(weights[own], expert_names)}
+            for name, own in zip(label_names, carries.T, strict=True)
         }
     return {
         "num_samples": num_samples,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...explain.attribution import MIXTURE
 from ...explain.pages.display import METHOD_NAMES, number, signed
 from ...explain.pages.sheet import INK, MUTED
-from ...metrics.figures import expert_title, metric_title, new_figure, titled
+from ...metrics.figures import expert_title, keep_bottom_spine, metric_title, new_figure, titled
 from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
@@ -126,8 +126,7 @@ def _draw_mean_drops(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_xlabel(f"mean drop of {metric_title(metric)} over the shares, by whose importance was followed")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    keep_bottom_spine(axes)
 
 
 def draw_alignment(
