@@ -86,10 +86,8 @@ def percentages(weights: Sequence[float]) -> list[int]:
 
 
 def stratified_order(has_class_NC: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
-    """
-    All N samples in an order in which classes take turns: each gives a sample of its own, drawn at random, as long as
-    it has one left. Samples without a class come last.
-    """
+    """All N samples in an order in which classes take turns: each gives a sample of its own, drawn at random, as long
+    as it has one left. Samples without a class come last."""
     shuffled = rng.permutation(len(has_class_NC)).tolist()
     waiting = [[row for row in shuffled if has_class_NC[row, c]] for c in rng.permutation(has_class_NC.shape[1])]
     order: dict[int, None] = {}
@@ -103,10 +101,8 @@ def stratified_order(has_class_NC: NDArray[np.bool_], rng: np.random.Generator) 
 
 
 def exchange_weights(weights: Sequence[Sequence[float]], rng: np.random.Generator) -> list[int]:
-    """
-    For each sample the one whose weights (N, E) it gets, so that controls as a whole have the weights of the samples: a
-    random permutation in which no sample gets weights that look like its own. `ValueError` if none was found.
-    """
+    """For each sample the one whose weights (N, E) it gets, so that controls together have the weights of the samples:
+    a random permutation in which no sample gets weights that look like its own. `ValueError` if none was found."""
     shown = [percentages(row) for row in weights]
     for _ in range(_TRIES):
         givers = rng.permutation(len(shown)).tolist()
@@ -121,13 +117,11 @@ def exchange_weights(weights: Sequence[Sequence[float]], rng: np.random.Generato
 def order_of_questions(
     num_samples: int, with_control: Sequence[int], rng: np.random.Generator
 ) -> list[tuple[int, bool]]:
-    """
-    The questions in random order, as (sample, whether it is its control). Of the samples that come twice one version
-    lies in the first half and one in the second, the control first in every other.
-    """
+    """The questions in random order, as (sample, whether it is its control). Of the samples that come twice one version
+    lies in the first half and one in the second, the control first in every other."""
     twice = rng.permutation(np.asarray(with_control, np.int64)).tolist()
     once = rng.permutation(sorted(set(range(num_samples)) - set(twice))).astype(np.int64).tolist()
-    halves: tuple[list[tuple[int, bool]], list[tuple[int, bool]]] = ([], [])
+    halves: tuple[list[tuple[int, bool]], ...] = ([], [])
     for place, sample in enumerate(twice):
         halves[place % 2].append((sample, False))
         halves[1 - place % 2].append((sample, True))
@@ -193,11 +187,7 @@ def render_questionnaire(
     samples_return: bool,
     is_regression: bool = False,
 ) -> str:
-    """
-    Args:
-        questions: from [`describe_questions`].
-        samples_return: whether there are controls, so that samples come twice, which readers are told.
-    """
+    """The page, from [`describe_questions`]; readers are told if samples return, that is, if there are controls."""
     template = environment("fl_i2moe.evaluation").get_template("questionnaire.html.jinja")
     return template.render(
         format=FORMAT_VERSION,

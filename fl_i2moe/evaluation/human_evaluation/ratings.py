@@ -37,12 +37,8 @@ class Answers:
 
 
 def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
-    """
-    Reads answer files, or all `.json` files in a folder.
-
-    Raises:
-        ValueError: names every file that cannot be used, and why; two are of one rater; or there is none.
-    """
+    """Reads answer files, or all `.json` files in a folder; `ValueError` that names every file that cannot be used, or
+    is of a rater with another one, and why; or where there is none."""
     paths = [path for file in map(Path, files) for path in (sorted(file.glob("*.json")) if file.is_dir() else [file])]
     answers: list[Answers] = []
     problems: list[str] = []
@@ -107,10 +103,7 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
     ratings_RI = np.array([one.ratings for one in answers])
     is_control = np.array([item.is_control for item in key.items])
     columns = {"model": ratings_RI[:, ~is_control], "control": ratings_RI[:, is_control]}
-
-    def mean(values_RI: FloatArray) -> dict[str, Any]:
-        return _mean(values_RI, num_resamples, seed)
-
+    mean = partial(_mean, num_resamples=num_resamples, seed=seed)
     return {
         "questionnaire": key.questionnaire,
         "num_raters": len(answers),
@@ -159,10 +152,7 @@ def krippendorff_alpha(ratings: FloatArray) -> float:
 
 
 def _mean(values_RI: FloatArray, num_resamples: int, seed: int) -> dict[str, Any]:
-    """
-    (R, I), NaN where undefined → `value`, `std`, `interval`, by a bootstrap over raters and items, both of which are
-    drawn from more that there could be.
-    """
+    """(R, I), NaN where undefined → `value`, `std`, `interval`, by a bootstrap over raters and items."""
     given = np.isfinite(values_RI)
     filled = np.where(given, values_RI, 0)
     raters, items = (resample(count, num_resamples, seed + axis) for axis, count in enumerate(values_RI.shape))

@@ -163,12 +163,8 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
 
 
 def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[str, Any]:
-    """
-    Writes the table, and returns what is written as JSON, see [`summarise_ratings`].
-
-    Raises:
-        ValueError: there is no questionnaire; answers do not fit it; the output folder holds something else.
-    """
+    """Writes the table, and returns what is written as JSON, see [`summarise_ratings`]; `ValueError` if questionnaire,
+    answers or output folder do not fit."""
     _check_folder(arguments.folder, arguments.overwrite, TABLE_FILES)
     key = Key.load(Path(arguments.questionnaire) / KEY_FILE)
     answers = read_answers(arguments.answers, key)

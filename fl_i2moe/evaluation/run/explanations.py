@@ -38,12 +38,8 @@ from .sample import explain_sample, list_samples
 
 
 def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> None:
-    """
-    Explains samples, measures, and writes everything into the output folder. What is there already is kept.
-
-    Raises:
-        ValueError: model, cache, samples or the output folder do not fit.
-    """
+    """Explains samples, measures, and writes everything into the output folder, where what is there already is kept;
+    `ValueError` if model, cache, samples or the folder do not fit."""
     console = create_console(accelerator)
     folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     if accelerator.is_main_process:
@@ -88,12 +84,7 @@ def _measure_faithfulness(
     accelerator: Accelerator,
     console: Console,
 ) -> None:
-    """
-    Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays.
-
-    Raises:
-        ValueError: names a bad sample, unless those are skipped: these samples may be others than the explained ones.
-    """
+    """Writes `faithfulness.json`: name of a model → result; what is in it for the same weights and samples stays."""
     file = arguments.folder / FAITHFULNESS_FILE
     results = read_json(file) if file.is_file() else {}
     split = cache.splits[arguments.split]

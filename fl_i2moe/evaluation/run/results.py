@@ -10,7 +10,6 @@ import numpy as np
 from ...cache import FeatureCache
 from ...explain.attribution import universe_method
 from ...explain.explanation import Explanation
-from ...explain.explanation_data import ExplanationData
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
@@ -49,7 +48,7 @@ class IndexEntry:
     """Data URI."""
 
     @classmethod
-    def of(cls, explanations: Sequence[ExplanationData], pages: Sequence[str]) -> "IndexEntry":
+    def of(cls, explanations: Sequence[Explanation], pages: Sequence[str]) -> "IndexEntry":
         """From the explanations of one sample, one for each explained class, and the relative links to their pages."""
         first = explanations[0]
         pictures = (drawing_of(x).thumbnail(x, THUMBNAIL_PIXELS) for x in first.modalities.values())
@@ -98,14 +97,17 @@ def save_index(
 ) -> None:
     """Writes the page of a run, which links its samples and shows its figures, by relative links."""
     experts = expert_colors(entries[0].expert_names if entries else [])
-    page = environment("fl_i2moe.evaluation").get_template("index.html.jinja")
-    text = page.render(
-        title=title,
-        entries=entries,
-        facts=facts,
-        figures=figures,
-        tables=tables,
-        experts=[(expert_title(name), color) for name, color in experts.items()],
+    text = (
+        environment("fl_i2moe.evaluation")
+        .get_template("index.html.jinja")
+        .render(
+            title=title,
+            entries=entries,
+            facts=facts,
+            figures=figures,
+            tables=tables,
+            experts=[(expert_title(name), color) for name, color in experts.items()],
+        )
     )
     write_text(path, text)
 
@@ -113,12 +115,8 @@ def save_index(
 def write_results(
     model: FLI2MoEModel, samples: Sequence[Sample], num_pages: int, arguments: ExplainArguments, cache: FeatureCache
 ) -> Path:
-    """
-    Writes tables and figures of what was measured on the samples, and the page of the run, which it returns.
-
-    Args:
-        samples: those that were explained, the first `num_pages` with pages.
-    """
+    """Writes tables and figures of what was measured on the samples, of which the first `num_pages` have pages, and
+    the page of the run, which it returns."""
     results = _Results(samples, arguments, cache)
     measured, figures, tables = set(arguments.measurements), [], []
     if "faithfulness" in measured:
@@ -154,10 +152,9 @@ class _Results:
         save_figure(draw_faithfulness(results, self.metric, direction), self.folder / name)
         parts = []
         for model, result in results.items():
-            shown = []
-            for method, by_expert in result[direction].items():
-                drop = list(by_expert.values())[-1][self.metric]["mean_drop"]  # the whole model's
-                shown += [] if drop is None else [f"{method} {drop:.3f}"]
+            # the last one is the whole model's
+            drops = {method: list(x.values())[-1][self.metric]["mean_drop"] for method, x in result[direction].items()}
+            shown = [f"{method} {drop:.3f}" for method, drop in drops.items() if drop is not None]
             parts.append(f"{model}: {', '.join(shown)}")
         description = f"Mean drop of {metric_title(self.metric)} over the shares, by method. {'; '.join(parts)}."
         return RunFigure(f"Faithfulness: {direction}", name, description)
@@ -236,7 +233,6 @@ def _entries(samples: Sequence[Sample]) -> Iterator[IndexEntry]:
 
 
 def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, cache: FeatureCache) -> dict[str, str]:
-    """What the page of the run says of it."""
     num_experts = model.config.num_experts
     pairs = {"none": "not scored", "exact": "exact, all coalitions"}.get(
         arguments.interactions, f"{arguments.interactions}, {arguments.num_coalitions} coalitions a pair"
@@ -244,15 +240,12 @@ def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, c
     if arguments.interactions != "none":
         by = METHOD_NAMES[universe_method(model)]
         pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by {by}"
-    encoders = {
-        f"Encoder of {name}": f"{x['encoder'].get('name')}, {layer_text(x['encoder'].get('hidden_layer'))}"
-        for name, x in cache.modalities.items()
-    }
+    encoders = {f"Encoder of {name}": x["encoder"] for name, x in cache.modalities.items()}
     return {
         "Model": f"{Path(arguments.model).resolve()}, {model.config.architecture}, "
         f"{num_experts} expert{'s' if num_experts > 1 else ''}",
         "Samples": f"{num_samples:,} of the {len(cache.splits[arguments.split]):,} of split {arguments.split}",
         "Importance": arguments.method,
         "Pairs": pairs,
-        **encoders,
+        **{title: f"{x.get('name')}, {layer_text(x.get('hidden_layer'))}" for title, x in encoders.items()},
     }

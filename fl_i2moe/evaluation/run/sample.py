@@ -47,9 +47,6 @@ class Sample:
     arguments: ExplainArguments
     cache: FeatureCache
 
-    def row(self) -> dict[str, Any]:
-        return self.cache.splits[self.arguments.split][self.number]
-
     @property
     def measured(self) -> Path:
         return self.arguments.folder / "measured" / f"{self.file_name}.json"
@@ -77,10 +74,8 @@ def list_samples(rows: Sequence[int], cache: FeatureCache, arguments: ExplainArg
 
 
 def file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str, str]:
-    """
-    Name → a name that is safe in every file system and in a link. Different names stay different, also where a file
-    system takes upper and lower case for the same.
-    """
+    """Name → a name that is safe in every file system and in a link. Different names stay different, also where a file
+    system takes upper and lower case for the same."""
     safe = {name: re.sub(f"[^{allowed}]", "_", name)[:80].lstrip(".") for name in names}
     lower = Counter(file.lower() for file in safe.values())
     for name, file in safe.items():
@@ -97,7 +92,7 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
         due = [sample.cache.label_names[index] for index in wanted] or [record["target"]]
         if not with_page or set(due) <= set(record["pages"]):
             return
-    row = sample.row()
+    row = sample.cache.splits[arguments.split][sample.number]
     how: dict[str, Any] = {
         "method": arguments.method,
         "interactions": None if arguments.interactions == "none" else arguments.interactions,
@@ -149,20 +144,14 @@ def _measure_pairs(
         kind, seed, numbers = kind_of_expert(expert), arguments.seed, [sample.number]
         best = first.select(bin_of == 0)
         masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
-        curves = {}
-        for direction in DIRECTIONS:
-            options: dict[str, Any] = {
-                "direction": direction,
-                "num_draws": min(CURVE_DRAWS, arguments.num_draws),
-                "seed": seed,
-            }
-            curves[direction] = _plain(pair_curve_logits(evaluate, inputs, [first], numbers, kind, **options))
+        curve = partial(pair_curve_logits, evaluate, inputs, [first], numbers, kind, seed=seed)
+        num_draws = min(CURVE_DRAWS, arguments.num_draws)
         measured[expert] = {
             "scores": first.score(kind)[inside].tolist(),
             "values": second.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": _plain(masked),
-            "curves": curves,
+            "curves": {x: _plain(curve(direction=x, num_draws=num_draws)) for x in DIRECTIONS},
         }
     return measured
 
