@@ -20,9 +20,6 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 
 METHODS = ("attnroll", "grad_attnroll", "ig", "random")
-ROLLOUTS = ("attnroll", "grad_attnroll")
-"""Those that need attention probabilities."""
-
 MIXTURE = "mixture"
 """Name of the importance that is averaged over the experts by their weights."""
 
@@ -72,7 +69,7 @@ def explaining(model: FLI2MoEModel) -> Iterator[FLI2MoEModel]:
 
 def methods_of(model: FLI2MoEModel) -> list[str]:
     """The methods that a model's fusion allows: rollouts need attention."""
-    return [method for method in METHODS if model.experts.has_attention or method not in ROLLOUTS]
+    return list(METHODS) if model.experts.has_attention else ["ig", "random"]
 
 
 def check_methods(model: FLI2MoEModel, methods: Iterable[str], argument: str) -> None:
@@ -108,7 +105,7 @@ def attribute(
     - `"grad_attnroll"`: `R ← R + Ā·R` from `R = I`, `Ā` = mean over heads of `relu(∂logit/∂A ⊙ A)`.
     - `"ig"`: integrated gradients over the projected features (special ones too) from a baseline of zeros,
       Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class rank last.
-    - `"random"`: uniform in [0, 1).
+    - `"random"`: uniform in [0, 1), by `seed`: one number for the batch, or for each sample one (or several numbers).
 
     The published layer arithmetic has no skip around attention: its layers are `A`, and `R ← Ā·R`. A rollout scores a
     feature by the mean of its column over the rows that the expert's head reads, with the head's weights: every
@@ -116,11 +113,10 @@ def attribute(
 
     Args:
         targets: (B,), a class for each sample; 0 in regression with one output.
-        experts: names from `config.expert_names`; all by default.
+        experts: all by default.
         of: the logit that is explained: the expert's own, or (as in the paper) the mixture's, of which the expert
             gives `w_e · logit_e`, the weight w_e held as it is for the sample.
         num_steps: nodes of integrated gradients.
-        seed: of `"random"`. One number for the batch, or for each sample one (or several numbers).
 
     Raises:
         ValueError: an unknown method, expert or `of`; targets that do not fit; a rollout of a fusion that has no

@@ -138,13 +138,11 @@ class ExplanationData:
 
     def pairs(self, expert: str, top: int | None = 10, kind: PairKind | None = None) -> list[Pair]:
         """
-        The pairs with the highest scores, best first; ties in the order in which they were scored.
+        The `top` pairs (all if None) with the highest scores, best first; ties in the order in which they were scored.
 
         Args:
-            top: how many; all if None.
-            kind: `"sii"`, the Shapley interaction index; `"redundancy"`, the redundancy gap as published; or
-                `"redundancy_both"`, its variant that asks both ends to be useful. By default the redundancy gap for
-                the redundancy expert and the index for all others.
+            kind: of `PairKind`; by default the redundancy gap for the redundancy expert and the Shapley interaction
+                index for all others.
 
         Raises:
             ValueError: for an expert whose pairs were not scored, or an unknown kind.

@@ -51,7 +51,7 @@ def feature_game(
 
     Args:
         inputs: one sample.
-        players: features of the sample that are candidates, see [`feature_players`].
+        players: some of its candidates, see [`feature_players`].
         batch_size: coalitions in one pass; by default as many as `BATCH_NUMBERS` allows.
 
     Raises:

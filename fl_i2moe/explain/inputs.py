@@ -14,13 +14,9 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> dict[str, Any]:
     """
-    Encodes one sample with the model's frozen encoders, as a row that [`~fl_i2moe.explain.explain`] takes.
-
-    Args:
-        raw: modality → a picture (path, PIL image, uint8 array) or a text.
-
-    Raises:
-        ValueError: a modality is missing, or a value or an encoder cannot be read.
+    Encodes one sample, modality → a picture (path, PIL image, uint8 array) or a text, with the model's frozen encoders,
+    as a row that [`~fl_i2moe.explain.explain`] takes. `ValueError` if a modality is missing, or a value or an encoder
+    cannot be read.
 
     ```python
     >>> explanation = explain(model, raw_sample(model, image="poster.jpg", text="A pianist …"), "Drama")
@@ -60,9 +56,9 @@ def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> d
 @dataclass(frozen=True)
 class Inputs:
     """
-    Samples behind the stem, on the model's device. Shapes: B samples, T_m features of modality m, H hidden width.
+    Samples behind the stem, on the model's device, modalities in the order of `config.modality_order`.
 
-    Dictionaries are in the order of `config.modality_order`.
+    Shapes: B samples, T_m features of modality m, H hidden width.
     """
 
     projected: dict[str, Tensor]
@@ -78,8 +74,7 @@ class Inputs:
     @torch.no_grad()
     def from_batch(cls, model: FLI2MoEModel, batch: dict[str, Any]) -> "Inputs":
         """
-        Args:
-            batch: `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them.
+        From `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them.
 
         Raises:
             ValueError: the model is pooled; features do not fit it or are not finite; a sample has no candidate in

@@ -51,8 +51,7 @@ def score_pairs(
     Scores pairs of a game's players, (P, 2) by their numbers; all between modalities if not given.
 
     Args:
-        estimator: a name from `ESTIMATORS`.
-        num_coalitions: per pair, unless `exact`.
+        estimator: a name from `ESTIMATORS`; all but `exact` draw `num_coalitions` per pair.
         seed: of the coalitions, see [`sample_seed`].
 
     Raises:

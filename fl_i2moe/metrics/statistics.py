@@ -26,8 +26,7 @@ def compute_statistics(
     """Interaction statistics of a split: sections 5.4, 6.1 and 6.2 of the I²MoE paper (Figures 4 and 5, Table 3).
 
     Args:
-        logits: (N, C), of the mixture.
-        expert_logits: (N, E, C).
+        logits, expert_logits: (N, C), of the mixture, and (N, E, C).
         expert_weights: (N, E); of a dense model E = 1, and its weights are 1.
         expert_names, label_names: the E and C names, each unique.
         labels, problem_type, threshold: as in `compute_metrics`.

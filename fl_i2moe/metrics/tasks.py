@@ -42,9 +42,8 @@ def compute_metrics(
     """All metrics of one split.
 
     Args:
-        logits: (N, C), arrays or tensors of any float type.
+        logits: (N, C).
         labels: multi-label (N, C) of 0 and 1; single-label (N,) class indices; regression (N, C), or (N,) if C = 1.
-        problem_type: as in `transformers`.
         threshold: multi-label only; a label is predicted where `sigmoid(logit) > threshold`.
 
     Returns:
@@ -179,8 +178,6 @@ class TaskMetrics(evaluate.Metric):
 
     It is constructed, not loaded by name, so that it needs no network, and it touches no disk. Predictions are logits.
     Under several processes gather first (`Accelerator.gather_for_metrics`) and compute in one.
-
-    Example:
 
     ```python
     >>> metrics = TaskMetrics("multi_label_classification")

@@ -40,13 +40,12 @@ def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
     """Reads answer files, or all `.json` files in a folder; `ValueError` that names every file that cannot be used, or
     is of a rater with another one, and why; or where there is none."""
     paths = [path for file in map(Path, files) for path in (sorted(file.glob("*.json")) if file.is_dir() else [file])]
-    answers: list[Answers] = []
+    answers: dict[str, Answers] = {}
     problems: list[str] = []
-    first: dict[str, Answers] = {}
     for path in paths:
         try:
-            answers.append(one := _read(path, key))
-            if (earlier := first.setdefault(one.rater.casefold(), one)) is not one:
+            one = _read(path, key)
+            if (earlier := answers.setdefault(one.rater.casefold(), one)) is not one:
                 raise ValueError(f"is of rater {one.rater!r}, as {earlier.file} is: keep the one that counts")
         except (ValueError, OSError) as error:
             problems.append(f"{path}: {error}")
@@ -54,7 +53,7 @@ def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
         raise ValueError("These answers cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
     if not answers:
         raise ValueError(f"There are no answer files in {', '.join(map(str, files))}.")
-    return answers
+    return list(answers.values())
 
 
 def _read(path: Path, key: Key) -> Answers:
@@ -206,10 +205,13 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     conditions = summary["conditions"]
     several, raters = summary["num_raters"] > 1, _count(summary["num_raters"], "rater")
     total = sum(x["num_ratings"] for x in conditions.values())
+    around = " ± standard deviation over the raters" if several else ""
+    drawn = "raters and samples" if several else "samples; one rater tells nothing of others"
     parts = [
         f"Distribution of human ratings for expert weights (n = {total}, {raters}; the form of I²MoE’s Table 11).\n",
         table(["response option", *(CONDITIONS[name] for name in conditions)], _rows(conditions, several)),
-        _note(several),
+        f"Percentages of all responses{around}; in brackets {100 * CONFIDENCE:.0f} % intervals, by a bootstrap over "
+        f"{drawn}.\n",
     ]
     if summary["difference"]:
         parts.append(_difference(summary["difference"]))
@@ -234,13 +236,6 @@ def _rows(conditions: Mapping[str, Any], several: bool) -> list[list[str]]:
         alphas = ["undefined" if x["alpha"] is None else signed(x["alpha"], 2).removeprefix("+") for x in columns]
         rows.append(["agreement, Krippendorff’s alpha (ordinal)", *alphas])
     return rows
-
-
-def _note(several: bool) -> str:
-    spread = " ± standard deviation over the raters" if several else ""
-    drawn = "raters and samples" if several else "samples; one rater tells nothing of others"
-    level = f"{100 * CONFIDENCE:.0f} %"
-    return f"Percentages of all responses{spread}; in brackets {level} intervals, by a bootstrap over {drawn}.\n"
 
 
 def _difference(difference: Mapping[str, Any]) -> str:

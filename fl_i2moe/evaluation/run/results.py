@@ -97,17 +97,14 @@ def save_index(
 ) -> None:
     """Writes the page of a run, which links its samples and shows its figures, by relative links."""
     experts = expert_colors(entries[0].expert_names if entries else [])
-    text = (
-        environment("fl_i2moe.evaluation")
-        .get_template("index.html.jinja")
-        .render(
-            title=title,
-            entries=entries,
-            facts=facts,
-            figures=figures,
-            tables=tables,
-            experts=[(expert_title(name), color) for name, color in experts.items()],
-        )
+    template = environment("fl_i2moe.evaluation").get_template("index.html.jinja")
+    text = template.render(
+        title=title,
+        entries=entries,
+        facts=facts,
+        figures=figures,
+        tables=tables,
+        experts=[(expert_title(name), color) for name, color in experts.items()],
     )
     write_text(path, text)
 
