@@ -68,7 +68,7 @@ class Pair:
 @dataclass
 class ExplanationData:
     """
-    Why a model gave one class of one sample its logit.
+    Why a model gave one class of one sample, the `target`, its logit, by one `method` of importance.
 
     Shapes: `label_names` and `logits` (C,), `expert_weights` (E,), `expert_logits` (E, C); E experts, C classes, T_m
     features of modality m.
@@ -76,8 +76,6 @@ class ExplanationData:
 
     sample_id: str
     target: int
-    """The explained class."""
-
     label_names: list[str]
     problem_type: str
     labels: list[float] | None
@@ -92,8 +90,6 @@ class ExplanationData:
     """The mixture's."""
 
     method: str
-    """How importance was computed."""
-
     importance: dict[str, dict[str, FloatArray]]
     """Expert, or `"mixture"`, → modality → (T_m,), scaled from 0 to 1 over the modality's candidates; special features
     have 0."""

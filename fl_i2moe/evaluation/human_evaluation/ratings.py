@@ -163,7 +163,6 @@ def _mean(values_RI: FloatArray, num_resamples: int, seed: int) -> dict[str, Any
 
 
 Mean = Callable[[FloatArray], dict[str, Any]]
-"""[`_mean`] of one bootstrap."""
 
 
 def _describe(ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:

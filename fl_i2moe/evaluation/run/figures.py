@@ -18,14 +18,13 @@ from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
 
+# colour, marker, line
 _METHOD_STYLES = {
     "grad_attnroll": ("#D55E00", "o", "-"),
     "attnroll": ("#0072B2", "s", "--"),
     "ig": ("#009E73", "^", "-."),
     "random": ("#666666", "x", ":"),
 }
-"""Colour, marker, line."""
-
 _TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
 _TOP_HATCHES = ("", "///", "...")
 _NOTE: dict[str, Any] = {"size": 8.5, "color": MUTED}

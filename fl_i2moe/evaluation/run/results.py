@@ -1,6 +1,6 @@
 """What a run's samples tell together: tables and figures of what was measured, and the page that links everything."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,6 @@ class IndexEntry:
     """Class → relative link to the page that explains it."""
 
     weights: list[float]
-    """(E,)"""
-
     thumbnail: str | None = None
     """Data URI."""
 
@@ -70,8 +68,6 @@ class RunFigure:
 
     title: str
     file: str
-    """Relative link."""
-
     description: str
     """What it shows, also for those who do not see it."""
 
@@ -124,7 +120,12 @@ def write_results(
         tables.append(results.tabulate_pair_masking())
     if results.experts and "pair_curves" in measured:
         figures.append(results.draw_pair_curves())
-    entries, facts = list(_entries(samples[:num_pages])), _facts(model, len(samples), arguments, cache)
+    entries = []
+    for sample in samples[:num_pages]:
+        if pages := [sample.page(name) for name in sample.record()["pages"]]:
+            explanations = [Explanation.load(page.with_suffix(".json")) for page in pages]
+            entries.append(IndexEntry.of(explanations, [f"samples/{page.name}" for page in pages]))
+    facts = _facts(model, len(samples), arguments, cache)
     title = f"Explanations of {Path(arguments.model).resolve().name}"
     page = arguments.folder / "index.html"
     save_index(page, title, entries, facts=facts, figures=figures, tables=tables)
@@ -219,14 +220,6 @@ def _join(parts: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         name: np.concatenate([np.array(part[name]) for part in parts], axis=-1 if name.startswith("num_") else -2)
         for name in parts[0]
     }
-
-
-def _entries(samples: Sequence[Sample]) -> Iterator[IndexEntry]:
-    for sample in samples:
-        pages = [sample.page(name) for name in sample.record()["pages"]]
-        if pages:
-            explanations = [Explanation.load(page.with_suffix(".json")) for page in pages]
-            yield IndexEntry.of(explanations, [f"samples/{page.name}" for page in pages])
 
 
 def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, cache: FeatureCache) -> dict[str, str]:

@@ -33,15 +33,11 @@ CURVE_DRAWS = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of the split, and the files that are made of it."""
+    """A row of the split, by its number, and the files that are made of it."""
 
     number: int
-    """Of the row."""
-
     sample_id: str
     labels: Any
-    """As the feature cache has them."""
-
     file_name: str
     class_file_names: Mapping[str, str]
     arguments: ExplainArguments
