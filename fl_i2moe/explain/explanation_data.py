@@ -11,7 +11,7 @@ from ..model.kind import Places
 from ..model.kind_image import Box
 from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
-from .pair_scores import PairKind, PairTable, kind_of_expert
+from .interactions import PairKind, PairTable, kind_of_expert
 
 FORMAT_VERSION = 1
 _ARRAYS = ("expert_weights", "expert_logits", "logits")

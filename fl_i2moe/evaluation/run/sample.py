@@ -18,8 +18,7 @@ from ...explain.explain_sample import explain, true_targets
 from ...explain.explanation import Explanation
 from ...explain.feature_game import feature_game
 from ...explain.inputs import Inputs, feature_batch
-from ...explain.interactions import sample_seed, score_pairs
-from ...explain.pair_scores import kind_of_expert
+from ...explain.interactions import kind_of_expert, sample_seed, score_pairs
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.files import read_json, write_json
 from ..alignment import bin_edges, importance_bins, pair_bins

@@ -7,7 +7,7 @@ from ...metrics.figures import expert_title
 from ...model.kind import Places
 from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Feature, Pair
-from ..pair_scores import PairKind
+from ..interactions import PairKind
 from .drawing import drawing_of
 
 MIXTURE_COLOR = "#222222"

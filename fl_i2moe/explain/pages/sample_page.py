@@ -7,7 +7,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from ...metrics.figures import expert_colors, expert_title
 from ..explanation_data import ExplanationData, Pair
-from ..pair_scores import kind_of_expert
+from ..interactions import kind_of_expert
 from .display import (
     METHOD_TITLES,
     MIXTURE_COLOR,
