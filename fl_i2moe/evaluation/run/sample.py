@@ -139,14 +139,14 @@ def _measure_pairs(
         kind, seed, numbers = kind_of_expert(expert), arguments.seed, [sample.number]
         best = first.select(bin_of == 0)
         masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
-        curve = partial(pair_curve_logits, evaluate, inputs, [first], numbers, kind, seed=seed)
         num_draws = min(CURVE_DRAWS, arguments.num_draws)
+        curve = partial(pair_curve_logits, evaluate, inputs, [first], numbers, kind, num_draws=num_draws, seed=seed)
         measured[expert] = {
             "scores": first.score(kind)[inside].tolist(),
             "values": second.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": _plain(masked),
-            "curves": {x: _plain(curve(direction=x, num_draws=num_draws)) for x in DIRECTIONS},
+            "curves": {x: _plain(curve(direction=x)) for x in DIRECTIONS},
         }
     return measured
 
