@@ -205,11 +205,11 @@ class _Results:
         save_figure(draw_pair_curves(results, self.score_titles, self.metric), self.folder / "pair_curves.png")
         areas = []
         for expert, directions in results.items():
-            for direction, result in directions.items():
+            for way, result in directions.items():
                 curves = result["metrics"][self.metric]
                 ranked, random = curves["ranked"]["area"], curves["random"]["area"]["mean"]
                 if ranked is not None and random is not None:
-                    areas.append(f"{expert}, {direction}: {ranked:.3f} by score, {random:.3f} at random")
+                    areas.append(f"{expert}, {way}: {ranked:.3f} by score, {random:.3f} at random")
         description = f"Mean {metric_title(self.metric)} along the curves. {'; '.join(areas)}."
         return RunFigure("Pairs masked and kept in order of their scores", "pair_curves.png", description)
 
