@@ -48,15 +48,13 @@ def explain(
         method: of importance, one of `attribution.METHODS`.
         interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if not given.
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
-        num_coalitions: for each pair.
+        num_coalitions, batch_size: coalitions for each pair, and in one pass.
         universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
             scored, in (0, 1]. They are always chosen by Grad×AttnRoll (by integrated gradients where the fusion has no
             attention), whatever the method: experts and methods are compared on the same pairs.
         seed, sample_number: what is random importance and which coalitions are drawn follows from the two; the number
             is the sample's place in its split.
-        cache: where the sample comes from; gives the grid of patches and the encoders if the model's configuration
-            does not.
-        batch_size: coalitions in one pass.
+        cache: where the sample comes from; gives the grid of patches, and encoders that the model does not name.
         options: for `attribute`: `of`, `num_steps`.
 
     Raises:

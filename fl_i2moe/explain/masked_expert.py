@@ -24,8 +24,7 @@ class MaskedExpert:
 
     Args:
         model: with Transformer fusion, in eval mode.
-        projected: modality → (1, T_m, H).
-        feature_masks: modality → (1, T_m), true where a feature is real; a modality without padding may be left out.
+        projected, feature_masks: modality → (1, T_m, H) and (1, T_m); a modality without padding needs no mask.
         always_kept: (T,) over the joint sequence, true where a feature is there whoever plays.
         positions: (N,) the players' in the joint sequence; what is neither kept nor a player is zeroed.
     """

@@ -32,7 +32,7 @@ def compute_statistics(
         labels, problem_type, threshold: as in `compute_metrics`.
 
     Returns:
-        A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
+        As plain JSON; what is undefined is None.
 
         - `num_samples`, `problem_type`, `threshold` (None unless multi-label), `expert_names`, `label_names`
         - `expert_weights`: `overall` is {expert: {`mean`, `std` (of the population), `quantiles`: {"0.05": …}}};

@@ -158,18 +158,16 @@ class _Results:
         return RunFigure(f"Faithfulness: {direction}", name, description)
 
     def align(self) -> RunFigure:
-        results = {}
+        results, shown = {}, []
         for expert, parts in self.experts.items():
             scores, values, bins = ([np.array(part[name]) for part in parts] for name in ("scores", "values", "bins"))
-            results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
-        edges = bin_edges(self.arguments.universe_share)
-        write_json(self.folder / "alignment.json", {"edges": edges, "experts": results})
-        save_figure(draw_alignment(results, self.score_titles, edges), self.folder / "alignment.png")
-        shown = []
-        for expert, result in results.items():
+            result = results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
             [share, *_] = result["bins"][0]["top"]
             means = [entry["top"][share]["mean"] for entry in result["bins"]]
             shown.append(f"{expert}: " + ", ".join("no pair" if mean is None else f"{mean:.3f}" for mean in means))
+        edges = bin_edges(self.arguments.universe_share)
+        write_json(self.folder / "alignment.json", {"edges": edges, "experts": results})
+        save_figure(draw_alignment(results, self.score_titles, edges), self.folder / "alignment.png")
         description = (
             f"Mean score of the top {100 * float(share):g} % pairs of each importance bin, from the most important: "
             f"{'; '.join(shown)}."
@@ -197,19 +195,18 @@ class _Results:
 
     def draw_pair_curves(self) -> RunFigure:
         results: dict[str, dict[str, Any]] = {expert: {} for expert in self.experts}
+        areas = []
         for expert, parts in self.experts.items():
             for direction in DIRECTIONS:
                 logits = _join([part["curves"][direction] for part in parts])
-                results[expert][direction] = pair_curves(logits, self.labels, self.problem_type, num_resamples=0)
-        write_json(self.folder / "pair_curves.json", results)
-        save_figure(draw_pair_curves(results, self.score_titles, self.metric), self.folder / "pair_curves.png")
-        areas = []
-        for expert, directions in results.items():
-            for way, result in directions.items():
+                result = pair_curves(logits, self.labels, self.problem_type, num_resamples=0)
+                results[expert][direction] = result
                 curves = result["metrics"][self.metric]
                 ranked, random = curves["ranked"]["area"], curves["random"]["area"]["mean"]
                 if ranked is not None and random is not None:
-                    areas.append(f"{expert}, {way}: {ranked:.3f} by score, {random:.3f} at random")
+                    areas.append(f"{expert}, {direction}: {ranked:.3f} by score, {random:.3f} at random")
+        write_json(self.folder / "pair_curves.json", results)
+        save_figure(draw_pair_curves(results, self.score_titles, self.metric), self.folder / "pair_curves.png")
         description = f"Mean {metric_title(self.metric)} along the curves. {'; '.join(areas)}."
         return RunFigure("Pairs masked and kept in order of their scores", "pair_curves.png", description)
 
