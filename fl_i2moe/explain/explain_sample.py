@@ -54,7 +54,7 @@ def explain(
             attention), whatever the method: experts and methods are compared on the same pairs.
         seed, sample_number: what is random importance and which coalitions are drawn follows from the two; the number
             is the sample's place in its split.
-        cache: where the sample comes from; gives the grid of patches, and encoders that the model does not name.
+        cache: where the sample comes from: its grid of patches, and its encoders instead of the model's.
         options: for `attribute`: `of`, `num_steps`.
 
     Raises:

@@ -136,12 +136,8 @@ class ExplanationData:
         """
         The `top` pairs (all if None) with the highest scores, best first; ties in the order in which they were scored.
 
-        Args:
-            kind: of `PairKind`; by default the redundancy gap for the redundancy expert and the Shapley interaction
-                index for all others.
-
-        Raises:
-            ValueError: for an expert whose pairs were not scored, or an unknown kind.
+        By default those of the redundancy gap for the redundancy expert, and of the Shapley interaction index for all
+        others. `ValueError` for an expert whose pairs were not scored, or an unknown kind.
         """
         kind = kind or kind_of_expert(expert)
         if expert not in self.pair_tables:

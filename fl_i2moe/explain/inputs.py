@@ -74,11 +74,8 @@ class Inputs:
     @torch.no_grad()
     def from_batch(cls, model: FLI2MoEModel, batch: dict[str, Any]) -> "Inputs":
         """
-        From `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them.
-
-        Raises:
-            ValueError: the model is pooled; features do not fit it or are not finite; a sample has no candidate in
-                some modality.
+        From `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them; `ValueError` if
+        the model is pooled, features do not fit it or are not finite, or a sample has no candidate in some modality.
         """
         config = model.config
         if config.level != "feature":

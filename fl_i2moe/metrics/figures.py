@@ -67,10 +67,8 @@ def save_statistics_figures(
     Returns:
         The files written: `expert_weights.png` (Figure 4 of the I²MoE paper), `expert_weights_per_class.png`,
         `experts_vs_mixture.png` (its Figure 5) and `agreement.png` (its Table 3). Regression has no classes and no
-        agreement, so two of them; a dense model has nothing to weigh or compare, so none.
-
-    Raises:
-        ValueError: the weights do not have the shape (N, E) of the statistics.
+        agreement, so two of them; a dense model has nothing to weigh or compare, so none. `ValueError` if the weights
+        do not have the shape of the statistics.
     """
     weights = to_float_array(expert_weights, "expert_weights")
     expected = (statistics["num_samples"], len(statistics["expert_names"]))

@@ -27,10 +27,8 @@ def weighted_metrics(
 ) -> dict[str, FloatArray]:
     """
     All metrics of one split under each of the weightings (R, N): metric → (R,), NaN where it is undefined. Other
-    arguments, and the order, are as in `compute_metrics`.
-
-    Raises:
-        ValueError: as `compute_metrics`; weights of another shape, negative, or all 0.
+    arguments, and the order, are as in `compute_metrics`. `ValueError` as there, and for weights of another shape,
+    negative, or all 0.
     """
     scores, targets = check_predictions(logits, labels, problem_type)
     weights = np.asarray(weights, np.float64)

@@ -18,7 +18,7 @@ from PIL import Image
 from ...model.kind import Places
 from ...model.kind_image import ImagePlaces
 from ...model.kind_text import TextPlaces
-from .sheet import MUTED, Flow, Sheet
+from .sheet import MUTED, Anchors, Flow, Sheet
 
 PICTURE_PIXELS = 640
 LONG_TEXT = 700
@@ -218,9 +218,7 @@ class TextBlock(Flow):
         """With heat by scores, and the ranks of the best features."""
         self.draw(sheet, left, top, scores.tolist(), ranks)
 
-    def draw_ends(
-        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
-    ) -> dict[int, tuple[float, float]]:
+    def draw_ends(self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str) -> Anchors:
         """With the ends of pairs; where links to them begin."""
         anchors = self.draw(sheet, left, top, None, ranks, color)
         for index, rank in ranks.items():
@@ -246,9 +244,7 @@ class PictureBlock:
         for index, rank in ranks.items():
             self._outline(sheet, self._box(index, left, top), "white", rank)
 
-    def draw_ends(
-        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
-    ) -> dict[int, tuple[float, float]]:
+    def draw_ends(self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str) -> Anchors:
         self._draw(sheet, left, top, gray=False)
         boxes = {index: self._box(index, left, top) for index in ranks}
         for index, rank in ranks.items():
