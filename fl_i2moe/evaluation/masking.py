@@ -31,7 +31,7 @@ from ..model.configuration_fl_i2moe import check_choice, check_options, option
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
-DIRECTIONS = ("deletion", "insertion")
+DIRECTIONS: tuple[Literal["deletion", "insertion"], ...] = ("deletion", "insertion")
 TARGETS = ("true", "predicted")
 
 

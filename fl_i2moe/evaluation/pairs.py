@@ -17,7 +17,7 @@ from torch import Tensor
 from ..explain.attribution import count_share
 from ..explain.feature_game import keep_without
 from ..explain.inputs import Inputs
-from ..explain.pair_scores import PairTable
+from ..explain.interactions import PairTable
 from ..metrics.tasks import FloatArray, IntArray
 from .masking import DIRECTIONS
 

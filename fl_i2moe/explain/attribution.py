@@ -20,24 +20,19 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .inputs import Inputs
 
 METHODS = ("attnroll", "grad_attnroll", "ig", "random")
-ROLLOUTS = ("attnroll", "grad_attnroll")
-"""Those that need attention probabilities."""
-
 MIXTURE = "mixture"
 """Name of the importance that is averaged over the experts by their weights."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of every feature for every expert, modalities in the order of `config.modality_order`."""
+    """Scores of every feature for E' experts, modalities in the order of `config.modality_order`."""
 
     scores: dict[str, Tensor]
     """Modality → (B, E', T_m): `raw`, min–max normalised over the candidates of the modality (all 0 where those are
     all equal), 0 elsewhere."""
 
     experts: list[str]
-    """Names of the E' experts."""
-
     raw: dict[str, Tensor]
     """Modality → (B, E', T_m), special features too. Signed for integrated gradients: positive where a feature
     supports the class."""
@@ -74,7 +69,7 @@ def explaining(model: FLI2MoEModel) -> Iterator[FLI2MoEModel]:
 
 def methods_of(model: FLI2MoEModel) -> list[str]:
     """The methods that a model's fusion allows: rollouts need attention."""
-    return [method for method in METHODS if model.experts.has_attention or method not in ROLLOUTS]
+    return list(METHODS) if model.experts.has_attention else ["ig", "random"]
 
 
 def check_methods(model: FLI2MoEModel, methods: Iterable[str], argument: str) -> None:
@@ -110,7 +105,7 @@ def attribute(
     - `"grad_attnroll"`: `R ← R + Ā·R` from `R = I`, `Ā` = mean over heads of `relu(∂logit/∂A ⊙ A)`.
     - `"ig"`: integrated gradients over the projected features (special ones too) from a baseline of zeros,
       Gauss–Legendre nodes, summed over the hidden width. Signed: features that speak against the class rank last.
-    - `"random"`: uniform in [0, 1).
+    - `"random"`: uniform in [0, 1), by `seed`: one number for the batch, or for each sample one (or several numbers).
 
     The published layer arithmetic has no skip around attention: its layers are `A`, and `R ← Ā·R`. A rollout scores a
     feature by the mean of its column over the rows that the expert's head reads, with the head's weights: every
@@ -118,12 +113,10 @@ def attribute(
 
     Args:
         targets: (B,), a class for each sample; 0 in regression with one output.
-        method: one of `METHODS`.
-        experts: names from `config.expert_names`; all by default.
+        experts: all by default.
         of: the logit that is explained: the expert's own, or (as in the paper) the mixture's, of which the expert
             gives `w_e · logit_e`, the weight w_e held as it is for the sample.
         num_steps: nodes of integrated gradients.
-        seed: of `"random"`. One number for the batch, or for each sample one (or several numbers).
 
     Raises:
         ValueError: an unknown method, expert or `of`; targets that do not fit; a rollout of a fusion that has no
@@ -171,12 +164,8 @@ def attribute_classes(
     """
     Importance for several classes of a sample at once: means of its `scores` and `raw` for each; no completeness gap.
 
-    Args:
-        classes: (B, C), true for the classes of interest, at least one for each sample.
-        options: as for [`attribute`].
-
-    Raises:
-        ValueError: a sample has no class of interest; and as [`attribute`].
+    `classes` (B, C) are true for those of interest; `ValueError` if a sample has none, and as [`attribute`], which
+    takes the `options`.
     """
     classes, expected = classes.to(model.device).bool(), (len(inputs), model.config.num_labels)
     if classes.shape != expected:
@@ -218,14 +207,9 @@ def scores_by_expert(importance: Importance, expert_weights: Tensor) -> dict[str
 
 def top_features(scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """
-    The most important features of each modality, [`count_share`] of its candidates, the first of equal ones.
-
-    Args:
-        scores: modality → (B, …, T_m).
-        candidate_masks: modality → (B, T_m).
-
-    Returns:
-        Modality → boolean (B, …, T_m). `ValueError` for a share outside (0, 1].
+    The most important features of each modality, [`count_share`] of its candidates, the first of equal ones: from
+    scores (B, …, T_m) and candidates (B, T_m) by modality to booleans (B, …, T_m). `ValueError` for a share outside
+    (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"The share of features must lie in (0, 1], got {share}.")

@@ -17,7 +17,7 @@ from .attribution import attribute, evaluating, scores_by_expert, top_features, 
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_game import feature_game, feature_players
-from .inputs import Inputs
+from .inputs import Inputs, feature_batch
 from .interactions import ESTIMATORS, sample_seed, score_pairs
 
 
@@ -42,21 +42,19 @@ def explain(
     pairs of them interact.
 
     Args:
-        sample: a row of a feature cache, `cache.splits["test"][5]`.
+        sample: a row of a feature cache, `cache.splits["test"][5]`, or what `inputs.raw_sample` gives.
         target: class, by name or index. By default the true one, of several the one with the highest logit; where none
             is true the one with the highest logit; the first output of a regression.
         method: of importance, one of `attribution.METHODS`.
         interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if not given.
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
-        num_coalitions: for each pair.
+        num_coalitions, batch_size: coalitions for each pair, and in one pass.
         universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
             scored, in (0, 1]. They are always chosen by Grad×AttnRoll (by integrated gradients where the fusion has no
             attention), whatever the method: experts and methods are compared on the same pairs.
         seed, sample_number: what is random importance and which coalitions are drawn follows from the two; the number
             is the sample's place in its split.
-        cache: where the sample comes from; gives the grid of patches and the encoders if the model's configuration
-            does not.
-        batch_size: coalitions in one pass.
+        cache: where the sample comes from: its grid of patches, and its encoders instead of the model's.
         options: for `attribute`: `of`, `num_steps`.
 
     Raises:
@@ -70,7 +68,6 @@ def explain(
         raise ValueError(f"`seed` must not be negative, got {seed}.")
     config = model.config
     experts = _pair_experts(config.expert_names, pair_experts) if interactions else []
-    label_names = config.label_names
     if cache is not None:
         check_cache(model, cache)
     labels = _labels(sample.get("labels"))
@@ -79,7 +76,7 @@ def explain(
         with torch.no_grad():
             output = model.run_mixture(inputs.projected, inputs.feature_masks)
         logits = _array(output.logits[0])
-        target = _target(target, label_names, labels, logits, config.problem_type)
+        target = _target(target, config.label_names, labels, logits, config.problem_type)
         targets = torch.tensor([target])
         importance = attribute(model, inputs, targets, method, seed=[[seed, sample_number]], **options)
         following = importance
@@ -111,7 +108,7 @@ def explain(
     return Explanation(
         sample_id=str(sample.get("id", "sample")),
         target=target,
-        label_names=label_names,
+        label_names=config.label_names,
         problem_type=config.problem_type,
         labels=labels,
         modalities={name: places_in(sample, name, x["encoder"], x.get("grid")) for name, x in described.items()},
@@ -131,22 +128,6 @@ def true_targets(labels: Any, problem_type: str) -> list[int]:
     output; none where labels are unknown."""
     values = _labels(labels) or []
     return list(range(len(values))) if problem_type == "regression" else true_classes(values, problem_type)
-
-
-def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:
-    """The row as `FeatureRows` would give it."""
-    features, masks, special = {}, {}, {}
-    for name in modality_order:
-        missing = [key for key in (f"{name}_features", f"{name}_special_mask") if sample.get(key) is None]
-        if missing:
-            raise ValueError(
-                f"The sample lacks {' and '.join(missing)}: give a row of a feature cache; it has {sorted(sample)}."
-            )
-        features[name] = torch.tensor(np.asarray(sample[f"{name}_features"], dtype=np.float32)).unsqueeze(0)
-        special[name] = torch.tensor(np.asarray(sample[f"{name}_special_mask"], dtype=np.bool_)).unsqueeze(0)
-        masks[name] = torch.ones_like(special[name])
-    ids = {"ids": [str(sample["id"])]} if "id" in sample else {}
-    return {"features": features, "feature_masks": masks, "special_masks": special, **ids}
 
 
 def _target(

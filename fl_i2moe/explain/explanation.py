@@ -23,13 +23,8 @@ class Explanation(ExplanationData):
     def save(self, path: str | os.PathLike, *, index_href: str | None = None) -> Path:
         """
         Writes a self-contained page (`.html`), a figure laid out like the FL-I²MoE paper's Figure 5 (`.png`) or the
-        data (`.json`), by the name's ending; whole or not at all.
-
-        Args:
-            index_href: a page's relative link to that of the whole run.
-
-        Raises:
-            ValueError: for another ending.
+        data (`.json`), by the name's ending; whole or not at all. `index_href` is a page's relative link to that of
+        the whole run. `ValueError` for another ending.
         """
         path = Path(path)
         match path.suffix.lower():

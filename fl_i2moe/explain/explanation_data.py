@@ -11,7 +11,7 @@ from ..model.kind import Places
 from ..model.kind_image import Box
 from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
-from .pair_scores import PairKind, PairTable, kind_of_expert
+from .interactions import PairKind, PairTable, kind_of_expert
 
 FORMAT_VERSION = 1
 _ARRAYS = ("expert_weights", "expert_logits", "logits")
@@ -67,15 +67,16 @@ class Pair:
 
 @dataclass
 class ExplanationData:
-    """Why a model gave one class of one sample its logit. Shapes: E experts, C classes, T_m features of modality m."""
+    """
+    Why a model gave one class of one sample, the `target`, its logit, by one `method` of importance.
+
+    Shapes: `label_names` and `logits` (C,), `expert_weights` (E,), `expert_logits` (E, C); E experts, C classes, T_m
+    features of modality m.
+    """
 
     sample_id: str
     target: int
-    """The explained class."""
-
     label_names: list[str]
-    """(C,)"""
-
     problem_type: str
     labels: list[float] | None
     """What is true: (C,) zeros and ones of a multi-label sample, the one class index, or (C,) numbers of a regression;
@@ -84,17 +85,11 @@ class ExplanationData:
     modalities: dict[str, Places]
     expert_names: list[str]
     expert_weights: FloatArray
-    """(E,)"""
-
     expert_logits: FloatArray
-    """(E, C)"""
-
     logits: FloatArray
-    """(C,), the mixture's."""
+    """The mixture's."""
 
     method: str
-    """How importance was computed."""
-
     importance: dict[str, dict[str, FloatArray]]
     """Expert, or `"mixture"`, → modality → (T_m,), scaled from 0 to 1 over the modality's candidates; special features
     have 0."""
@@ -139,16 +134,10 @@ class ExplanationData:
 
     def pairs(self, expert: str, top: int | None = 10, kind: PairKind | None = None) -> list[Pair]:
         """
-        The pairs with the highest scores, best first; ties in the order in which they were scored.
+        The `top` pairs (all if None) with the highest scores, best first; ties in the order in which they were scored.
 
-        Args:
-            top: how many; all if None.
-            kind: `"sii"`, the Shapley interaction index; `"redundancy"`, the redundancy gap as published; or
-                `"redundancy_both"`, its variant that asks both ends to be useful. By default the redundancy gap for
-                the redundancy expert and the index for all others.
-
-        Raises:
-            ValueError: for an expert whose pairs were not scored, or an unknown kind.
+        By default those of the redundancy gap for the redundancy expert, and of the Shapley interaction index for all
+        others. `ValueError` for an expert whose pairs were not scored, or an unknown kind.
         """
         kind = kind or kind_of_expert(expert)
         if expert not in self.pair_tables:

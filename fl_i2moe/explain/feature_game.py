@@ -50,9 +50,8 @@ def feature_game(
     Special features always stay; candidates that do not play are always zeroed. Only the one expert runs.
 
     Args:
-        model: in eval mode when the game is called.
         inputs: one sample.
-        players: features of the sample that are candidates, see [`feature_players`].
+        players: some of its candidates, see [`feature_players`].
         batch_size: coalitions in one pass; by default as many as `BATCH_NUMBERS` allows.
 
     Raises:
@@ -75,8 +74,6 @@ def feature_game(
 
 
 class _ExpertValues:
-    """The value function of [`feature_game`]."""
-
     def __init__(
         self,
         model: FLI2MoEModel,

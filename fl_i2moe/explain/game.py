@@ -43,10 +43,8 @@ class CachedValues:
 
     def __call__(self, coalitions: ArrayLike) -> NDArray[np.float64]:
         """
-        Coalitions (S, N), booleans or 0 and 1, → values (S,). A single one may be (N,), as shapiq asks.
-
-        Raises:
-            ValueError: for another shape or other values.
+        Coalitions (S, N), booleans or 0 and 1, → values (S,). A single one may be (N,), as shapiq asks. `ValueError`
+        for another shape or other values.
         """
         array = np.asarray(coalitions)
         array = array[None] if array.ndim == 1 else array
@@ -66,10 +64,7 @@ class CachedValues:
 class Game(CachedValues):
     """
     A value function and its N players. Estimators of other packages that take a callable (shapiq's among them) run on
-    it as it is.
-
-    Raises:
-        ValueError: no player, or one that comes twice.
+    it as it is. `ValueError` without a player, or where one comes twice.
     """
 
     def __init__(self, value: ValueFunction, players: Sequence[Player]) -> None:

@@ -1,21 +1,64 @@
-"""What explanations work on: projected samples, and their candidate features."""
+"""From a raw sample, or a row of a feature cache, to what explanations work on: projected, candidate features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+
+
+def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> dict[str, Any]:
+    """
+    Encodes one sample, modality → a picture (path, PIL image, uint8 array) or a text, with the model's frozen encoders,
+    as a row that [`~fl_i2moe.explain.explain`] takes. `ValueError` if a modality is missing, or a value or an encoder
+    cannot be read.
+
+    ```python
+    >>> explanation = explain(model, raw_sample(model, image="poster.jpg", text="A pianist …"), "Drama")
+    ```"""
+    if sorted(raw) != sorted(model.config.modality_order):
+        raise ValueError(f"This model takes {model.config.modality_order}, got {sorted(raw)}.")
+    row: dict[str, Any] = {"id": sample_id}
+    for name in model.config.modality_order:
+        encoder = model.raw_inputs.load(name).to(model.device)
+        kind = ENCODED_KINDS[encoder.kind]
+        prepared = encoder.preprocess([raw[name]])
+        encoded = encoder.encode(prepared.inputs)
+        row[name] = kind.cell(raw[name])
+        row[f"{name}_features"] = encoded.features[0].half().cpu().numpy()
+        row[f"{name}_special_mask"] = encoded.special_mask[0].cpu().numpy()
+        [annotation] = prepared.annotations
+        row |= {f"{name}_{suffix}": cell for suffix, cell in kind.annotation_cells(annotation).items()}
+    return row
+
+
+def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:
+    """The row as `FeatureRows` would give it."""
+    features, masks, special = {}, {}, {}
+    for name in modality_order:
+        missing = [key for key in (f"{name}_features", f"{name}_special_mask") if sample.get(key) is None]
+        if missing:
+            raise ValueError(
+                f"The sample lacks {' and '.join(missing)}: give a row of a feature cache; it has {sorted(sample)}."
+            )
+        features[name] = torch.tensor(np.asarray(sample[f"{name}_features"], dtype=np.float32)).unsqueeze(0)
+        special[name] = torch.tensor(np.asarray(sample[f"{name}_special_mask"], dtype=np.bool_)).unsqueeze(0)
+        masks[name] = torch.ones_like(special[name])
+    ids = {"ids": [str(sample["id"])]} if "id" in sample else {}
+    return {"features": features, "feature_masks": masks, "special_masks": special, **ids}
 
 
 @dataclass(frozen=True)
 class Inputs:
     """
-    Samples behind the stem, on the model's device. Shapes: B samples, T_m features of modality m, H hidden width.
+    Samples behind the stem, on the model's device, modalities in the order of `config.modality_order`.
 
-    Dictionaries are in the order of `config.modality_order`.
+    Shapes: B samples, T_m features of modality m, H hidden width.
     """
 
     projected: dict[str, Tensor]
@@ -31,12 +74,8 @@ class Inputs:
     @torch.no_grad()
     def from_batch(cls, model: FLI2MoEModel, batch: dict[str, Any]) -> "Inputs":
         """
-        Args:
-            batch: `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them.
-
-        Raises:
-            ValueError: the model is pooled; features do not fit it or are not finite; a sample has no candidate in
-                some modality.
+        From `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them; `ValueError` if
+        the model is pooled, features do not fit it or are not finite, or a sample has no candidate in some modality.
         """
         config = model.config
         if config.level != "feature":

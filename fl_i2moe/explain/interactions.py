@@ -15,19 +15,103 @@ The same four values of the game serve both. The gap is a ratio of means: its es
 Shapes: N players, P pairs, R draws (a coalition for a pair), S coalitions.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..metrics.summaries import from_plain, plain
 from ..metrics.tasks import FloatArray, IntArray
-from .game import CachedValues, Game, ValueFunction
-from .pair_scores import PairKind, PairTable
+from .game import CachedValues, Game, Player, ValueFunction
+
+PairKind = Literal["sii", "redundancy", "redundancy_both"]
+"""The Shapley interaction index, positive for synergy; the redundancy gap as published; its variant that requires both
+ends to be useful."""
 
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096
 """Draws whose coalitions are held at once."""
+
+
+def kind_of_expert(expert: str) -> PairKind:
+    """The score that an expert's pairs are ranked by: the redundancy gap for redundancy, the index for all others."""
+    return "redundancy" if expert == "redundancy" else "sii"
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Scores of P pairs of a game's players, and what they rest on."""
+
+    pairs: IntArray
+    """(P, 2) players, by their numbers."""
+
+    scores: dict[PairKind, FloatArray]
+    """Kind → (P,)."""
+
+    standard_errors: dict[PairKind, FloatArray]
+    """Kind → (P,); 0 where the score was enumerated, NaN where there is one coalition only. Of a gap, by the
+    jackknife."""
+
+    num_coalitions: IntArray
+    """(P,) coalitions that a pair's means are over."""
+
+    evaluations: int
+    """Distinct coalitions whose value was asked for."""
+
+    estimator: str
+    seed: int | None
+    players: tuple[Player, ...] = ()
+    """Of an estimator's own table, whose players are mere numbers, none."""
+
+    @property
+    def ends(self) -> list[tuple[Player, Player]]:
+        """The players of each pair."""
+        return [(self.players[first], self.players[second]) for first, second in self.pairs.tolist()]
+
+    def score(self, kind: str) -> FloatArray:
+        """(P,); `ValueError` for a kind that was not scored."""
+        if kind not in self.scores:
+            raise ValueError(f"there is no score {kind!r}; there are {', '.join(self.scores)}")
+        return self.scores[kind]
+
+    def select(self, rows: NDArray[Any]) -> "PairTable":
+        """With some of the pairs: their places, or booleans (P,)."""
+        return replace(
+            self,
+            pairs=self.pairs[rows],
+            scores={kind: x[rows] for kind, x in self.scores.items()},
+            standard_errors={kind: x[rows] for kind, x in self.standard_errors.items()},
+            num_coalitions=self.num_coalitions[rows],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, with None for NaN. Labels of players, and players in no pair, are left out."""
+        return {
+            "ends": [[u.modality, u.place, v.modality, v.place] for u, v in self.ends],
+            "scores": {kind: plain(x) for kind, x in self.scores.items()},
+            "standard_errors": {kind: plain(x) for kind, x in self.standard_errors.items()},
+            "num_coalitions": self.num_coalitions.tolist(),
+            "evaluations": self.evaluations,
+            "estimator": self.estimator,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PairTable":
+        """The inverse of [`to_dict`]. Where all cross-modal pairs are there, players have their old numbers."""
+        first, second = ([Player(end[i], _as_place(end[i + 1])) for end in values["ends"]] for i in (0, 2))
+        players = tuple(dict.fromkeys(first + second))
+        numbers = {player: number for number, player in enumerate(players)}
+        return cls(
+            pairs=np.array([[numbers[u], numbers[v]] for u, v in zip(first, second, strict=True)], np.int64),
+            scores={kind: from_plain(x) for kind, x in values["scores"].items()},
+            standard_errors={kind: from_plain(x) for kind, x in values["standard_errors"].items()},
+            num_coalitions=np.array(values["num_coalitions"], dtype=np.int64),
+            players=players,
+            **{name: values[name] for name in ("evaluations", "estimator", "seed")},
+        )
 
 
 def cross_modal_pairs(modalities: Sequence[str]) -> IntArray:
@@ -51,8 +135,7 @@ def score_pairs(
     Scores pairs of a game's players, (P, 2) by their numbers; all between modalities if not given.
 
     Args:
-        estimator: a name from `ESTIMATORS`.
-        num_coalitions: per pair, unless `exact`.
+        estimator: a name from `ESTIMATORS`; all but `exact` draw `num_coalitions` per pair.
         seed: of the coalitions, see [`sample_seed`].
 
     Raises:
@@ -75,15 +158,8 @@ def exact(
     value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int | None = None, seed: int | None = None
 ) -> PairTable:
     """
-    Both scores over all coalitions, from the game's 2^N values.
-
-    Args:
-        value: coalitions (S, N) → (S,).
-        pairs: (P, 2) players.
-        num_coalitions, seed: without effect; every estimator takes them.
-
-    Raises:
-        ValueError: more than 16 players; invalid pairs.
+    All scores of the pairs (P, 2) over all coalitions, from the game's 2^N values. `num_coalitions` and `seed`, which
+    every estimator takes, have no effect. `ValueError` for more than 16 players, or invalid pairs.
     """
     if num_players > MAX_EXACT_PLAYERS:
         raise ValueError(
@@ -128,9 +204,6 @@ def shared_context(
     1 in N−1, sizes are uniform. `num_coalitions · (N−1)` are drawn, a number fixed in advance (to go on until every
     pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own. So a pair
     has at least `num_coalitions`, and about as many on average: see `PairTable.num_coalitions`.
-
-    Raises:
-        ValueError: no coalitions; invalid pairs.
     """
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     outside = num_players - np.arange(num_players - 1)  # N − s
@@ -222,3 +295,8 @@ def _terms(values: FloatArray) -> FloatArray:
     published = np.minimum(gain_both, best).clip(min=0)
     both = np.minimum(np.minimum(gain_u, gain_v), gain_both).clip(min=0)
     return np.stack([gain_both - gain_u - gain_v, np.abs(gain_both - best), published, both], axis=1)
+
+
+def _as_place(value: Any) -> Any:
+    """JSON makes lists of tuples."""
+    return tuple(map(_as_place, value)) if isinstance(value, list) else value

@@ -1,4 +1,5 @@
-"""One Transformer expert on many maskings of one sample, without the work that they share.
+"""
+One Transformer expert on many maskings of one sample, without the work that they share.
 
 Shapes: S coalitions, N players, T features of a sequence, T_m of modality m, H hidden width, A heads, d width of a
 head, M modalities, C classes.
@@ -23,8 +24,7 @@ class MaskedExpert:
 
     Args:
         model: with Transformer fusion, in eval mode.
-        projected: modality → (1, T_m, H).
-        feature_masks: modality → (1, T_m), true where a feature is real; a modality without padding may be left out.
+        projected, feature_masks: modality → (1, T_m, H) and (1, T_m); a modality without padding needs no mask.
         always_kept: (T,) over the joint sequence, true where a feature is there whoever plays.
         positions: (N,) the players' in the joint sequence; what is neither kept nor a player is zeroed.
     """
@@ -88,20 +88,13 @@ class MaskedSequence:
     - of the last layer only each modality's mean is read, so its last linear map is applied to the means.
 
     Args:
-        fusion, index: the experts, and which of them to run.
         absent, present: (N, H), the players' features when they do not play and when they do.
         fixed: (T − N, H), all other features.
         readout: (M, T), the weight of each feature in the mean of its modality, players in front.
     """
 
     def __init__(
-        self,
-        fusion: GroupedTransformer,
-        index: int,
-        absent: Tensor,
-        present: Tensor,
-        fixed: Tensor,
-        readout: Tensor,
+        self, fusion: GroupedTransformer, index: int, absent: Tensor, present: Tensor, fixed: Tensor, readout: Tensor
     ) -> None:
         self._layers: list[Any] = list(fusion.layers)
         self._num_heads = fusion.config.num_attention_heads

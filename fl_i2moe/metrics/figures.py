@@ -62,20 +62,13 @@ def save_statistics_figures(
     statistics: Mapping[str, Any], expert_weights: ArrayLike | torch.Tensor, output_dir: str | Path
 ) -> list[Path]:
     """
-    Draw the result of `compute_statistics`.
-
-    Args:
-        statistics: what `compute_statistics` returned.
-        expert_weights: (N, E), the weights it was given; the violins show every sample.
-        output_dir: created if missing; files of the same names are overwritten.
+    Draws the result of `compute_statistics`, of which the violins show the weights (N, E) of every sample.
 
     Returns:
         The files written: `expert_weights.png` (Figure 4 of the I²MoE paper), `expert_weights_per_class.png`,
         `experts_vs_mixture.png` (its Figure 5) and `agreement.png` (its Table 3). Regression has no classes and no
-        agreement, so two of them; a dense model has nothing to weigh or compare, so none.
-
-    Raises:
-        ValueError: if the weights do not have the shape (N, E) of the statistics.
+        agreement, so two of them; a dense model has nothing to weigh or compare, so none. `ValueError` if the weights
+        do not have the shape of the statistics.
     """
     weights = to_float_array(expert_weights, "expert_weights")
     expected = (statistics["num_samples"], len(statistics["expert_names"]))
@@ -83,19 +76,18 @@ def save_statistics_figures(
         raise ValueError(f"expert_weights must have shape {expected} as in the statistics, got {weights.shape}")
     if len(statistics["expert_names"]) == 1:
         return []
+    folder = Path(output_dir)
     figures = {
-        "expert_weights.png": _draw_weights(statistics, weights),
-        "experts_vs_mixture.png": _draw_metrics(statistics),
+        folder / "expert_weights.png": _draw_weights(statistics, weights),
+        folder / "experts_vs_mixture.png": _draw_metrics(statistics),
     }
     if statistics["expert_weights"]["per_class"] is not None:
-        figures["expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
+        figures[folder / "expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
     if statistics["agreement"] is not None:
-        figures["agreement.png"] = _draw_agreement(statistics)
-
-    paths = [Path(output_dir) / name for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
+        figures[folder / "agreement.png"] = _draw_agreement(statistics)
+    for path, figure in figures.items():
         save_figure(figure, path)
-    return paths
+    return list(figures)
 
 
 def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
@@ -114,9 +106,8 @@ def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
         axes.hlines(row, quantiles["0.25"], quantiles["0.75"], color=_INK, linewidth=5)
         axes.plot(quantiles["0.5"], row, "o", color="white", markeredgecolor=_INK, markersize=6, zorder=3)
         _value_beside(axes, row, f"mean {described['mean']:.3f}")
-    equal = 1 / len(names)
+    equal, label = 1 / len(names), f"equal weights (1/{len(names)})"
     axes.axvline(equal, color=_MUTED, linestyle="--", linewidth=1, zorder=0)
-    label = f"equal weights (1/{len(names)})"
     axes.text(equal, 1.01, label, transform=axes.get_xaxis_transform(), ha="center", color=_MUTED)
     # Zoom in on what varies, but never so far that noise looks like a finding.
     low, high = min(weights.min(), equal), max(weights.max(), equal)
@@ -125,7 +116,7 @@ def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
     _expert_rows(axes, names)
     axes.invert_yaxis()
     axes.set_xlabel("weight of the expert in a sample's prediction (a sample's weights sum to 1)")
-    _keep_bottom_spine(axes)
+    keep_bottom_spine(axes)
     note = "Dot: median. Thick bar: middle half of the samples. Thin line: middle 90 %. Shape: all samples."
     return titled(figure, f"How much each expert counts (n = {statistics['num_samples']:,} samples)", note)
 
@@ -168,7 +159,7 @@ def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
             axes.axvline(values[-1], color=_INK, linestyle="--", linewidth=1)
         direction = "higher" if METRICS_BY_PROBLEM[statistics["problem_type"]][metric] else "lower"
         axes.set_xlabel(f"{metric_title(metric)} ({direction} is better)")
-        _keep_bottom_spine(axes)
+        keep_bottom_spine(axes)
     _expert_rows(panels[0], names, "Mixture of all")
     panels[0].invert_yaxis()
     title = f"Each expert alone against the mixture (n = {statistics['num_samples']:,} samples)"
@@ -177,12 +168,11 @@ def _draw_metrics(statistics: Mapping[str, Any]) -> Figure:
 
 def _draw_agreement(statistics: Mapping[str, Any]) -> Figure:
     agreement, names = statistics["agreement"], statistics["expert_names"]
-    parts = [("Per sample", "samples", agreement["per_sample"])]
-    if agreement["per_label"] is not None:
-        parts = [
-            ("Per sample: all its labels must match", "samples", agreement["per_sample"]),
-            ("Per label: each yes or no by itself", "label decisions", agreement["per_label"]),
-        ]
+    per_label = agreement["per_label"]
+    title = "Per sample" if per_label is None else "Per sample: all its labels must match"
+    parts = [(title, "samples", agreement["per_sample"])]
+    if per_label is not None:
+        parts.append(("Per label: each yes or no by itself", "label decisions", per_label))
     height, width = 1.7 + 0.45 * len(names), 2.6 + 0.95 * len(names)
     figure = new_figure(4.6 + width, 0.5 + height * len(parts))
     grid = figure.subplots(len(parts), 2, width_ratios=[4.2, width], squeeze=False)
@@ -198,7 +188,7 @@ def _draw_agreement(statistics: Mapping[str, Any]) -> Figure:
 
 
 def _draw_agreement_table(axes: Axes, part: Mapping[str, Any], unit: str) -> None:
-    """The 2 × 2 table of the I²MoE paper's Table 3; the stronger a cell's colour, the larger its share."""
+    """The stronger a cell's colour, the larger its share."""
     for row, agree in enumerate(("agree", "disagree")):
         for column, (right, color) in enumerate((("right", _RIGHT), ("wrong", _WRONG))):
             cell = part["table"][f"{agree}_{right}"]
@@ -240,8 +230,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def expert_columns(axes: Axes, names: Sequence[str]) -> None:
     """Names of experts above a heat map."""
-    titles = [textwrap.fill(_shorten(expert_title(name)), 12) for name in names]
-    axes.set_xticks(range(len(names)), titles, fontsize=9)
+    axes.set_xticks(range(len(names)), [textwrap.fill(_shorten(expert_title(name)), 12) for name in names], fontsize=9)
     axes.xaxis.tick_top()
 
 
@@ -249,9 +238,9 @@ def _value_beside(axes: Axes, row: int, text: str) -> None:
     axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=_INK)
 
 
-def _shorten(name: str, length: int = 32) -> str:
-    """What fits beside an axis, without dollar signs that matplotlib would read as mathematics."""
-    short = name if len(name) <= length else name[: length - 1].rstrip() + "…"
+def _shorten(name: str) -> str:
+    """To what fits beside an axis, without dollar signs that matplotlib would read as mathematics."""
+    short = name if len(name) <= 32 else name[:31].rstrip() + "…"
     return short.replace("$", r"\$")
 
 
@@ -262,7 +251,8 @@ def titled(figure: Figure, title: str, note: str, size: float = 9, color: str = 
     return figure
 
 
-def _keep_bottom_spine(axes: Axes) -> None:
+def keep_bottom_spine(axes: Axes) -> None:
+    """For rows of values."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
 

@@ -26,14 +26,13 @@ def compute_statistics(
     """Interaction statistics of a split: sections 5.4, 6.1 and 6.2 of the I²MoE paper (Figures 4 and 5, Table 3).
 
     Args:
-        logits: (N, C), of the mixture.
-        expert_logits: (N, E, C).
+        logits, expert_logits: (N, C), of the mixture, and (N, E, C).
         expert_weights: (N, E); of a dense model E = 1, and its weights are 1.
         expert_names, label_names: the E and C names, each unique.
         labels, problem_type, threshold: as in `compute_metrics`.
 
     Returns:
-        A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
+        As plain JSON; what is undefined is None.
 
         - `num_samples`, `problem_type`, `threshold` (None unless multi-label), `expert_names`, `label_names`
         - `expert_weights`: `overall` is {expert: {`mean`, `std` (of the population), `quantiles`: {"0.05": …}}};
@@ -52,7 +51,6 @@ def compute_statistics(
     """
     scores, targets = check_predictions(logits, labels, problem_type)
     num_samples, num_classes = scores.shape
-    num_experts = len(expert_names)
     if len(label_names) != num_classes:
         raise ValueError(
             f"label_names holds {len(label_names)} names, but there are {num_classes} classes in the logits"
@@ -60,16 +58,15 @@ def compute_statistics(
     for argument, names in (("expert_names", expert_names), ("label_names", label_names)):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"{argument} must hold at least one name and none twice, got {list(names)}")
-    expert_scores = _checked(expert_logits, "expert_logits", (num_samples, num_experts, num_classes))
-    weights = _checked(expert_weights, "expert_weights", (num_samples, num_experts))
+    expert_scores = _checked(expert_logits, "expert_logits", (num_samples, len(expert_names), num_classes))
+    weights = _checked(expert_weights, "expert_weights", (num_samples, len(expert_names)))
 
     per_class = None
     if problem_type != "regression":
         carries = targets[:, None] == np.arange(num_classes) if targets.ndim == 1 else targets == 1
-        of_class = {name: weights[carries[:, c]] for c, name in enumerate(label_names)}
         per_class = {
-            name: {"num_samples": len(own), "experts": _describe_weights(own, expert_names)}
-            for name, own in of_class.items()
+            name: {"num_samples": int(own.sum()), "experts": _describe_weights(weights[own], expert_names)}
+            for name, own in zip(label_names, carries.T, strict=True)
         }
     return {
         "num_samples": num_samples,

@@ -42,18 +42,16 @@ def compute_metrics(
     """All metrics of one split.
 
     Args:
-        logits: (N, C), arrays or tensors of any float type.
+        logits: (N, C).
         labels: multi-label (N, C) of 0 and 1; single-label (N,) class indices; regression (N, C), or (N,) if C = 1.
-        problem_type: as in `transformers`.
         threshold: multi-label only; a label is predicted where `sigmoid(logit) > threshold`.
 
     Returns:
-        multi-label `micro_f1`, `macro_f1`, `mAP`, `auroc`, `subset_accuracy` (all labels of a sample right);
-        single-label `accuracy`, `micro_f1` (equal to it), `macro_f1`, `mAP`, `auroc`; regression `mae`, `rmse`,
-        `pearson`, `sign_accuracy` (share with the right sign: the papers' accuracy of a sentiment). The last two of
-        each are means over the labels or outputs that have a value: a label without a positive has no average
-        precision (scikit-learn counts 0), one without a positive or a negative no AUROC, a constant output no
-        correlation, and references of 0 no sign (as in MultiBench). What none has is NaN.
+        Those of `METRICS_BY_PROBLEM`; `subset_accuracy`: all labels of a sample right; `sign_accuracy`: the right sign
+        (the papers' accuracy of a sentiment). `mAP`, `auroc`, `pearson` and `sign_accuracy` are means over the labels
+        or outputs that have a value: a label without a positive has no average precision (scikit-learn counts 0), one
+        without a positive or a negative no AUROC, a constant output no correlation, and references of 0 no sign (as in
+        MultiBench). What none has is NaN.
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, labels outside the classes, no samples.
@@ -89,7 +87,7 @@ def is_share(metric: str) -> bool:
 
 
 def difference(value: float | None, other: float | None) -> float | None:
-    """`value - other`; None where a metric is undefined or there is nothing to compare with."""
+    """None where a metric is undefined or there is nothing to compare with."""
     return None if value is None or other is None else value - other
 
 
@@ -180,8 +178,6 @@ class TaskMetrics(evaluate.Metric):
 
     It is constructed, not loaded by name, so that it needs no network, and it touches no disk. Predictions are logits.
     Under several processes gather first (`Accelerator.gather_for_metrics`) and compute in one.
-
-    Example:
 
     ```python
     >>> metrics = TaskMetrics("multi_label_classification")

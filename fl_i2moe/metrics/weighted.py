@@ -26,17 +26,9 @@ def weighted_metrics(
     threshold: float = 0.5,
 ) -> dict[str, FloatArray]:
     """
-    All metrics of one split under each weighting.
-
-    Args:
-        logits, labels, problem_type, threshold: as in `compute_metrics`.
-        weights: (R, N), not negative, not all 0 in a row.
-
-    Returns:
-        Metric → (R,), in the order of `compute_metrics`; NaN where a weighting leaves a metric undefined.
-
-    Raises:
-        ValueError: as `compute_metrics`; weights of another shape, negative, or all 0.
+    All metrics of one split under each of the weightings (R, N): metric → (R,), NaN where it is undefined. Other
+    arguments, and the order, are as in `compute_metrics`. `ValueError` as there, and for weights of another shape,
+    negative, or all 0.
     """
     scores, targets = check_predictions(logits, labels, problem_type)
     weights = np.asarray(weights, np.float64)
@@ -75,10 +67,8 @@ def weighted_metrics(
 def weighted_f1(
     predictions: ArrayLike, labels: ArrayLike, weights: FloatArray, average: str | None = None
 ) -> FloatArray:
-    """F1 of decisions, 0 without a true positive: (N,) or (N, C) of 0 and 1 → (R,) or (R, C).
-
-    With `average="micro"` the F1 of all decisions together, (R,).
-    """
+    """F1 of decisions, 0 without a true positive: (N,) or (N, C) of 0 and 1 → (R,) or (R, C); with `average="micro"`
+    that of all decisions together, (R,)."""
     predicted, true = np.asarray(predictions, np.bool_), np.asarray(labels, np.bool_)
     counts: list[NDArray[Any]] = [predicted & true, predicted, true]
     if average == "micro":

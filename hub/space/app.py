@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor
 
 import fl_i2moe  # noqa: F401  (makes the classes known to AutoModel and AutoProcessor)
 from fl_i2moe.explain import explain
-from fl_i2moe.explain.raw_sample import raw_sample
+from fl_i2moe.explain.inputs import raw_sample
 from fl_i2moe.metrics.figures import expert_title
 from fl_i2moe.model.pinned_encoders import takes_raw_inputs
 from fl_i2moe.model.pipeline_fl_i2moe import FLI2MoEPipeline

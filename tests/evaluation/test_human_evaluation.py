@@ -22,7 +22,7 @@ from fl_i2moe.evaluation.human_evaluation.study import (
     draw_questionnaire,
     summarise_answers,
 )
-from fl_i2moe.explain.explain_sample import feature_batch
+from fl_i2moe.explain.inputs import feature_batch
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,16 @@ import pytest
 from explained import SENTENCE, make_row, write_picture
 from questioned import EXPERTS
 
-from fl_i2moe.evaluation.human_evaluation.page import (
+from fl_i2moe.evaluation.human_evaluation.questionnaire import (
+    Item,
     Subject,
     describe_experts,
     describe_questions,
-    questionnaire_id,
-    render_questionnaire,
-)
-from fl_i2moe.evaluation.human_evaluation.questionnaire import (
-    Item,
     exchange_weights,
     item_ids,
     order_of_questions,
+    questionnaire_id,
+    render_questionnaire,
     stratified_order,
 )
 from fl_i2moe.model.kinds import places_in

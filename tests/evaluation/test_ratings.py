@@ -10,8 +10,12 @@ import pytest
 from questioned import make_key, write_answers
 
 from fl_i2moe.evaluation.human_evaluation.questionnaire import SCALE
-from fl_i2moe.evaluation.human_evaluation.ratings import krippendorff_alpha, read_answers, summarise_ratings
-from fl_i2moe.evaluation.human_evaluation.report import to_markdown
+from fl_i2moe.evaluation.human_evaluation.ratings import (
+    krippendorff_alpha,
+    read_answers,
+    summarise_ratings,
+    to_markdown,
+)
 
 NAN = np.nan
 

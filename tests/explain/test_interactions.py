@@ -17,6 +17,7 @@ from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import (
     ESTIMATORS,
+    PairTable,
     cross_modal_pairs,
     exact,
     per_pair,
@@ -24,7 +25,6 @@ from fl_i2moe.explain.interactions import (
     score_pairs,
     shared_context,
 )
-from fl_i2moe.explain.pair_scores import PairTable
 
 SAMPLING = [per_pair, shared_context]
 

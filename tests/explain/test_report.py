@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from explained import SENTENCE, make_explanation, make_row, write_picture
 
-from fl_i2moe.evaluation.run.page import IndexEntry, RunFigure, RunTable, save_index
+from fl_i2moe.evaluation.run.results import IndexEntry, RunFigure, RunTable, save_index
 from fl_i2moe.explain.pages.display import number, score_text, signed
 from fl_i2moe.explain.pages.sample_page import render_page
 

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.explain import explain
-from fl_i2moe.explain.raw_sample import raw_sample
+from fl_i2moe.explain.inputs import raw_sample
 from fl_i2moe.model.encoders import load_encoder
 
 

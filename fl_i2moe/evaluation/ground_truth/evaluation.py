@@ -29,8 +29,7 @@ from ...explain.attribution import (
 )
 from ...explain.feature_game import feature_game, feature_players
 from ...explain.inputs import Inputs
-from ...explain.interactions import sample_seed, score_pairs
-from ...explain.pair_scores import PairTable
+from ...explain.interactions import PairTable, sample_seed, score_pairs
 from ...metrics.summaries import resample, weighted_means
 from ...metrics.tasks import FloatArray
 from ...model.modeling_fl_i2moe import FLI2MoEModel

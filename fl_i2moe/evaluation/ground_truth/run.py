@@ -25,7 +25,7 @@ from ...training.recipe import create_console
 from ...training.runs import Run, check_cache, fingerprint, refuse_trained_runs
 from ...utils.files import write_json, write_text
 from ...utils.run_folder import check_run_folder, held_run_folder
-from ..run.inputs import load_explainable
+from ..run.explanations import load_explainable
 from .evaluation import (
     Case,
     ModelMeasures,

@@ -1,23 +1,29 @@
 """
-Answers to a questionnaire about expert weights: read and checked, then counted as in I²MoE's Table 11.
+Answers to a questionnaire about expert weights: read and checked, counted as in I²MoE's Table 11, and told in Markdown.
 
 Shapes: R raters, I items, N samples, K = 5 ratings of the scale, B resamples.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from ...metrics.summaries import plain, resample, spread, with_interval
+from ...explain.pages.display import signed
+from ...metrics.markdown import escape, estimate, table
+from ...metrics.summaries import CONFIDENCE, plain, resample, spread, with_interval
 from ...metrics.tasks import FloatArray
 from .questionnaire import FORMAT_VERSION, SCALE, Key
 
 POSITIVE, NEGATIVE = (5, 4), (2, 1)
 """Ratings that speak for the weights, and against them."""
+
+CONDITIONS = {"model": "the model’s weights", "control": "another sample’s weights (control)"}
 
 
 @dataclass(frozen=True)
@@ -31,20 +37,15 @@ class Answers:
 
 
 def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
-    """
-    Reads answer files, or all `.json` files in a folder.
-
-    Raises:
-        ValueError: names every file that cannot be used, and why; two are of one rater; or there is none.
-    """
+    """Reads answer files, or all `.json` files in a folder; `ValueError` that names every file that cannot be used, or
+    is of a rater with another one, and why; or where there is none."""
     paths = [path for file in map(Path, files) for path in (sorted(file.glob("*.json")) if file.is_dir() else [file])]
-    answers: list[Answers] = []
+    answers: dict[str, Answers] = {}
     problems: list[str] = []
-    first: dict[str, Answers] = {}
     for path in paths:
         try:
-            answers.append(one := _read(path, key))
-            if (earlier := first.setdefault(one.rater.casefold(), one)) is not one:
+            one = _read(path, key)
+            if (earlier := answers.setdefault(one.rater.casefold(), one)) is not one:
                 raise ValueError(f"is of rater {one.rater!r}, as {earlier.file} is: keep the one that counts")
         except (ValueError, OSError) as error:
             problems.append(f"{path}: {error}")
@@ -52,7 +53,7 @@ def read_answers(files: Sequence[str | Path], key: Key) -> list[Answers]:
         raise ValueError("These answers cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
     if not answers:
         raise ValueError(f"There are no answer files in {', '.join(map(str, files))}.")
-    return answers
+    return list(answers.values())
 
 
 def _read(path: Path, key: Key) -> Answers:
@@ -101,10 +102,7 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
     ratings_RI = np.array([one.ratings for one in answers])
     is_control = np.array([item.is_control for item in key.items])
     columns = {"model": ratings_RI[:, ~is_control], "control": ratings_RI[:, is_control]}
-
-    def mean(values_RI: FloatArray) -> dict[str, Any]:
-        return _mean(values_RI, num_resamples, seed)
-
+    mean = partial(_mean, num_resamples=num_resamples, seed=seed)
     return {
         "questionnaire": key.questionnaire,
         "num_raters": len(answers),
@@ -117,7 +115,7 @@ def summarise_ratings(key: Key, answers: Sequence[Answers], num_resamples: int =
             for one in answers
         },
         "conditions": {name: _describe(x, mean) for name, x in columns.items() if x.shape[1]},
-        "difference": _difference(key, ratings_RI, mean) if is_control.any() else None,
+        "difference": _compare(key, ratings_RI, mean) if is_control.any() else None,
         "items": [
             {
                 "number": i + 1,
@@ -153,10 +151,7 @@ def krippendorff_alpha(ratings: FloatArray) -> float:
 
 
 def _mean(values_RI: FloatArray, num_resamples: int, seed: int) -> dict[str, Any]:
-    """
-    (R, I), NaN where undefined → `value`, `std`, `interval`, by a bootstrap over raters and items, both of which are
-    drawn from more that there could be.
-    """
+    """(R, I), NaN where undefined → `value`, `std`, `interval`, by a bootstrap over raters and items."""
     given = np.isfinite(values_RI)
     filled = np.where(given, values_RI, 0)
     raters, items = (resample(count, num_resamples, seed + axis) for axis, count in enumerate(values_RI.shape))
@@ -168,7 +163,6 @@ def _mean(values_RI: FloatArray, num_resamples: int, seed: int) -> dict[str, Any
 
 
 Mean = Callable[[FloatArray], dict[str, Any]]
-"""[`_mean`] of one bootstrap."""
 
 
 def _describe(ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
@@ -192,7 +186,7 @@ def _describe(ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
     }
 
 
-def _difference(key: Key, ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
+def _compare(key: Key, ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
     own = {item.sample_id: i for i, item in enumerate(key.items) if not item.is_control}
     pairs = [(own[item.sample_id], i) for i, item in enumerate(key.items) if item.is_control]
     difference_RN = np.stack([ratings_RI[:, i] - ratings_RI[:, control] for i, control in pairs], axis=1)
@@ -203,3 +197,87 @@ def _difference(key: Key, ratings_RI: FloatArray, mean: Mean) -> dict[str, Any]:
         "num_pairs": int(np.isfinite(difference_RN).sum()),
         "moved_weight": float(np.mean(moved)),
     }
+
+
+def to_markdown(summary: Mapping[str, Any]) -> str:
+    """From [`summarise_ratings`]."""
+    conditions = summary["conditions"]
+    several, raters = summary["num_raters"] > 1, _count(summary["num_raters"], "rater")
+    total = sum(x["num_ratings"] for x in conditions.values())
+    around = " ± standard deviation over the raters" if several else ""
+    drawn = "raters and samples" if several else "samples; one rater tells nothing of others"
+    parts = [
+        f"Distribution of human ratings for expert weights (n = {total}, {raters}; the form of I²MoE’s Table 11).\n",
+        table(["response option", *(CONDITIONS[name] for name in conditions)], _rows(conditions, several)),
+        f"Percentages of all responses{around}; in brackets {100 * CONFIDENCE:.0f} % intervals, by a bootstrap over "
+        f"{drawn}.\n",
+    ]
+    if summary["difference"]:
+        parts.append(_difference(summary["difference"]))
+    parts += [_missing(summary), "Ratings of each sample, from 5 (“completely makes sense”) to 1:\n", _samples(summary)]
+    return "\n".join(map(str, parts))
+
+
+def _rows(conditions: Mapping[str, Any], several: bool) -> list[list[str]]:
+    columns = list(conditions.values())
+    rows = [
+        [options[0]["text"], *(_told(option, _percent, " %", with_interval=False) for option in options)]
+        for options in zip(*(column["options"] for column in columns), strict=True)
+    ]
+    asked = [x["num_ratings"] + x["num_missing"] for x in columns]
+    rows += [
+        ["positive (the two best)", *(_told(x["positive"], _percent, " %") for x in columns)],
+        ["negative (the two lowest)", *(_told(x["negative"], _percent, " %") for x in columns)],
+        ["mean rating, 5 is best", *(_told(x["mean_rating"], "{:.2f}".format) for x in columns)],
+        ["responses, of those asked for", *(f"{x['num_ratings']} of {n}" for x, n in zip(columns, asked, strict=True))],
+    ]
+    if several:
+        alphas = ["undefined" if x["alpha"] is None else signed(x["alpha"], 2).removeprefix("+") for x in columns]
+        rows.append(["agreement, Krippendorff’s alpha (ordinal)", *alphas])
+    return rows
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    if difference["value"] is None:
+        return "No rater rated a sample both with its own and with another sample’s weights.\n"
+    told = estimate(difference["value"], None, difference["interval"], partial(signed, digits=2))
+    pairs, samples = _count(difference["num_pairs"], "pair"), _count(difference["num_samples"], "sample")
+    return (
+        f"A sample’s own weights are rated {told} against another sample’s, by the same rater ({pairs} of "
+        f"answers to {samples}). Where this is 0, ratings say that weights look sensible, not that they belong to the "
+        "sample. Another sample’s weights put "
+        f"{100 * difference['moved_weight']:.0f} % of the weight on other experts, on average.\n"
+    )
+
+
+def _missing(summary: Mapping[str, Any]) -> str:
+    missing = {rater: ", ".join(map(str, x["missing"])) for rater, x in summary["raters"].items() if x["missing"]}
+    if not missing:
+        return "Every rater answered every question.\n"
+    title = "Not answered, by rater and number of the question (left out of everything above):"
+    return "\n".join([title, "", *(f"- {escape(rater)}: {numbers}" for rater, numbers in missing.items()), ""])
+
+
+def _samples(summary: Mapping[str, Any]) -> Markup:
+    samples: dict[str, dict[str, str]] = {}
+    for item in summary["items"]:
+        given = [rating for rating in item["ratings"].values() if rating is not None]
+        condition = "model" if item["weights_of"] == item["sample_id"] else "control"
+        mean = f"{sum(given) / len(given):.2f} ({len(given)})" if given else "–"
+        samples.setdefault(item["sample_id"], {})[condition] = mean
+    conditions = list(summary["conditions"])
+    rows = [[sample_id, *(means.get(name, "–") for name in conditions)] for sample_id, means in samples.items()]
+    return table(["sample", *(f"{CONDITIONS[name]}, mean (responses)" for name in conditions)], rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _told(value: Mapping[str, Any], form: Callable[[float], str], unit: str = "", with_interval: bool = True) -> str:
+    ends = value["interval"] if with_interval else None
+    return Markup(estimate(value["value"], value["std"], ends, form, unit))  # brackets of numbers are no link
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

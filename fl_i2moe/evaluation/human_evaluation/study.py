@@ -31,11 +31,20 @@ from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import write_json, write_text
 from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder
-from ..run.inputs import say_what_is_bad, split_of
-from .page import Subject, describe_questions, questionnaire_id, render_questionnaire
-from .questionnaire import Item, Key, exchange_weights, item_ids, order_of_questions, stratified_order
-from .ratings import read_answers, summarise_ratings
-from .report import to_markdown
+from ..run.explanations import say_what_is_bad, split_of
+from .questionnaire import (
+    Item,
+    Key,
+    Subject,
+    describe_questions,
+    exchange_weights,
+    item_ids,
+    order_of_questions,
+    questionnaire_id,
+    render_questionnaire,
+    stratified_order,
+)
+from .ratings import read_answers, summarise_ratings, to_markdown
 
 PAGE_FILE, KEY_FILE = "questionnaire.html", "key.json"
 TABLE_FILES = ("ratings.json", "ratings.md")
@@ -154,12 +163,8 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
 
 
 def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[str, Any]:
-    """
-    Writes the table, and returns what is written as JSON, see [`summarise_ratings`].
-
-    Raises:
-        ValueError: there is no questionnaire; answers do not fit it; the output folder holds something else.
-    """
+    """Writes the table, and returns what is written as JSON, see [`summarise_ratings`]; `ValueError` if questionnaire,
+    answers or output folder do not fit."""
     _check_folder(arguments.folder, arguments.overwrite, TABLE_FILES)
     key = Key.load(Path(arguments.questionnaire) / KEY_FILE)
     answers = read_answers(arguments.answers, key)

@@ -12,33 +12,34 @@ Explanations of many samples: a page, a figure and the data of each, and what th
       index.html
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from accelerate import Accelerator
+from datasets import Dataset
 from rich.console import Console
 from tqdm.auto import tqdm
 
 from ...cache import FeatureCache
-from ...cache.batching import create_data_loader
+from ...cache.batching import FeatureRows, create_data_loader
 from ...cache.key import key_digest
+from ...data.raw import SampleError
 from ...explain.attribution import check_methods, methods_of
+from ...explain.inputs import check_batch
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.recipe import create_console
-from ...training.runs import check_cache, find_cache, fingerprint
+from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import read_json, write_json
 from ...utils.run_folder import check_run_folder, held_run_folder
 from ..masking import faithfulness
 from .arguments import ExplainArguments
-from .inputs import choose_rows, load_explainable, usable_rows
 from .results import FAITHFULNESS_FILE, write_results
 from .sample import explain_sample, list_samples
 
 
 def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> None:
-    """
-    Explains samples, measures, and writes everything into the output folder. What is there already is kept.
-
-    Raises:
-        ValueError: model, cache, samples or the output folder do not fit.
-    """
+    """Explains samples, measures, and writes everything into the output folder, where what is there already is kept;
+    `ValueError` if model, cache, samples or the folder do not fit."""
     console = create_console(accelerator)
     folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     if accelerator.is_main_process:
@@ -83,12 +84,7 @@ def _measure_faithfulness(
     accelerator: Accelerator,
     console: Console,
 ) -> None:
-    """
-    Writes `faithfulness.json`: name of a model → result. What is in it for the same weights and samples stays.
-
-    Raises:
-        ValueError: names a bad sample, unless those are skipped: these samples may be others than the explained ones.
-    """
+    """Writes `faithfulness.json`: name of a model → result; what is in it for the same weights and samples stays."""
     file = arguments.folder / FAITHFULNESS_FILE
     results = read_json(file) if file.is_file() else {}
     split = cache.splits[arguments.split]
@@ -107,3 +103,61 @@ def _measure_faithfulness(
         if accelerator.is_main_process:
             write_json(file, results)
         accelerator.wait_for_everyone()
+
+
+def load_explainable(folder: str | Path) -> FLI2MoEModel:
+    """A feature-level model; `ValueError` where the folder holds none."""
+    model = load_model(folder)
+    if model.config.level != "feature":
+        raise ValueError(f"The model in {folder} is pooled: it sees no patches and tokens that could be explained.")
+    return model
+
+
+def split_of(cache: FeatureCache, name: str) -> Dataset:
+    """`ValueError` where the cache has no such split."""
+    if name not in cache.splits:
+        raise ValueError(f"The feature cache has no split {name!r}; it has {list(cache.splits)}.")
+    return cache.splits[name]
+
+
+def choose_rows(
+    arguments: ExplainArguments, cache: FeatureCache, modality_order: Sequence[str], console: Console
+) -> list[int]:
+    """The rows of the split to explain; `ValueError` where there is no such split or sample, and as [`usable_rows`]."""
+    split = split_of(cache, arguments.split)
+    ids = list(split["id"])
+    if arguments.sample_ids:
+        if missing := [sample_id for sample_id in arguments.sample_ids if sample_id not in ids]:
+            raise ValueError(f"The split {arguments.split!r} has no samples {missing}; its ids look like {ids[:3]}.")
+        rows = [ids.index(sample_id) for sample_id in dict.fromkeys(arguments.sample_ids)]
+    else:
+        rows = list(range(min(len(split), arguments.num_samples or len(split))))
+    return usable_rows(split, modality_order, rows, arguments.on_bad_sample, console)
+
+
+def usable_rows(
+    split: Dataset, modality_order: Sequence[str], rows: Sequence[int], on_bad_sample: str, console: Console
+) -> list[int]:
+    """The rows without the bad samples, which lack a modality's candidates or have features that are NaN or infinite;
+    `ValueError` that names the first one if none may be skipped, or if all are bad."""
+    reader, usable = FeatureRows(split, modality_order), []
+    for row in rows:
+        try:
+            check_batch(reader[[row]], modality_order)
+        except ValueError as error:
+            bad = say_what_is_bad(error)
+            if on_bad_sample == "stop":
+                raise ValueError(f"{bad} Leave it out by --on_bad_sample skip.") from None
+            console.print(f"{bad} It is left out.")
+        else:
+            usable.append(row)
+    if not usable:
+        raise ValueError("No sample is left to explain.")
+    return usable
+
+
+def say_what_is_bad(error: ValueError) -> str:
+    """An error about one sample, without the advice that only helps while features are made."""
+    if isinstance(error, SampleError):
+        return f"Sample {error.sample_id} has {error.field} features that are NaN or infinite."
+    return str(error)

@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from ...explain.attribution import MIXTURE
 from ...explain.pages.display import METHOD_NAMES, number, signed
 from ...explain.pages.sheet import INK, MUTED
-from ...metrics.figures import expert_title, metric_title, new_figure, titled
+from ...metrics.figures import expert_title, keep_bottom_spine, metric_title, new_figure, titled
 from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
 
+# colour, marker, line
 _METHOD_STYLES = {
     "grad_attnroll": ("#D55E00", "o", "-"),
     "attnroll": ("#0072B2", "s", "--"),
     "ig": ("#009E73", "^", "-."),
     "random": ("#666666", "x", ":"),
 }
-"""Colour, marker, line."""
-
 _TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
 _TOP_HATCHES = ("", "///", "...")
 _NOTE: dict[str, Any] = {"size": 8.5, "color": MUTED}
@@ -39,15 +38,9 @@ def draw_faithfulness(
     The paper's Figure 3: how far a metric drops when what a method holds for important is masked.
 
     Above, the drop against the share of masked features, one panel per model (of a mixture, by the weight-averaged
-    importance); below, its mean over the shares for every expert and method.
-
-    Args:
-        results: name of a model → result of `faithfulness`.
-        metric: the task's first one if not given.
-        direction: `"deletion"` or `"insertion"`.
-
-    Raises:
-        ValueError: a result lacks the direction or the metric.
+    importance); below, its mean over the shares for every expert and method. From name of a model → result of
+    `faithfulness`, the task's first metric if none is given, and `"deletion"` or `"insertion"`; `ValueError` if a
+    result lacks one of these.
     """
     names = list(results)
     first = results[names[0]]
@@ -64,11 +57,10 @@ def draw_faithfulness(
         _draw_drops(axes, results[name], metric, direction)
         base = results[name]["base"][metric]
         axes.set_title(f"{name} ({metric_title(metric)} {number(base)} unmasked)", fontsize=10.5, loc="left")
-    masked = "masked" if direction == "deletion" else "kept"
+        masked = "masked" if direction == "deletion" else "kept"
+        axes.set_xlabel(f"most important features of each modality {masked} (%)")
     panels[0].set_ylabel(f"drop of {metric_title(metric)}")
     panels[-1].legend(frameon=False, fontsize=9)
-    for axes in panels:
-        axes.set_xlabel(f"most important features of each modality {masked} (%)")
     _draw_mean_drops(means.subplots(), results, rows, metric, direction)
     size = ", ".join(f"{name}: n = {results[name]['num_samples']:,}" for name in names)
     higher = METRICS_BY_PROBLEM[first["problem_type"]][metric]
@@ -126,8 +118,7 @@ def _draw_mean_drops(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_xlabel(f"mean drop of {metric_title(metric)} over the shares, by whose importance was followed")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    keep_bottom_spine(axes)
 
 
 def draw_alignment(
@@ -207,16 +198,13 @@ def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> t
             return number(cell["value"])
         return Markup(estimate(cell["value"], None, cell["interval"], signed))  # brackets of numbers are no link
 
-    def count(name: str) -> list[str]:
-        return [f"{table[name]:.1f}" for table in tables.values()]
-
     rows = [
         ["none", *(number(part["none"]) for part in parts)],
         ["random pairs, as many distinct features", *(spread(part["random_same_features"]) for part in parts)],
         ["random pairs, as many pairs (the paper’s)", *(spread(part["random_same_pairs"]) for part in parts)],
         ["interaction pairs", *(number(part["ranked"]) for part in parts)],
         ["drop beyond random, as many features", *(interval(part["ranked_minus_random"]) for part in parts)],
-        ["features masked per sample", *count("num_features")],
-        ["features masked by as many random pairs", *count("num_features_same_pairs")],
+        ["features masked per sample", *(f"{x['num_features']:.1f}" for x in tables.values())],
+        ["features masked by as many random pairs", *(f"{x['num_features_same_pairs']:.1f}" for x in tables.values())],
     ]
     return header, rows

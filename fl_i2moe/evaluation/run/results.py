@@ -1,6 +1,7 @@
 """What a run's samples tell together: tables and figures of what was measured, and the page that links everything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from ...cache import FeatureCache
 from ...explain.attribution import universe_method
 from ...explain.explanation import Explanation
+from ...explain.interactions import kind_of_expert
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
-from ...explain.pair_scores import kind_of_expert
-from ...metrics.figures import metric_title, save_figure
+from ...explain.pages.drawing import data_uri, drawing_of
+from ...explain.pages.sample_page import environment
+from ...metrics.figures import expert_colors, expert_title, metric_title, save_figure
 from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
@@ -21,21 +24,92 @@ from ..masking import DIRECTIONS
 from ..pair_metrics import pair_curves, pair_masking_table
 from .arguments import ExplainArguments
 from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_masking_rows
-from .page import IndexEntry, RunFigure, RunTable, save_index
 from .sample import Sample
 
 FAITHFULNESS_FILE = "faithfulness.json"
+THUMBNAIL_PIXELS = 160
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One sample on the page of a run."""
+
+    sample_id: str
+    expert_names: list[str]
+    true: list[str]
+    predicted: list[str]
+    pages: dict[str, str]
+    """Class → relative link to the page that explains it."""
+
+    weights: list[float]
+    thumbnail: str | None = None
+    """Data URI."""
+
+    @classmethod
+    def of(cls, explanations: Sequence[Explanation], pages: Sequence[str]) -> "IndexEntry":
+        """From the explanations of one sample, one for each explained class, and the relative links to their pages."""
+        first = explanations[0]
+        pictures = (drawing_of(x).thumbnail(x, THUMBNAIL_PIXELS) for x in first.modalities.values())
+        picture = next((picture for picture in pictures if picture is not None), None)
+        return cls(
+            sample_id=first.sample_id,
+            expert_names=first.expert_names,
+            true=[first.label_names[index] for index in first.true_classes],
+            predicted=[first.label_names[index] for index in first.predicted_classes],
+            pages={x.target_name: page for x, page in zip(explanations, pages, strict=True)},
+            weights=first.expert_weights.tolist(),
+            thumbnail=None if picture is None else data_uri(picture, 70),
+        )
+
+
+@dataclass(frozen=True)
+class RunFigure:
+    """A picture of a whole run on its page."""
+
+    title: str
+    file: str
+    description: str
+    """What it shows, also for those who do not see it."""
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """A table of a whole run on its page."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+def save_index(
+    path: Path,
+    title: str,
+    entries: Sequence[IndexEntry],
+    *,
+    facts: Mapping[str, str],
+    figures: Sequence[RunFigure],
+    tables: Sequence[RunTable],
+) -> None:
+    """Writes the page of a run, which links its samples and shows its figures, by relative links."""
+    experts = expert_colors(entries[0].expert_names if entries else [])
+    template = environment("fl_i2moe.evaluation").get_template("index.html.jinja")
+    text = template.render(
+        title=title,
+        entries=entries,
+        facts=facts,
+        figures=figures,
+        tables=tables,
+        experts=[(expert_title(name), color) for name, color in experts.items()],
+    )
+    write_text(path, text)
 
 
 def write_results(
     model: FLI2MoEModel, samples: Sequence[Sample], num_pages: int, arguments: ExplainArguments, cache: FeatureCache
 ) -> Path:
-    """
-    Writes tables and figures of what was measured on the samples, and the page of the run, which it returns.
-
-    Args:
-        samples: those that were explained, the first `num_pages` with pages.
-    """
+    """Writes tables and figures of what was measured on the samples, of which the first `num_pages` have pages, and
+    the page of the run, which it returns."""
     results = _Results(samples, arguments, cache)
     measured, figures, tables = set(arguments.measurements), [], []
     if "faithfulness" in measured:
@@ -46,7 +120,12 @@ def write_results(
         tables.append(results.tabulate_pair_masking())
     if results.experts and "pair_curves" in measured:
         figures.append(results.draw_pair_curves())
-    entries, facts = list(_entries(samples[:num_pages])), _facts(model, len(samples), arguments, cache)
+    entries = []
+    for sample in samples[:num_pages]:
+        if pages := [sample.page(name) for name in sample.record()["pages"]]:
+            explanations = [Explanation.load(page.with_suffix(".json")) for page in pages]
+            entries.append(IndexEntry.of(explanations, [f"samples/{page.name}" for page in pages]))
+    facts = _facts(model, len(samples), arguments, cache)
     title = f"Explanations of {Path(arguments.model).resolve().name}"
     page = arguments.folder / "index.html"
     save_index(page, title, entries, facts=facts, figures=figures, tables=tables)
@@ -71,27 +150,24 @@ class _Results:
         save_figure(draw_faithfulness(results, self.metric, direction), self.folder / name)
         parts = []
         for model, result in results.items():
-            shown = []
-            for method, by_expert in result[direction].items():
-                drop = list(by_expert.values())[-1][self.metric]["mean_drop"]  # the whole model's
-                shown += [] if drop is None else [f"{method} {drop:.3f}"]
+            # the last one is the whole model's
+            drops = {method: list(x.values())[-1][self.metric]["mean_drop"] for method, x in result[direction].items()}
+            shown = [f"{method} {drop:.3f}" for method, drop in drops.items() if drop is not None]
             parts.append(f"{model}: {', '.join(shown)}")
         description = f"Mean drop of {metric_title(self.metric)} over the shares, by method. {'; '.join(parts)}."
         return RunFigure(f"Faithfulness: {direction}", name, description)
 
     def align(self) -> RunFigure:
-        results = {}
+        results, shown = {}, []
         for expert, parts in self.experts.items():
             scores, values, bins = ([np.array(part[name]) for part in parts] for name in ("scores", "values", "bins"))
-            results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
-        edges = bin_edges(self.arguments.universe_share)
-        write_json(self.folder / "alignment.json", {"edges": edges, "experts": results})
-        save_figure(draw_alignment(results, self.score_titles, edges), self.folder / "alignment.png")
-        shown = []
-        for expert, result in results.items():
+            result = results[expert] = alignment(scores, bins, values=values, seed=self.arguments.seed)
             [share, *_] = result["bins"][0]["top"]
             means = [entry["top"][share]["mean"] for entry in result["bins"]]
             shown.append(f"{expert}: " + ", ".join("no pair" if mean is None else f"{mean:.3f}" for mean in means))
+        edges = bin_edges(self.arguments.universe_share)
+        write_json(self.folder / "alignment.json", {"edges": edges, "experts": results})
+        save_figure(draw_alignment(results, self.score_titles, edges), self.folder / "alignment.png")
         description = (
             f"Mean score of the top {100 * float(share):g} % pairs of each importance bin, from the most important: "
             f"{'; '.join(shown)}."
@@ -119,19 +195,18 @@ class _Results:
 
     def draw_pair_curves(self) -> RunFigure:
         results: dict[str, dict[str, Any]] = {expert: {} for expert in self.experts}
+        areas = []
         for expert, parts in self.experts.items():
             for direction in DIRECTIONS:
                 logits = _join([part["curves"][direction] for part in parts])
-                results[expert][direction] = pair_curves(logits, self.labels, self.problem_type, num_resamples=0)
-        write_json(self.folder / "pair_curves.json", results)
-        save_figure(draw_pair_curves(results, self.score_titles, self.metric), self.folder / "pair_curves.png")
-        areas = []
-        for expert, directions in results.items():
-            for direction, result in directions.items():
+                result = pair_curves(logits, self.labels, self.problem_type, num_resamples=0)
+                results[expert][direction] = result
                 curves = result["metrics"][self.metric]
                 ranked, random = curves["ranked"]["area"], curves["random"]["area"]["mean"]
                 if ranked is not None and random is not None:
                     areas.append(f"{expert}, {direction}: {ranked:.3f} by score, {random:.3f} at random")
+        write_json(self.folder / "pair_curves.json", results)
+        save_figure(draw_pair_curves(results, self.score_titles, self.metric), self.folder / "pair_curves.png")
         description = f"Mean {metric_title(self.metric)} along the curves. {'; '.join(areas)}."
         return RunFigure("Pairs masked and kept in order of their scores", "pair_curves.png", description)
 
@@ -144,16 +219,7 @@ def _join(parts: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     }
 
 
-def _entries(samples: Sequence[Sample]) -> Iterator[IndexEntry]:
-    for sample in samples:
-        pages = [sample.page(name) for name in sample.record()["pages"]]
-        if pages:
-            explanations = [Explanation.load(page.with_suffix(".json")) for page in pages]
-            yield IndexEntry.of(explanations, [f"samples/{page.name}" for page in pages])
-
-
 def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, cache: FeatureCache) -> dict[str, str]:
-    """What the page of the run says of it."""
     num_experts = model.config.num_experts
     pairs = {"none": "not scored", "exact": "exact, all coalitions"}.get(
         arguments.interactions, f"{arguments.interactions}, {arguments.num_coalitions} coalitions a pair"
@@ -161,15 +227,12 @@ def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, c
     if arguments.interactions != "none":
         by = METHOD_NAMES[universe_method(model)]
         pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by {by}"
-    encoders = {
-        f"Encoder of {name}": f"{x['encoder'].get('name')}, {layer_text(x['encoder'].get('hidden_layer'))}"
-        for name, x in cache.modalities.items()
-    }
+    encoders = {f"Encoder of {name}": x["encoder"] for name, x in cache.modalities.items()}
     return {
         "Model": f"{Path(arguments.model).resolve()}, {model.config.architecture}, "
         f"{num_experts} expert{'s' if num_experts > 1 else ''}",
         "Samples": f"{num_samples:,} of the {len(cache.splits[arguments.split]):,} of split {arguments.split}",
         "Importance": arguments.method,
         "Pairs": pairs,
-        **encoders,
+        **{title: f"{x.get('name')}, {layer_text(x.get('hidden_layer'))}" for title, x in encoders.items()},
     }

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from ...cache import FeatureCache
 from ...explain.attribution import attribute, universe_method
-from ...explain.explain_sample import explain, feature_batch, true_targets
+from ...explain.explain_sample import explain, true_targets
 from ...explain.explanation import Explanation
 from ...explain.feature_game import feature_game
-from ...explain.inputs import Inputs
-from ...explain.interactions import sample_seed, score_pairs
-from ...explain.pair_scores import kind_of_expert
+from ...explain.inputs import Inputs, feature_batch
+from ...explain.interactions import kind_of_expert, sample_seed, score_pairs
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.files import read_json, write_json
 from ..alignment import bin_edges, importance_bins, pair_bins
@@ -33,22 +32,15 @@ CURVE_DRAWS = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of the split, and the files that are made of it."""
+    """A row of the split, by its number, and the files that are made of it."""
 
     number: int
-    """Of the row."""
-
     sample_id: str
     labels: Any
-    """As the feature cache has them."""
-
     file_name: str
     class_file_names: Mapping[str, str]
     arguments: ExplainArguments
     cache: FeatureCache
-
-    def row(self) -> dict[str, Any]:
-        return self.cache.splits[self.arguments.split][self.number]
 
     @property
     def measured(self) -> Path:
@@ -77,10 +69,8 @@ def list_samples(rows: Sequence[int], cache: FeatureCache, arguments: ExplainArg
 
 
 def file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str, str]:
-    """
-    Name → a name that is safe in every file system and in a link. Different names stay different, also where a file
-    system takes upper and lower case for the same.
-    """
+    """Name → a name that is safe in every file system and in a link. Different names stay different, also where a file
+    system takes upper and lower case for the same."""
     safe = {name: re.sub(f"[^{allowed}]", "_", name)[:80].lstrip(".") for name in names}
     lower = Counter(file.lower() for file in safe.values())
     for name, file in safe.items():
@@ -97,7 +87,7 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
         due = [sample.cache.label_names[index] for index in wanted] or [record["target"]]
         if not with_page or set(due) <= set(record["pages"]):
             return
-    row = sample.row()
+    row = sample.cache.splits[arguments.split][sample.number]
     how: dict[str, Any] = {
         "method": arguments.method,
         "interactions": None if arguments.interactions == "none" else arguments.interactions,
@@ -149,20 +139,14 @@ def _measure_pairs(
         kind, seed, numbers = kind_of_expert(expert), arguments.seed, [sample.number]
         best = first.select(bin_of == 0)
         masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
-        curves = {}
-        for direction in DIRECTIONS:
-            options: dict[str, Any] = {
-                "direction": direction,
-                "num_draws": min(CURVE_DRAWS, arguments.num_draws),
-                "seed": seed,
-            }
-            curves[direction] = _plain(pair_curve_logits(evaluate, inputs, [first], numbers, kind, **options))
+        num_draws = min(CURVE_DRAWS, arguments.num_draws)
+        curve = partial(pair_curve_logits, evaluate, inputs, [first], numbers, kind, num_draws=num_draws, seed=seed)
         measured[expert] = {
             "scores": first.score(kind)[inside].tolist(),
             "values": second.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": _plain(masked),
-            "curves": curves,
+            "curves": {x: _plain(curve(direction=x)) for x in DIRECTIONS},
         }
     return measured
 

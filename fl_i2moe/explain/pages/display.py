@@ -7,7 +7,7 @@ from ...metrics.figures import expert_title
 from ...model.kind import Places
 from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Feature, Pair
-from ..pair_scores import PairKind
+from ..interactions import PairKind
 from .drawing import drawing_of
 
 MIXTURE_COLOR = "#222222"
@@ -26,17 +26,12 @@ METHOD_TITLES = {
     "ig": "integrated gradients",
     "random": "random numbers, a baseline",
 }
-SCORE_TITLES: dict[PairKind, str] = {
-    "sii": "Shapley interaction index",
-    "redundancy": "redundancy gap",
-    "redundancy_both": "redundancy gap of both ends",
-}
+SCORE_TITLES: dict[PairKind, str] = {"sii": "Shapley interaction index", "redundancy": "redundancy gap"}
 PAIR_NOTES: dict[PairKind, str] = {
     "sii": "Logits that the two features add together beyond what each adds alone; negative where one makes the other "
     "superfluous.",
     "redundancy": "Logits that the better of the two features adds and the other then adds no more. As published, the "
     "score also rewards a pair of which only one end tells anything; “both” asks it of both.",
-    "redundancy_both": "Logits that either of the two features adds where the other then adds no more.",
 }
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ...model.kind import Places
 from ...model.kind_image import ImagePlaces
 from ...model.kind_text import TextPlaces
-from .sheet import MUTED, Flow, Sheet
+from .sheet import MUTED, Anchors, Flow, Sheet
 
 PICTURE_PIXELS = 640
 LONG_TEXT = 700
@@ -72,7 +72,7 @@ class ArrayDrawing(Generic[AnyPlaces]):
     def block(self, places: AnyPlaces, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
         """On a figure."""
         pieces = [piece for index in places.candidates for piece in ((f" {index}", (index,)), (" ", ()))]
-        return TextBlock(Flow(pieces, width, size, leading), width)
+        return TextBlock(pieces, width, size, leading)
 
     def thumbnail(self, places: AnyPlaces, pixels: int) -> Image.Image | None:
         """A small picture of the sample."""
@@ -138,15 +138,16 @@ class TextDrawing(ArrayDrawing[TextPlaces]):
             if piece.indexes:
                 words.append(_word(text, piece.indexes, marks))
             elif number > last_token and text.strip():
-                unread = {"class": "cut", "id": None, "score": None, "rank": None, "title": "not encoded"}
-                words.append({"text": text, **unread})
+                words.append(
+                    dict.fromkeys(("id", "score", "rank")) | {"text": text, "class": "cut", "title": "not encoded"}
+                )
             else:
                 words.append({"text": text, "class": None})
         return {"words": words, "long": marks.scores is not None and len(places.text) > LONG_TEXT}
 
     def block(self, places: TextPlaces, width: float, size: float, leading: float) -> "TextBlock":
         pieces = [(places.text[piece.start : piece.end], piece.indexes) for piece in places.pieces()]
-        return TextBlock(Flow(pieces, width, size, leading), width)
+        return TextBlock(pieces, width, size, leading)
 
     def question(self, places: TextPlaces) -> dict[str, Any]:
         read = max((piece.end for piece in places.pieces() if piece.indexes), default=0)
@@ -208,27 +209,18 @@ def _word(text: str, indexes: Sequence[int], marks: Marks, title: str | None = N
 # ---- blocks of figures -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class TextBlock:
+class TextBlock(Flow):
     """A text set in lines."""
 
-    flow: Flow
-    width: float
     is_picture = False
-
-    @property
-    def height(self) -> float:
-        return self.flow.height
 
     def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
         """With heat by scores, and the ranks of the best features."""
-        self.flow.draw(sheet, left, top, scores.tolist(), ranks)
+        self.draw(sheet, left, top, scores.tolist(), ranks)
 
-    def draw_ends(
-        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
-    ) -> dict[int, tuple[float, float]]:
+    def draw_ends(self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str) -> Anchors:
         """With the ends of pairs; where links to them begin."""
-        anchors = self.flow.draw(sheet, left, top, None, ranks, color)
+        anchors = self.draw(sheet, left, top, None, ranks, color)
         for index, rank in ranks.items():
             if index in anchors:  # not behind the end of a text that was cut
                 x, y = anchors[index]
@@ -243,7 +235,7 @@ class PictureBlock:
 
     def __init__(self, places: ImagePlaces, scale: float):
         self.places, self.scale = places, scale
-        self.width, self.height = places.size[0] * scale, places.size[1] * scale
+        self.width, self.height = (side * scale for side in places.size)
 
     def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
         self._draw(sheet, left, top, gray=True)
@@ -252,9 +244,7 @@ class PictureBlock:
         for index, rank in ranks.items():
             self._outline(sheet, self._box(index, left, top), "white", rank)
 
-    def draw_ends(
-        self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str
-    ) -> dict[int, tuple[float, float]]:
+    def draw_ends(self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str) -> Anchors:
         self._draw(sheet, left, top, gray=False)
         boxes = {index: self._box(index, left, top) for index in ranks}
         for index, rank in ranks.items():

@@ -8,8 +8,9 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
 from ...metrics.figures import expert_colors, expert_title
+from ...metrics.tasks import FloatArray
 from ..explanation_data import ExplanationData, Pair
-from ..pair_scores import kind_of_expert
+from ..interactions import kind_of_expert
 from .display import (
     METHOD_NAMES,
     MIXTURE_COLOR,
@@ -35,11 +36,11 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
     gap, margin = 14.0, 16.0
     width = max(2 * margin + len(columns) * 178 + (len(columns) - 1) * gap, 640 if boards else 400)
     column = (width - 2 * margin - (len(columns) - 1) * gap) / len(columns)
-    cards = [_Stack(explanation, name, column) for name in columns]
+    cards = [_card(explanation, name, column) for name in columns]
     half = (width - 2 * margin - gap * (len(boards) - 1)) / max(1, len(boards))
     drawn = [_Board(explanation, name, half, top) for name in boards]
     header, card_header = 44.0, 34.0
-    cards_height = card_header + max(card.height for card in cards)
+    cards_height = card_header + max(sum(block.height + 10 for block, *_ in card) for card in cards)
     boards_height = max((board.height for board in drawn), default=0.0)
     height = margin + header + cards_height + (boards_height + 22 if drawn else 0) + margin
 
@@ -61,27 +62,23 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
         about = ", ".join(facts) or "importance averaged by weight"
         sheet.text(left, start + 13, fit(title, 10, column), 10, weight="bold")
         sheet.text(left, start + 25, fit(about, 8, column), 8, color=MUTED)
-        card.draw(sheet, left, start + card_header)
+        top_edge = start + card_header
+        for block, scores, ranks in card:
+            block.draw_scores(sheet, left, top_edge, scores, ranks)
+            top_edge += block.height + 10
     for number, board in enumerate(drawn):
         board.draw(sheet, margin + number * (half + gap), margin + header + cards_height + 22, colors[board.expert])
     return sheet.figure
 
 
-class _Stack:
-    """The modalities of a sample below one another, each with the heat of its features."""
-
-    def __init__(self, explanation: ExplanationData, expert: str, width: float):
-        self.parts = []
-        for name, scores in explanation.importance[expert].items():
-            places = explanation.modalities[name]
-            block = drawing_of(places).block(places, width, 7.6, 11.5)
-            self.parts.append((block, scores, feature_ranks(explanation, expert, name)))
-        self.height = sum(block.height + 10 for block, *_ in self.parts)
-
-    def draw(self, sheet: Sheet, left: float, top: float) -> None:
-        for block, scores, ranks in self.parts:
-            block.draw_scores(sheet, left, top, scores, ranks)
-            top += block.height + 10
+def _card(explanation: ExplanationData, expert: str, width: float) -> list[tuple[Any, FloatArray, dict[int, str]]]:
+    """What lies below one another: of each modality its block, scores and ranks."""
+    parts = []
+    for name, scores in explanation.importance[expert].items():
+        places = explanation.modalities[name]
+        block = drawing_of(places).block(places, width, 7.6, 11.5)
+        parts.append((block, scores, feature_ranks(explanation, expert, name)))
+    return parts
 
 
 class _Board:
@@ -129,7 +126,6 @@ class _Board:
     def _link(
         self, sheet: Sheet, pair: Pair, rank: int, gutter: float, anchors: Mapping[tuple[str, int], Any], color: str
     ) -> None:
-        """From the middle of the patch to the gutter, then between two lines of the text to the token."""
         ends = [pair.first, pair.second]
         if not all((end.modality, end.index) in anchors for end in ends):  # behind the end of a text that was cut
             return

@@ -1,15 +1,13 @@
 """An explanation as a page: one self-contained HTML file that works from disk, without any network."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from ...metrics.figures import expert_colors, expert_title
-from ...model.kind import Places
 from ..explanation_data import ExplanationData, Pair
-from ..pair_scores import kind_of_expert
+from ..interactions import kind_of_expert
 from .display import (
     METHOD_TITLES,
     MIXTURE_COLOR,
@@ -44,7 +42,11 @@ def render_page(explanation: ExplanationData, index_href: str | None = None, top
         predicted=[names[index] for index in explanation.predicted_classes],
         true_names=[names[index] for index in explanation.true_classes],
         method=METHOD_TITLES.get(explanation.method, explanation.method),
-        modalities=[_modality(i, *x) for i, x in enumerate(explanation.modalities.items())],
+        modalities=[
+            {"number": number, "title": modality_title(name).capitalize(), "encoder": encoder_text(places)}
+            | drawing_of(places).head(places, modality_title(name))
+            for number, (name, places) in enumerate(explanation.modalities.items())
+        ],
         experts=experts,
         total_weight=explanation.expert_weights.sum(),
         cards=[page.card(name) for name in explanation.importance],
@@ -59,12 +61,6 @@ def environment(package: str = "fl_i2moe.explain") -> Environment:
     """Of the templates of a package's pages, which may build on those of this one."""
     loaders = [PackageLoader(name) for name in dict.fromkeys((package, "fl_i2moe.explain"))]
     return Environment(loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-
-
-def _modality(number: int, name: str, places: Places) -> dict[str, Any]:
-    title = modality_title(name)
-    head = {"number": number, "title": title.capitalize(), "encoder": encoder_text(places)}
-    return head | drawing_of(places).head(places, title)
 
 
 class _Page:
@@ -92,11 +88,14 @@ class _Page:
         return {"title": title, "color": self.colors.get(name, MIXTURE_COLOR), "subtitle": subtitle, "parts": parts}
 
     def board(self, expert: str, top: int) -> dict[str, Any]:
-        """The strongest pairs of an expert: pictures to the left, their ranking in the middle, texts to the right."""
+        """Pictures to the left, the ranking of the pairs in the middle, texts to the right."""
         modalities, table = self.explanation.modalities, self.explanation.pair_tables[expert]
         pairs, parts = self.explanation.pairs(expert, top), {}
         for name in modalities:
-            ranks = {index: _rank_text(numbers) for index, numbers in pair_ranks(pairs, name).items()}
+            ranks = {
+                index: ",".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else "")
+                for index, numbers in pair_ranks(pairs, name).items()
+            }
             parts[name] = self._part(name, "color", Marks(ranks, ids=self.ids[name]))
             parts[name]["label"] = f"{parts[name]['title']} with the patches of the pairs, numbered by rank"
         left = [name for name, x in modalities.items() if drawing_of(x).is_picture]
@@ -130,15 +129,10 @@ class _Page:
         }
 
     def _part(self, name: str, tone: str, marks: Marks) -> dict[str, Any]:
-        """One modality on a card or on a board of pairs."""
         places = self.explanation.modalities[name]
         drawing, number = drawing_of(places), list(self.explanation.modalities).index(name)
         part = drawing.part(places, f"{tone}-{number}", marks)
         return {"title": modality_title(name), "macro": drawing.macro, **part}
-
-
-def _rank_text(ranks: Sequence[int]) -> str:
-    return ",".join(map(str, ranks[:3])) + ("…" if len(ranks) > 3 else "")
 
 
 def _classes(explanation: ExplanationData) -> list[dict[str, Any]]:

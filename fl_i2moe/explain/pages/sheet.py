@@ -18,6 +18,9 @@ _MAX_LINES = 50
 _MAX_RUN = 24
 """Characters that are never broken; longer runs are cut into such pieces."""
 
+Anchors = dict[int, tuple[float, float]]
+"""Feature → where the link to it ends."""
+
 
 class Sheet:
     """A page measured in points from its top left corner."""
@@ -91,10 +94,10 @@ class Flow:
         scores: Sequence[float] | None = None,
         underlined: Container[int] = (),
         color: str = INK,
-    ) -> dict[int, tuple[float, float]]:
+    ) -> Anchors:
         """Scores of the tokens, from 0 to 1, are shown as heat, and underlined ones get a line in the colour. Returns
         where each token begins, at the upper edge of its line."""
-        anchors: dict[int, tuple[float, float]] = {}
+        anchors: Anchors = {}
         for fragment in self.fragments:
             x, y = left + fragment.x, top + (fragment.line + 0.5) * self.leading
             low, height = y - 0.55 * self.size, 1.15 * self.size
