@@ -8,7 +8,7 @@ Shapes: E experts · N rows (views × samples) · T features of the joint sequen
 A attention heads · C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,20 @@ class FusionExtra:
 
     readings: Any = None
     """Of specialised experts in training, `Readings`."""
+
+
+@dataclass
+class Routing:
+    """What routed layers hand on to each other in one pass."""
+
+    is_of: torch.Tensor
+    """(N, M, T), true where a token is a real one of the modality."""
+
+    pathway: torch.Tensor | None = None
+    """(E, N, T, J), the router's scores in the layer before, where routers ask for them."""
+
+    balances: list[torch.Tensor] = field(default_factory=list)
+    """(E,), the balance loss of each layer."""
 
 
 class GroupedLayerNorm(nn.Module):
@@ -262,22 +276,16 @@ class GroupedTransformerLayer(nn.Module):
         attention_mask: torch.Tensor | None,
         experts: list[int] | None,
         replaced: list[slice] | None = None,
+        routing: Routing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(E, N, T, H) → the same, and attention probabilities as [`GroupedSelfAttention`] gives them."""
-        x, weights = self.attend(x, attention_mask, experts, replaced)
-        update = self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
-        return x + self.dropout(update), weights
-
-    def attend(
-        self,
-        x: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        experts: list[int] | None,
-        replaced: list[slice] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The half of the layer before the feed-forward network."""
         update, weights = self.attention(self.normalize(x), attention_mask, self.attention_norm, experts, replaced)
-        return self.after_attention(x, self.dropout(update)), weights
+        x = self.after_attention(x, self.dropout(update))
+        return x + self.dropout(self.feed(x, experts, routing)), weights
+
+    def feed(self, x: torch.Tensor, experts: list[int] | None, routing: Routing | None) -> torch.Tensor:
+        """What the feed-forward network adds to (E, N, T, H)."""
+        return self.feed_forward(self.normalize(x), self.feed_forward_norm, experts)
 
     def after_attention(self, x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         return x + update
@@ -364,14 +372,20 @@ class GroupedTransformer(Fusion):
             Logits (N, E, C), and what else there is.
         """
         attention_mask = self.attention_mask(feature_mask, readout, experts)
-        x = x if x.dim() == 4 else x.unsqueeze(0)
+        x, routing = x if x.dim() == 4 else x.unsqueeze(0), self.start_routing(readout)
         for layer in self.layers:
-            x, weights = layer(x, attention_mask, experts, replaced)
+            x, weights = layer(x, attention_mask, experts, replaced, routing)
             replaced = None  # attention mixes what is replaced into everything
             if attentions is not None:
                 attentions.append(weights)
         means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        return self.read(means, experts)
+        logits, extra = self.read(means, experts)
+        if routing is not None:
+            extra.auxiliary_loss = torch.stack(routing.balances).sum(dim=0)
+        return logits, extra
+
+    def start_routing(self, readout: torch.Tensor) -> Routing | None:
+        return None
 
     def read(self, means: torch.Tensor, experts: list[int] | None) -> tuple[torch.Tensor, FusionExtra]:
         """The head: (E, N, M, H) → as [`forward`]."""

@@ -17,11 +17,11 @@ from transformers.activations import ACT2FN
 
 from .cpu_training import dropout
 from .fusion import (
-    FusionExtra,
     GroupedLinear,
     GroupedTransformer,
     GroupedTransformerLayer,
     GroupedVectors,
+    Routing,
     _select,
 )
 
@@ -184,24 +184,17 @@ def _mean(x: torch.Tensor, is_of: torch.Tensor) -> torch.Tensor:
 class RoutedTransformerLayer(GroupedTransformerLayer):
     """Pre-norm Transformer layer of E experts with a routed feed-forward layer."""
 
-    def forward(  # type: ignore[override]  # routers ask for more, and are asked for it by RoutedTransformer alone
-        self,
-        x: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        is_of: torch.Tensor,
-        experts: list[int] | None,
-        pathway: torch.Tensor | None,
-        replaced: list[slice] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-        """(E, N, T, H) → the same, attention probabilities, balance loss (E,), and the router's scores."""
-        x, weights = self.attend(x, attention_mask, experts, replaced)
+    def feed(self, x: torch.Tensor, experts: list[int] | None, routing: Routing) -> torch.Tensor:
         scale, shift = (_select(part, experts)[:, None, None] for part in self.feed_forward_norm.parameters())
-        update, balance, pathway = self.feed_forward(self.normalize(x) * scale + shift, is_of, experts, pathway)
-        return x + self.dropout(update), weights, balance, pathway
+        update, balance, routing.pathway = self.feed_forward(
+            self.normalize(x) * scale + shift, routing.is_of, experts, routing.pathway
+        )
+        routing.balances.append(balance)
+        return update
 
 
 class RoutedTransformer(GroupedTransformer):
-    """The experts with routed feed-forward layers, otherwise MulT."""
+    """The experts with routed feed-forward layers, otherwise MulT; the auxiliary loss is the sum of balance losses."""
 
     feed_forward: type[nn.Module]
 
@@ -209,29 +202,8 @@ class RoutedTransformer(GroupedTransformer):
         num_groups = self.config.num_experts
         return RoutedTransformerLayer(self.config, num_groups, self.feed_forward(self.config, num_groups, index == 0))
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        feature_mask: torch.Tensor | None,
-        readout: torch.Tensor,
-        experts: list[int] | None = None,
-        attentions: list[torch.Tensor | None] | None = None,
-        replaced: list[slice] | None = None,
-    ) -> tuple[torch.Tensor, FusionExtra]:
-        """As [`GroupedTransformer.forward`]; the auxiliary loss is the sum of the layers' balance losses."""
-        attention_mask = self.attention_mask(feature_mask, readout, experts)
-        is_of = readout > 0
-        x = x if x.dim() == 4 else x.unsqueeze(0)
-        balances, pathway = [], None
-        for layer in self.layers:
-            x, weights, balance, pathway = layer(x, attention_mask, is_of, experts, pathway, replaced)
-            replaced = None
-            balances.append(balance)
-            if attentions is not None:
-                attentions.append(weights)
-        logits, extra = self.read(torch.matmul(readout.to(x.dtype), x), experts)
-        extra.auxiliary_loss = torch.stack(balances).sum(dim=0)
-        return logits, extra
+    def start_routing(self, readout: torch.Tensor) -> Routing:
+        return Routing(readout > 0)
 
 
 class SwitchTransformer(RoutedTransformer):

@@ -419,7 +419,7 @@ def test_views_with_dropout_of_their_own_have_nothing_in_common():
     model = make_model(config).train()
     batch = make_batch(config)
     given = []
-    model.experts.layers[0].register_forward_pre_hook(lambda _, arguments: given.append(arguments[-1]))
+    model.experts.layers[0].register_forward_pre_hook(lambda _, arguments: given.append(arguments[3]))  # `replaced`
     model(features=batch["features"], labels=batch["labels"])
     model.eval()(features=batch["features"], with_interaction_losses=True)
     assert given[0] is None
