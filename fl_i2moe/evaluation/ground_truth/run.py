@@ -109,8 +109,9 @@ def evaluate_runs(
     encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
     with held_run_folder(output_dir, {**options, "weights": weights, "features": encoders}, **flags):
         console.print(f"{len(data.cases)} samples and labels checked for evidence, {len(data.pair_cases)} for pairs")
-        probes = fit_probes(data.rows("train"), truth, cache.label_names, arguments.num_probe_samples, arguments.seed)
-        ceiling = evidence_ceiling(data.rows(arguments.split), data.cases, probes)
+        train, split = (FeatureRows(cache.splits[x], list(cache.modalities)) for x in ("train", arguments.split))
+        probes = fit_probes(train, truth, cache.label_names, arguments.num_probe_samples, arguments.seed)
+        ceiling = evidence_ceiling(split, data.cases, probes)
         models = {}
         for run in runs:
             measured = []
@@ -120,11 +121,8 @@ def evaluate_runs(
                 if not file.is_file():
                     data.measure(folder, accelerator).save(file)
                 measured.append(ModelMeasures.load(file))
-            models[run.name] = {
-                "folder": str(run.folder),
-                "seeds": list(run.models),
-                **data.tabulate(measured, experts[run.name]),
-            }
+            models[run.name] = {"folder": str(run.folder), "seeds": list(run.models)}
+            models[run.name] |= data.tabulate(measured, experts[run.name])
         report = {
             "settings": data.settings,
             "options": options,
@@ -171,9 +169,6 @@ class _Data:
             "universe": arguments.universe_share,
             "estimator": arguments.estimator,
         }
-
-    def rows(self, split: str) -> FeatureRows:
-        return FeatureRows(self.cache.splits[split], list(self.cache.modalities))
 
     def measure(self, folder: Path, accelerator: Accelerator) -> ModelMeasures:
         arguments, model = self.arguments, load_explainable(folder).to(accelerator.device)

@@ -97,23 +97,6 @@ def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArra
     return features
 
 
-# --- values of several models -----------------------------------------------------------------------------------------
-
-
-def describe(values: FloatArray) -> dict[str, Any]:
-    """
-    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → JSON: `mean` over the seeds, `std` between
-    them, `interval`, the middle 95 % of the resampled mean, and `seeds`, the values. What is undefined is None.
-    """
-    seeds = values[:, 0]
-    return {
-        "mean": plain(seeds.mean()),
-        "std": plain(spread(seeds)),
-        "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
-        "seeds": plain(seeds),
-    }
-
-
 # --- the right expert -------------------------------------------------------------------------------------------------
 
 
@@ -129,14 +112,10 @@ def micro_f1(
     seeds: Sequence[ExpertOutputs], labels: ArrayLike, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Micro-F1 of the whole mixture on (N, C) multi-hot labels, as [`describe`] gives it."""
-    true = np.asarray(labels, np.bool_)
-    weights = resample(len(true), num_resamples, seed)
-    scores = []
-    for outputs in seeds:
-        logits = (outputs.expert_weights[:, :, None] * outputs.expert_logits).sum(axis=1)
-        decided = predict(logits, "multi_label_classification").astype(np.bool_)
-        scores.append(weighted_f1(decided, true, weights, average="micro"))
-    return describe(np.stack(scores))
+    weights = resample(len(np.asarray(labels)), num_resamples, seed)
+    logits = [(x.expert_weights[:, :, None] * x.expert_logits).sum(axis=1) for x in seeds]
+    decided = [predict(x, "multi_label_classification") for x in logits]
+    return describe(np.stack([weighted_f1(x, labels, weights, average="micro") for x in decided]))
 
 
 def replacement_costs(
@@ -147,9 +126,8 @@ def replacement_costs(
 
     Args:
         labels: (N, C) multi-hot.
-        weights: (1 + R, N), from `resample`. The means are those of all N samples in every resample.
-        replaced: what is replaced by its mean over the samples: an expert's `logits`, with the mixture's weights as
-            they are, or its `contribution`, weight times logits.
+        weights: (1 + R, N), from `resample`; in every resample the means are those of all N samples.
+        replaced: by its mean: an expert's `logits`, with weights as they are, or its `contribution`, weight × logits.
 
     Returns:
         `f1` and `average_precision` → (whole mixture (1 + R, C), drop (1 + R, E, C)).
@@ -197,8 +175,7 @@ def right_experts(
     Whether the right expert carries each label: the one whose replacement by its mean costs the label most.
 
     Args:
-        seeds: one trained mixture each, on the same N samples.
-        labels: (N, C) multi-hot.
+        seeds: one trained mixture each, on the same N samples, with labels (N, C), multi-hot.
         carriers: label → name of the expert that should carry it.
 
     Returns:
@@ -210,17 +187,16 @@ def right_experts(
     Raises:
         ValueError: a label or an expert of `carriers` that is not there.
     """
-    true = np.asarray(labels)
     if wrong := [f"{label}: {name}" for label, name in carriers.items() if name not in expert_names]:
         raise ValueError(f"no such experts: {', '.join(wrong)}; there are {', '.join(expert_names)}")
     if set(carriers) != set(label_names):
         raise ValueError(f"carriers are given for {sorted(carriers)}, the labels are {sorted(label_names)}")
     right = np.array([list(expert_names).index(carriers[label]) for label in label_names])
-    weights = resample(len(true), num_resamples, seed)
+    weights = resample(len(np.asarray(labels)), num_resamples, seed)
     result: dict[str, Any] = {"chance": 1 / len(expert_names)}
     for replaced in ("logits", "contribution"):
         result[replaced] = {}
-        by_seed = [replacement_costs(x, true, weights, replaced=replaced) for x in seeds]
+        by_seed = [replacement_costs(x, labels, weights, replaced=replaced) for x in seeds]
         for metric in by_seed[0]:
             scores, costs = (np.stack([run[metric][part] for run in by_seed]) for part in (0, 1))  # (S, 1 + R, …)
             found = find_carriers(costs)
@@ -241,6 +217,20 @@ def right_experts(
                 },
             }
     return result
+
+
+def describe(values: FloatArray) -> dict[str, Any]:
+    """
+    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → JSON: `mean` over the seeds, `std` between
+    them, `interval`, the middle 95 % of the resampled mean, and `seeds`, the values. What is undefined is None.
+    """
+    seeds = values[:, 0]
+    return {
+        "mean": plain(seeds.mean()),
+        "std": plain(spread(seeds)),
+        "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
+        "seeds": plain(seeds),
+    }
 
 
 # --- evidence and pairs -----------------------------------------------------------------------------------------------
