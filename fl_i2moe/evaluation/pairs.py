@@ -93,27 +93,23 @@ def pair_masking_logits(
         ValueError: numbers of samples that differ, no draws, no such kind; and as [`top_pairs`] and [`random_pairs`].
     """
     _check_samples(inputs, tables, numbers, num_draws)
-    ranked: list[BoolArray] = []
-    same_features: list[list[BoolArray]] = [[] for _ in range(num_draws)]
-    same_pairs: list[list[BoolArray]] = [[] for _ in range(num_draws)]
+    masked = []
     for table, number in zip(tables, numbers, strict=True):
         rng, chosen = np.random.default_rng([seed, number]), top_pairs(table.score(kind), share)
-        ranked.append(_ends(table, chosen))
-        for features, pairs in zip(same_features, same_pairs, strict=True):
-            features.append(_ends(table, random_pairs(table.pairs, int(ranked[-1].sum()), rng)))
-            pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
-
-    def run(masked: Sequence[BoolArray]) -> FloatArray:
-        return _logits(evaluate, inputs, tables, masked)
-
+        ranked, same_features, same_pairs = _ends(table, chosen), [], []
+        for _ in range(num_draws):
+            same_features.append(_ends(table, random_pairs(table.pairs, int(ranked.sum()), rng)))
+            same_pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
+        masked.append([np.zeros_like(ranked), ranked, *same_features, *same_pairs])
+    logits, counts = _run(evaluate, inputs, tables, masked)
     return {
-        "none": run([np.zeros_like(mask) for mask in ranked]),
-        "ranked": run(ranked),
-        "random_same_features": np.stack([run(masked) for masked in same_features]),
-        "random_same_pairs": np.stack([run(masked) for masked in same_pairs]),
+        "none": logits[0],
+        "ranked": logits[1],
+        "random_same_features": logits[2 : 2 + num_draws],
+        "random_same_pairs": logits[2 + num_draws :],
         "num_pairs": np.array([count_share(share, len(table.pairs)) for table in tables]),
-        "num_features": np.array([mask.sum() for mask in ranked]),
-        "num_features_same_pairs": np.array([[mask.sum() for mask in masked] for masked in same_pairs]),
+        "num_features": counts[1],
+        "num_features_same_pairs": counts[2 + num_draws :],
     }
 
 
@@ -148,16 +144,14 @@ def pair_curve_logits(
     check_choice("direction", direction, DIRECTIONS)
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")
-    masked: list[list[list[BoolArray]]] = [[[] for _ in shares] for _ in range(num_draws + 1)]
+    masked = []
     for table, number in zip(tables, numbers, strict=True):
         rng, by_score = np.random.default_rng([seed, number]), (-table.score(kind)).argsort(kind="stable")
         orders = [by_score, *(rng.permutation(len(by_score)) for _ in range(num_draws))]
-        for order, curve in zip(orders, masked, strict=True):
-            for share, masks in zip(shares, curve, strict=True):
-                ends = _ends(table, order[: count_share(share, len(order)) if share else 0])
-                masks.append(ends if direction == "deletion" else _ends(table, order) & ~ends)
-    logits = np.array([[_logits(evaluate, inputs, tables, masks) for masks in curve] for curve in masked])
-    counts = np.array([[[mask.sum() for mask in masks] for masks in curve] for curve in masked])
+        taken = [_ends(table, order[: count_share(q, len(order)) if q else 0]) for order in orders for q in shares]
+        everything = _ends(table, by_score)
+        masked.append(taken if direction == "deletion" else [everything & ~ends for ends in taken])
+    logits, counts = (x.reshape(-1, len(shares), *x.shape[1:]) for x in _run(evaluate, inputs, tables, masked))
     return {
         "ranked": logits[0],
         "random": logits[1:],
@@ -186,7 +180,7 @@ def pair_masking_table(
         and `metrics`: metric → {`none`, `ranked`: value; `random_same_features`, `random_same_pairs`: {`mean`, `std`,
         `min`, `max`} over draws; `drop` of each of the three, {`value`, `interval`}; `ranked_minus_random`: how much
         more the metric drops without the ranked pairs than without random ones with as many features, {`value`,
-        `interval`}}. A drop is as in [`~fl_i2moe.metrics.summaries.drop`]. None for what is undefined.
+        `interval`}}. A greater drop is always worse, of errors too. None for what is undefined.
     """
     measure = _make_measure(labels, problem_type, num_resamples, seed)
     none, ranked = measure(logits["none"]), measure(logits["ranked"])
@@ -274,10 +268,15 @@ def _ends(table: PairTable, chosen: IntArray) -> BoolArray:
     return ends
 
 
-def _logits(evaluate: Evaluate, inputs: Inputs, tables: Sequence[PairTable], masked: Sequence[BoolArray]) -> FloatArray:
-    """Without the players (N,) of each sample that are `masked`."""
-    absent = [[table.players[i] for i in np.flatnonzero(mask)] for table, mask in zip(tables, masked, strict=True)]
-    return evaluate(inputs, keep_without(inputs, absent)).detach().double().cpu().numpy()
+def _run(
+    evaluate: Evaluate, inputs: Inputs, tables: Sequence[PairTable], masked: Sequence[Sequence[BoolArray]]
+) -> tuple[FloatArray, IntArray]:
+    """Logits (K, B, C) without what each of a sample's K masks (N,) names, and how many players that are (K, B)."""
+    logits = []
+    for masks in zip(*masked, strict=True):
+        absent = [[table.players[i] for i in np.flatnonzero(mask)] for table, mask in zip(tables, masks, strict=True)]
+        logits.append(evaluate(inputs, keep_without(inputs, absent)).detach().double().cpu().numpy())
+    return np.stack(logits), np.array([[mask.sum() for mask in masks] for masks in masked]).T
 
 
 def _check_samples(inputs: Inputs, tables: Sequence[PairTable], numbers: Sequence[int], num_draws: int) -> None:

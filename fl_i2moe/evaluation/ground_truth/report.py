@@ -22,14 +22,12 @@ SHOWN_SCORES = {
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Tables of a report of [`evaluate_runs`]: `settings` (name → value), `groups` (label → expert that should carry
     it), `ceiling` and `chance` of evidence and, by name, the `models`."""
-    lines = ["# Explanations against a known truth", ""]
-    lines += [", ".join(f"{name} {value}" for name, value in report["settings"].items()) + ".", ""]
-    lines += _summary(report)
-    lines += [
+    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
+    explained = (
         "Below, values are the mean of the seeds, ± their standard deviation where there are two, and in brackets the "
-        "95 % interval of a bootstrap over samples.",
-        "",
-    ]
+        "95 % interval of a bootstrap over samples."
+    )
+    lines = ["# Explanations against a known truth", "", f"{settings}.", "", *_summary(report), explained, ""]
     for name, model in report["models"].items():
         lines += [f"## {name}", "", f"Experts: {', '.join(model['experts'])}. Seeds: {len(model['seeds'])}.", ""]
         lines += [*_right_experts(model), *_evidence(model, report["ceiling"]), *_pairs(model)]
@@ -82,8 +80,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     for name, model in models.items():
         row = [name, _plain(model["micro_f1"])]
         if carried := model["right_experts"]:
-            row += [_plain(carried["logits"][metric]["share_right"]) for metric in ("f1", "average_precision")]
-            row.append(_number(carried["chance"]))
+            row += [_plain(part["share_right"]) for part in carried["logits"].values()] + [_number(carried["chance"])]
         else:
             row += ["–"] * 3
         by_modality = model["right_evidence"].get(_method(model), {})
@@ -156,23 +153,20 @@ def _evidence(model: Mapping[str, Any], ceiling: Mapping[str, Any]) -> list[str]
     if not result:
         return []
     columns = [(group, name) for group, part in ceiling.items() for name in part["probe"]]
-    lines = ["### Evidence", ""]
-    lines += ["Precision of as many features as hold evidence, ± 1 patch (in brackets: the evidence alone).", ""]
+    explained = "Precision of as many features as hold evidence, ± 1 patch (in brackets: the evidence alone)."
 
     def cells(by_group: Mapping[str, Any]) -> list[str]:
         found = (by_group[group][name] for group, name in columns)
         return [f"{_plain(x['k'])} ({_mean(x['k_exact'])})" for x in found]
 
-    rows = [
-        [title, "", *cells({group: part[key] for group, part in ceiling.items()})]
-        for title, key in (("chance", "chance"), ("linear probe", "probe"))
-    ]
-    rows += [
-        [expert, method, *cells({group: part[expert][method] for group, part in result.items()})]
-        for expert, methods in next(iter(result.values())).items()
-        for method in methods
-    ]
-    return lines + _table(["expert", "method", *(f"{name} of {group}" for group, name in columns)], rows)
+    rows = []
+    for title, key in (("chance", "chance"), ("linear probe", "probe")):
+        rows.append([title, "", *cells({group: part[key] for group, part in ceiling.items()})])
+    for expert, methods in next(iter(result.values())).items():
+        for method in methods:
+            rows.append([expert, method, *cells({group: part[expert][method] for group, part in result.items()})])
+    table = _table(["expert", "method", *(f"{name} of {group}" for group, name in columns)], rows)
+    return ["### Evidence", "", explained, "", *table]
 
 
 def _pairs(model: Mapping[str, Any]) -> list[str]:
