@@ -219,13 +219,9 @@ def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Masking
                 scores = {name: [x] for name, x in scores_by_expert(importance, whole.expert_weights).items()}
             for expert, draws in scores.items():
                 for direction in how.directions:
-                    masked = [
-                        masked_logits(model, inputs, _keep(draw, candidates, share, direction))
-                        for draw in draws
-                        for share in how.shares
-                    ]
-                    stacked = torch.stack(masked, dim=1).unflatten(1, (len(draws), len(how.shares)))
-                    logits[f"{direction}/{method}/{expert}"] = stacked
+                    keeps = [_keep(draw, candidates, share, direction) for draw in draws for share in how.shares]
+                    masked = torch.stack([masked_logits(model, inputs, keep) for keep in keeps], dim=1)
+                    logits[f"{direction}/{method}/{expert}"] = masked.unflatten(1, (len(draws), len(how.shares)))
     return logits
 
 

@@ -67,10 +67,7 @@ def choose_cases(
 
     Args:
         ids, labels: of the N samples of a split, labels (N, C) multi-hot.
-        label_names: the C names; labels without evidence in `truth` are left out.
-
-    Raises:
-        ValueError: no case is left.
+        label_names: the C names; labels without evidence in `truth` are left out. `ValueError` if no case is left.
     """
     rng = np.random.default_rng(seed)
     possible: dict[str, list[Case]] = defaultdict(list)

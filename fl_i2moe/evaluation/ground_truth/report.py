@@ -11,7 +11,6 @@ from ...explain.pages.display import signed
 from ...metrics.figures import expert_columns, expert_title, hide_frame, new_figure, titled
 from ...metrics.markdown import estimate
 
-PAIR_MEASURES = ("1", "5", "10")
 SHOWN_SCORES = {
     "synergy": ("sii_absolute", "sii_signed"),
     "redundancy": ("redundancy_published", "redundancy_both"),
@@ -127,13 +126,13 @@ def _right_experts(model: Mapping[str, Any]) -> list[str]:
     result = model["right_experts"]
     if not result:
         return ["A dense model has one expert: nothing to compare.", ""]
-    lines = ["### Right expert", ""]
     rows = [
         [kind, metric.replace("_", " "), _value(part["share_right"], "{:.0%}".format), f"{result['chance']:.0%}"]
         for kind in ("logits", "contribution")
         for metric, part in result[kind].items()
     ]
-    lines += _table(["replaced by its mean", "measured by", "labels carried by the right expert", "chance"], rows)
+    header = ["replaced by its mean", "measured by", "labels carried by the right expert", "chance"]
+    lines = ["### Right expert", "", *_table(header, rows)]
     for metric, title in (("f1", "F1"), ("average_precision", "average precision")):
         rows = []
         for label, entry in result["logits"][metric]["labels"].items():
@@ -150,8 +149,6 @@ def _right_experts(model: Mapping[str, Any]) -> list[str]:
 
 def _evidence(model: Mapping[str, Any], ceiling: Mapping[str, Any]) -> list[str]:
     result = model["evidence"]
-    if not result:
-        return []
     columns = [(group, name) for group, part in ceiling.items() for name in part["probe"]]
     explained = "Precision of as many features as hold evidence, ± 1 patch (in brackets: the evidence alone)."
 
@@ -174,8 +171,7 @@ def _pairs(model: Mapping[str, Any]) -> list[str]:
     for group, experts in model["pairs"].items():
         lines += [f"### Pairs of labels by {group}", ""]
         rows = []
-        measures = next(iter(experts.values()))["top"]["sii_absolute"]
-        shown = [*PAIR_MEASURES, *(name for name in measures if name.startswith("5_"))]
+        shown = list(next(iter(experts.values()))["top"]["sii_absolute"])
         for expert, universes in experts.items():
             for universe, scores in universes.items():
                 ends = [_mean(scores["universe"][name]) for name in ("chance", "5", "any")]

@@ -15,14 +15,6 @@ from ...training.runs import Run
 from .evaluation import Truth
 from .truth import Evidence, grow, patches_in_boxes, patches_to_features, tokens_in_spans
 
-PLANTED_CARRIERS = {
-    "unique_image": "uniqueness_image",
-    "unique_text": "uniqueness_text",
-    "synergy": "synergy",
-    "redundancy": "redundancy",
-}
-"""Planted interaction → expert that should carry it."""
-
 Locate = Callable[[dict[str, Any], str], Evidence]
 """A row of the feature cache and a label → where the row shows it."""
 
@@ -48,7 +40,7 @@ def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[s
         return Evidence(features, near, states)
 
     columns = ["image_special_mask", "image_geometry", "text_offsets"]
-    carriers = {genre: PLANTED_CARRIERS[genres[genre]["interaction"]] for genre in cache.label_names}
+    carriers = {x: genres[x]["interaction"].replace("unique_", "uniqueness_") for x in cache.label_names}
     return _locate_all(cache, splits, columns, films, locate), carriers
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ...explain.game import Player
@@ -132,8 +132,7 @@ def replacement_costs(
     Returns:
         `f1` and `average_precision` → (whole mixture (1 + R, C), drop (1 + R, E, C)).
     """
-    true = np.asarray(labels)
-    weight_NE1 = outputs.expert_weights[:, :, None]
+    weight_NE1, true = outputs.expert_weights[:, :, None], np.asarray(labels)
     contributions = weight_NE1 * outputs.expert_logits
     means = (
         contributions.mean(axis=0) if replaced == "contribution" else weight_NE1 * outputs.expert_logits.mean(axis=0)
@@ -182,10 +181,7 @@ def right_experts(
         JSON: `chance` (1 / E), and by what is replaced and by metric, as in [`replacement_costs`], the `share_right`
         of all labels and `labels`: label → `right` (the expert), `score` of the whole mixture, `costs` by expert,
         `margin` (what the right expert costs beyond any other), `carriers` (one a seed, None where no expert stands
-        out). Values are as [`describe`] gives them.
-
-    Raises:
-        ValueError: a label or an expert of `carriers` that is not there.
+        out). Values are as [`describe`] gives them. `ValueError` for carriers of other labels, or unknown experts.
     """
     if wrong := [f"{label}: {name}" for label, name in carriers.items() if name not in expert_names]:
         raise ValueError(f"no such experts: {', '.join(wrong)}; there are {', '.join(expert_names)}")
@@ -274,7 +270,7 @@ class EvidenceProbe:
         classes = [-1 if state is None else self.states.index(state) for state in states]
         if len(set(classes)) < 2:
             raise ValueError("a probe needs positions with evidence and positions without, or two states")
-        self.model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
         self.model.fit(features, classes)
 
     def score(self, features: NDArray[np.floating], state: Hashable) -> FloatArray:
