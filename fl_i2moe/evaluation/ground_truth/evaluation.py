@@ -89,10 +89,8 @@ def choose_cases(
 def fit_probes(
     rows: FeatureRows, truth: Truth, label_names: Sequence[str], num_samples: int = 600, seed: int = 0
 ) -> dict[tuple[str, str], EvidenceProbe]:
-    """
-    One probe for each label and modality with evidence of it, (label, modality), fitted on the frozen features of
-    `num_samples` samples of the training split `rows`, which `truth` must know.
-    """
+    """(label, modality) → a probe for each modality with evidence of the label, fitted on the frozen features of
+    `num_samples` samples of the training split `rows`, which `truth` must know."""
     rng = np.random.default_rng(seed)
     positions: dict[tuple[str, str], list[NDArray[np.float32]]] = defaultdict(list)
     states: dict[tuple[str, str], list[Any]] = defaultdict(list)
@@ -141,8 +139,7 @@ def found_evidence(
         measures `k` and `5` take as many features as hold evidence, or five; a feature is right on the evidence or
         beside it (`Evidence.near`), for `k_exact` and `5_exact` on the evidence alone.
     """
-    measures = _Measures(len(cases))
-    experts = model.config.expert_names
+    measures, experts = _Measures(len(cases)), model.config.expert_names
     batches = _batches(model, rows, cases)
     for first, part, inputs, targets in tqdm(batches, desc="Evidence", leave=False, disable=not progress):
         with evaluating(model), torch.no_grad():
@@ -192,8 +189,7 @@ def found_pairs(
         Under the score `universe`: `chance`, the share of right pairs; `any`, whether there is one; `5`, the best
         possible precision at 5.
     """
-    measures = _Measures(len(cases))
-    experts = model.config.expert_names
+    measures, experts = _Measures(len(cases)), model.config.expert_names
     bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
     for first, part, inputs, targets in _batches(model, rows, cases):
         importance = attribute(model, inputs, targets, universe_method(model))
@@ -223,10 +219,8 @@ def found_pairs(
 def of_right_expert(
     measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
 ) -> Measures:
-    """
-    What [`found_evidence`] gives for the expert that should carry each case's label, or for the only one: (method,
-    modality, measure) → (cases,), NaN where the model lacks that expert.
-    """
+    """What [`found_evidence`] gives for the expert that should carry each case's label, or for the only one: (method,
+    modality, measure) → (cases,), NaN where the model lacks that expert."""
     right = np.array([carriers[case.label] if len(experts) > 1 else experts[0] for case in cases])
     result = _Measures(len(cases))
     for (expert, *rest), values in measures.items():

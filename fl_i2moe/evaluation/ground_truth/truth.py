@@ -134,9 +134,10 @@ def replacement_costs(
     """
     weight_NE1, true = outputs.expert_weights[:, :, None], np.asarray(labels)
     contributions = weight_NE1 * outputs.expert_logits
-    means = (
-        contributions.mean(axis=0) if replaced == "contribution" else weight_NE1 * outputs.expert_logits.mean(axis=0)
-    )
+    if replaced == "contribution":
+        means = contributions.mean(axis=0)
+    else:
+        means = weight_NE1 * outputs.expert_logits.mean(axis=0)
     whole = contributions.sum(axis=1)
     without = whole[:, None] - contributions + means  # (N, E, C)
     variants = np.concatenate([whole[None], without.swapaxes(0, 1)])  # (1 + E, N, C)
@@ -196,9 +197,8 @@ def right_experts(
         for metric in by_seed[0]:
             scores, costs = (np.stack([run[metric][part] for run in by_seed]) for part in (0, 1))  # (S, 1 + R, …)
             found = find_carriers(costs)
-            own = np.take_along_axis(costs, right[None, None, None], axis=2)
             others = np.where(np.arange(len(expert_names))[:, None] == right, -np.inf, costs).max(axis=2)
-            margins = own[:, :, 0] - others
+            margins = costs[:, :, right, np.arange(len(right))] - others
             result[replaced][metric] = {
                 "share_right": describe((found == right).mean(axis=-1)),
                 "labels": {
