@@ -29,19 +29,15 @@ def importance_bins(
     scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], edges: Sequence[float] = BIN_EDGES
 ) -> dict[str, Tensor]:
     """
-    Which share of a modality's candidates a feature belongs to: bin 0 holds the top `edges[0]`, bin 1 what the top
-    `edges[1]` add, and so on, each as `top_features` selects it.
+    Bins of features by importance: bin 0 holds the top share `edges[0]` of each modality's candidates, bin 1 what the
+    top `edges[1]` adds, and so on, each as `top_features` selects it.
 
     Args:
         scores: modality → (B, …, T_m).
         candidate_masks: modality → (B, T_m), true for what may be ranked.
-        edges: rising shares in (0, 1].
 
     Returns:
-        Modality → (B, …, T_m) int64, −1 outside all bins. `bins[m] >= 0` is the universe of the top `edges[-1]`.
-
-    Raises:
-        ValueError: edges that do not rise within (0, 1].
+        Modality → (B, …, T_m) int64, −1 outside all bins. `ValueError` for edges that do not rise within (0, 1].
     """
     if not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0 or edges[-1] > 1:
         raise ValueError(f"edges must rise within (0, 1], got {list(edges)}")
@@ -53,7 +49,7 @@ def importance_bins(
 
 
 def pair_bins(ends: Sequence[tuple[Player, Player]], bins: dict[str, Tensor]) -> IntArray:
-    """Of the ends of P pairs, (P,) the bin of both in `importance_bins` of their sample, −1 where they have none."""
+    """(P,): the bin, of one sample's [`importance_bins`], that holds both ends of a pair; −1 if none does."""
     bin_of = np.array([[int(bins[end.modality][end.place]) for end in pair] for pair in ends])
     return np.where(bin_of[:, 0] == bin_of[:, 1], bin_of[:, 0], -1)
 
@@ -71,13 +67,11 @@ def alignment(
     """
     Mean score of the top pairs of every importance bin (Figure 4): the mean over samples of each sample's mean.
 
-    The mean of the highest of noisy estimates is too high, the more so the noisier they are. Where `values` brings
-    second, independent estimates, `scores` only rank and `values` are averaged, which is free of that.
+    The mean of the highest of noisy estimates is too high, the more so the noisier they are. With second, independent
+    estimates, `values`, there is no such bias: `scores` then only rank, and `values` are averaged.
 
     Args:
-        scores: per sample (P,).
-        bins: per sample (P,), from `pair_bins`.
-        values: per sample (P,), as `scores` from another seed.
+        scores, bins, values: per sample (P,); bins from [`pair_bins`], values as scores from another seed.
         num_bins: bins are 0 … num_bins−1.
         shares: of a bin's pairs that are averaged, rounded up.
         num_resamples, seed: of the bootstrap over samples.
@@ -95,21 +89,21 @@ def alignment(
         raise ValueError(
             f"scores, bins and values must be of the same samples: {len(scores)}, {len(bins)}, {len(taken)}"
         )
-    for number, sizes in enumerate(zip(map(len, scores), map(len, bins), map(len, taken), strict=True)):
-        if len(set(sizes)) > 1:
+    samples = list(zip(scores, bins, taken, strict=True))
+    for number, sample in enumerate(samples):
+        if len(set(sizes := tuple(map(len, sample)))) > 1:
             raise ValueError(f"scores, bins and values of sample {number} are of different pairs: {sizes}")
     rows = []
     for number in range(num_bins):
-        inside = [np.flatnonzero(bin_of == number) for bin_of in bins]
-        used = [sample for sample, pairs in enumerate(inside) if len(pairs)]
+        used = [(x[bin_of == number], y[bin_of == number]) for x, bin_of, y in samples if (bin_of == number).any()]
         top: dict[str, dict[str, Any]] = {}
         for share in shares:
-            means = np.array([taken[i][inside[i][top_pairs(scores[i][inside[i]], share)]].mean() for i in used])
+            means = np.array([y[top_pairs(x, share)].mean() for x, y in used])
             top[f"{share:g}"] = {"mean": None, "interval": None}
             if used:
                 resampled = weighted_means(means, resample(len(used), num_resamples, seed)[1:])
                 top[f"{share:g}"] = {"mean": float(means.mean()), "interval": interval(resampled)}
-        count = float(np.mean([len(inside[i]) for i in used])) if used else None
+        count = float(np.mean([len(x) for x, _ in used])) if used else None
         rows.append({"num_samples": len(used), "num_pairs": count, "top": top})
     by = "the same scores" if values is None else "independent scores"
     return {"confidence": CONFIDENCE, "ranked_and_valued_by": by, "bins": rows}

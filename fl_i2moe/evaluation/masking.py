@@ -7,6 +7,7 @@ Shapes: B samples · T_m features of modality m · C classes · K shares of feat
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..explain.attribution import (
 )
 from ..explain.inputs import Inputs
 from ..metrics.summaries import area_under, drop, plain, spread
-from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, compute_metrics, defined
+from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
 from ..model.configuration_fl_i2moe import check_choice, check_options, option
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
@@ -37,8 +38,8 @@ TARGETS = ("true", "predicted")
 
 @torch.no_grad()
 def masked_logits(model: FLI2MoEModel, inputs: Inputs, keep: dict[str, Tensor]) -> Tensor:
-    """The mixture's logits (B, C), weighted anew, with features zeroed where `keep`, modality → (B, T_m), is false; a
-    modality that is not named is kept whole."""
+    """The mixture's logits (B, C), weighted anew, with features zeroed where `keep`, modality → (B, T_m), is false;
+    modalities that are not named are kept whole."""
     with evaluating(model):
         return model.run_mixture(inputs.projected, inputs.feature_masks, keep).logits
 
@@ -47,10 +48,9 @@ def target_classes(
     logits: Tensor, labels: Tensor, problem_type: str, target: Literal["true", "predicted"] = "true"
 ) -> Tensor:
     """
-    The classes of each sample that an explanation is about, boolean (B, C), from the mixture's logits (B, C) and
-    labels.
+    The classes of each sample that an explanation is about: the mixture's logits (B, C) and labels → boolean (B, C).
 
-    `"true"`: the true class, or each true label; a sample without one has the class with the highest logit.
+    `"true"`: the true class, or each true label; the class with the highest logit if a sample has no true label.
     `"predicted"`: the class with the highest logit. In regression every output counts.
     """
     check_choice("target", target, TARGETS)
@@ -74,7 +74,7 @@ class Maskings:
     """Of each modality's candidates, increasing, in (0, 1]."""
 
     directions: Sequence[str] = DIRECTIONS
-    """`"deletion"` masks the top share, `"insertion"` everything but the top share. Special features always stay."""
+    """`"deletion"` masks the top share, `"insertion"` all but the top share. Special features always stay."""
 
     num_random: int = option(5, "Draws of the random baseline.", at_least=1)
     seed: int = option(0, "Of the random baseline.")
@@ -105,10 +105,8 @@ def faithfulness(
     """
     Masks what each method finds most important and measures the model's metrics (ΔM(K), section 4.2).
 
-    Memory grows with the number of samples by their logits alone.
-
     Args:
-        loader: batches as `FeatureRows` gives them, in any order.
+        loader: batches as `FeatureRows` gives them, in any order; only their logits are kept in memory.
         accelerator: with a prepared `loader`, splits the samples over processes; every process gets the whole result.
         maskings: the fields of [`Maskings`].
 
@@ -116,7 +114,7 @@ def faithfulness(
         As [`summarise`], and `methods`, `num_random`, `seed`, `target`, `experts`.
 
     Raises:
-        ValueError: for maskings that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
+        ValueError: maskings that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
     """
     how = Maskings(**maskings)
     parts: list[dict[str, Tensor]] = []
@@ -142,30 +140,24 @@ def faithfulness(
 
 def summarise(logits: dict[str, Tensor], labels: Tensor, problem_type: str, shares: Sequence[float]) -> dict[str, Any]:
     """
-    Metrics under masking, from the logits of a whole split.
+    Metrics under masking, from the logits of a whole split; errors as of `compute_metrics`.
 
     Args:
         logits: as [`faithfulness_logits`] gives them, all samples together, under the same `shares`.
         labels, problem_type: as in `compute_metrics`.
 
     Returns:
-        A dict that `json.dumps(..., allow_nan=False)` takes; what is undefined is None.
+        JSON, with None for what is undefined:
 
         - `num_samples`, `problem_type`, `shares`
         - `base`, `emptied`: metric → value
-        - `deletion`, `insertion`: method → expert → metric → {`values`, `drops`, `mean_drop`, `auc`} and the same with
-          `_std` behind it, the standard deviation over the draws (None where there is one). `values` and `drops` are
-          lists over the shares, means over the draws. A drop is `M_base − M_masked`, or `M_masked − M_base` for an
-          error: greater is always worse. `mean_drop` is the mean over the shares, `auc` the area under the metric over
-          the shares (trapezoids), which start at 0: with `base` for deletion, `emptied` for insertion.
-
-    Raises:
-        ValueError: as `compute_metrics`.
+        - `deletion`, `insertion`: method → expert → metric → {`values`, `drops`, `mean_drop`, `auc`}, means over the
+          draws, and the same with `_std` behind it, their standard deviation (None of a single draw). `values` and
+          `drops` are lists over the shares. A drop is `M_base − M_masked`, or `M_masked − M_base` for an error: greater
+          is always worse. `mean_drop` is the mean over the shares, `auc` the area under the metric over the shares
+          (trapezoids), which start at 0: with `base` for deletion, `emptied` for insertion.
     """
-
-    def measure(values: Tensor) -> dict[str, float]:
-        return compute_metrics(values, labels, problem_type)
-
+    measure = partial(compute_metrics, labels=labels, problem_type=problem_type)
     base, emptied = measure(logits["base"]), measure(logits["emptied"])
     result: dict[str, Any] = {
         "num_samples": len(labels),
@@ -180,30 +172,36 @@ def summarise(logits: dict[str, Tensor], labels: Tensor, problem_type: str, shar
         direction, method, expert = key.split("/", 2)
         measured = [[measure(at_share) for at_share in draw.unbind(1)] for draw in masked.unbind(1)]
         start = base if direction == "deletion" else emptied
-        curves = {}
+        curves = result.setdefault(direction, {}).setdefault(method, {}).setdefault(expert, {})
         for metric, greater_is_better in METRICS_BY_PROBLEM[problem_type].items():
-            values = np.array([[at_share[metric] for at_share in draw] for draw in measured])
-            curves[metric] = _curve(values, base[metric], start[metric], shares, greater_is_better)
-        result.setdefault(direction, {}).setdefault(method, {})[expert] = curves
+            values = np.array([[at_share[metric] for at_share in draw] for draw in measured])  # (R, K)
+            drops = drop(base[metric], values, greater_is_better)
+            starts = np.full((len(values), 1), start[metric])
+            statistics = {
+                "values": values,
+                "drops": drops,
+                "mean_drop": drops.mean(axis=1),
+                "auc": area_under(np.concatenate([starts, values], axis=1), [0, *shares]),
+            }
+            curves[metric] = {}
+            for name, x in statistics.items():
+                curves[metric] |= {name: plain(x.mean(axis=0)), f"{name}_std": plain(spread(x))}
     return result
 
 
 @torch.no_grad()
 def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Maskings) -> dict[str, Tensor]:
     """
-    The mixture's logits of a batch, as `FeatureRows` gives it, under every masking.
+    The mixture's logits of a batch, as `FeatureRows` gives it, under every masking; errors as of `Inputs.from_batch`.
 
-    A sample's importance for several classes is the mean of its importance for each. Random draws look at no expert
-    and depend on the seed and the sample's id alone, not on its batch or process.
+    A sample's importance for several classes is the mean of its importance for each. Random draws depend on the seed
+    and the sample's id alone, not on its batch or process.
 
     Returns:
         `"base"` (nothing masked) and `"emptied"` (every candidate masked), (B, C); and for each
         `"<direction>/<method>/<expert>"` (B, R, K, C), where R is `num_random` for random and otherwise 1. Beside the
         experts there is `"mixture"`, the importance averaged with the expert weights; a dense model has its one expert.
-        Random stands under the last of these alone.
-
-    Raises:
-        ValueError: as `Inputs.from_batch`.
+        Random draws, which look at no expert, stand under the last of these alone.
     """
     with evaluating(model):
         inputs = Inputs.from_batch(model, batch)
@@ -221,13 +219,9 @@ def faithfulness_logits(model: FLI2MoEModel, batch: dict[str, Any], how: Masking
                 scores = {name: [x] for name, x in scores_by_expert(importance, whole.expert_weights).items()}
             for expert, draws in scores.items():
                 for direction in how.directions:
-                    masked = [
-                        masked_logits(model, inputs, _keep(draw, candidates, share, direction))
-                        for draw in draws
-                        for share in how.shares
-                    ]
-                    stacked = torch.stack(masked, dim=1).unflatten(1, (len(draws), len(how.shares)))
-                    logits[f"{direction}/{method}/{expert}"] = stacked
+                    keeps = [_keep(draw, candidates, share, direction) for draw in draws for share in how.shares]
+                    masked = torch.stack([masked_logits(model, inputs, keep) for keep in keeps], dim=1)
+                    logits[f"{direction}/{method}/{expert}"] = masked.unflatten(1, (len(draws), len(how.shares)))
     return logits
 
 
@@ -242,28 +236,8 @@ def _random(model: FLI2MoEModel, inputs: Inputs, sample_ids: Sequence[str], how:
     return draws
 
 
-def _keep(
-    scores: dict[str, Tensor], candidate_masks: dict[str, Tensor], share: float, direction: str
-) -> dict[str, Tensor]:
-    top = top_features(scores, candidate_masks, share)
+def _keep(scores: dict[str, Tensor], candidates: dict[str, Tensor], share: float, direction: str) -> dict[str, Tensor]:
+    top = top_features(scores, candidates, share)
     if direction == "deletion":
         return {name: ~x for name, x in top.items()}
-    return {name: x | ~candidate_masks[name] for name, x in top.items()}
-
-
-def _curve(
-    values: FloatArray, base: float, start: float, shares: Sequence[float], greater_is_better: bool
-) -> dict[str, Any]:
-    """Statistics over the draws of one metric's values (R, K)."""
-    drops = drop(base, values, greater_is_better)
-    starts = np.full((len(values), 1), start)
-    statistics = {
-        "values": values,
-        "drops": drops,
-        "mean_drop": drops.mean(axis=1),
-        "auc": area_under(np.concatenate([starts, values], axis=1), [0, *shares]),
-    }
-    curve = {}
-    for name, x in statistics.items():
-        curve[name], curve[f"{name}_std"] = plain(x.mean(axis=0)), plain(spread(x))
-    return curve
+    return {name: x | ~candidates[name] for name, x in top.items()}

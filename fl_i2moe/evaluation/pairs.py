@@ -1,10 +1,11 @@
 """
 Masking of pairs: the ones that score highest, and random ones to compare them with (FL-I²MoE, Table 1).
 
-Both return a batch's logits, from which pair_metrics.py computes the model's metrics: join batches along B.
+Logits of batches come first; joined along B to those of all G samples, they give the model's metrics. Intervals are of
+a bootstrap over samples, the same for all conditions; without resamples there are none.
 
 Shapes: B samples of a batch, T_m features of modality m, N players of a sample, P pairs, C classes, Q shares, D random
-draws.
+draws, R resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ from ..explain.attribution import count_share
 from ..explain.feature_game import keep_without
 from ..explain.inputs import Inputs
 from ..explain.interactions import PairTable
-from ..metrics.tasks import FloatArray, IntArray
+from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, plain, resample, spread, with_interval
+from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, compute_metrics
+from ..metrics.weighted import weighted_metrics
+from ..model.configuration_fl_i2moe import check_choice
 from .masking import DIRECTIONS
 
 BoolArray = NDArray[np.bool_]
@@ -41,8 +45,8 @@ def random_pairs(pairs: IntArray, num_features: int, rng: np.random.Generator) -
     """
     Indexes of random pairs that have `num_features` distinct ends between them.
 
-    Pairs come in random order; one that would overshoot is passed over, and one that adds no end is taken.
-    `ValueError` if no choice is found: never where each feature pairs with all of another modality, from 2 features on.
+    Pairs come in random order; one with too many new ends is passed over, one without new ends is taken. `ValueError`
+    if no choice is found, which cannot be where each feature pairs with all of another modality, from 2 features on.
     """
     for _ in range(MAX_REDRAWS):
         covered: set[int] = set()
@@ -72,42 +76,40 @@ def pair_masking_logits(
     Logits without the pairs that score highest, and without random ones (Table 1). Both ends of a pair are zeroed.
 
     Args:
-        evaluate: the whole model, `masking.masked_logits` with its model.
+        evaluate: the whole model: `masking.masked_logits` with its model.
         inputs: B samples.
-        tables: each sample's candidate pairs of features: the paper takes all between the top 10 % of each modality.
-        numbers: the samples' own, from which with `seed` their random numbers come.
+        tables: each sample's candidate pairs of features; the paper takes all between the top 10 % of each modality.
+        numbers: one a sample, which seeds its random numbers together with `seed`.
         kind: of score, as `PairTable.score` takes it.
         share: of the pairs, rounded up, at least one.
-        num_draws: D.
 
     Returns:
         `none` and `ranked` (B, C); `random_same_features` (D, B, C): random pairs with as many distinct features as the
-        ranked ones have; `random_same_pairs` (D, B, C): as many pairs, the paper's comparison, which zeroes more
-        features where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
+        ranked ones; `random_same_pairs` (D, B, C): as many pairs, the paper's comparison, which zeroes more features
+        where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
         `num_features_same_pairs` (D, B).
+
+    Raises:
+        ValueError: numbers of samples that differ, no draws, no such kind; and as [`top_pairs`] and [`random_pairs`].
     """
     _check_samples(inputs, tables, numbers, num_draws)
-    ranked: list[BoolArray] = []
-    same_features: list[list[BoolArray]] = [[] for _ in range(num_draws)]
-    same_pairs: list[list[BoolArray]] = [[] for _ in range(num_draws)]
+    masked = []
     for table, number in zip(tables, numbers, strict=True):
         rng, chosen = np.random.default_rng([seed, number]), top_pairs(table.score(kind), share)
-        ranked.append(_ends(table, chosen))
-        for features, pairs in zip(same_features, same_pairs, strict=True):
-            features.append(_ends(table, random_pairs(table.pairs, int(ranked[-1].sum()), rng)))
-            pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
-
-    def run(masked: Sequence[BoolArray]) -> FloatArray:
-        return _logits(evaluate, inputs, tables, masked)
-
+        ranked, same_features, same_pairs = _ends(table, chosen), [], []
+        for _ in range(num_draws):
+            same_features.append(_ends(table, random_pairs(table.pairs, int(ranked.sum()), rng)))
+            same_pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
+        masked.append([np.zeros_like(ranked), ranked, *same_features, *same_pairs])
+    logits, counts = _run(evaluate, inputs, tables, masked)
     return {
-        "none": run([np.zeros_like(mask) for mask in ranked]),
-        "ranked": run(ranked),
-        "random_same_features": np.stack([run(masked) for masked in same_features]),
-        "random_same_pairs": np.stack([run(masked) for masked in same_pairs]),
+        "none": logits[0],
+        "ranked": logits[1],
+        "random_same_features": logits[2 : 2 + num_draws],
+        "random_same_pairs": logits[2 + num_draws :],
         "num_pairs": np.array([count_share(share, len(table.pairs)) for table in tables]),
-        "num_features": np.array([mask.sum() for mask in ranked]),
-        "num_features_same_pairs": np.array([[mask.sum() for mask in masked] for masked in same_pairs]),
+        "num_features": counts[1],
+        "num_features_same_pairs": counts[2 + num_draws :],
     }
 
 
@@ -128,37 +130,134 @@ def pair_curve_logits(
     only those of the first share are there), the highest scores first and in random order.
 
     Args:
-        evaluate, inputs, tables, numbers, kind, seed: as [`pair_masking_logits`] takes them.
         shares: Q rising shares of the pairs in [0, 1]; 0 takes none.
-        num_draws: D random orders.
+        num_draws: D random orders. All others are as [`pair_masking_logits`] takes them.
 
     Returns:
         `ranked` (Q, B, C), `random` (D, Q, B, C), and how many features are zeroed: `num_features` (Q, B) and
         `num_features_random` (D, Q, B).
 
     Raises:
-        ValueError: an unknown direction; invalid shares.
+        ValueError: an unknown direction, invalid shares; numbers of samples that differ, no draws, no such kind.
     """
     _check_samples(inputs, tables, numbers, num_draws)
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be 'deletion' or 'insertion', got {direction!r}")
+    check_choice("direction", direction, DIRECTIONS)
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")
-    masked: list[list[list[BoolArray]]] = [[[] for _ in shares] for _ in range(num_draws + 1)]
+    masked = []
     for table, number in zip(tables, numbers, strict=True):
         rng, by_score = np.random.default_rng([seed, number]), (-table.score(kind)).argsort(kind="stable")
         orders = [by_score, *(rng.permutation(len(by_score)) for _ in range(num_draws))]
-        for order, curve in zip(orders, masked, strict=True):
-            for share, masks in zip(shares, curve, strict=True):
-                ends = _ends(table, order[: count_share(share, len(order)) if share else 0])
-                masks.append(ends if direction == "deletion" else _ends(table, order) & ~ends)
-    logits = np.array([[_logits(evaluate, inputs, tables, masks) for masks in curve] for curve in masked])
-    counts = np.array([[[mask.sum() for mask in masks] for masks in curve] for curve in masked])
+        taken = [_ends(table, order[: count_share(q, len(order)) if q else 0]) for order in orders for q in shares]
+        everything = _ends(table, by_score)
+        masked.append(taken if direction == "deletion" else [everything & ~ends for ends in taken])
+    logits, counts = (x.reshape(-1, len(shares), *x.shape[1:]) for x in _run(evaluate, inputs, tables, masked))
     return {
         "ranked": logits[0],
         "random": logits[1:],
         "num_features": counts[0],
         "num_features_random": counts[1:],
+    }
+
+
+def pair_masking_table(
+    logits: dict[str, NDArray[Any]],
+    labels: NDArray[Any],
+    problem_type: str,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Table 1, from the logits of [`pair_masking_logits`] for all G samples.
+
+    Args:
+        labels, problem_type: as in `compute_metrics`, whose errors are raised.
+        num_resamples, seed: of the bootstrap.
+
+    Returns:
+        JSON: `num_samples`, `confidence`, `num_pairs`, `num_features`, `num_features_same_pairs` (means over samples),
+        and `metrics`: metric → {`none`, `ranked`: value; `random_same_features`, `random_same_pairs`: {`mean`, `std`,
+        `min`, `max`} over draws; `drop` of each of the three, {`value`, `interval`}; `ranked_minus_random`: how much
+        more the metric drops without the ranked pairs than without random ones with as many features, {`value`,
+        `interval`}}. A greater drop is always worse, of errors too. None for what is undefined.
+    """
+    measure = _make_measure(labels, problem_type, num_resamples, seed)
+    none, ranked = measure(logits["none"]), measure(logits["ranked"])
+    names = ("random_same_features", "random_same_pairs")
+    randoms = {name: np.stack([measure(draw) for draw in logits[name]]) for name in names}  # (D, metrics, 1 + R)
+    table = {}
+    for m, (metric, greater_is_better) in enumerate(METRICS_BY_PROBLEM[problem_type].items()):
+        drops = {"ranked": drop(none[m], ranked[m], greater_is_better)}
+        for name, draws in randoms.items():
+            drops[name] = drop(none[m], draws[:, m].mean(axis=0), greater_is_better)
+        table[metric] = {
+            "none": plain(none[m, 0]),
+            "ranked": plain(ranked[m, 0]),
+            **{name: describe_draws(draws[:, m, 0]) for name, draws in randoms.items()},
+            "drop": {name: with_interval(values) for name, values in drops.items()},
+            "ranked_minus_random": with_interval(drops["ranked"] - drops["random_same_features"]),
+        }
+    counts = {name: float(np.mean(x)) for name, x in logits.items() if name.startswith("num_")}
+    return {"num_samples": len(labels), "confidence": CONFIDENCE, **counts, "metrics": table}
+
+
+def pair_curves(
+    logits: dict[str, NDArray[Any]],
+    labels: NDArray[Any],
+    problem_type: str,
+    *,
+    shares: Sequence[float] = CURVE_SHARES,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    Metrics along the curves and the areas under them, from the logits of [`pair_curve_logits`] for all G samples.
+
+    Args:
+        labels, problem_type, num_resamples, seed: as in [`pair_masking_table`].
+        shares: those of the logits.
+
+    Returns:
+        JSON: `num_samples`, `confidence`, `shares`, `num_features`, `num_features_random` (means over samples, (Q,)),
+        and `metrics`: metric → {`ranked`: {`values` (Q,), `area`}; `random`: {`values` (Q,) means over draws, `std`
+        (Q,), `area`: {`mean`, `std`, `min`, `max`} over draws}; `area_ranked_minus_random`: {`value`, `interval`}}.
+        An area is the mean height of the curve: the area under it, divided by the range of the shares.
+
+    Raises:
+        ValueError: logits of another number of shares; and as `compute_metrics`.
+    """
+    if len(logits["ranked"]) != len(shares):
+        raise ValueError(f"the logits are of {len(logits['ranked'])} shares, got {len(shares)}")
+    measure = _make_measure(labels, problem_type, num_resamples, seed)
+
+    def curve(points: NDArray[Any]) -> FloatArray:
+        """(Q, G, C) → (metrics, 1 + R, Q)."""
+        return np.stack([measure(point) for point in points], axis=-1)
+
+    def height(curves: FloatArray) -> FloatArray:
+        return area_under(curves, shares) / (shares[-1] - shares[0])
+
+    ranked, randoms = curve(logits["ranked"]), np.stack([curve(draw) for draw in logits["random"]])
+    table = {}
+    for m, metric in enumerate(METRICS_BY_PROBLEM[problem_type]):
+        heights, random_heights = height(ranked[m]), height(randoms[:, m])  # (1 + R,) and (D, 1 + R)
+        table[metric] = {
+            "ranked": {"values": plain(ranked[m, 0]), "area": plain(heights[0])},
+            "random": {
+                "values": plain(randoms[:, m, 0].mean(axis=0)),
+                "std": plain(spread(randoms[:, m, 0])),
+                "area": describe_draws(random_heights[:, 0]),
+            },
+            "area_ranked_minus_random": with_interval(heights - random_heights.mean(axis=0)),
+        }
+    return {
+        "num_samples": len(labels),
+        "confidence": CONFIDENCE,
+        "shares": [float(share) for share in shares],
+        "num_features": logits["num_features"].mean(axis=-1).tolist(),
+        "num_features_random": logits["num_features_random"].mean(axis=(0, 2)).tolist(),
+        "metrics": table,
     }
 
 
@@ -169,10 +268,15 @@ def _ends(table: PairTable, chosen: IntArray) -> BoolArray:
     return ends
 
 
-def _logits(evaluate: Evaluate, inputs: Inputs, tables: Sequence[PairTable], masked: Sequence[BoolArray]) -> FloatArray:
-    """Without the players (N,) of each sample that are `masked`."""
-    absent = [[table.players[i] for i in np.flatnonzero(mask)] for table, mask in zip(tables, masked, strict=True)]
-    return evaluate(inputs, keep_without(inputs, absent)).detach().double().cpu().numpy()
+def _run(
+    evaluate: Evaluate, inputs: Inputs, tables: Sequence[PairTable], masked: Sequence[Sequence[BoolArray]]
+) -> tuple[FloatArray, IntArray]:
+    """Logits (K, B, C) without what each of a sample's K masks (N,) names, and how many players that are (K, B)."""
+    logits = []
+    for masks in zip(*masked, strict=True):
+        absent = [[table.players[i] for i in np.flatnonzero(mask)] for table, mask in zip(tables, masks, strict=True)]
+        logits.append(evaluate(inputs, keep_without(inputs, absent)).detach().double().cpu().numpy())
+    return np.stack(logits), np.array([[mask.sum() for mask in masks] for masks in masked]).T
 
 
 def _check_samples(inputs: Inputs, tables: Sequence[PairTable], numbers: Sequence[int], num_draws: int) -> None:
@@ -180,3 +284,17 @@ def _check_samples(inputs: Inputs, tables: Sequence[PairTable], numbers: Sequenc
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
     if not len(inputs) == len(tables) == len(numbers):
         raise ValueError(f"{len(inputs)} samples, but pairs of {len(tables)} and {len(numbers)} numbers")
+
+
+def _make_measure(
+    labels: NDArray[Any], problem_type: str, num_resamples: int, seed: int
+) -> Callable[[NDArray[Any]], FloatArray]:
+    """Logits (G, C) → all metrics of the samples themselves and of the resamples (metrics, 1 + R)."""
+    weights = resample(len(labels), num_resamples, seed)[1:]
+
+    def measure(logits: NDArray[Any]) -> FloatArray:
+        themselves = compute_metrics(logits, labels, problem_type)
+        resampled = weighted_metrics(logits, labels, problem_type, weights)
+        return np.stack([[themselves[m], *resampled[m]] for m in METRICS_BY_PROBLEM[problem_type]])
+
+    return measure

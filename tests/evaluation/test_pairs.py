@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_i2moe.evaluation.alignment import alignment, bin_edges, importance_bins, pair_bins
-from fl_i2moe.evaluation.pair_metrics import pair_curves, pair_masking_table
-from fl_i2moe.evaluation.pairs import pair_curve_logits, pair_masking_logits, random_pairs, top_pairs
+from fl_i2moe.evaluation.pairs import (
+    pair_curve_logits,
+    pair_curves,
+    pair_masking_logits,
+    pair_masking_table,
+    random_pairs,
+    top_pairs,
+)
 from fl_i2moe.explain.attribution import top_features
 from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.inputs import Inputs
@@ -265,7 +271,7 @@ def test_curves_end_where_they_must():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"direction": "both"}, "direction must be"),
+        ({"direction": "both"}, "`direction` must be"),
         ({"shares": (0.5, 0.2)}, "shares must be"),
         ({"shares": (0.5, 1.2)}, "shares must be"),
         ({"num_draws": 0}, "num_draws must be at least 1"),

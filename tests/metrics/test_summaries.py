@@ -9,7 +9,7 @@ import torch
 from explained import make_explainable
 from tiny_models import make_batch, make_config, make_model
 
-from fl_i2moe.evaluation.pair_metrics import pair_curves, pair_masking_table
+from fl_i2moe.evaluation.pairs import pair_curves, pair_masking_table
 from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import PairTable, score_pairs

@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fl_i2moe.cache import build_cache
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
 from fl_i2moe.evaluation.ground_truth import run as evaluation_run
+from fl_i2moe.evaluation.ground_truth.sample_truth import sample_truth
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/evaluate_explanations.py"
@@ -246,3 +248,9 @@ def test_films_and_features_must_belong_together(work, refusal, tmp_path):
     config["encoders"]["text"]["name"] = "another"
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert "another encoder of text" in refusal("--models", str(tmp_path / "model"), f"--output_dir={tmp_path / 'out'}")
+
+
+def test_features_of_other_kinds_have_no_truth():
+    cache = SimpleNamespace(path="sounds", splits=["test"], modalities={"a": {"kind": "audio"}, "b": {"kind": "text"}})
+    with pytest.raises(ValueError, match="sounds is of kind audio and text, the built-in samples are of array or"):
+        sample_truth([SimpleNamespace(cache=cache)], None, ["test"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -41,7 +41,6 @@ Truth = Mapping[str, Mapping[str, Evidence]]
 
 Measures = dict[tuple[str, ...], FloatArray]
 
-TOP_FEATURES = 5
 TOP_PAIRS = (1, 5, 10)
 BATCH_SIZE = 16
 OTHER_POSITIONS = 4
@@ -50,11 +49,9 @@ OTHER_POSITIONS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A label that a sample carries, and where it shows."""
+    """A label that a sample, a row of a split, carries, and where it shows."""
 
     row: int
-    """Of the split."""
-
     sample_id: str
     target: int
     label: str
@@ -69,10 +66,7 @@ def choose_cases(
 
     Args:
         ids, labels: of the N samples of a split, labels (N, C) multi-hot.
-        label_names: the C names; labels without evidence in `truth` are left out.
-
-    Raises:
-        ValueError: no case is left.
+        label_names: the C names; labels without evidence in `truth` are left out. `ValueError` if no case is left.
     """
     rng = np.random.default_rng(seed)
     possible: dict[str, list[Case]] = defaultdict(list)
@@ -85,32 +79,28 @@ def choose_cases(
         raise ValueError("no sample of the split carries a label whose evidence is known and was not cut off")
     share = -(-num_cases // len(possible))
     chosen = []
-    for label in filter(possible.__contains__, label_names):
-        cases = possible[label]
-        chosen += [cases[i] for i in sorted(rng.permutation(len(cases))[:share])]
+    for label in label_names:
+        if cases := possible.get(label):
+            chosen += [cases[i] for i in sorted(rng.permutation(len(cases))[:share])]
     return chosen
 
 
 def fit_probes(
     rows: FeatureRows, truth: Truth, label_names: Sequence[str], num_samples: int = 600, seed: int = 0
 ) -> dict[tuple[str, str], EvidenceProbe]:
-    """
-    One probe for each label and modality with evidence of it, (label, modality), fitted on the frozen features of
-    `num_samples` samples of the training split `rows`, which `truth` must know.
-    """
+    """(label, modality) → a probe for each modality with evidence of the label, fitted on the frozen features of
+    `num_samples` samples of the training split `rows`, which `truth` must know."""
     rng = np.random.default_rng(seed)
-    positions: dict[tuple[str, str], list[FloatArray]] = defaultdict(list)
+    positions: dict[tuple[str, str], list[NDArray[np.float32]]] = defaultdict(list)
     states: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for row in rng.permutation(len(rows))[:num_samples].tolist():
         batch = rows[[row]]
         for label in label_names:
             evidence = truth[batch["ids"][0]][label]
             for name, here in evidence.features.items():
-                candidates = (batch["feature_masks"][name] & ~batch["special_masks"][name])[0].numpy()
-                elsewhere = np.flatnonzero(candidates & ~evidence.near[name])
-                others = rng.permutation(elsewhere)[:OTHER_POSITIONS]
-                chosen = np.concatenate([np.flatnonzero(here), others])
-                positions[label, name].append(batch["features"][name][0].numpy()[chosen].astype(np.float32))
+                features, candidates = _candidates(batch, name)
+                others = rng.permutation(np.flatnonzero(candidates & ~evidence.near[name]))[:OTHER_POSITIONS]
+                positions[label, name].append(features[np.concatenate([np.flatnonzero(here), others])])
                 states[label, name] += [evidence.states[name]] * int(here.sum()) + [None] * len(others)
     return {key: EvidenceProbe(np.concatenate(positions[key]), states[key]) for key in positions}
 
@@ -123,8 +113,7 @@ def evidence_ceiling(
     for i, case in enumerate(cases):
         batch = rows[[case.row]]
         for name in case.evidence.features:
-            candidates = (batch["feature_masks"][name] & ~batch["special_masks"][name])[0].numpy()
-            features = batch["features"][name][0].numpy().astype(np.float32)
+            features, candidates = _candidates(batch, name)
             scores = probes[case.label, name].score(features, case.evidence.states[name])
             for predictor, values in (("probe", scores), ("chance", np.zeros(len(scores)))):
                 measures.put(i, (predictor, name), _feature_precisions(values, case.evidence, name, candidates))
@@ -145,12 +134,11 @@ def found_evidence(
     Precision of the features that score highest for each case's label, per expert and for the weighted mixture.
 
     Returns:
-        (expert or "mixture", method, modality, measure) → (cases,), where the modality has evidence of the label.
-        Measures: `k` and `5` take as many features as hold evidence, or five, and count a feature as right on the
-        evidence or beside it (`Evidence.near`); `k_exact` and `5_exact` count the evidence alone.
+        (expert or "mixture", method, modality, measure) → (cases,), where the modality has evidence of the label. The
+        measures `k` and `5` take as many features as hold evidence, or five; a feature is right on the evidence or
+        beside it (`Evidence.near`), for `k_exact` and `5_exact` on the evidence alone.
     """
-    measures = _Measures(len(cases))
-    experts = model.config.expert_names
+    measures, experts = _Measures(len(cases)), model.config.expert_names
     batches = _batches(model, rows, cases)
     for first, part, inputs, targets in tqdm(batches, desc="Evidence", leave=False, disable=not progress):
         with evaluating(model), torch.no_grad():
@@ -185,9 +173,8 @@ def found_pairs(
     Precision of the pairs that score highest for each case's label; right if both ends lie in or beside the evidence.
 
     The universe `top` is the share of each modality that is most important to the expert ([`universe_method`]);
-    `oracle` adds the evidence to it, which separates a poor estimate from a poor choice of candidates. The oracle is
-    run only for the expert that should carry the label (every expert, if the model lacks that one): a user gets no
-    such explanation.
+    `oracle` adds the evidence to it, which separates a poor estimate from a poor choice of candidates. A user gets no
+    such explanation, so only the expert that should carry the label is asked for it (all, if the model lacks that one).
 
     Args:
         model: in eval mode.
@@ -195,35 +182,35 @@ def found_pairs(
         carriers: label → expert.
 
     Returns:
-        (expert, universe, score, measure) → (cases,). Scores: `sii_absolute` (the primary one: of an exclusive-or the
-        index is negative for one polarity), `sii_signed`, `redundancy_published`, `redundancy_both`; measures `1`,
-        `5`, `10`; `5_exact`, which counts the evidence alone; `5_<modality>`, which asks for that end alone. Under
-        the score `universe`: `chance`, the share of right pairs; `any`, whether there is one; `5`, the best possible
-        precision at 5.
+        (expert, universe, score, measure) → (cases,). Scores: `sii_absolute` (the primary one: the index of an
+        exclusive-or is negative for one polarity), `sii_signed`, `redundancy_published`, `redundancy_both`. Measures:
+        `1`, `5`, `10`; `5_exact`, which counts the evidence alone; `5_<modality>`, which asks for that end alone.
+        Under the score `universe`: `chance`, the share of right pairs; `any`, whether there is one; `5`, the best
+        possible precision at 5.
     """
-    measures = _Measures(len(cases))
-    experts = model.config.expert_names
+    measures, experts = _Measures(len(cases)), model.config.expert_names
     bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
     for first, part, inputs, targets in _batches(model, rows, cases):
         importance = attribute(model, inputs, targets, universe_method(model))
         for e, expert in enumerate(experts):
             scores = {name: x[:, e] for name, x in importance.scores.items()}
             top = top_features(scores, inputs.candidate_masks, universe_share)
-            right = [carriers[case.label] for case in part]
-            own = [b for b in range(len(part)) if right[b] == expert or right[b] not in experts]
-            for universe, chosen in (("top", list(range(len(part)))), ("oracle", own)):
-                masks = top if universe == "top" else {n: x | _evidence(part, n, x) for n, x in top.items()}
-                for b in chosen:
-                    players = feature_players({name: x[b] for name, x in masks.items()})
+            for universe in ("top", "oracle"):
+                for b, case in enumerate(part):
+                    masks = {name: x[b].clone() for name, x in top.items()}
+                    if universe == "oracle":
+                        if carriers[case.label] in experts and carriers[case.label] != expert:
+                            continue
+                        for name, here in case.evidence.features.items():
+                            masks[name][: len(here)] |= torch.from_numpy(here).to(masks[name].device)
                     table = score_pairs(
-                        feature_game(model, inputs.select([b]), expert, part[b].target, players),
+                        feature_game(model, inputs.select([b]), expert, case.target, feature_players(masks)),
                         estimator=estimator,
                         num_coalitions=num_coalitions,
-                        seed=sample_seed(seed, part[b].row),
+                        seed=sample_seed(seed, case.row),
                     )
-                    measures.put(first + b, (expert, universe), _pair_precisions(table, part[b].evidence))
-                    if universe == "top":
-                        bar.update()
+                    measures.put(first + b, (expert, universe), _pair_precisions(table, case.evidence))
+                    bar.update(universe == "top")
     bar.close()
     return dict(measures)
 
@@ -231,10 +218,8 @@ def found_pairs(
 def of_right_expert(
     measures: Measures, cases: Sequence[Case], carriers: Mapping[str, str], experts: Sequence[str]
 ) -> Measures:
-    """
-    What [`found_evidence`] gives for the expert that should carry each case's label; of a single expert, its own:
-    (method, modality, measure) → (cases,), NaN where the model lacks that expert.
-    """
+    """What [`found_evidence`] gives for the expert that should carry each case's label, or for the only one: (method,
+    modality, measure) → (cases,), NaN where the model lacks that expert."""
     right = np.array([carriers[case.label] if len(experts) > 1 else experts[0] for case in cases])
     result = _Measures(len(cases))
     for (expert, *rest), values in measures.items():
@@ -264,8 +249,8 @@ def summarise(
     """
     samples, sample_of_case = np.unique([case.sample_id for case in cases], return_inverse=True)
     weights = resample(len(samples), num_resamples, seed)[:, sample_of_case]
-    result: dict[str, Any] = {}
     group_of_case = np.array([groups[case.label] for case in cases])
+    result: dict[str, Any] = {}
     for group in dict.fromkeys(group_of_case.tolist()):
         for key in by_seed[0]:
             values = np.stack([measures[key] for measures in by_seed])
@@ -309,9 +294,15 @@ class _Measures(defaultdict[tuple[str, ...], FloatArray]):
         super().__init__(lambda: np.full(num_cases, np.nan))
 
     def put(self, case: int, name: tuple[str, ...], values: Mapping[tuple[str, ...], float]) -> None:
-        """Of one case; the names in `values` follow on `name`."""
+        """Of one case; the names in `values` are appended to `name`."""
         for more, value in values.items():
             self[*name, *more][case] = value
+
+
+def _candidates(batch: Mapping[str, Any], name: str) -> tuple[NDArray[np.float32], BoolArray]:
+    """Features (T, D) of a single sample's modality, and which of them are real and not special."""
+    candidates = batch["feature_masks"][name] & ~batch["special_masks"][name]
+    return batch["features"][name][0].numpy().astype(np.float32), candidates[0].numpy()
 
 
 def _batches(
@@ -331,7 +322,7 @@ def _feature_precisions(
     chosen = np.flatnonzero(candidates[: len(evidence.features[name])])
     here, near = evidence.features[name][chosen], evidence.near[name][chosen]
     precisions: dict[tuple[str, ...], float] = {}
-    for measure, k in (("k", int(here.sum())), (str(TOP_FEATURES), TOP_FEATURES)):
+    for measure, k in (("k", int(here.sum())), ("5", 5)):
         precisions[measure,] = precision_at(scores[chosen], near, k)
         precisions[f"{measure}_exact",] = precision_at(scores[chosen], here, k)
     return precisions
@@ -339,6 +330,7 @@ def _feature_precisions(
 
 def _pair_precisions(table: PairTable, evidence: Evidence) -> dict[tuple[str, ...], float]:
     pairs = table.ends
+    precisions: dict[tuple[str, ...], float] = {}
     right, exact = right_pairs(pairs, evidence.near), right_pairs(pairs, evidence.features)
     rankings = {
         "sii_absolute": np.abs(table.score("sii")),
@@ -346,25 +338,14 @@ def _pair_precisions(table: PairTable, evidence: Evidence) -> dict[tuple[str, ..
         "redundancy_published": table.score("redundancy"),
         "redundancy_both": table.score("redundancy_both"),
     }
-    middle = TOP_PAIRS[1]
-    precisions: dict[tuple[str, ...], float] = {}
     for score, values in rankings.items():
         for k in TOP_PAIRS:
             precisions[score, str(k)] = precision_at(values, right, k)
-        precisions[score, f"{middle}_exact"] = precision_at(values, exact, middle)
+        precisions[score, "5_exact"] = precision_at(values, exact, 5)
         for name, near in evidence.near.items():
             end = [any(player.modality == name and near[player.place] for player in pair) for pair in pairs]
-            precisions[score, f"{middle}_{name}"] = precision_at(values, end, middle)
+            precisions[score, f"5_{name}"] = precision_at(values, end, 5)
     precisions["universe", "chance"] = float(right.mean())
     precisions["universe", "any"] = float(right.any())
-    precisions["universe", str(middle)] = min(middle, int(right.sum())) / min(middle, len(right))
+    precisions["universe", "5"] = min(5, int(right.sum())) / min(5, len(right))
     return precisions
-
-
-def _evidence(cases: Sequence[Case], name: str, like: Tensor) -> Tensor:
-    """(B, T): the evidence of each case in one modality."""
-    mask = torch.zeros_like(like)
-    for row, case in zip(mask, cases, strict=True):
-        if name in case.evidence.features:
-            row[: len(case.evidence.features[name])] = torch.from_numpy(case.evidence.features[name])
-    return mask

@@ -11,7 +11,6 @@ from ...explain.pages.display import signed
 from ...metrics.figures import expert_columns, expert_title, hide_frame, new_figure, titled
 from ...metrics.markdown import estimate
 
-PAIR_MEASURES = ("1", "5", "10")
 SHOWN_SCORES = {
     "synergy": ("sii_absolute", "sii_signed"),
     "redundancy": ("redundancy_published", "redundancy_both"),
@@ -22,14 +21,12 @@ SHOWN_SCORES = {
 def to_markdown(report: Mapping[str, Any]) -> str:
     """Tables of a report of [`evaluate_runs`]: `settings` (name → value), `groups` (label → expert that should carry
     it), `ceiling` and `chance` of evidence and, by name, the `models`."""
-    lines = ["# Explanations against a known truth", ""]
-    lines += [", ".join(f"{name} {value}" for name, value in report["settings"].items()) + ".", ""]
-    lines += _summary(report)
-    lines += [
+    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
+    explained = (
         "Below, values are the mean of the seeds, ± their standard deviation where there are two, and in brackets the "
-        "95 % interval of a bootstrap over samples.",
-        "",
-    ]
+        "95 % interval of a bootstrap over samples."
+    )
+    lines = ["# Explanations against a known truth", "", f"{settings}.", "", *_summary(report), explained, ""]
     for name, model in report["models"].items():
         lines += [f"## {name}", "", f"Experts: {', '.join(model['experts'])}. Seeds: {len(model['seeds'])}.", ""]
         lines += [*_right_experts(model), *_evidence(model, report["ceiling"]), *_pairs(model)]
@@ -82,8 +79,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     for name, model in models.items():
         row = [name, _plain(model["micro_f1"])]
         if carried := model["right_experts"]:
-            row += [_plain(carried["logits"][metric]["share_right"]) for metric in ("f1", "average_precision")]
-            row.append(_number(carried["chance"]))
+            row += [_plain(part["share_right"]) for part in carried["logits"].values()] + [_number(carried["chance"])]
         else:
             row += ["–"] * 3
         by_modality = model["right_evidence"].get(_method(model), {})
@@ -130,13 +126,13 @@ def _right_experts(model: Mapping[str, Any]) -> list[str]:
     result = model["right_experts"]
     if not result:
         return ["A dense model has one expert: nothing to compare.", ""]
-    lines = ["### Right expert", ""]
     rows = [
         [kind, metric.replace("_", " "), _value(part["share_right"], "{:.0%}".format), f"{result['chance']:.0%}"]
         for kind in ("logits", "contribution")
         for metric, part in result[kind].items()
     ]
-    lines += _table(["replaced by its mean", "measured by", "labels carried by the right expert", "chance"], rows)
+    header = ["replaced by its mean", "measured by", "labels carried by the right expert", "chance"]
+    lines = ["### Right expert", "", *_table(header, rows)]
     for metric, title in (("f1", "F1"), ("average_precision", "average precision")):
         rows = []
         for label, entry in result["logits"][metric]["labels"].items():
@@ -153,26 +149,21 @@ def _right_experts(model: Mapping[str, Any]) -> list[str]:
 
 def _evidence(model: Mapping[str, Any], ceiling: Mapping[str, Any]) -> list[str]:
     result = model["evidence"]
-    if not result:
-        return []
     columns = [(group, name) for group, part in ceiling.items() for name in part["probe"]]
-    lines = ["### Evidence", ""]
-    lines += ["Precision of as many features as hold evidence, ± 1 patch (in brackets: the evidence alone).", ""]
+    explained = "Precision of as many features as hold evidence, ± 1 patch (in brackets: the evidence alone)."
 
     def cells(by_group: Mapping[str, Any]) -> list[str]:
         found = (by_group[group][name] for group, name in columns)
         return [f"{_plain(x['k'])} ({_mean(x['k_exact'])})" for x in found]
 
-    rows = [
-        [title, "", *cells({group: part[key] for group, part in ceiling.items()})]
-        for title, key in (("chance", "chance"), ("linear probe", "probe"))
-    ]
-    rows += [
-        [expert, method, *cells({group: part[expert][method] for group, part in result.items()})]
-        for expert, methods in next(iter(result.values())).items()
-        for method in methods
-    ]
-    return lines + _table(["expert", "method", *(f"{name} of {group}" for group, name in columns)], rows)
+    rows = []
+    for title, key in (("chance", "chance"), ("linear probe", "probe")):
+        rows.append([title, "", *cells({group: part[key] for group, part in ceiling.items()})])
+    for expert, methods in next(iter(result.values())).items():
+        for method in methods:
+            rows.append([expert, method, *cells({group: part[expert][method] for group, part in result.items()})])
+    table = _table(["expert", "method", *(f"{name} of {group}" for group, name in columns)], rows)
+    return ["### Evidence", "", explained, "", *table]
 
 
 def _pairs(model: Mapping[str, Any]) -> list[str]:
@@ -180,8 +171,7 @@ def _pairs(model: Mapping[str, Any]) -> list[str]:
     for group, experts in model["pairs"].items():
         lines += [f"### Pairs of labels by {group}", ""]
         rows = []
-        measures = next(iter(experts.values()))["top"]["sii_absolute"]
-        shown = [*PAIR_MEASURES, *(name for name in measures if name.startswith("5_"))]
+        shown = list(next(iter(experts.values()))["top"]["sii_absolute"])
         for expert, universes in experts.items():
             for universe, scores in universes.items():
                 ends = [_mean(scores["universe"][name]) for name in ("chance", "5", "any")]

@@ -28,6 +28,7 @@ from ...utils.run_folder import check_run_folder, held_run_folder
 from ..run.explanations import load_explainable
 from .evaluation import (
     Case,
+    Measures,
     ModelMeasures,
     Truth,
     choose_cases,
@@ -90,11 +91,10 @@ def evaluate_runs(
     Raises:
         ValueError: a model and the features do not fit, or the output folder holds something else.
     """
-    console, output_dir = create_console(accelerator), Path(arguments.output_dir)
+    console, output_dir, cache = create_console(accelerator), Path(arguments.output_dir), runs[0].cache
     flags = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     refuse_trained_runs(output_dir)
     check_run_folder(output_dir, **flags)
-    cache = runs[0].cache
     experts: dict[str, list[str]] = {}
     weights: dict[str, dict[str, str]] = {run.name: {} for run in runs}
     for run in runs:
@@ -109,8 +109,9 @@ def evaluate_runs(
     encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
     with held_run_folder(output_dir, {**options, "weights": weights, "features": encoders}, **flags):
         console.print(f"{len(data.cases)} samples and labels checked for evidence, {len(data.pair_cases)} for pairs")
-        probes = fit_probes(data.rows("train"), truth, cache.label_names, arguments.num_probe_samples, arguments.seed)
-        ceiling = evidence_ceiling(data.rows(arguments.split), data.cases, probes)
+        train, split = (FeatureRows(cache.splits[x], list(cache.modalities)) for x in ("train", arguments.split))
+        probes = fit_probes(train, truth, cache.label_names, arguments.num_probe_samples, arguments.seed)
+        ceiling = evidence_ceiling(split, data.cases, probes)
         models = {}
         for run in runs:
             measured = []
@@ -152,13 +153,13 @@ class _Data:
         self.labels, ids = np.array(split["labels"]), list(split["id"])
         choice = (ids, self.labels, cache.label_names)
         self.cases = choose_cases(*choice, truth, arguments.num_samples, arguments.seed)
-        pairs = {
+        of_pairs = {
             sample: {label: evidence for label, evidence in truth[sample].items() if len(evidence.features) > 1}
             for sample in ids
         }
         self.pair_cases: list[Case] = []
-        if arguments.num_pair_samples and any(pairs.values()):
-            self.pair_cases = choose_cases(*choice, pairs, arguments.num_pair_samples, arguments.seed)
+        if arguments.num_pair_samples and any(of_pairs.values()):
+            self.pair_cases = choose_cases(*choice, of_pairs, arguments.num_pair_samples, arguments.seed)
         self.settings = {
             "split": arguments.split,
             "samples": len(split),
@@ -169,29 +170,24 @@ class _Data:
             "estimator": arguments.estimator,
         }
 
-    def rows(self, split: str, modalities: Sequence[str] | None = None) -> FeatureRows:
-        return FeatureRows(self.cache.splits[split], modalities or list(self.cache.modalities))
-
     def measure(self, folder: Path, accelerator: Accelerator) -> ModelMeasures:
-        arguments = self.arguments
-        model = load_explainable(folder).to(accelerator.device)
-        rows = self.rows(arguments.split, model.config.modality_order)
+        arguments, model = self.arguments, load_explainable(folder).to(accelerator.device)
         split, order = self.cache.splits[arguments.split], model.config.modality_order
         loader = accelerator.prepare(create_data_loader(split, order, batch_size=64, shuffle=False))
         said = predict(model, loader, accelerator)
         outputs = ExpertOutputs(said.expert_logits.double().numpy(), said.expert_weights.double().numpy())
-        how: dict[str, Any] = {"methods": arguments.methods, "num_steps": arguments.num_steps, "seed": arguments.seed}
-        evidence, pairs = found_evidence(model, rows, self.cases, **how), {}
+        rows, pairs, seed = FeatureRows(split, order), {}, arguments.seed
+        how: dict[str, Any] = {"methods": arguments.methods, "num_steps": arguments.num_steps}
+        evidence = found_evidence(model, rows, self.cases, **how, seed=seed)
         if self.pair_cases:
-            names = ("universe_share", "estimator", "num_coalitions", "seed")
-            how = {name: getattr(arguments, name) for name in names}
-            pairs = found_pairs(model, rows, self.pair_cases, self.carriers, **how)
+            how = {name: getattr(arguments, name) for name in ("universe_share", "estimator", "num_coalitions")}
+            pairs = found_pairs(model, rows, self.pair_cases, self.carriers, **how, seed=seed)
         return ModelMeasures(outputs, evidence, pairs)
 
-    def summarise(self, measures: Sequence[Any], cases: list[Case]) -> dict[str, Any]:
+    def summarise(self, measures: Sequence[Measures], cases: list[Case]) -> dict[str, Any]:
         return summarise(measures, cases, self.carriers, **self.bootstrap)
 
-    def over_all(self, measures: Sequence[Any]) -> dict[str, Any]:
+    def over_all(self, measures: Sequence[Measures]) -> dict[str, Any]:
         """Of evidence, over the cases of all labels."""
         return summarise(measures, self.cases, dict.fromkeys(self.carriers, "all"), **self.bootstrap)["all"]
 

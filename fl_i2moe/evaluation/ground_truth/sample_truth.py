@@ -1,6 +1,6 @@
 """The truth about the two built-in samples, as explanations are held against it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,56 @@ from ...training.runs import Run
 from .evaluation import Truth
 from .truth import Evidence, grow, patches_in_boxes, patches_to_features, tokens_in_spans
 
-PLANTED_CARRIERS = {
-    "unique_image": "uniqueness_image",
-    "unique_text": "uniqueness_text",
-    "synergy": "synergy",
-    "redundancy": "redundancy",
-}
-"""Planted interaction → expert that should carry it."""
+Locate = Callable[[dict[str, Any], str], Evidence]
+"""A row of the feature cache and a label → where the row shows it."""
+
+
+def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
+    """Of the planted films: the patches of each genre's object and the tokens of its word."""
+    planted, cache = load_planted_truth(_find_sample(runs, data_dir, _films)), runs[0].cache
+    genres, films = planted["genres"], planted["films"]
+    _check_names(cache, genres, ("image", "text"))
+    grid = tuple(cache.modalities["image"]["grid"])
+
+    def locate(row: dict[str, Any], genre: str) -> Evidence:
+        shown, spec = films[row["id"]][genre], genres[genre]
+        features, near, states = {}, {}, {}
+        if shown["boxes"]:
+            patches = patches_in_boxes(shown["boxes"], row["image_geometry"], grid)
+            features["image"] = patches_to_features(patches, row["image_special_mask"])
+            near["image"] = patches_to_features(grow(patches), row["image_special_mask"])
+            states["image"] = shown["object"] in spec["objects_on"]
+        if shown["spans"]:
+            features["text"] = near["text"] = tokens_in_spans(shown["spans"], row["text_offsets"])
+            states["text"] = shown["word"] in spec["words_on"]
+        return Evidence(features, near, states)
+
+    columns = ["image_special_mask", "image_geometry", "text_offsets"]
+    carriers = {x: genres[x]["interaction"].replace("unique_", "uniqueness_") for x in cache.label_names}
+    return _locate_all(cache, splits, columns, films, locate), carriers
+
+
+def _numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
+    """Of the numeric sequences: the tokens that show each label."""
+    planted, cache = load_numeric_truth(_find_sample(runs, data_dir, _arrays)), runs[0].cache
+    labels, samples = planted["labels"], planted["samples"]
+    _check_names(cache, labels, {name for label in labels.values() for name in label["modalities"]})
+
+    def locate(row: dict[str, Any], label: str) -> Evidence:
+        features, states = {}, {}
+        for name, shown in samples[row["id"]][label].items():
+            features[name] = np.zeros(len(row[f"{name}_special_mask"]), np.bool_)
+            features[name][shown["positions"]] = True
+            states[name] = shown["bit"]
+        return Evidence(features, features, states)
+
+    columns = [f"{name}_special_mask" for name in cache.modalities]
+    carriers = {label: labels[label]["carrier"] for label in cache.label_names}
+    return _locate_all(cache, splits, columns, samples, locate), carriers
+
+
+SAMPLES = {frozenset({"array"}): _numeric_truth, frozenset({"image", "text"}): _planted_truth}
+"""Kinds of a sample's modalities → what tells its truth."""
 
 
 def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
@@ -39,42 +82,13 @@ def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str
     Raises:
         ValueError: the runs are of different samples or do not name theirs; or the features are of another sample.
     """
-    check_splits(runs[0].cache.splits, f"The feature cache {runs[0].cache.path}", splits)
-    is_numeric = all(modality["kind"] == "array" for modality in runs[0].cache.modalities.values())
-    return (_numeric_truth if is_numeric else _planted_truth)(runs, data_dir, splits)
-
-
-def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
-    """Of the planted films: where each genre shows, and genre → expert that should carry it."""
-    planted, cache = load_planted_truth(_find_sample(runs, data_dir, _films)), runs[0].cache
-    _check_names(cache, planted["genres"], ("image", "text"))
-    carriers = {label: PLANTED_CARRIERS[planted["genres"][label]["interaction"]] for label in cache.label_names}
-    truth = [_locate_evidence(planted, cache, split) for split in splits]
-    return {sample: labels for part in truth for sample, labels in part.items()}, carriers
-
-
-def _numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
-    """Of the numeric sequences: the tokens that show each label, and label → expert that should carry it."""
-    planted, cache = load_numeric_truth(_find_sample(runs, data_dir, _arrays)), runs[0].cache
-    labels = planted["labels"]
-    _check_names(cache, labels, {name for label in labels.values() for name in label["modalities"]})
-    truth: dict[str, dict[str, Evidence]] = {}
-    for split in splits:
-        columns = ["id", *(f"{name}_special_mask" for name in cache.modalities)]
-        for row in cache.splits[split].select_columns(columns):
-            if row["id"] not in planted["samples"]:
-                raise ValueError(
-                    f"Sample {row['id']} of the feature cache is not in the numeric sample: it is another."
-                )
-            truth[row["id"]] = {}
-            for label in cache.label_names:
-                features, states = {}, {}
-                for name, shown in planted["samples"][row["id"]][label].items():
-                    features[name] = np.zeros(len(row[f"{name}_special_mask"]), np.bool_)
-                    features[name][shown["positions"]] = True
-                    states[name] = shown["bit"]
-                truth[row["id"]][label] = Evidence(features, features, states)
-    return truth, {label: labels[label]["carrier"] for label in cache.label_names}
+    cache = runs[0].cache
+    check_splits(cache.splits, f"The feature cache {cache.path}", splits)
+    kinds = frozenset(modality["kind"] for modality in cache.modalities.values())
+    if kinds not in SAMPLES:
+        known = " or of ".join(" and ".join(sorted(kinds_of_sample)) for kinds_of_sample in SAMPLES)
+        raise ValueError(f"{cache.path} is of kind {' and '.join(sorted(kinds))}, the built-in samples are of {known}.")
+    return SAMPLES[kinds](runs, data_dir, splits)
 
 
 def _check_names(cache: FeatureCache, labels: Collection[str], modalities: Collection[str]) -> None:
@@ -108,27 +122,16 @@ def _arrays(settings: dict[str, Any]) -> Path:
     return user_cache_dir() / "numeric" / NumericSettings.from_options(settings).folder_name
 
 
-def _locate_evidence(planted: Mapping[str, Any], cache: FeatureCache, split: str) -> dict[str, dict[str, Evidence]]:
-    """Film → genre → the patches of its object and the tokens of its word."""
-    columns = ["id", "image_special_mask", "image_geometry", "text_offsets"]
-    grid = tuple(cache.modalities["image"]["grid"])
-    located: dict[str, dict[str, Evidence]] = {}
-    for row in cache.splits[split].select_columns(columns):
-        if row["id"] not in planted["films"]:
-            raise ValueError(
-                f"Film {row['id']} of the feature cache is not in the planted sample: these are other films."
-            )
-        located[row["id"]] = {}
-        for genre in cache.label_names:
-            told, spec = planted["films"][row["id"]][genre], planted["genres"][genre]
-            features, near, states = {}, {}, {}
-            if told["boxes"]:
-                patches = patches_in_boxes(told["boxes"], row["image_geometry"], grid)
-                features["image"] = patches_to_features(patches, row["image_special_mask"])
-                near["image"] = patches_to_features(grow(patches), row["image_special_mask"])
-                states["image"] = told["object"] in spec["objects_on"]
-            if told["spans"]:
-                features["text"] = near["text"] = tokens_in_spans(told["spans"], row["text_offsets"])
-                states["text"] = told["word"] in spec["words_on"]
-            located[row["id"]][genre] = Evidence(features, near, states)
-    return located
+def _locate_all(
+    cache: FeatureCache, splits: Sequence[str], columns: list[str], planted: Collection[str], locate: Locate
+) -> Truth:
+    truth = {}
+    for split in splits:
+        for row in cache.splits[split].select_columns(["id", *columns]):
+            if row["id"] not in planted:
+                raise ValueError(
+                    f"Sample {row['id']} of the feature cache is not in the built-in sample: these are other films or "
+                    "sequences."
+                )
+            truth[row["id"]] = {label: locate(row, label) for label in cache.label_names}
+    return truth

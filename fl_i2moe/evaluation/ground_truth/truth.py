@@ -1,8 +1,7 @@
 """
-Explanations against a known truth: for each label the expert that should carry it, for each sample and label an
-[`Evidence`], the features that show it.
+A known truth: for each label the expert that should carry it, for each sample and label the features that show it.
 
-Shape letters: N samples, E experts, C labels, T features of a modality, R resamples, S seeds.
+Shapes: N samples, E experts, C labels, T features of a modality, R resamples, S seeds.
 """
 
 import math
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ...explain.game import Player
@@ -35,7 +34,7 @@ class Evidence:
     """Modality → (T,), true where a feature counts as found: the evidence and, in a grid, its neighbours."""
 
     states: Mapping[str, Hashable]
-    """Modality → what the evidence says there, for the probe: of one label, equal states look alike."""
+    """Modality → what the evidence says there; of one label, equal states look alike."""
 
 
 # --- where the truth lies in the sequences ----------------------------------------------------------------------------
@@ -43,12 +42,12 @@ class Evidence:
 
 def patches_in_boxes(boxes: Sequence[Sequence[float]], geometry: Mapping[str, int], grid: tuple[int, int]) -> BoolArray:
     """
-    The patches whose centre lies in a box; of a box that holds no centre, the patch its own centre lies in.
+    The patches whose centre lies in a box; for a box without any, the patch that its own centre lies in.
 
     Args:
         boxes: [left, top, right, bottom] in pixels of the picture; right and bottom lie just outside.
         geometry: `left`, `top`, `right`, `bottom` of the region that the grid covers, as in the feature cache.
-        grid: rows and columns, the shape of what is returned.
+        grid: rows and columns, the shape of the result.
     """
     rows, columns = grid
     found = np.zeros(grid, np.bool_)
@@ -89,31 +88,13 @@ def tokens_in_spans(spans: Sequence[Sequence[int]], offsets: ArrayLike) -> BoolA
 
 def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArray:
     """(rows, columns) → (T,): the patches, row by row, in a sequence that may hold special features too; `ValueError`
-    if it has not as many other features as there are patches."""
+    if the number of its other features is not that of the patches."""
     special = np.asarray(special_mask, np.bool_)
     if (~special).sum() != patches.size:
         raise ValueError(f"{patches.size} patches do not fit a sequence of {(~special).sum()} features")
     features = np.zeros(len(special), np.bool_)
     features[~special] = patches.ravel()
     return features
-
-
-# --- values of several models -----------------------------------------------------------------------------------------
-
-
-def describe(values: FloatArray) -> dict[str, Any]:
-    """
-    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → plain JSON: `mean` over the seeds, `std`
-    between them (of a sample; None for one), `interval`, the 2.5th and the 97.5th percentile of the resampled mean, and
-    `seeds`, the values. What is undefined is None.
-    """
-    seeds = values[:, 0]
-    return {
-        "mean": plain(seeds.mean()),
-        "std": plain(spread(seeds)),
-        "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
-        "seeds": plain(seeds),
-    }
 
 
 # --- the right expert -------------------------------------------------------------------------------------------------
@@ -130,15 +111,11 @@ class ExpertOutputs:
 def micro_f1(
     seeds: Sequence[ExpertOutputs], labels: ArrayLike, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """F1 of all decisions of the whole mixture, on (N, C) multi-hot labels, as [`describe`] gives it."""
-    true = np.asarray(labels, np.bool_)
-    weights = resample(len(true), num_resamples, seed)
-    scores = []
-    for outputs in seeds:
-        logits = (outputs.expert_weights[:, :, None] * outputs.expert_logits).sum(axis=1)
-        decided = predict(logits, "multi_label_classification").astype(np.bool_)
-        scores.append(weighted_f1(decided, true, weights, average="micro"))
-    return describe(np.stack(scores))
+    """Micro-F1 of the whole mixture on (N, C) multi-hot labels, as [`describe`] gives it."""
+    weights = resample(len(np.asarray(labels)), num_resamples, seed)
+    logits = [(x.expert_weights[:, :, None] * x.expert_logits).sum(axis=1) for x in seeds]
+    decided = [predict(x, "multi_label_classification") for x in logits]
+    return describe(np.stack([weighted_f1(x, labels, weights, average="micro") for x in decided]))
 
 
 def replacement_costs(
@@ -149,37 +126,36 @@ def replacement_costs(
 
     Args:
         labels: (N, C) multi-hot.
-        weights: (1 + R, N), from `resample`. The means are those of all N samples in every resample.
-        replaced: what is replaced by its mean over the samples: an expert's `logits`, with the mixture's weights as
-            they are, or its `contribution`, weight times logits.
+        weights: (1 + R, N), from `resample`; in every resample the means are those of all N samples.
+        replaced: by its mean: an expert's `logits`, with weights as they are, or its `contribution`, weight × logits.
 
     Returns:
         `f1` and `average_precision` → (whole mixture (1 + R, C), drop (1 + R, E, C)).
     """
-    true = np.asarray(labels)
-    weight_NE1 = outputs.expert_weights[:, :, None]
+    weight_NE1, true = outputs.expert_weights[:, :, None], np.asarray(labels)
     contributions = weight_NE1 * outputs.expert_logits
     if replaced == "contribution":
-        dull = np.broadcast_to(contributions.mean(axis=0), contributions.shape)
+        means = contributions.mean(axis=0)
     else:
-        dull = weight_NE1 * outputs.expert_logits.mean(axis=0)
+        means = weight_NE1 * outputs.expert_logits.mean(axis=0)
     whole = contributions.sum(axis=1)
-    variants = np.stack([whole, *(whole - contributions[:, e] + dull[:, e] for e in range(dull.shape[1]))])
+    without = whole[:, None] - contributions + means  # (N, E, C)
+    variants = np.concatenate([whole[None], without.swapaxes(0, 1)])  # (1 + E, N, C)
 
-    def score(metric: Any, values: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        scores = np.array([[metric(*columns, weights) for columns in zip(v.T, true.T, strict=True)] for v in values])
-        scores = scores.transpose(2, 0, 1)
-        return scores[:, 0], scores[:, :1] - scores[:, 1:]
+    def average_precision(logits: FloatArray) -> FloatArray:
+        columns = zip(logits.T, true.T, strict=True)
+        return np.stack([weighted_ranking(*column, weights)[0] for column in columns], axis=-1)
 
     decisions = predict(variants, "multi_label_classification")
-    return {
-        "f1": score(weighted_f1, decisions),
-        "average_precision": score(lambda *x: weighted_ranking(*x)[0], variants),
-    }
+    scores = {
+        "f1": np.stack([weighted_f1(x, true, weights) for x in decisions], axis=1),
+        "average_precision": np.stack([average_precision(x) for x in variants], axis=1),
+    }  # (1 + R, 1 + E, C)
+    return {metric: (x[:, 0], x[:, :1] - x[:, 1:]) for metric, x in scores.items()}
 
 
 def find_carriers(costs: FloatArray) -> NDArray[np.int64]:
-    """(…, E, C) → (…, C): the expert that costs a label most; -1 where none costs anything or two cost alike."""
+    """(…, E, C) → (…, C): the expert that a label loses most without; -1 where it loses nothing or two are equal."""
     largest = costs.max(axis=-2, keepdims=True)
     alone = (costs == largest).sum(axis=-2) == 1
     return np.where(alone & (largest.squeeze(-2) > 0), costs.argmax(axis=-2), -1)
@@ -196,39 +172,33 @@ def right_experts(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    Does the right expert carry each label: the one whose replacement by its mean costs the label most?
+    Whether the right expert carries each label: the one whose replacement by its mean costs the label most.
 
     Args:
-        seeds: one trained mixture each, on the same N samples.
-        labels: (N, C) multi-hot.
+        seeds: one trained mixture each, on the same N samples, with labels (N, C), multi-hot.
         carriers: label → name of the expert that should carry it.
 
     Returns:
-        Plain JSON: `chance` (1 / E), and per kind of replacement and metric (`logits`, `contribution`; `f1`,
-        `average_precision`) the `share_right` of all labels, and `labels`: label → `right` (the expert), `score` of
-        the whole mixture, `costs` by expert, `margin` (what the right expert costs beyond any other), `carriers` (one
-        a seed, None where no expert stands out). Values are as [`describe`] gives them.
-
-    Raises:
-        ValueError: a label or an expert of `carriers` that is not there.
+        JSON: `chance` (1 / E), and by what is replaced and by metric, as in [`replacement_costs`], the `share_right`
+        of all labels and `labels`: label → `right` (the expert), `score` of the whole mixture, `costs` by expert,
+        `margin` (what the right expert costs beyond any other), `carriers` (one a seed, None where no expert stands
+        out). Values are as [`describe`] gives them. `ValueError` for carriers of other labels, or unknown experts.
     """
-    true = np.asarray(labels)
     if wrong := [f"{label}: {name}" for label, name in carriers.items() if name not in expert_names]:
         raise ValueError(f"no such experts: {', '.join(wrong)}; there are {', '.join(expert_names)}")
     if set(carriers) != set(label_names):
         raise ValueError(f"carriers are given for {sorted(carriers)}, the labels are {sorted(label_names)}")
     right = np.array([list(expert_names).index(carriers[label]) for label in label_names])
-    weights = resample(len(true), num_resamples, seed)
+    weights = resample(len(np.asarray(labels)), num_resamples, seed)
     result: dict[str, Any] = {"chance": 1 / len(expert_names)}
     for replaced in ("logits", "contribution"):
-        by_seed = [replacement_costs(x, true, weights, replaced=replaced) for x in seeds]
         result[replaced] = {}
+        by_seed = [replacement_costs(x, labels, weights, replaced=replaced) for x in seeds]
         for metric in by_seed[0]:
             scores, costs = (np.stack([run[metric][part] for run in by_seed]) for part in (0, 1))  # (S, 1 + R, …)
             found = find_carriers(costs)
-            own = np.take_along_axis(costs, right[None, None, None], axis=2)
             others = np.where(np.arange(len(expert_names))[:, None] == right, -np.inf, costs).max(axis=2)
-            margins = own[:, :, 0] - others
+            margins = costs[:, :, right, np.arange(len(right))] - others
             result[replaced][metric] = {
                 "share_right": describe((found == right).mean(axis=-1)),
                 "labels": {
@@ -245,14 +215,28 @@ def right_experts(
     return result
 
 
+def describe(values: FloatArray) -> dict[str, Any]:
+    """
+    (S, 1 + R) values of seeds and, in columns from 1, of their resamples → JSON: `mean` over the seeds, `std` between
+    them, `interval`, the middle 95 % of the resampled mean, and `seeds`, the values. What is undefined is None.
+    """
+    seeds = values[:, 0]
+    return {
+        "mean": plain(seeds.mean()),
+        "std": plain(spread(seeds)),
+        "interval": interval(values[:, 1:].mean(axis=0)) or [None, None],
+        "seeds": plain(seeds),
+    }
+
+
 # --- evidence and pairs -----------------------------------------------------------------------------------------------
 
 
 def precision_at(scores: ArrayLike, right: ArrayLike, k: int) -> float:
     """
-    Share of right ones, `right` (n,), among the k candidates of highest `scores` (n,); of all, if there are fewer.
-    Among equal scores at the border, the expected share of a random choice: order alone finds nothing. `ValueError`
-    without candidates, for `k` below 1, and for scores that are NaN.
+    Share of right ones, `right` (n,), among the k candidates of highest `scores` (n,), or among all if there are fewer.
+    Among equal scores at the border it is the expected share of a random choice. `ValueError` without candidates, for
+    `k` below 1, and for scores that are NaN.
     """
     scores, right = np.asarray(scores, np.float64), np.asarray(right, np.bool_)
     if scores.size == 0 or k < 1 or scores.shape != right.shape:
@@ -279,17 +263,17 @@ class EvidenceProbe:
     from positions without it. A sample's positions are then ranked by the probability of the state it shows.
     """
 
-    def __init__(self, features: FloatArray, states: Sequence[Hashable | None]):
-        """Single positions (n, D) of training samples, and the state of each, None where it holds no evidence;
-        `ValueError` if all are alike."""
+    def __init__(self, features: NDArray[np.floating], states: Sequence[Hashable | None]):
+        """Positions (n, D) of training samples, and the state of each, None without evidence; `ValueError` if all are
+        alike."""
         self.states = sorted({state for state in states if state is not None}, key=str)
         classes = [-1 if state is None else self.states.index(state) for state in states]
         if len(set(classes)) < 2:
             raise ValueError("a probe needs positions with evidence and positions without, or two states")
-        self.model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, C=0.1))
         self.model.fit(features, classes)
 
-    def score(self, features: FloatArray, state: Hashable) -> FloatArray:
+    def score(self, features: NDArray[np.floating], state: Hashable) -> FloatArray:
         """(T, D) → (T,), the probability that a position shows `state`."""
         column = self.model.classes_.tolist().index(self.states.index(state))
         return self.model.predict_proba(features)[:, column]

@@ -21,7 +21,7 @@ from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.files import read_json, write_json, write_text
 from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
-from ..pair_metrics import pair_curves, pair_masking_table
+from ..pairs import pair_curves, pair_masking_table
 from .arguments import ExplainArguments
 from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_masking_rows
 from .sample import Sample
