@@ -149,9 +149,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         internal=True,
     )
     # a field because config.json is written with sorted keys, which would otherwise exchange the experts
-    modality_order: list | None = option(
-        None, "Order of the modalities in every loop; that of `modalities` if not given.", internal=True
-    )
+    modality_order: list | None = option(None, "Their order in every loop; as they come if not given.", internal=True)
     level: str = option(
         "feature",
         "Experts see every patch and token (FL-I²MoE), or one vector a modality, cut into pieces (I²MoE).",
@@ -177,9 +175,7 @@ class FLI2MoEConfig(PreTrainedConfig):
     )
     layer_norm_eps: float | int = option(1e-5, "Epsilon of the layer normalisations.", internal=True)
     attention_dropout: float | int = option(0.5, "Dropout on attention probabilities.", within=SHARE, internal=True)
-    residual_dropout: float | int = option(
-        0.5, "Dropout on what a layer adds to its input.", within=SHARE, internal=True
-    )
+    residual_dropout: float | int = option(0.5, "Dropout on what a layer adds.", within=SHARE, internal=True)
     activation_dropout: float | int = option(0.5, "Dropout in feed-forward layers.", within=SHARE, internal=True)
     embedding_dropout: float | int = option(0.0, "Dropout on projected features.", within=SHARE)
     feature_dropout: float | int = option(
@@ -194,17 +190,14 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     num_routed_experts: int = option(4, "Feed-forward networks of a routed layer (switch, moe++).", at_least=1)
     capacity_factor: float | int = option(
-        1.25,
-        "Room in each network in training, as a multiple of its even share of a modality's tokens; tokens beyond it "
-        "pass by (switch).",
-        positive=True,
+        1.25, "Tokens that a network takes in training, as a multiple of its even share (switch).", positive=True
     )
     eval_capacity_factor: float | int = option(2.0, "The same outside training (switch).", positive=True)
     balance_loss_weight: float | int = option(
-        0.01, "Weight of the loss that keeps routers from sending all to one network (switch, moe++).", at_least=0
+        0.01, "Weight of the loss that balances routers (switch, moe++).", at_least=0
     )
     zero_computation_balance: float | int = option(
-        0.75, "Weight, within that loss, of choices that compute nothing (moe++).", at_least=0
+        0.75, "Weight in it of choices that compute nothing (moe++).", at_least=0
     )
     gate_temperature: float | int = option(1.0, "Temperature of the gates' sigmoid (interpretcc).", positive=True)
     gate_threshold: float | int = option(0.5, "Value above which a gate is open (interpretcc).", within="(0, 1)")
@@ -230,15 +223,15 @@ class FLI2MoEConfig(PreTrainedConfig):
         choices=tuple(OBJECTIVES),
     )
     interaction_experts: str = option(
-        "all", "Which experts there are: all, or none of uniqueness (ablation).", choices=("all", "synergy_redundancy")
+        "all", "Which experts there are (ablation).", choices=("all", "synergy_redundancy")
     )
     interaction_loss_on: str = option(
         "logits",
-        "What the interaction losses compare: the experts' answers, or what their heads read (ablation).",
+        "What interaction losses compare: answers, or what heads read (ablation).",
         choices=("logits", "latents"),
     )
     interaction_loss_weight: float | int = option(
-        0.5, "Weight λ of the interaction losses, whose mean over the experts is added; 0 for none.", at_least=0
+        0.5, "Weight λ of the interaction losses' mean; 0 for none.", at_least=0
     )
     triplet_margin: float | int = option(1.0, "Margin of uniqueness, and of regression's losses.", internal=True)
     regression_interaction_loss: str = option(
@@ -254,18 +247,10 @@ class FLI2MoEConfig(PreTrainedConfig):
         "features (noise where a batch holds one sample).",
         choices=("random", "zero", "mean", "shuffle"),
     )
-    num_perturbed_views: int | None = option(
-        None, "Perturbed views a step, drawn anew, 2 to the number of modalities; all if not given.", at_least=2
-    )
-    keep_feature_means: bool = option(
-        False,
-        "Keep the training set's mean features in the model, to stand in for a missing modality; --perturbation mean "
-        "keeps them anyway.",
-    )
+    num_perturbed_views: int | None = option(None, "Perturbed views a step, 2 or more; all if not given.", at_least=2)
+    keep_feature_means: bool = option(False, "Keep the mean features, to stand in for a missing modality.")
 
-    reweighting: str = option(
-        "mlp", "Expert weights for each sample, or one learned vector.", choices=("mlp", "global")
-    )
+    reweighting: str = option("mlp", "Weights for each sample, or one learned vector.", choices=("mlp", "global"))
     reweighting_temperature: float | int = option(2.0, "Temperature of the softmax over expert weights.", positive=True)
     reweighting_hidden_size: int = option(256, "Width of the reweighting network.", at_least=1)
     num_reweighting_layers: int = option(3, "Layers of the reweighting network.", at_least=1)

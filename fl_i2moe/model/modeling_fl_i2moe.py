@@ -430,7 +430,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if self.reweighting is None:
             expert_weights = torch.ones_like(expert_logits[:, :, 0])
         else:
-            expert_weights = self.reweighting(self._means(projected, readout))
+            joint = torch.cat([projected[name] for name in self.config.modality_order], dim=1)
+            expert_weights = self.reweighting(torch.bmm(readout, joint))
         logits = weigh(expert_weights, expert_logits)
         return FLI2MoEOutput(losses={}, logits=logits, expert_logits=expert_logits, expert_weights=expert_weights)
 
@@ -475,10 +476,6 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         x = torch.cat([torch.cat(parts, dim=-2) for parts in sequences], dim=-3)
         x = dropout(x, self.config.embedding_dropout, self.training)
         return x, *join_masks(views, order, x)
-
-    def _means(self, projected: dict[str, torch.Tensor], readout: torch.Tensor) -> torch.Tensor:
-        """Mean projected feature of each modality, (B, M, H)."""
-        return torch.bmm(readout, torch.cat([projected[name] for name in self.config.modality_order], dim=1))
 
 
 __all__ = ["FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPreTrainedModel"]
