@@ -277,7 +277,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"Test split, {report['samples']['test']:,} samples{thresholds}; {spread} {', '.join(seeds)}; shares in per "
         f"cent. Differences are to {markdown.escape(first)}, with their standard deviation over the seeds and, in "
         f"brackets, their {CONFIDENCE:.0%} interval by {settings['num_resamples']:,} bootstrap resamples of the test "
-        "samples.",
+        "samples."
     ]
     for title, table in (
         ("Metrics", report["metrics"]),

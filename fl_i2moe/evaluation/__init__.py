@@ -1,0 +1,1 @@
+"""Whether explanations are true: masking, alignment, pairs, a known truth, people."""

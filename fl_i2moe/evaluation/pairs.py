@@ -152,12 +152,7 @@ def pair_curve_logits(
         everything = _ends(table, by_score)
         masked.append(taken if direction == "deletion" else [everything & ~ends for ends in taken])
     logits, counts = (x.reshape(-1, len(shares), *x.shape[1:]) for x in _run(evaluate, inputs, tables, masked))
-    return {
-        "ranked": logits[0],
-        "random": logits[1:],
-        "num_features": counts[0],
-        "num_features_random": counts[1:],
-    }
+    return {"ranked": logits[0], "random": logits[1:], "num_features": counts[0], "num_features_random": counts[1:]}
 
 
 def pair_masking_table(

@@ -376,10 +376,7 @@ def checked_config(**values: Any) -> FLI2MoEConfig:
 
 def _default_modalities() -> dict[str, dict[str, int]]:
     """CLIP ViT-B/16 patches and RoBERTa-base tokens, the encoders of the paper."""
-    return {
-        "image": {"feature_size": 768, "max_features": 197},
-        "text": {"feature_size": 768, "max_features": 512},
-    }
+    return {"image": {"feature_size": 768, "max_features": 197}, "text": {"feature_size": 768, "max_features": 512}}
 
 
 __all__ = ["FLI2MoEConfig"]

@@ -16,14 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .cpu_training import dropout
-from .fusion import (
-    GroupedLinear,
-    GroupedTransformer,
-    GroupedTransformerLayer,
-    GroupedVectors,
-    Routing,
-    _select,
-)
+from .fusion import GroupedLinear, GroupedTransformer, GroupedTransformerLayer, GroupedVectors, Routing, _select
 
 ROWS = 64
 """A network's tokens are padded to a multiple of this."""

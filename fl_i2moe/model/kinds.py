@@ -16,10 +16,7 @@ ENCODED_KINDS: dict[str, EncodedKind] = {name: kind for name, kind in KINDS.item
 
 
 def places_in(
-    row: Mapping[str, Any],
-    name: str,
-    encoder: Mapping[str, Any] | None = None,
-    grid: Sequence[int] | None = None,
+    row: Mapping[str, Any], name: str, encoder: Mapping[str, Any] | None = None, grid: Sequence[int] | None = None
 ) -> Places:
     """
     One modality of a row of a feature cache, and where its features lie.

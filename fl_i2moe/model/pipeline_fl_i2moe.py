@@ -11,11 +11,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .kinds import ENCODED_KINDS
 
 TASK = "image-text-classification"
-FUNCTIONS = {
-    "multi_label_classification": "sigmoid",
-    "single_label_classification": "softmax",
-    "regression": "none",
-}
+FUNCTIONS = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", "regression": "none"}
 
 
 class FLI2MoEPipeline(Pipeline):
@@ -83,10 +79,7 @@ class FLI2MoEPipeline(Pipeline):
         return {key: output[key] for key in ("logits", "expert_logits", "expert_weights")}
 
     def postprocess(
-        self,
-        model_outputs: dict[str, torch.Tensor],
-        top_k: int | None = 5,
-        function_to_apply: str | None = None,
+        self, model_outputs: dict[str, torch.Tensor], top_k: int | None = 5, function_to_apply: str | None = None
     ) -> dict[str, Any]:
         """One sample's outputs, (1, …) each."""
         config = self.model.config

@@ -22,12 +22,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "features_card.md.jinja"
 
 
 def write_features(
-    cache: FeatureCache,
-    folder: str | Path,
-    repo_id: str,
-    *,
-    license: str,
-    dataset_name: str | None = None,
+    cache: FeatureCache, folder: str | Path, repo_id: str, *, license: str, dataset_name: str | None = None
 ) -> None:
     """
     Writes a cache as the repository of a data set, which opens again as a cache of the same key. Pictures are

@@ -19,14 +19,7 @@ from ..model.encoders import load_encoder
 from ..model.kind import FrozenEncoder
 from ..model.kinds import ENCODED_KINDS
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
-from .arguments import (
-    EncodingArguments,
-    ImageEncoderArguments,
-    Job,
-    ModelArguments,
-    TextEncoderArguments,
-    check_metric,
-)
+from .arguments import EncodingArguments, ImageEncoderArguments, Job, ModelArguments, TextEncoderArguments, check_metric
 from .recipe import create_console
 
 EVALUATION_SPLITS = ("validation", "test")

@@ -1,0 +1,1 @@
+"""Files, run folders and the machine: nothing of models."""

@@ -11,10 +11,7 @@ from ...explain.pages.display import signed
 from ...metrics.figures import expert_columns, expert_title, hide_frame, new_figure, titled
 from ...metrics.markdown import estimate
 
-SHOWN_SCORES = {
-    "synergy": ("sii_absolute", "sii_signed"),
-    "redundancy": ("redundancy_published", "redundancy_both"),
-}
+SHOWN_SCORES = {"synergy": ("sii_absolute", "sii_signed"), "redundancy": ("redundancy_published", "redundancy_both")}
 """Group → the scores that its labels' pairs are ranked by."""
 
 

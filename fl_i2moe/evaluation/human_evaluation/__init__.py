@@ -1,6 +1,1 @@
-"""
-Expert weights before people (I²MoE, appendix H). Each imports only those above it:
-
-- `questionnaire`: its questions, key and page; `ratings`: what the answers say
-- `study`: draws a questionnaire, sums its answers up
-"""
+"""Expert weights before people (I²MoE, appendix H): a questionnaire, its key, and what the answers say."""

@@ -28,13 +28,11 @@ class ExplainArguments:
     overwrite: bool = option(False, "Replace the explanations in --output_dir.")
     cache_dir: str | None = option(None, "Folder of the feature cache; the one of the training run if not given.")
     features: str | None = option(
-        None,
-        "Explain on these features: the folder of a cache, or a data set on the Hub; of that, --split is fetched.",
+        None, "Explain on these features: the folder of a cache, or a data set on the Hub; of that, --split is fetched."
     )
     dense_model: str | None = option(None, "Folder of a dense model whose faithfulness is shown beside.")
     method: Literal["grad_attnroll", "attnroll", "ig", "random"] = option(
-        "grad_attnroll",
-        "How the importance of features is computed; a fusion without attention takes ig or random.",
+        "grad_attnroll", "How the importance of features is computed; a fusion without attention takes ig or random."
     )
     interactions: Literal["shared_context", "per_pair", "exact", "none"] = option(
         "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
