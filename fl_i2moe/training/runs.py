@@ -1,6 +1,5 @@
 """Training runs by their folders: a trained model for each seed, its features, and what came of it."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from transformers import AutoModel
 
 from ..cache import FeatureCache, open_cache, open_features
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.encoders import hash_weights
 from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import user_cache_dir
@@ -141,11 +141,7 @@ def load_model(folder: str | Path) -> FLI2MoEModel:
 
 def fingerprint(model: FLI2MoEModel) -> str:
     """Of the weights, whatever file they came from: a model's folder can be trained anew."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_weights(model)[:16]
 
 
 def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split: str | None = None) -> FeatureCache:
