@@ -15,7 +15,7 @@ from fl_i2moe.training.arguments import HelpFormatter
 from fl_i2moe.training.conversion import convert_i2moe, load_i2moe_checkpoint
 from fl_i2moe.training.recipe import run_recipe
 from fl_i2moe.utils.files import write_new_folder
-from fl_i2moe.utils.run_folder import check_run_folder
+from fl_i2moe.utils.run_folder import JobFiles, check_run_folder
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
     options = vars(parser.parse_args())
 
     output_dir = options.pop("output_dir")
-    check_run_folder(output_dir, resume=False, overwrite=False)
+    check_run_folder(output_dir, JobFiles("conversion", ()), resume=False, overwrite=False)
     state_dict = load_i2moe_checkpoint(options.pop("checkpoint"))
     model = convert_i2moe(state_dict, options.pop("modalities"), **options)
     write_new_folder(output_dir, model.save_pretrained)

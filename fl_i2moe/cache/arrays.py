@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.arrays import ArrayDataset
 from ..model.kind_array import ArrayEncoder
-from ..utils.files import replace_files
+from ..utils.files import write_file
 
 SMALLEST_SCALE = 1e-6  # of a number's standard deviation, beside its mean: what is smaller is rounding
 
@@ -35,12 +35,11 @@ def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, Ar
 
 def save_standardization(encoders: Mapping[str, ArrayEncoder], file: str | Path) -> None:
     """Writes `<modality>.mean` and `<modality>.scale`, (D,) each, as safetensors: new arrays need the same."""
-    file = Path(file)
     tensors: dict[str, Tensor] = {}
     for name, encoder in encoders.items():
         if encoder.mean is not None:
             tensors |= {f"{name}.mean": encoder.mean, f"{name}.scale": encoder.scale}
-    replace_files(file.parent, lambda folder: save_file(tensors, folder / file.name))
+    write_file(Path(file), lambda unfinished: save_file(tensors, unfinished))
 
 
 def _contents(split: Dataset, name: str) -> Iterator[bytes]:

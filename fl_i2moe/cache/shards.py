@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..utils.files import replacing, write_json
+from ..utils.files import write_file, write_json
 
 
 class CorruptCacheError(ValueError):
@@ -74,21 +73,20 @@ def verify_shards(shards: list[Shard]) -> None:
 
 def write_shard(shard: Shard, schema: pa.Schema, batches: Iterable[pa.RecordBatch], record: dict[str, Any]) -> None:
     """
-    Writes the batches as they come to a temporary file that takes its name once it is whole and on the disk. `record`,
-    what to remember beside the checksum, may be filled while the batches are drawn.
+    Writes the batches as they come; the file is there once it is whole. `record`, what to remember beside the checksum,
+    may be filled while the batches are drawn.
     """
-    shard.folder.mkdir(parents=True, exist_ok=True)
-    with replacing(shard.path) as temporary:
-        num_rows = 0
-        with temporary.open("wb") as file:
-            with pa.ipc.new_stream(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-                    num_rows += batch.num_rows
-            file.flush()
-            os.fsync(file.fileno())
-        digest = checksum(temporary)
-    write_json(shard.record_path, {"sha256": digest, "rows": num_rows, **record})
+    num_rows = 0
+
+    def write(path: Path) -> None:
+        nonlocal num_rows
+        with path.open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                num_rows += batch.num_rows
+
+    write_file(shard.path, write)
+    write_json(shard.record_path, {"sha256": checksum(shard.path), "rows": num_rows, **record})
 
 
 def checksum(path: Path) -> str:

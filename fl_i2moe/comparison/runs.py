@@ -29,9 +29,11 @@ from ..training.arguments import check_options, option
 from ..training.features import EVALUATION_SPLITS, check_splits
 from ..training.loop import Predictions, predict_split
 from ..training.recipe import create_console
-from ..training.runs import Run, check_cache, fingerprint, load_model, refuse_trained_runs
+from ..training.runs import Run, check_cache, fingerprint, load_model
 from ..utils.files import write_json, write_text
-from ..utils.run_folder import check_run_folder, held_run_folder
+from ..utils.run_folder import JobFiles, check_run_folder, held_run_folder
+
+OUTPUT_FILES = JobFiles("comparison of runs", ("runs.json", "runs.md"))
 
 
 @dataclass
@@ -66,8 +68,8 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
             with the features, or the output folder holds something else.
     """
     console, output_dir = create_console(accelerator), Path(arguments.output_dir)
-    refuse_trained_runs(output_dir)
-    check_run_folder(output_dir, resume=True, overwrite=arguments.overwrite)
+    flags: dict[str, Any] = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
+    check_run_folder(output_dir, OUTPUT_FILES, **flags)
     if len(runs) < 2:
         raise ValueError(f"`runs` names one run alone, {runs[0].folder}.")
     seeds, threshold, cache = common_seeds(runs), common_threshold(runs, arguments.threshold), runs[0].cache
@@ -87,7 +89,7 @@ def compare_runs(runs: Sequence[Run], arguments: RunComparisonArguments, acceler
         "num_resamples": arguments.num_resamples,
         "seed": arguments.seed,
     }
-    with held_run_folder(output_dir, settings, resume=not arguments.overwrite, overwrite=arguments.overwrite):
+    with held_run_folder(output_dir, settings, OUTPUT_FILES, **flags):
         predictions = {
             run.name: [_predict(run, seed, arguments.batch_size, accelerator, console) for seed in seeds]
             for run in runs

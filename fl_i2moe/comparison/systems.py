@@ -22,11 +22,16 @@ from ..cache.key import key_digest
 from ..metrics import markdown
 from ..metrics.tasks import METRICS_BY_PROBLEM, difference
 from ..training.arguments import Job, ModelArguments, OutputArguments, check_metric
-from ..training.experiment import fit
+from ..training.experiment import TRAINING_FILES, fit
 from ..training.features import check_splits, model_config
 from ..utils.files import write_json, write_text
-from ..utils.run_folder import held_run_folder
+from ..utils.run_folder import JobFiles, held_run_folder
 
+COMPARISON_FILES = JobFiles(
+    "comparison of systems",
+    ("table.json", "table.md"),
+    replace(TRAINING_FILES, patterns=(*TRAINING_FILES.patterns, "overhead.json", "robustness.json")),
+)
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """
 (folder of the run, its job, features, processes) → further columns by name, `{"mean", "std", "text"}`; or conditions
@@ -98,7 +103,8 @@ def compare_systems(
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
     table: dict[str, Any] = {}
-    with held_run_folder(folder, settings, **job.output.flags, is_writer=accelerator.is_main_process):
+    flags = {**job.output.flags, "beside": job.encoding.cache_dir, "is_writer": accelerator.is_main_process}
+    with held_run_folder(folder, settings, COMPARISON_FILES, **flags):
         accelerator.wait_for_everyone()
         for name, own_job in jobs.items():
             console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")

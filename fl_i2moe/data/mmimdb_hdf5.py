@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.files import existing, replace_files
+from ..utils.files import existing, write_file
 from .array_files import as_text
 from .mmimdb import GENRES
 
@@ -64,8 +64,7 @@ def check_new_file(file: str | Path) -> None:
 
 def write_arrays(fields: dict[str, Any], file: str | Path) -> None:
     """Writes an .npz file, whole or not at all; raises `OSError` if the disk is full."""
-    file = Path(file)
-    replace_files(file.parent, lambda folder: np.savez(folder / file.name, **fields))
+    write_file(Path(file), lambda unfinished: np.savez(unfinished, **fields))
 
 
 def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) -> dict[str, np.ndarray]:

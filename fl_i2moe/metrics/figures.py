@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ..utils.files import replace_files
+from ..utils.files import write_file
 from .tasks import METRICS_BY_PROBLEM, FloatArray, to_float_array
 
 # Okabe and Ito's palette and, from the fifth modality on, two dark colours of Paul Tol's: distinguishable with every
@@ -225,7 +225,7 @@ def _expert_rows(axes: Axes, names: Sequence[str], *more: str) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """As PNG or what else the name ends in, whole or not at all; the folder is made if it is missing."""
-    replace_files(path.parent, lambda folder: figure.savefig(folder / path.name))
+    write_file(path, figure.savefig)
 
 
 def expert_columns(axes: Axes, names: Sequence[str]) -> None:

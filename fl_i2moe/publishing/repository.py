@@ -19,7 +19,7 @@ from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from ..utils.files import read_json, write_json
+from ..utils.files import read_json, write_json, write_new_folder
 
 FILE_LIST = "published_files.json"
 COMMON_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other")
@@ -63,20 +63,21 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def publish(
-    write: Callable[[str], None], repo_id: str, *, dry_run: str | None = None, repo_type: str = "model", **options: Any
+    write: Callable[[Path], None], repo_id: str, *, dry_run: str | None = None, repo_type: str = "model", **options: Any
 ) -> None:
     """
     Lets `write` fill an empty folder with the files of a repository, pushes them, and prints what came of it. With
     `dry_run` they stay in that folder. Takes the options of [`push`], and raises as `write` and [`push`].
     """
     if dry_run:
-        write(dry_run)
+        make_empty_folder(dry_run)
+        write_new_folder(dry_run, write)
         print(f"Nothing is published. The files of {repo_id} are in {dry_run}:")
         for name, path in _files(Path(dry_run)).items():
             print(f"  {name} ({path.stat().st_size:,} bytes)")
         return
     with tempfile.TemporaryDirectory() as folder:
-        write(folder)
+        write(Path(folder))
         commit = push(folder, repo_id, repo_type=repo_type, **options)
     print("Nothing has changed, no commit was made." if commit is None else f"Published as commit {commit}.")
     print(f"{ENDPOINT}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}")

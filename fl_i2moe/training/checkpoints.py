@@ -1,16 +1,20 @@
 """Checkpoints of a training run: written whole or not at all, few of them kept, found again by a resumed run."""
 
+import hashlib
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from ..utils.files import explaining_full_disk, read_json, write_json
+from ..utils.files import UNFINISHED, bring_to_disk, explaining_full_disk, read_json, remove, replace_files, write_json
 
-STATE_FILE = "trainer_state.json"
+STATE_FILE, CHECKSUMS_FILE = "trainer_state.json", "checksums.json"
+MODEL_FOLDER = "model"
 
 
 @dataclass
@@ -31,10 +35,14 @@ class TrainerState:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step-00000200-epoch-0003/` and so on, newest last."""
+    """
+    The folder `checkpoints/` of a run: `step-00000200-epoch-0003/` and so on, newest last. Each holds Accelerate's
+    files, the trainer's state, the model that the run keeps so far, and the checksums of all these.
+    """
 
     def __init__(self, run_dir: str | os.PathLike, keep: int):
-        self.folder = Path(run_dir) / "checkpoints"
+        self.run_dir = Path(run_dir)
+        self.folder = self.run_dir / "checkpoints"
         self.keep = keep
 
     def save(self, accelerator: Accelerator, state: TrainerState) -> None:
@@ -44,9 +52,9 @@ class Checkpoints:
         """
         # the epoch tells the checkpoint at its end from one that fell on its last step
         target = self.folder / f"step-{state.optimizer_step:08d}-epoch-{state.epoch:04d}"
-        unfinished = self.folder / f"unfinished-{target.name}"
-        if accelerator.is_main_process and unfinished.exists():
-            shutil.rmtree(unfinished)
+        unfinished = self.folder / (UNFINISHED + target.name)
+        if accelerator.is_main_process:
+            remove(unfinished)
         accelerator.wait_for_everyone()
         explanation = (
             f"the checkpoint {target.name} cannot be written. "
@@ -58,27 +66,93 @@ class Checkpoints:
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
                     write_json(unfinished / STATE_FILE, asdict(state))
+                    self._add_model(unfinished / MODEL_FOLDER)
+                    write_json(unfinished / CHECKSUMS_FILE, _checksums(unfinished))
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         if accelerator.is_main_process:
-            if target.exists():
-                shutil.rmtree(target)
+            _put_aside(target)
             unfinished.rename(target)
             for outdated in self._all()[: -self.keep]:
-                shutil.rmtree(outdated)
+                _put_aside(outdated)
         accelerator.wait_for_everyone()
 
+    def _add_model(self, target: Path) -> None:
+        """The kept model takes no more room here: a later one takes its place, not its bytes."""
+        kept = self.run_dir / MODEL_FOLDER
+        if kept.is_dir():
+            target.mkdir()
+            for path in kept.iterdir():
+                try:
+                    os.link(path, target / path.name)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, target / path.name)
+
     def load_latest(self, accelerator: Accelerator) -> TrainerState:
-        """Restores weights, optimizer, schedule and random states; a fresh state where there is no checkpoint."""
-        found = self._all()
-        if not found:
+        """
+        Restores weights, optimizer, schedule, random states and the kept model of the newest checkpoint that is whole,
+        and says what was wrong with newer ones; a fresh state where there is none.
+        """
+        found: list[Path | None] = [None]
+        if accelerator.is_main_process:
+            found = [self._newest_whole(accelerator)]
+        broadcast_object_list(found)
+        if (checkpoint := found[0]) is None:
             return TrainerState()
-        accelerator.load_state(str(found[-1]))
-        return TrainerState(**read_json(found[-1] / STATE_FILE))
+        accelerator.load_state(str(checkpoint))
+        if accelerator.is_main_process and (model := checkpoint / MODEL_FOLDER).is_dir():
+            copy = partial(shutil.copytree, model, dirs_exist_ok=True)
+            replace_files(self.run_dir / MODEL_FOLDER, copy)
+        accelerator.wait_for_everyone()
+        return TrainerState(**read_json(checkpoint / STATE_FILE, kind=dict))
+
+    def _newest_whole(self, accelerator: Accelerator) -> Path | None:
+        checkpoints = self._all()
+        for checkpoint in reversed(checkpoints):
+            if (damage := find_damage(checkpoint)) is None:
+                accelerator.print(f"Going on from {checkpoint}.")
+                return checkpoint
+            accelerator.print(f"{checkpoint} is not used: {damage}.")
+        if checkpoints:
+            accelerator.print(f"No checkpoint in {self.folder} is whole: this seed's training starts anew.")
+        return None
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _put_aside(self.folder)
 
     def _all(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if (path / STATE_FILE).is_file())
+        return sorted(self.folder.glob("step-*"))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words; `None` where each is as it was written."""
+    try:
+        expected = read_json(checkpoint / CHECKSUMS_FILE, kind=dict)
+        found = _checksums(checkpoint)
+    except (OSError, ValueError) as error:
+        return str(error)
+    if missing := [name for name in expected if name not in found]:
+        return f"{missing[0]} is missing"
+    changed = [name for name in expected if found[name] != expected[name]]
+    return f"{changed[0]} is not as it was written" if changed else None
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Name → sha256 of each file, which is brought to the disk."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS_FILE:
+            bring_to_disk(path)
+            with path.open("rb") as file:
+                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _put_aside(folder: Path) -> None:
+    """Removes a folder under another name, so that a kill leaves no half of it under a valid one."""
+    if folder.exists():
+        aside = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
+        remove(aside)
+        folder.rename(aside)
+        remove(aside)

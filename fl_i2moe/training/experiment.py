@@ -26,13 +26,18 @@ from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..utils.files import read_json, replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
-from ..utils.run_folder import check_run_folder, held_run_folder
+from ..utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from .arguments import Job, check_metric, starts_from_features
 from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
 from .loop import FittedModel, Predictions, predict_split, train
 from .recipe import create_accelerator, create_console
 
+TRAINING_FILES = JobFiles(
+    "training",
+    ("seed-*", "config.json", "*.safetensors", "results.json", "interaction_statistics.json", "figures", "fl_i2moe"),
+)
+"""The last are logs of a tracker."""
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -43,7 +48,7 @@ def start_job(job: Job) -> Accelerator:
     """
     accelerator = create_accelerator(job.training, job.output.output_dir)
     if accelerator.is_main_process:
-        check_run_folder(job.output.output_dir, **job.output.flags)
+        check_run_folder(job.output.output_dir, TRAINING_FILES, **job.output.flags, beside=job.encoding.cache_dir)
     accelerator.wait_for_everyone()
     return accelerator
 
@@ -95,7 +100,8 @@ def fit(
         "mixed_precision": accelerator.mixed_precision,
         "features": key_digest(cache.key),
     }
-    with held_run_folder(output_dir, settings, **job.output.flags, is_writer=accelerator.is_main_process):
+    flags = {**job.output.flags, "beside": job.encoding.cache_dir, "is_writer": accelerator.is_main_process}
+    with held_run_folder(output_dir, settings, TRAINING_FILES, **flags):
         accelerator.wait_for_everyone()
         if job.training.report_to:
             accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
@@ -185,7 +191,8 @@ def _write_statistics(
 def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
     """Puts the best seed's model, statistics and figures on top of the output folder, and the results beside them."""
     run_dir = output_dir / f"seed-{seed}"
-    for source in [*(run_dir / "model").iterdir(), run_dir / "interaction_statistics.json"]:
+    model = [path for path in (run_dir / "model").iterdir() if path.is_file()]
+    for source in [*model, run_dir / "interaction_statistics.json"]:
         replace_files(output_dir, partial(shutil.copy, source))
     for source in (run_dir / "figures").glob("*.png"):
         replace_files(output_dir / "figures", partial(shutil.copy, source))

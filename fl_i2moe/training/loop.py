@@ -6,6 +6,8 @@ of one that was not.
 """
 
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,45 +181,70 @@ class _Run:
             disable=not self.accelerator.is_local_main_process,
             leave=False,
         )
-        for batch in loader:
-            losses = self._train_step(batch, thins)
-            state.step_in_epoch += 1
+        for batches in _grouped(loader, self.arguments.gradient_accumulation_steps):
+            losses = self._train_step(batches, state.step_in_epoch, thins)
+            state.step_in_epoch += len(batches)
             for name, value in losses.items():
-                state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
-            bar.update()
+                state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value * len(batches)
+            bar.update(len(batches))
             bar.set_postfix(loss=f"{losses['loss']:.3f}")
-            if self.accelerator.sync_gradients:
-                state.optimizer_step += 1
-                self._log(losses, state)
-                if state.optimizer_step % self.arguments.checkpoint_steps == 0:
-                    self.checkpoints.save(self.accelerator, state)
+            state.optimizer_step += 1
+            self._log(losses, state)
+            if state.optimizer_step % self.arguments.checkpoint_steps == 0:
+                self.checkpoints.save(self.accelerator, state)
         bar.close()
 
-    def _train_step(self, batch: dict[str, Any], thins: bool) -> dict[str, float]:
-        keep, is_whole = draw_thinning(batch["features"], self.config) if thins else (None, None)
-        with self.accelerator.accumulate(self.model):
-            output = self.model(
-                features=batch["features"],
-                feature_masks=batch["feature_masks"],
-                labels=batch["labels"],
-                keep=keep,
-                is_whole=is_whole,
-            )
-            self.accelerator.backward(output.loss)
-            if self.accelerator.sync_gradients and self.arguments.max_grad_norm:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
-            self.optimizer.step()
-            if self.accelerator.sync_gradients:
-                self.scheduler.step()
-            self.optimizer.zero_grad()
-        losses = {"loss": output.loss, **output.losses}
-        values = self.accelerator.reduce(torch.stack([x.detach().float() for x in losses.values()]), "mean").tolist()
+    def _train_step(self, batches: list[dict[str, Any]], first: int, thins: bool) -> dict[str, float]:
+        """
+        One step of the optimizer on the mean loss over all samples of these batches, in all processes, each of which
+        counts once; `first` is the number of the first batch in its epoch. Returns the mean losses.
+        """
+        accelerator = self.accelerator
+        own = [self._own_samples(number, batch) for number, batch in enumerate(batches, first)]
+        total = accelerator.reduce(torch.tensor(sum(own), device=accelerator.device), "sum").item()
+        sums = torch.zeros((), device=accelerator.device)
+        for number, (batch, count) in enumerate(zip(batches, own, strict=True)):
+            if 0 < count < len(batch["ids"]):
+                batch = _first_samples(batch, count)
+            keep, is_whole = draw_thinning(batch["features"], self.config) if thins else (None, None)
+            is_last = number == len(batches) - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
+                output = self.model(
+                    features=batch["features"],
+                    feature_masks=batch["feature_masks"],
+                    labels=batch["labels"],
+                    keep=keep,
+                    is_whole=is_whole,
+                )
+                # gradients are averaged over the processes
+                share = count * accelerator.num_processes / total
+                accelerator.backward(output.loss * share)
+            losses = {"loss": output.loss, **output.losses}
+            sums = sums + share * torch.stack([x.detach().float() for x in losses.values()])
+        if self.arguments.max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        values = accelerator.reduce(sums, "mean").tolist()
         if not math.isfinite(values[0]):
+            ids = [sample_id for batch in batches for sample_id in batch["ids"]]
             raise FloatingPointError(
-                f"The training loss is {values[0]} for the batch with samples {', '.join(batch['ids'][:4])} …: "
+                f"The training loss is {values[0]} for the batch with samples {', '.join(ids[:4])} …: "
                 "lower --learning_rate, or check the features."
             )
         return dict(zip(losses, values, strict=True))
+
+    def _own_samples(self, number: int, batch: dict[str, Any]) -> int:
+        """
+        How many samples of this process's batch of that number in the epoch are its own, from the first on: where the
+        samples make no whole step for all processes, Accelerate fills it with samples that the epoch has had already.
+        """
+        rows = self.cache.splits["train"]
+        if isinstance(rows, StreamedSplit):  # each process reads shards of its own
+            return len(batch["ids"])
+        start = (number * self.accelerator.num_processes + self.accelerator.process_index) * self.arguments.batch_size
+        return min(max(len(rows) - start, 0), len(batch["ids"]))
 
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
@@ -261,6 +288,23 @@ class _Run:
         if self.accelerator.is_main_process:
             replace_files(self.run_dir / "model", self.accelerator.unwrap_model(self.model).save_pretrained)
         self.accelerator.wait_for_everyone()
+
+
+def _grouped(loader: Iterable[dict[str, Any]], size: int) -> Iterable[list[dict[str, Any]]]:
+    """The batches of an epoch, `size` for each step; fewer for the last one."""
+    group: list[dict[str, Any]] = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _first_samples(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """Of a nested dictionary of tensors and lists, whose first dimension is the samples'."""
+    return {key: _first_samples(x, count) if isinstance(x, dict) else x[:count] for key, x in batch.items()}
 
 
 def _train_means(cache: FeatureCache, modality_order: list[str], batch_size: int) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from datasets import disable_progress_bars
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -45,7 +45,8 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         end_with_launcher()
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        # the training loop does it: Accelerate divides by the number of steps, however many the last group has
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         step_scheduler_with_optimizer=False,
         log_with=training.report_to,
         project_dir=output_dir,

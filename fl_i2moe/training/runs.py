@@ -196,13 +196,6 @@ def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
         )
 
 
-def refuse_trained_runs(folder: str | Path) -> None:
-    """Raises `ValueError` where a folder to write into holds trained models, which `overwrite` would remove."""
-    folder = Path(folder)
-    if any(folder.glob("seed-*/model")) or (folder / "config.json").is_file():
-        raise ValueError(f"The output folder {folder} holds trained models; give another --output_dir.")
-
-
 def _find_models(folder: Path) -> dict[str, Path]:
     """Seed → model: all of a run, in the order of the seeds; or a single one."""
     found = {x.parent.name.removeprefix("seed-"): x for x in folder.glob("seed-*/model")}

@@ -1,16 +1,17 @@
-"""The folder of a run: whose it is, whether a new start may go on in it, and that one run at a time writes into it."""
+"""The folder of a run: which job wrote it, whether a new start may go on in it, and that one run at a time does so."""
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from .files import existing, read_json, write_json
+from .files import UNFINISHED, existing, read_json, remove, remove_unfinished, write_json
 from .machine import take_lock
 
 SETTINGS_FILE = "run.json"
@@ -18,46 +19,104 @@ LOCK_FILE = "run.lock"
 """Stays; what counts is the lock that a process holds on it, which the system takes from a process that ends."""
 
 
-def check_run_folder(folder: str | os.PathLike, *, resume: bool, overwrite: bool) -> None:
+@dataclass(frozen=True)
+class JobFiles:
+    """What a job writes into its output folder. Nothing else there is ever touched."""
+
+    job: str
+    """What `run.json` calls the job."""
+    patterns: tuple[str, ...]
+    """Names of files and folders, as in `Path.glob`."""
+    parts: "JobFiles | None" = None
+    """Of runs that the job starts in folders of their own below; their settings name a `system`."""
+
+    def find(self, folder: Path) -> list[Path]:
+        """Those that are in the folder; of the parts also their settings, last."""
+        found = [path for pattern in self.patterns for path in sorted(folder.glob(pattern))]
+        if self.parts is not None:
+            for file in folder.glob(f"*/{SETTINGS_FILE}"):
+                if "system" in read_json(file, kind=dict):
+                    found += [*self.parts.find(file.parent), file]
+        return found
+
+
+def check_run_folder(
+    folder: str | os.PathLike,
+    files: JobFiles,
+    *,
+    resume: bool,
+    overwrite: bool,
+    beside: str | os.PathLike | None = None,
+) -> None:
     """
-    Changes nothing, and raises `ValueError` where `folder` is a file, cannot be made, holds other files, or holds a run
-    and neither `resume` nor `overwrite` is given; or where a run is writing into it.
+    Changes nothing, and raises `ValueError` where `folder` is a file, cannot be made, holds other files than a run of
+    this job, or holds one and neither `resume` nor `overwrite` is given; or where a run is writing into it. What lies
+    `beside` the run on purpose, such as a feature cache, is not in its way.
     """
     folder = Path(folder)
     if (folder / LOCK_FILE).is_file():
         with _lock(folder):
             pass
-    _check_content(folder, resume, overwrite)
+    _check_content(folder, files, resume, overwrite, beside)
 
 
-def _check_content(folder: Path, resume: bool, overwrite: bool) -> None:
+def _check_content(
+    folder: Path, files: JobFiles, resume: bool, overwrite: bool, beside: str | os.PathLike | None
+) -> None:
+    instead = "give another --output_dir"
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output folder {folder} is a file; give another --output_dir.")
+        raise ValueError(f"The output folder {folder} is a file; {instead}.")
     if (folder / SETTINGS_FILE).is_file():
         if not (resume or overwrite):
             raise ValueError(
-                f"{folder} already holds a run: go on with it by --resume, replace it by --overwrite, or give another "
-                "--output_dir."
+                f"{folder} already holds a run: go on with it by --resume, replace it by --overwrite, or {instead}."
             )
+        job = read_json(folder / SETTINGS_FILE, kind=dict).get("job")
+        if job is None and overwrite:
+            raise ValueError(
+                f"{folder} holds a run of an earlier version, which does not say which job wrote it: remove it, or "
+                f"{instead}."
+            )
+        if job not in (None, files.job):
+            raise ValueError(f"{folder} holds a run of another job, {job}, not {files.job}: {instead}.")
     elif not folder.exists():
         above = existing(folder)
         if not (above.is_dir() and os.access(above, os.W_OK)):
-            raise ValueError(f"The output folder {folder} cannot be made in {above}; give another --output_dir.")
-    elif any(path.name != LOCK_FILE for path in folder.iterdir()):
-        raise ValueError(f"{folder} holds other files and no run; give another --output_dir.")
+            raise ValueError(f"The output folder {folder} cannot be made in {above}; {instead}.")
+    elif others := _others(folder, beside):
+        raise ValueError(f"{folder} holds other files ({others[0]}) and no run; {instead}.")
 
 
-def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+def _others(folder: Path, beside: str | os.PathLike | None) -> list[str]:
+    """What is in a folder without a run, apart from what one that was killed at its start has left."""
+    expected = [] if beside is None else [Path(beside).absolute(), *Path(beside).absolute().parents]
+    return sorted(
+        path.name
+        for path in folder.absolute().iterdir()
+        if path.name != LOCK_FILE and not path.name.startswith(UNFINISHED) and path not in expected
+    )
+
+
+def begin_run_folder(
+    folder: str | os.PathLike,
+    settings: dict[str, Any],
+    files: JobFiles,
+    *,
+    resume: bool,
+    overwrite: bool,
+    beside: str | os.PathLike | None = None,
+) -> None:
     """
-    Makes `folder` ready for a run with `settings` (plain JSON): empties it, or lets the run in it go on. Raises
-    `ValueError` as [`check_run_folder`], or where the run to go on with was started with other settings.
+    Makes `folder` ready for a run with `settings` (plain JSON): removes what the job wrote there before, or lets the
+    run in it go on. Raises `ValueError` as [`check_run_folder`], where the run to go on with was started with other
+    settings, or where another run is writing into a folder that would be removed.
     """
     folder = Path(folder)
-    _check_content(folder, resume, overwrite)
-    settings = json.loads(json.dumps(settings))  # as they come back from the file
+    _check_content(folder, files, resume, overwrite, beside)
+    settings = {"job": files.job, **json.loads(json.dumps(settings))}  # as they come back from the file
     file = folder / SETTINGS_FILE
     if file.is_file() and resume:
-        stored = read_json(file)
+        stored = {"job": files.job, **read_json(file, kind=dict)}
         different = [
             f"  {name}: {stored.get(name)!r} then, {settings.get(name)!r} now"
             for name in {**stored, **settings}
@@ -69,33 +128,51 @@ def begin_run_folder(folder: str | os.PathLike, settings: dict[str, Any], *, res
                 + "\n".join(different)
                 + "\nGive the same ones to resume it, or --overwrite to replace it."
             )
+        _remove_unfinished(folder, files)
         return
-    if folder.exists():
-        # the settings last: whatever is left after a kill is still known as a run
-        for path in sorted(folder.iterdir(), key=lambda path: path == file):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK_FILE:
-                path.unlink()
-    write_json(file, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(folder, files)
+    doomed = files.find(folder)
+    for path in doomed:
+        for lock in path.rglob(LOCK_FILE):
+            with _lock(lock.parent):
+                pass
+    with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as removed:
+        # each goes at once, so that a kill leaves none by halves
+        for number, path in enumerate(doomed):
+            path.rename(Path(removed) / str(number))
+        write_json(file, settings)
+
+
+def _remove_unfinished(folder: Path, files: JobFiles) -> None:
+    for path in [*folder.glob(UNFINISHED + "*"), *files.find(folder)]:
+        if path.name.startswith(UNFINISHED):
+            remove(path)
+        elif path.is_dir():
+            remove_unfinished(path)
 
 
 @contextmanager
 def held_run_folder(
-    folder: str | os.PathLike, settings: dict[str, Any], *, resume: bool, overwrite: bool, is_writer: bool = True
+    folder: str | os.PathLike,
+    settings: dict[str, Any],
+    files: JobFiles,
+    *,
+    is_writer: bool = True,
+    **flags: Any,
 ) -> Iterator[None]:
     """
-    [`begin_run_folder`], and nobody else may begin there until the block is left; raises `ValueError` where another run
-    is writing into the folder. Does nothing in those of a run's processes that are not `is_writer`.
+    [`begin_run_folder`], with its `flags`, and nobody else may begin there until the block is left; raises `ValueError`
+    where another run is writing into the folder. Does nothing in those of a run's processes that are not `is_writer`.
     """
     if not is_writer:
         yield
         return
     folder = Path(folder)
-    _check_content(folder, resume, overwrite)
+    _check_content(folder, files, flags["resume"], flags["overwrite"], flags.get("beside"))
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        begin_run_folder(folder, settings, resume=resume, overwrite=overwrite)
+        begin_run_folder(folder, settings, files, **flags)
         yield
 
 

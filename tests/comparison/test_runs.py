@@ -308,7 +308,7 @@ def test_what_is_no_finished_run_is_refused_before_anything_is_written(trained, 
     weights = moe / "seed-1" / "model" / "model.safetensors"
     whole = weights.read_bytes()
     # a comparison never takes the place of what it compares
-    assert "holds trained models" in refusal(moe, dense, output_dir=moe, options=["--overwrite"])
+    assert "holds a run of another job, training" in refusal(moe, dense, output_dir=moe, options=["--overwrite"])
     assert weights.read_bytes() == whole
 
     weights.write_bytes(whole[: len(whole) // 2])

@@ -152,7 +152,7 @@ def test_nobodys_answers_are_overwritten(trained, tmp_path):
         drawn(trained, tmp_path / "q")
     drawn(trained, tmp_path / "q", overwrite=True)
     (tmp_path / "q" / "answers").mkdir()
-    with pytest.raises(ValueError, match="also holds answers, which --overwrite would delete"):
+    with pytest.raises(ValueError, match="also holds answers, which does not go with a new questionnaire"):
         drawn(trained, tmp_path / "q", overwrite=True)
     make_key().save(tmp_path / "k" / "key.json")
     file = write_answers(tmp_path / "answers", "r1", [4] * 5)

@@ -33,7 +33,7 @@ from ...explain.interactions import PairTable, sample_seed, score_pairs
 from ...metrics.summaries import resample, weighted_means
 from ...metrics.tasks import FloatArray
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.files import replace_files
+from ...utils.files import write_file
 from .truth import BoolArray, Evidence, EvidenceProbe, ExpertOutputs, describe, precision_at, right_pairs
 
 Truth = Mapping[str, Mapping[str, Evidence]]
@@ -275,7 +275,7 @@ class ModelMeasures:
         arrays = asdict(self.outputs)
         for kind in ("evidence", "pairs"):
             arrays |= {"/".join((kind, *key)): values for key, values in getattr(self, kind).items()}
-        replace_files(path.parent, lambda unfinished: np.savez_compressed(unfinished / path.name, **arrays))
+        write_file(path, lambda unfinished: np.savez_compressed(unfinished, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> "ModelMeasures":

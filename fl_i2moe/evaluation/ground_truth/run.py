@@ -22,9 +22,9 @@ from ...metrics.figures import save_figure
 from ...training.arguments import check_options, option
 from ...training.loop import predict
 from ...training.recipe import create_console
-from ...training.runs import Run, check_cache, fingerprint, refuse_trained_runs
+from ...training.runs import Run, check_cache, fingerprint
 from ...utils.files import write_json, write_text
-from ...utils.run_folder import check_run_folder, held_run_folder
+from ...utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from ..run.explanations import load_explainable
 from .evaluation import (
     Case,
@@ -41,6 +41,8 @@ from .evaluation import (
 )
 from .report import draw_carriers, to_markdown
 from .truth import ExpertOutputs, micro_f1, right_experts
+
+OUTPUT_FILES = JobFiles("ground truth", ("ground_truth.json", "ground_truth.md", "carriers.png", "measured"))
 
 
 @dataclass
@@ -92,9 +94,8 @@ def evaluate_runs(
         ValueError: a model and the features do not fit, or the output folder holds something else.
     """
     console, output_dir, cache = create_console(accelerator), Path(arguments.output_dir), runs[0].cache
-    flags = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
-    refuse_trained_runs(output_dir)
-    check_run_folder(output_dir, **flags)
+    flags: dict[str, Any] = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
+    check_run_folder(output_dir, OUTPUT_FILES, **flags)
     experts: dict[str, list[str]] = {}
     weights: dict[str, dict[str, str]] = {run.name: {} for run in runs}
     for run in runs:
@@ -107,7 +108,8 @@ def evaluate_runs(
     data = _Data(cache, truth, carriers, arguments)
     options = {name: x for name, x in asdict(arguments).items() if name not in ("output_dir", "overwrite")}
     encoders = {name: x["encoder"] for name, x in cache.modalities.items()}
-    with held_run_folder(output_dir, {**options, "weights": weights, "features": encoders}, **flags):
+    settings = {**options, "weights": weights, "features": encoders}
+    with held_run_folder(output_dir, settings, OUTPUT_FILES, **flags):
         console.print(f"{len(data.cases)} samples and labels checked for evidence, {len(data.pair_cases)} for pairs")
         train, split = (FeatureRows(cache.splits[x], list(cache.modalities)) for x in ("train", arguments.split))
         probes = fit_probes(train, truth, cache.label_names, arguments.num_probe_samples, arguments.seed)

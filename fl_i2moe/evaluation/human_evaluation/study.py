@@ -30,7 +30,7 @@ from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import write_json, write_text
-from ...utils.run_folder import SETTINGS_FILE, begin_run_folder, check_run_folder
+from ...utils.run_folder import SETTINGS_FILE, JobFiles, begin_run_folder, check_run_folder
 from ..run.explanations import say_what_is_bad, split_of
 from .questionnaire import (
     Item,
@@ -48,6 +48,7 @@ from .ratings import read_answers, summarise_ratings, to_markdown
 
 PAGE_FILE, KEY_FILE = "questionnaire.html", "key.json"
 TABLE_FILES = ("ratings.json", "ratings.md")
+QUESTIONS, RATINGS = JobFiles("questionnaire", (PAGE_FILE, KEY_FILE)), JobFiles("ratings", TABLE_FILES)
 
 
 @dataclass
@@ -119,7 +120,7 @@ class SummarizeArguments:
 
 def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
     """Writes page and key, returns the page; `ValueError` if model, cache, samples or output folder do not fit."""
-    _check_folder(arguments.folder, arguments.overwrite, (PAGE_FILE, KEY_FILE))
+    _check_folder(arguments.folder, arguments.overwrite, QUESTIONS)
     model = load_model(arguments.model)
     cache = find_cache(arguments.model, arguments.cache_dir, arguments.split)
     _check_model(model, cache, arguments)
@@ -154,7 +155,7 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
     unbinding = ("output_dir", "overwrite", "cache_dir")
     settings = {name: x for name, x in asdict(arguments).items() if name not in unbinding}
     settings |= {"weights": fingerprint(model), "features": key_digest(cache.key)}
-    begin_run_folder(arguments.folder, settings, resume=False, overwrite=arguments.overwrite)
+    begin_run_folder(arguments.folder, settings, QUESTIONS, resume=False, overwrite=arguments.overwrite)
     write_text(arguments.folder / PAGE_FILE, page)
     Key(questionnaire_id(described), list(config.expert_names), items).save(arguments.folder / KEY_FILE)
     console.print(f"{len(items):,} questions: {arguments.folder / PAGE_FILE}")
@@ -165,13 +166,13 @@ def draw_questionnaire(arguments: DrawArguments, console: Console) -> Path:
 def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[str, Any]:
     """Writes the table, and returns what is written as JSON, see [`summarise_ratings`]; `ValueError` if questionnaire,
     answers or output folder do not fit."""
-    _check_folder(arguments.folder, arguments.overwrite, TABLE_FILES)
+    _check_folder(arguments.folder, arguments.overwrite, RATINGS)
     key = Key.load(Path(arguments.questionnaire) / KEY_FILE)
     answers = read_answers(arguments.answers, key)
     summary = summarise_ratings(key, answers, arguments.num_resamples, arguments.seed)
     settings: dict[str, Any] = {"questionnaire": key.questionnaire, "answers": [str(one.file) for one in answers]}
     settings |= {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
-    begin_run_folder(arguments.folder, settings, resume=False, overwrite=arguments.overwrite)
+    begin_run_folder(arguments.folder, settings, RATINGS, resume=False, overwrite=arguments.overwrite)
     write_json(arguments.folder / TABLE_FILES[0], summary)
     write_text(arguments.folder / TABLE_FILES[1], text := to_markdown(summary))
     console.print(text)
@@ -179,16 +180,17 @@ def summarise_answers(arguments: SummarizeArguments, console: Console) -> dict[s
     return summary
 
 
-def _check_folder(folder: Path, overwrite: bool, own_files: tuple[str, ...]) -> None:
+def _check_folder(folder: Path, overwrite: bool, files: JobFiles) -> None:
     """As [`check_run_folder`]; also refuses to replace what has other files beside it, such as readers' answers."""
     if (folder / SETTINGS_FILE).is_file():
         if not overwrite:
             raise ValueError(f"{folder} is not empty: replace it by --overwrite, or give another --output_dir.")
-        if others := ", ".join(sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *own_files})):
+        if others := ", ".join(sorted({x.name for x in folder.iterdir()} - {SETTINGS_FILE, *files.patterns})):
             raise ValueError(
-                f"{folder} also holds {others}, which --overwrite would delete: move it, or give another --output_dir."
+                f"{folder} also holds {others}, which does not go with a new {files.job}: move it, or give another "
+                "--output_dir."
             )
-    check_run_folder(folder, resume=False, overwrite=overwrite)
+    check_run_folder(folder, files, resume=False, overwrite=overwrite)
 
 
 def _check_model(model: FLI2MoEModel, cache: FeatureCache, arguments: DrawArguments) -> None:

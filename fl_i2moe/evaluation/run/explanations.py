@@ -14,6 +14,7 @@ Explanations of many samples: a page, a figure and the data of each, and what th
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -30,20 +31,26 @@ from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.recipe import create_console
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import read_json, write_json
-from ...utils.run_folder import check_run_folder, held_run_folder
+from ...utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from ..masking import faithfulness
 from .arguments import ExplainArguments
 from .results import FAITHFULNESS_FILE, write_results
 from .sample import explain_sample, list_samples
+
+OUTPUT_FILES = JobFiles(
+    "explanations",
+    ("samples", "measured", "index.html", "faithfulness*", "alignment*", "pair_masking*", "pair_curves*"),
+)
 
 
 def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> None:
     """Explains samples, measures, and writes everything into the output folder, where what is there already is kept;
     `ValueError` if model, cache, samples or the folder do not fit."""
     console = create_console(accelerator)
-    folder, flags = arguments.folder, {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
+    folder = arguments.folder
+    flags: dict[str, Any] = {"resume": not arguments.overwrite, "overwrite": arguments.overwrite}
     if accelerator.is_main_process:
-        check_run_folder(folder, **flags)
+        check_run_folder(folder, OUTPUT_FILES, **flags)
     model = load_explainable(arguments.model)
     check_methods(model, [arguments.method], "method")
     cache = find_cache(arguments.model, arguments.features or arguments.cache_dir, arguments.split)
@@ -57,7 +64,7 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
         models["dense Transformer"] = dense
     rows = choose_rows(arguments, cache, model.config.modality_order, console)
     settings = arguments.binding | {"model": fingerprint(model), "features": key_digest(cache.key)}
-    with held_run_folder(folder, settings, **flags, is_writer=accelerator.is_main_process):
+    with held_run_folder(folder, settings, OUTPUT_FILES, **flags, is_writer=accelerator.is_main_process):
         accelerator.wait_for_everyone()
         for one in models.values():
             one.to(accelerator.device)
