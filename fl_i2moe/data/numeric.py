@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..utils.machine import check_memory
 from .truth_files import MIN_SAMPLES, TruthFile, split_sizes
 
 TRUTH = TruthFile("truth.json", format_version=1, kind="numeric sample", writer="write_numeric")
@@ -104,6 +105,8 @@ class NumericSettings:
         for name, least in {"num_samples": MIN_SAMPLES, **positive, "noise": 0, "sample_seed": 0}.items():
             if not least <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a number of at least {least}, got {getattr(self, name)}.")
+        numbers = self.num_modalities * self.num_samples * self.num_tokens * self.feature_size
+        check_memory(8 * numbers, "the sample", "lower `num_samples` or `num_tokens`")
         positions = self.positions
         if len(set(positions)) < len(positions) or not all(0 <= x < self.num_tokens for x in positions):
             raise ValueError(

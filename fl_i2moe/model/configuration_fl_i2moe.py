@@ -56,11 +56,13 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 def check_options(options: Any) -> None:
-    """Raises `ValueError` for a field of a dataclass that is NaN, infinite, or outside the bounds of its [`option`]."""
+    """Raises `ValueError` for a field of a dataclass that is NaN, infinite, too large, or outside its bounds."""
     for item in fields(options):
         name, value, bounds = item.name, getattr(options, item.name), item.metadata
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"`{name}` must be smaller than 2⁶³, got {value}.")
         if "choices" in bounds and (value, item.default) != (None, None):
             check_choice(name, value, bounds["choices"])
         if value is None:

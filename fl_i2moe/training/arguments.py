@@ -11,7 +11,7 @@ from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Name
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -25,6 +25,7 @@ from ..model.configuration_fl_i2moe import (
     checked_config,
     option,
 )
+from ..utils.machine import tell_launcher
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
@@ -219,7 +220,7 @@ class TrainingArguments:
     bucket_by_length: bool = option(False, "Batch sequences of similar length: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
     num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", at_least=0)
-    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", at_least=1)
+    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", within="[1, 1024]")
 
     def __post_init__(self):
         check_options(self)
@@ -281,6 +282,12 @@ class Job:
         return {**merged, **others}
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        tell_launcher(f"error: {message}")
+        super().error(message)
+
+
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """The description as it is written; one spelling of each option, and its default where it has one."""
 
@@ -322,7 +329,7 @@ def parse_arguments(
     """
     usage = "%(prog)s [options]"  # argparse would list a hundred of them in front of every message
     shown: Any = [_for_parser(kind) for kind in types]
-    parser = HfArgumentParser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
+    parser = _Parser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if presets:
         choices: dict[str, Any] = {
@@ -355,7 +362,7 @@ def parse_command(
     whose docstring its help. Returns the word and the instance; otherwise as [`parse_arguments`].
     """
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
-    words = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
+    words = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     parsers = {}
     for word, kind in commands.items():
         texts: dict[str, Any] = {"description": kind.__doc__, "help": kind.__doc__, "formatter_class": HelpFormatter}

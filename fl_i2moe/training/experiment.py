@@ -32,6 +32,7 @@ from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
 from .loop import FittedModel, Predictions, predict_split, train
 from .recipe import create_accelerator, create_console
+from .runs import fingerprint, load_model
 
 TRAINING_FILES = JobFiles(
     "training",
@@ -142,7 +143,13 @@ def _run_seed(
     """Trains and evaluates one seed, unless that is done already; its part of `results.json`."""
     file = run_dir / "results.json"
     if file.is_file():  # a resumed job
-        return read_json(file)
+        finished = read_json(file, kind=dict)
+        if finished.get("weights", found := fingerprint(load_model(run_dir / "model"))) != found:
+            raise ValueError(
+                f"{run_dir / 'model'} does not hold the weights that were trained: remove {run_dir}, and run again "
+                "with --resume."
+            )
+        return finished
     started = time.perf_counter()
     options: dict[str, Any] = {"seed": seed, "metric": metric, "resume": job.output.resume}
     fitted = train(config, cache, job.training, run_dir, accelerator, **options)
@@ -157,6 +164,7 @@ def _run_seed(
         "best_epoch": fitted.state.best_epoch + 1,
         "epochs": fitted.state.epoch,
         "training_seconds": round(seconds, 1),
+        "weights": fingerprint(fitted.model),
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
     }
     if accelerator.is_main_process:

@@ -18,7 +18,9 @@ from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.encoders import load_encoder
 from ..model.kind import FrozenEncoder
 from ..model.kinds import ENCODED_KINDS
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
+from ..utils.machine import check_memory
 from .arguments import EncodingArguments, ImageEncoderArguments, Job, ModelArguments, TextEncoderArguments, check_metric
 from .recipe import create_console
 
@@ -122,13 +124,18 @@ def model_config(
     `ValueError` where options do not fit the data.
     """
     described: Mapping[str, Any] = data.modalities if modalities is None else modalities
-    return model.to_config(
+    config = model.to_config(
         {name: {key: x[key] for key in FEATURE_SIZES} for name, x in described.items()},
         problem_type=data.problem_type,
         id2label=dict(enumerate(data.label_names)),
         label2id={name: index for index, name in enumerate(data.label_names)},
         encoders={name: x["encoder"] for name, x in described.items() if "encoder" in x},
     )
+    with torch.device("meta"):
+        num_parameters = sum(x.numel() for x in FLI2MoEModel(config).parameters())
+    # weights, gradients and the two moments of Adam
+    check_memory(16 * num_parameters, "training the model", "lower `hidden_size` or `num_fusion_layers`")
+    return config
 
 
 def _stream(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCache:

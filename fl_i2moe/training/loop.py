@@ -218,7 +218,8 @@ class _Run:
                 )
                 # gradients are averaged over the processes
                 share = count * accelerator.num_processes / total
-                accelerator.backward(output.loss * share)
+                # Accelerate divides by the steps it was told of, however many batches there are
+                accelerator.backward(output.loss * (share * accelerator.gradient_accumulation_steps))
             losses = {"loss": output.loss, **output.losses}
             sums = sums + share * torch.stack([x.detach().float() for x in losses.values()])
         if self.arguments.max_grad_norm:

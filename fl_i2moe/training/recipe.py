@@ -1,26 +1,57 @@
 """What all recipes share: how they end, what they print, and in how many processes they run."""
 
 import os
+import re
+import signal
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from io import TextIOWrapper
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from datasets import disable_progress_bars
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from ..utils.machine import end_with_launcher, keep_freed_memory, multiplies_bfloat16, usable_cores
+from ..utils.machine import end_with_launcher, keep_freed_memory, multiplies_bfloat16, tell_launcher, usable_cores
 from .arguments import TrainingArguments
+
+INTERRUPTED = 128 + signal.SIGINT
+OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory|storage size calculation overflowed"
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Runs a recipe; what it refuses, or a disk or network that fails it, ends the program with one line."""
+    """
+    Runs a recipe; what it refuses, a disk or network that fails it, too little memory, or Ctrl-C ends the program with
+    one line, which a launcher of several processes repeats at its end. What the terminal's encoding lacks is written as
+    an escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what is finished is kept; go on by the same command, with --resume if it has it",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+        _end(f"error: {error}", error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error), re.IGNORECASE):
+            raise
+        reason = f" ({lines[0]})" if (lines := str(error).strip().splitlines()) else ""
+        _end(f"error: there is not enough memory{reason}: lower --batch_size, --hidden_size or --num_threads", error)
+
+
+def _end(message: str, error: Exception) -> NoReturn:
+    tell_launcher(message)
+    raise SystemExit(message) from error
 
 
 def create_console(accelerator: Accelerator | None = None) -> Console:
@@ -45,8 +76,6 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         end_with_launcher()
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
-        # the training loop does it: Accelerate divides by the number of steps, however many the last group has
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         step_scheduler_with_optimizer=False,
         log_with=training.report_to,
         project_dir=output_dir,

@@ -1,6 +1,7 @@
 """The machine: what a figure was measured on, and how a training process gets on with it and with other processes."""
 
 import ctypes
+import json
 import os
 import platform
 import re
@@ -34,6 +35,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_memory(num_bytes: int, what: str, how: str) -> None:
+    """
+    Raises `ValueError` where something takes more than all memory of the machine: the system would end the process
+    without a word. `what` it is, and `how` it becomes smaller, go into the message.
+    """
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > memory:
+        raise ValueError(f"{what} takes {num_bytes / 2**30:,.0f} GiB, the machine has {memory / 2**30:,.0f}: {how}.")
+
+
 def keep_freed_memory() -> None:
     """
     Lets this process keep the memory that tensors free. By default glibc returns each big block to the system at once,
@@ -59,6 +72,13 @@ def end_with_launcher(seconds: float = 1.0) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="end-with-launcher", daemon=True).start()
+
+
+def tell_launcher(message: str) -> None:
+    """Why this process fails: what started several repeats it in its last words, which otherwise bury it."""
+    if (file := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
+        content = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}  # torchelastic's form
+        Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def lock_holder(path: str | Path) -> int | None:

@@ -1,7 +1,10 @@
 """The training loop on a small cache of numbers whose truth is known."""
 
 import errno
+import itertools
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +170,85 @@ def test_a_run_stopped_at_any_checkpoint_ends_alike(cache, tmp_path, monkeypatch
     assert expected.state.history == resumed.state.history
 
 
+@pytest.fixture(scope="module")
+def stopped(cache, tmp_path_factory):
+    """A run of `whole` that was stopped after its fourth checkpoint, in the second epoch; two are kept."""
+    folder, save = tmp_path_factory.mktemp("stopped"), Checkpoints.save
+    saved = itertools.count(1)
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        if next(saved) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(cache, folder, checkpoint_steps=2)
+    return folder
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "trainer_state.json")
+CHECKPOINT_FILES += ("checksums.json", "model/model.safetensors", "model/config.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *((file, flip) for file in CHECKPOINT_FILES if file != "checksums.json"),
+        ("random_states_0.pkl", truncate),
+        ("random_states_0.pkl", Path.unlink),
+        ("model.safetensors", truncate),
+        ("checksums.json", Path.unlink),
+        ("checksums.json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_used(cache, whole, stopped, tmp_path, capfd, file, damage):
+    """The one before it is, and the end is the same, bit for bit."""
+    shutil.copytree(stopped, tmp_path / "run")
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert {x.relative_to(newest).as_posix() for x in newest.rglob("*") if x.is_file()} >= set(CHECKPOINT_FILES)
+    damage(newest / file)
+    resumed = fit(cache, tmp_path / "run", resume=True, checkpoint_steps=2)
+    said = capfd.readouterr().out
+    assert f"{newest} is not used: " in said
+    assert file in said
+    assert f"Going on from {older}." in said
+    assert_same(tensors(whole), tensors(resumed))
+    assert whole.state.history == resumed.state.history
+
+
+def test_without_a_whole_checkpoint_training_starts_anew(cache, whole, stopped, tmp_path, capfd):
+    shutil.copytree(stopped, tmp_path / "run")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        (checkpoint / "optimizer.bin").write_bytes(b"")
+    resumed = fit(cache, tmp_path / "run", resume=True, checkpoint_steps=2)
+    assert "No checkpoint in " in capfd.readouterr().out
+    assert_same(tensors(whole), tensors(resumed))
+
+
+def test_the_kept_model_comes_from_the_checkpoint(cache, stopped, tmp_path):
+    """Where nothing after it is better, that of the first epoch is the end; damage beside it does no harm."""
+    expected = load_file(stopped / "model" / "model.safetensors")
+    shutil.copytree(stopped, tmp_path / "run")
+    flip(tmp_path / "run" / "model" / "model.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "compute_metrics", lambda *arguments: {"micro_f1": -1.0})
+        resumed = fit(cache, tmp_path / "run", resume=True, checkpoint_steps=2)
+    assert resumed.state.best_epoch == 0
+    assert_same(expected, tensors(resumed))
+
+
 def test_a_second_seed_resumes_from_its_own_state(cache, tmp_path, monkeypatch):
     """One accelerator serves all seeds of a job; the job that resumes may start with a later one."""
 
@@ -230,6 +312,53 @@ def test_accumulated_batches_equal_one_large_batch(cache, tmp_path):
     assert large.state.optimizer_step == small.state.optimizer_step == 12
     for name, x in tensors(large).items():
         torch.testing.assert_close(tensors(small)[name], x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(20, 4), (10, 4), (50, 3), (96, 2), (7, 1)])
+def test_each_step_is_the_mean_over_its_samples(cache, tmp_path, monkeypatch, batch_size, steps):
+    """The gradients of every step, also of the last, short one, against one backward pass over all its samples."""
+    nothing_drawn = {f"{name}_dropout": 0.0 for name in ("attention", "residual", "activation", "reweighting")}
+    config = make_config(cache, perturbation="zero", **nothing_drawn)
+    seen, adam_step, forward = [], torch.optim.Adam.step, FLI2MoEModel.forward
+    group = []
+
+    def record_batch(self, **inputs):
+        if self.training:
+            group.append(inputs)
+        return forward(self, **inputs)
+
+    def record_step(self, *arguments, **options):
+        parameters = [p for part in self.param_groups for p in part["params"]]
+        seen.append(([p.detach().clone() for p in parameters], [p.grad.clone() for p in parameters], list(group)))
+        group.clear()
+        return adam_step(self, *arguments, **options)
+
+    monkeypatch.setattr(FLI2MoEModel, "forward", record_batch)
+    monkeypatch.setattr(torch.optim.Adam, "step", record_step)
+    options = {"batch_size": batch_size, "gradient_accumulation_steps": steps, "max_grad_norm": 0.0}
+    fit(cache, tmp_path, config=config, num_epochs=1, **options)
+    monkeypatch.undo()
+
+    per_step = batch_size * steps
+    sizes = [sum(len(inputs["labels"]) for inputs in batches) for _, _, batches in seen]
+    assert sizes == [min(per_step, 96 - start) for start in range(0, 96, per_step)]
+    model = FLI2MoEModel(config).train()
+    for weights, gradients, batches in seen:
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
+            parameter.data = weight
+        model.zero_grad()
+        losses = [
+            model(
+                features={k: x[i : i + 1] for k, x in inputs["features"].items()},
+                feature_masks={k: x[i : i + 1] for k, x in inputs["feature_masks"].items()},
+                labels=inputs["labels"][i : i + 1],
+            ).loss
+            for inputs in batches
+            for i in range(len(inputs["labels"]))
+        ]
+        torch.stack(losses).mean().backward()
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_early_stopping_and_rotation(cache, tmp_path):

@@ -55,7 +55,7 @@ class ExplainArguments:
     )
     seed: int = option(0, "Seed of everything random.", at_least=0)
     batch_size: int = option(32, "Samples at once where faithfulness is measured.", at_least=1)
-    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", at_least=1)
+    num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", within="[1, 1024]")
 
     def __post_init__(self):
         check_options(self)
