@@ -11,8 +11,6 @@ import io
 import json
 import math
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
@@ -23,28 +21,30 @@ from urllib.request import urlopen
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed
 
-# What Pillow raises for bytes that are no sound picture.
-_PICTURE_ERRORS = (
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-
-
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")
+
+LONG = 10
+"""Longer side by shorter from which only what a crop keeps is resized: the rest would cost a multiple of it."""
+
+TOO_LONG = 100
+"""Longer side by shorter from which a crop is refused: it would show less than a hundredth of the picture."""
+
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the picture."""
@@ -58,8 +58,8 @@ def open_image(value: Any) -> Image.Image:
             `datasets.Image`: `{"path": ..., "bytes": ...}`.
 
     Raises:
-        ValueError: the file is missing, empty, truncated, no picture, or larger than `PIL.Image.MAX_IMAGE_PIXELS`; the
-            message names the file and the reason.
+        ValueError: the file is missing, empty, truncated, no picture, has no pixels, or more than
+            `PIL.Image.MAX_IMAGE_PIXELS`; the message names the file and the reason.
     """
     if isinstance(value, Mapping):
         source, name = value.get("bytes"), value.get("path") or "a picture given as bytes"
@@ -81,7 +81,7 @@ def open_image(value: Any) -> Image.Image:
                     f"{image.width} x {image.height} pixels are more than the {limit} that Pillow deems safe"
                 )
             return _to_rgb(image)
-    except _PICTURE_ERRORS as error:
+    except Exception as error:  # Pillow's readers of some fifty formats run into errors of any type
         reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         raise ValueError(
             f"{name}: cannot be read as a picture: {reason.rstrip('.')}. Replace or leave out this picture."
@@ -90,7 +90,10 @@ def open_image(value: Any) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    turn = _TURNS.get(_orientation(image))
+    image = image.copy() if turn is None else image.transpose(turn)
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels have 32 bits (mode {image.mode}); convert it to 8 or 16 bits")
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
@@ -99,6 +102,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """As EXIF has it. (`ImageOps.exif_transpose` writes the rest of EXIF anew, too, and fails where it is damaged.)"""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF that nobody can read turns no picture, in no viewer
+        return None
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,9 @@ class ImagePreprocessor:
         resize_to: rows and columns to resize to before the centre crop, or the length of the shorter edge.
         resample: a `PIL.Image.Resampling`.
         scale, offset: one value per channel.
+
+    Raises:
+        ValueError: on a call, a picture cannot be read, or is too thin to be cut to its centre.
     """
 
     input_size: tuple[int, int]
@@ -129,7 +143,13 @@ class ImagePreprocessor:
     def _one(self, image: Image.Image) -> tuple[np.ndarray, dict[str, int]]:
         (rows, cols), (height, width) = self._resized_size(image), self.input_size
         top, left = (rows - height) // 2, (cols - width) // 2
-        pixels = np.asarray(image.resize((cols, rows), self.resample))[top : top + height, left : left + width]
+        if isinstance(self.resize_to, int) and max(image.size) >= LONG * min(image.size):
+            across, down = image.width / cols, image.height / rows
+            # the same but for 1 of 255 in a few pixels: Pillow has boxes in 32-bit numbers
+            box = (left * across, top * down, (left + width) * across, (top + height) * down)
+            pixels = np.asarray(image.resize((width, height), self.resample, box))
+        else:
+            pixels = np.asarray(image.resize((cols, rows), self.resample))[top : top + height, left : left + width]
         geometry = {
             "width": image.width,
             "height": image.height,
@@ -144,6 +164,12 @@ class ImagePreprocessor:
         if not isinstance(self.resize_to, int):
             return self.resize_to
         shorter, longer = sorted(image.size)
+        if longer >= TOO_LONG * shorter:
+            raise ValueError(
+                f"a picture of {image.width} x {image.height} pixels is too thin to be cut to its centre, which would "
+                "be less than a hundredth of it; cut it yourself, or give its encoder resize='whole' "
+                "(--image_resize whole)"
+            )
         other = int(self.resize_to * longer / shorter)
         return (other, self.resize_to) if image.width <= image.height else (self.resize_to, other)
 

@@ -1,9 +1,12 @@
 import io
+import random
+import struct
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -75,6 +78,47 @@ def test_open_image_turns_as_exif_says(tmp_path):
     assert (turned == np.array([0, 0, 255, 255])).all()  # the top is now on the right
 
 
+def exif_of(*entries, data=b""):
+    """A directory of (tag, type, count, 4 bytes), and what lies behind it."""
+    packed = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4) + data
+
+
+TURN = (0x0112, 3, 1, b"\x06\0\0\0")  # to be turned a quarter clockwise
+BEHIND = struct.pack("<I", 8 + 2 + 2 * 12 + 4)  # where data of two entries lie
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "size"),
+    [
+        (exif_of(TURN, (0x9204, 10, 1, BEHIND), data=struct.pack("<ii", -1, 0)), (40, 30)),  # exposure bias -1/0
+        (exif_of(TURN, (0x011A, 5, 1, BEHIND), data=bytes(8)), (40, 30)),
+        (exif_of(TURN, (0x8825, 4, 1, b"\xff\xff\0\0")), (40, 30)),  # a directory behind the end
+        (exif_of(TURN, (0x010E, 2, 2**31, BEHIND)), (40, 30)),
+        (exif_of(TURN, (0x9999, 77, 1, bytes(4))), (40, 30)),
+        (exif_of((0x0112, 3, 1, b"\x09\0\0\0")), (30, 40)),
+        (exif_of((0x0112, 2, 2, b"6\0\0\0")), (30, 40)),
+        (b"no exif at all", (30, 40)),
+        (b"II*\0", (30, 40)),
+    ],
+    ids=["1/0", "0/0", "gps", "huge", "type", "turn-9", "turn-text", "garbage", "head"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_refuses_no_picture(exif, size, format):
+    exif = b"Exif\0\0" * (format == "JPEG") + exif
+    assert open_image({"path": None, "bytes": encode(noise(30, 40), format, exif=exif)}).size == size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_as_pillow_turns_it(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(noise(30, 40), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(np.asarray(open_image({"path": None, "bytes": content})), np.asarray(expected))
+
+
 JPEG = encode(noise(64, 64), "JPEG")
 
 
@@ -110,6 +154,51 @@ def test_open_image_refuses_a_bomb(tmp_path, monkeypatch, limit):
     assert open_image(tmp_path / "bomb.jpeg").size == (64, 64)
 
 
+def saved(format, mode):
+    try:
+        return encode(noise(24, 20).convert(mode), format)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # not a mode, or not a format that is written
+        return b""
+
+
+def test_damaged_pictures_of_every_format_are_named():
+    """Cut, flipped and shortened anywhere, whatever Pillow raises."""
+    Image.init()
+    contents = [x for format in sorted(Image.SAVE) for mode in ("RGB", "L", "P", "RGBA") if (x := saved(format, mode))]
+    assert len(contents) > 40
+    rng, num_bad = random.Random(0), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for content in contents:
+            for _ in range(6):
+                damaged = bytearray(content[: rng.choice([len(content), rng.randrange(len(content))])])
+                for _ in range(rng.randrange(1, 4) if damaged else 0):
+                    damaged[rng.randrange(min(len(damaged), 200))] = rng.randrange(256)
+                try:
+                    open_image({"path": "a.picture", "bytes": bytes(damaged)})
+                except ValueError as error:
+                    num_bad += str(error).startswith("a.picture: cannot be read as a picture: ")
+    assert num_bad > len(contents)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, KeyError, IndexError, AttributeError, MemoryError, NotImplementedError, ZeroDivisionError]
+)
+def test_whatever_pillow_raises_is_a_bad_picture(monkeypatch, error):
+    def load(image):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    with pytest.raises(ValueError, match=rf"numbers: cannot be read as a picture: {error.__name__}"):
+        open_image({"path": "numbers", "bytes": JPEG})
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (0, 0)])
+def test_a_picture_without_pixels_is_refused(shape):
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        open_image(np.zeros(shape, np.uint8))
+
+
 PROCESSORS = {
     "clip": CLIPImageProcessorPil(),
     "vit": ViTImageProcessorPil(),
@@ -135,6 +224,29 @@ def test_crop_equals_the_image_processor(name):
     expected = PROCESSORS[name](images, return_tensors="pt")["pixel_values"].permute(0, 2, 3, 1).numpy()
     preprocess = ImagePreprocessor.from_processor(PROCESSORS[name], None, "crop", name)
     np.testing.assert_allclose(final_pixels(preprocess, images), expected, atol=2e-5)
+
+
+CLIP = CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=SQUARE)
+
+
+@pytest.mark.parametrize(("size", "largest"), [((297, 30), 0), ((30, 297), 0), ((300, 30), 1), ((9, 890), 1)])
+def test_of_long_pictures_only_what_is_kept_is_resized(monkeypatch, size, largest):
+    expected = CLIP([noise(*size)], do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"]
+    preprocess = ImagePreprocessor.from_processor(CLIP, None, "crop", "x")
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, *args: sizes.append(args[0]) or resize(image, *args))
+    found = preprocess([noise(*size)]).inputs["pixels"].permute(0, 3, 1, 2).numpy()
+    assert abs(found.astype(int) - expected).max() <= largest  # levels of 255
+    assert max(sizes[0]) < 40 * 10
+
+
+@pytest.mark.parametrize("size", [(10000, 3), (3, 10000), (65000, 1), (1, 100), (400, 4)])
+def test_a_picture_too_thin_to_crop_is_a_bad_one(size):
+    crop, whole = (ImagePreprocessor.from_processor(CLIP, None, resize, "x") for resize in ("crop", "whole"))
+    picture = Image.new("RGB", size)
+    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels is too thin .*--image_resize whole"):
+        crop([noise(5, 5), picture])
+    assert whole([picture]).annotations[0]["width"] == size[0]
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSORS if not name.startswith("convnext")])

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as Picture
 from PIL import Image
 from published import COMMIT, make_published, put_into_hub_cache, save_encoder
 from tiny_models import make_config, make_model
 from transformers import AutoModel
 
+from fl_i2moe.cache import build_cache
 from fl_i2moe.cache.batching import FeatureRows
+from fl_i2moe.data.raw import RawDataset, SampleError
 from fl_i2moe.explain import explain
 from fl_i2moe.explain.inputs import raw_sample
 from fl_i2moe.model.encoders import load_encoder
@@ -79,6 +83,29 @@ def test_encoders_are_no_part_of_the_model(published, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = AutoModel.from_pretrained(tmp_path / "saved").eval()
     torch.testing.assert_close(again(**values(raw)).logits, model(**values(raw)).logits, atol=1e-6, rtol=0)
+
+
+def test_thin_and_damaged_pictures_are_left_out_by_name(tmp_path):
+    encoder = load_encoder(save_encoder("clip", tmp_path / "clip"), "image", resize="crop")
+    paths = {name: str(tmp_path / f"{name}.png") for name in ("sound", "thin", "turned", "damaged")}
+    for name, size in {"sound": (60, 40), "thin": (10000, 3), "turned": (40, 60)}.items():
+        Image.new("RGB", size).save(paths[name])
+    Image.new("RGB", (40, 40)).save(paths["damaged"], "DDS")
+    content = bytearray(Path(paths["damaged"]).read_bytes())
+    content[76:90] = b"\xff" * 14  # its pixel format
+    Path(paths["damaged"]).write_bytes(content)
+    features = Features({"id": Value("string"), "image": Picture(decode=False), "labels": List(Value("float32"), 2)})
+    rows = [{"id": name, "image": {"path": path, "bytes": None}, "labels": [0, 1]} for name, path in paths.items()]
+    splits = DatasetDict(train=Dataset.from_list(rows, features))
+    raw = RawDataset(splits, {"image": "image"}, ["a", "b"], "multi_label_classification")
+    with pytest.raises(SampleError, match=r"'thin' of split 'train' has a bad 'image': .*too thin.*thin.png"):
+        build_cache(raw, {"image": encoder}, tmp_path / "stopped", num_workers=0, progress=False)
+    cache = build_cache(
+        raw, {"image": encoder}, tmp_path / "cache", num_workers=0, progress=False, on_bad_sample="skip"
+    )
+    assert list(cache.splits["train"]["id"]) == ["sound", "turned"]
+    skipped = [json.loads(line) for line in (tmp_path / "cache" / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in skipped] == ["thin", "damaged"]
 
 
 def test_gradients_stop_at_the_features(published):
