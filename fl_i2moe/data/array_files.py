@@ -6,26 +6,26 @@ Shape letters: N samples, T features of a sequence, D numbers of a feature, F fe
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
+from datasets import ClassLabel, Features
 from numpy.typing import NDArray
 
 from .array_pickle import read_array_pickle
+from .raw import SPLIT_NAMES, is_list, names_of_splits, split_of, texts
 
 FILE_ENDS = (".npz", ".parquet", ".pkl", ".pickle")
+LABEL_NAMES_FIELD = "label_names"
 ALL = "all"  # stands for the split of a file that is not cut into splits
-SPLIT_NAMES = {
-    "train": ("train", "training", "tr"),
-    "validation": ("validation", "valid", "val", "dev", "va"),
-    "test": ("test", "testing", "te"),
-}
-_SPLIT_OF = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,9 @@ class Sequences:
 
 
 Field = NDArray[Any] | Sequences
+"""N samples; where values are missing, a masked array of the type that the others have."""
+
 Part = dict[str, Field]
-
-
-def split_of(name: Any) -> str | None:
-    """`train`, `validation` or `test` for any of its usual names; None for another name."""
-    return _SPLIT_OF.get(as_text(name).strip().lower())
 
 
 def describe_shape(x: Field) -> str:
@@ -66,9 +63,17 @@ def describe_shape(x: Field) -> str:
     return f"{len(x)} sequences" if isinstance(x, Sequences) else f"{x.dtype} {x.shape}"
 
 
-def as_text(value: Any) -> str:
-    """An id or a label as text."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def id_texts(x: Field, name: str, file: str | Path) -> list[str]:
+    """Ids, each of one part or several, as texts; raises `ValueError` for other values and where one is missing."""
+    if isinstance(x, Sequences) or x.dtype.kind not in "iuUSO":
+        raise ValueError(f"{file}: {name!r} holds {describe_shape(x)}; ids are texts or whole numbers.")
+    rows = x.reshape(len(x), -1).tolist()
+    if missing := [number for number, row in enumerate(rows) if _has_gap(row)]:
+        raise ValueError(f"{file}: {name!r} has no id in the rows {', '.join(map(str, missing[:5]))}.")
+    if wrong := [part for row in rows for part in row if not isinstance(part, str | bytes | int)]:
+        raise ValueError(f"{file}: {name!r} holds {wrong[0]!r}; ids are texts or whole numbers.")
+    decoded = [[x.decode(errors="replace") if isinstance(x, bytes) else x for x in row] for row in rows]
+    return ["_".join(texts(row, name, file)) for row in decoded]
 
 
 def is_array_file(path: str | Path) -> bool:
@@ -95,9 +100,9 @@ def read_array_file(path: str | Path, label_field: str) -> dict[str, Part]:
         raise ValueError(f"{path} is not there, or no file: give an .npz, a .parquet or a pickle of arrays.")
     match path.suffix.lower():
         case ".npz":
-            return _cut(_read_npz(path), label_field)
+            return _cut(_read_npz(path), label_field, path)
         case ".parquet":
-            return {ALL: _read_parquet(path)}
+            return {ALL: _read_parquet(path, label_field)}
         case ".pkl" | ".pickle":
             return _parts(read_array_pickle(path), path)
         case other:
@@ -109,6 +114,7 @@ def _read_npz(path: Path) -> Part:
         raise ValueError(f"{path} is no .npz file, or is broken: it is no zip archive.")
     try:
         with np.load(path, allow_pickle=False) as archive:
+            _check_once(archive.files, path)
             return {name: _read_member(archive, name, path) for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise ValueError(f"{path} is no .npz file, or is broken: {error}") from error
@@ -129,54 +135,112 @@ def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     return member
 
 
-def _cut(fields: Part, label_field: str) -> dict[str, Part]:
+def _check_once(names: Iterable[str], path: Path) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path} has several fields of one name: {', '.join(map(repr, twice))}; keep one of them.")
+    texts(names, "names of fields", path)
+
+
+def _cut(fields: Part, label_field: str, path: Path) -> dict[str, Part]:
     """By the names' ends, where the labels have such ends."""
-    splits = {f"_{alias}": split for alias, split in _SPLIT_OF.items() if f"{label_field}_{alias}" in fields}
-    if label_field in fields or not splits:
+    aliases = [alias for names in SPLIT_NAMES.values() for alias in names]
+    cut = [alias for alias in aliases if f"{label_field}_{alias}" in fields]
+    if not cut:
         return {ALL: fields}
-    whole = {name: x for name, x in fields.items() if not name.endswith(tuple(splits))}
+    if label_field in fields:
+        raise ValueError(f"{path} has both {label_field!r} and {f'{label_field}_{cut[0]}'!r}: keep one of them.")
+    splits = names_of_splits(cut, f"{path}: {label_field!r}")
+    for split, alias in splits.items():
+        others = tuple(f"_{x}" for x in SPLIT_NAMES[split] if x != alias)
+        if wrong := [name for name in fields if name.endswith(others)]:
+            raise ValueError(
+                f"{path} has two names for one split, {f'{label_field}_{alias}'!r} and {wrong[0]!r}: let all end alike."
+            )
+    ends = tuple(f"_{alias}" for alias in splits.values())
+    whole = {name: x for name, x in fields.items() if not name.endswith(ends)}
     return {
-        split: {name.removesuffix(end): x for name, x in fields.items() if name.endswith(end)} | whole
-        for end, split in splits.items()
+        split: {name.removesuffix(f"_{x}"): field for name, field in fields.items() if name.endswith(f"_{x}")} | whole
+        for split, x in splits.items()
     }
 
 
-def _read_parquet(path: Path) -> Part:
+def _read_parquet(path: Path, label_field: str) -> Part:
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pa.parquet.ParquetFile(path).read()  # and not what folders' names say
+        table.validate(full=True)
+        described = Features.from_arrow_schema(table.schema) if b"huggingface" in (table.schema.metadata or {}) else {}
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no .parquet file, or is broken: {error}") from error
-    return {name: _column(table[name].combine_chunks(), name, path) for name in table.column_names}
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    _check_once(table.column_names, path)
+    fields: dict[str, Any] = {name: _column(table[name].combine_chunks(), name, path) for name in table.column_names}
+    if isinstance(described.get(label_field), ClassLabel):
+        fields[label_field] = np.ma.masked_equal(fields[label_field], -1)  # as `datasets` writes "no label"
+        fields.setdefault(LABEL_NAMES_FIELD, np.array(described[label_field].names))
+    return fields
 
 
 def _column(column: Any, name: str, path: Path) -> Field:
-    """A list of lists of numbers is a sequence of features, a list of numbers one feature."""
-    if not _is_list(column.type):
-        return column.to_numpy(zero_copy_only=False)
+    """A list of lists of numbers is a sequence of features, a list of numbers one feature; a tensor is either."""
+    if isinstance(kind := column.type, pa.FixedShapeTensorType):
+        if kind.permutation and list(kind.permutation) != sorted(kind.permutation):
+            raise ValueError(f"{path}: the tensors of the column {name!r} have permuted axes; write them in order.")
+        flat = _column(column.storage, name, path)
+        return flat if isinstance(flat, Sequences) else flat.reshape(-1, *kind.shape)
+    column = _plain(column)
+    if not is_list(column.type):
+        return _values(column)
     lengths = _lengths(column)
-    inner = column.flatten()
-    if not _is_list(inner.type):
-        sizes, numbers = lengths, inner
-        lengths = (sizes > 0).astype(np.int64)  # a missing vector is a sequence of none
-    else:
-        sizes, numbers = _lengths(inner), inner.flatten()
+    inner = _plain(column.flatten())
+    is_nested = is_list(inner.type)
+    sizes = _lengths(inner) if is_nested else lengths
+    numbers = _values(_plain(inner.flatten()) if is_nested else inner)
     if len(different := np.unique(sizes[sizes > 0])) > 1:
         raise ValueError(f"{path}: vectors of the column {name!r} have different lengths: {different[:2].tolist()}.")
-    if numbers.null_count or (inner is not numbers and (sizes == 0).any()):
-        raise ValueError(f"{path}: vectors of the column {name!r} have missing numbers.")
     size = int(different[0]) if len(different) else 1
-    values = numbers.to_numpy(zero_copy_only=False).reshape(-1, size)
-    if inner is numbers and lengths.all():
-        return values
-    return Sequences(values, lengths)
+    vectors = _with_gaps(numbers.reshape(-1, size), sizes > 0)
+    return Sequences(with_nan(vectors), lengths) if is_nested else vectors
+
+
+def _plain(column: Any) -> Any:
+    """Values as the schema has them, without what it puts around them."""
+    if isinstance(column.type, pa.UuidType):
+        return pa.array([x and str(x) for x in column.to_pylist()], pa.string())
+    if isinstance(column, pa.ExtensionArray):
+        return _plain(column.storage)
+    if pa.types.is_dictionary(column.type):
+        return _plain(column.dictionary_decode())
+    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+        return column.cast(pa.large_string() if pa.types.is_string_view(column.type) else pa.large_binary())
+    return column
+
+
+def _values(column: Any) -> NDArray[Any]:
+    if pa.types.is_decimal(column.type):
+        try:
+            column = column.cast(pa.int64() if column.type.scale <= 0 else pa.float64())
+        except pa.ArrowInvalid:  # whole numbers of more than 64 bits
+            column = column.cast(pa.string())
+    return _with_gaps(column.drop_null().to_numpy(zero_copy_only=False), column.is_valid().to_numpy(False))
+
+
+def _with_gaps(present: NDArray[Any], is_there: NDArray[np.bool_]) -> NDArray[Any]:
+    """What is there, at its places."""
+    if is_there.all():
+        return present
+    values = np.ma.masked_all((len(is_there), *present.shape[1:]), present.dtype)
+    values[is_there] = present
+    return values
+
+
+def with_nan(x: NDArray[Any]) -> NDArray[Any]:
+    """NaN in place of numbers that are missing."""
+    if not isinstance(x, np.ma.MaskedArray) or x.dtype.kind not in "biuf":
+        return np.ma.getdata(x)
+    return np.ma.filled(x.astype(np.float64), np.nan)
 
 
 def _lengths(column: Any) -> NDArray[np.int64]:
-    lengths = pa.compute.fill_null(pa.compute.list_value_length(column), 0)
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
     return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
@@ -186,18 +250,18 @@ def _parts(content: Any, path: Path) -> dict[str, Part]:
         kind = "nothing" if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} holds {kind}: it must be a dict of arrays, or of splits of them.")
     if not any(isinstance(x, Mapping) for x in content.values()):
-        return {ALL: {str(key): _field(x, str(key), path) for key, x in content.items()}}
+        return {ALL: _fields(content, path)}
     if unknown := [name for name in content if split_of(name) is None]:
         raise ValueError(f"{path} has the unknown splits {unknown}; they are called {', '.join(SPLIT_NAMES)}.")
     if wrong := [name for name, x in content.items() if not isinstance(x, Mapping)]:
         raise ValueError(f"{path}: the splits {wrong} hold no fields.")
-    parts = {
-        split_of(name): {str(key): _field(x, f"{name}/{key}", path) for key, x in fields.items()}
-        for name, fields in content.items()
-    }
-    if len(parts) < len(content):
-        raise ValueError(f"{path} has two names for one split: {list(content)}.")
-    return parts
+    return {split: _fields(content[name], path, name) for split, name in names_of_splits(content, path).items()}
+
+
+def _fields(content: Mapping[Any, Any], path: Path, *split: Any) -> Part:
+    names = texts(content, "names of fields", path)
+    _check_once(names, path)
+    return {name: _field(x, "/".join([*split, name]), path) for name, x in zip(names, content.values(), strict=True)}
 
 
 def _field(value: Any, name: str, path: Path) -> Field:
@@ -207,27 +271,58 @@ def _field(value: Any, name: str, path: Path) -> Field:
     if not isinstance(value, list | tuple | np.ndarray):
         raise ValueError(f"{path}: {name!r} is no array but {type(value).__name__}.")
     items = list(value)
-    if items and all(isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind != "O" for x in items):
-        sizes = sorted({x.shape[1] for x in items})
+    is_there = np.array([not _is_gap(x) for x in items], np.bool_)
+    is_number = np.array([not _is_nan(x) for x in items], np.bool_)
+    if not any(isinstance(x, float | np.floating) for x in compress(items, is_there & is_number)):
+        is_there &= is_number  # NaN between texts or whole numbers is how pandas writes a gap
+    there = list(compress(items, is_there))
+    if there and all(isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind != "O" for x in there):
+        sizes = sorted({x.shape[1] for x in there})
         if len(sizes) > 1:
             raise ValueError(f"{path}: vectors of {name!r} have different lengths, such as {sizes[0]} and {sizes[1]}.")
-        return Sequences(np.concatenate(items), np.array([len(x) for x in items], np.int64))
-    texts = [_text(x) for x in items]
-    if None not in texts:
-        return np.array(texts)
-    try:
-        array = np.array([np.asarray(x) for x in items])
-    except ValueError as error:
-        raise ValueError(f"{path}: the items of {name!r} have different shapes.") from error
-    if array.dtype.kind == "O":
-        raise ValueError(f"{path}: {name!r} holds objects that are no arrays of numbers.")
-    return array
+        lengths = np.zeros(len(items), np.int64)
+        lengths[is_there] = [len(x) for x in there]
+        return Sequences(np.concatenate(there), lengths)
+    named = [_text(x) for x in there]
+    if any(x is not None for x in named):
+        if wrong := [x for x, text in zip(there, named, strict=True) if text is None and not _is_whole(x)]:
+            raise ValueError(f"{path}: {name!r} holds texts and {wrong[0]!r} among them.")
+        array = np.empty(len(there), object)
+        array[:] = [str(x) if text is None else text for x, text in zip(there, named, strict=True)]
+    else:
+        try:
+            arrays = [np.asarray(x) for x in there]
+            array = np.array(arrays)
+        except ValueError as error:
+            raise ValueError(f"{path}: the items of {name!r} have different shapes.") from error
+        if array.dtype.kind == "O":
+            raise ValueError(f"{path}: {name!r} holds objects that are no arrays of numbers.")
+        if array.dtype.kind == "f" and all(x.dtype.kind in "iu" for x in arrays) and arrays:
+            raise ValueError(f"{path}: {name!r} has whole numbers of more than 64 bits.")
+    return _with_gaps(array, is_there)
 
 
-def _text(value: Any) -> str | None:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether it is None, or an id in parts of which one is missing."""
+    return value is None or (not isinstance(value, str | bytes) and _text(value) is not None and _has_gap(value))
+
+
+def _has_gap(row: Iterable[Any]) -> bool:
+    return any(x is None for x in row)
+
+
+def _text(value: Any) -> str | bytes | None:
     """A text, or the parts of an id as MultiBench has them (clip, start, end)."""
     if isinstance(value, str | bytes):
-        return as_text(value)
+        return value
     if isinstance(value, list | tuple | np.ndarray) and len(value) and any(isinstance(x, str | bytes) for x in value):
-        return "_".join(_text(x) or str(x) for x in value)
+        return "_".join(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in value)
     return None

@@ -11,31 +11,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .array_files import Field, Part, Sequences, as_text, describe_shape
-from .raw import ProblemType
+from .array_files import LABEL_NAMES_FIELD, Field, Part, Sequences, describe_shape
+from .raw import ProblemType, texts
 
-LABEL_NAMES_FIELD = "label_names"
+_GROUPS = {"b": "whole numbers", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}  # others are texts
 
 
-def label_values(parts: list[Field], name: str, path: Path) -> NDArray[Any]:
-    """(N,) or (N, C), all parts one after another; raises `ValueError` for what can be no labels."""
+def label_values(parts: list[Field], name: str, path: Path) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """
+    (N,) or (N, C), all parts one after another, and (N,) where they are missing; raises `ValueError` for what can be no
+    labels.
+    """
     arrays = [x for x in parts if not isinstance(x, Sequences)]
     if len(arrays) < len(parts):
         raise ValueError(f"{path}: {name!r} must have as many numbers for every sample.")
     if any(x.dtype.kind not in "biufUSO" for x in arrays) or len({x.shape[1:] for x in arrays}) > 1:
         shapes = ", ".join(map(describe_shape, parts))
         raise ValueError(f"{path}: {name!r} holds {shapes}; labels are numbers or texts.")
-    values = np.concatenate(arrays)
+    values = np.ma.concatenate(arrays)
+    kinds = {_GROUPS.get(x.dtype.kind, "texts") for x in arrays}
+    if len(kinds) > 1 or kinds != {_GROUPS.get(values.dtype.kind, "texts")}:
+        types = ", ".join(sorted({str(x.dtype) for x in arrays}))
+        raise ValueError(f"{path}: {name!r} has labels of different types in different splits: {types}. Give one type.")
     values = values.reshape(len(values), *(size for size in values.shape[1:] if size != 1))
     if values.ndim > 2 or 0 in values.shape:
         raise ValueError(f"{path}: {name!r} has the shape {values.shape}; labels are (N,) or (N, C).")
-    if values.dtype.kind in "SO":
-        if values.dtype.kind == "O" and not all(isinstance(x, str | bytes) for x in values.reshape(-1).tolist()):
-            raise ValueError(f"{path}: {name!r} has missing labels, or some that are neither numbers nor texts.")
-        values = np.array([as_text(x) for x in values.reshape(-1).tolist()]).reshape(values.shape)
+    is_missing: NDArray[np.bool_] = np.ma.getmaskarray(values)
+    values = np.ma.getdata(values)
+    if values.dtype.kind in "SOU":
+        there = values[~is_missing].tolist()
+        if not all(isinstance(x, str | bytes) for x in there):
+            raise ValueError(f"{path}: {name!r} has labels that are neither numbers nor texts.")
+        named = np.array(texts(there, name, path), np.str_)
+        values = np.zeros(values.shape, named.dtype)
+        values[~is_missing] = named
     if values.dtype.kind == "U" and values.ndim == 2:
         raise ValueError(f"{path}: {name!r} has several texts a sample; several labels are (N, C) zeros and ones.")
-    return values
+    return values, is_missing if values.ndim == 1 else np.asarray(is_missing.any(axis=1))
 
 
 def names_in_file(parts: dict[str, Part], path: Path) -> list[str] | None:
@@ -45,7 +57,7 @@ def names_in_file(parts: dict[str, Part], path: Path) -> list[str] | None:
         return None
     if isinstance(names, Sequences) or names.ndim != 1 or names.dtype.kind not in "USO":
         raise ValueError(f"{path}: {LABEL_NAMES_FIELD!r} must be (C,) texts, is {describe_shape(names)}.")
-    return [as_text(name) for name in names.tolist()]
+    return texts(names.tolist(), LABEL_NAMES_FIELD, path)
 
 
 def read_labels(

@@ -2,10 +2,13 @@
 Pickles of arrays, read without trusting them.
 
 A pickle is a program that may call anything it can name. Here the few names that NumPy arrays need lead to stand-ins
-of this module, which make arrays of plain numbers and texts from bytes, and every other name is an error.
+of this module, which make arrays of plain numbers and texts from bytes, and every other name is an error. A program of
+a few bytes can also ask for any amount of memory: it is looked through before it runs, and what it made is counted.
 """
 
+import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 PLAIN_KINDS = "biufcSU"  # `numpy.dtype.kind` of numbers and texts
+MOST_PER_BYTE, MOST_ANYWAY = 64, 2**16
+"""How many numbers and other things a file may hold: what it names several times counts each time."""
+
+SIZED = ("PUT", "BINPUT", "LONG_BINPUT", "FRAME")
 # what a broken program can run into, and no more than that: the stand-ins alone are called
 BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
@@ -24,17 +31,30 @@ def read_array_pickle(path: str | Path) -> Any:
     strings of Python 2 become Latin-1 texts.
 
     Raises:
-        ValueError: it names anything else (says what), or is no pickle.
+        ValueError: it names anything else (says what), asks for more memory than its size can need, or is no pickle.
     """
-    with Path(path).open("rb") as file:
-        unpickler = _ArrayUnpickler(file, encoding="latin1")
-        try:
-            return _finished(unpickler.load())
-        except _RefusedError as error:
-            advice = "nothing was loaded from it. Save plain NumPy arrays, as .npz for instance."
-            raise ValueError(f"{path} holds {error}, which is no array: {advice}") from None
-        except (*BROKEN, RecursionError, MemoryError) as error:
-            raise ValueError(f"{path} is no pickle of arrays, or is broken: {error or type(error).__name__}") from error
+    program = Path(path).read_bytes()
+    try:
+        _check_sizes(program)
+        return _Finisher(MOST_PER_BYTE * len(program) + MOST_ANYWAY)(
+            _ArrayUnpickler(io.BytesIO(program), encoding="latin1").load()
+        )
+    except _RefusedError as error:
+        advice = "nothing was loaded from it. Save plain NumPy arrays, as .npz for instance."
+        raise ValueError(f"{path} holds {error}, which is no array: {advice}") from None
+    except (*BROKEN, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no pickle of arrays, or is broken: {reason}") from error
+
+
+def _check_sizes(program: bytes) -> None:
+    """
+    Raises `ValueError` for a size or a place in the memo that is larger than the program: `pickle` would take memory
+    for it at once.
+    """
+    for opcode, argument, position in pickletools.genops(io.BytesIO(program)):  # which reads no further than there is
+        if opcode.name in SIZED and argument > len(program):
+            raise ValueError(f"it asks for {argument:,} places at byte {position}, and has {len(program):,} bytes")
 
 
 class _RefusedError(Exception):
@@ -75,7 +95,7 @@ class _Array:
             self.array = _from_bytes(content, dtype, shape, order)
         elif isinstance(content, list):
             objects = np.empty(len(content), object)
-            objects[:] = [_finished(x) for x in content]
+            objects[:] = content
             self.array = objects.reshape(shape, order=order)
         else:
             raise _RefusedError("an array of objects that is no list")
@@ -87,7 +107,7 @@ def _from_bytes(content: Any, dtype: _Dtype, shape: Any, order: Literal["F", "C"
     if isinstance(content, str):  # of Python 2
         content = content.encode("latin1")
     if not dtype.dtype.itemsize:  # of an empty text
-        return np.full(shape, "", "U1")
+        return np.broadcast_to(np.array("", "U1"), shape)
     return np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
 
 
@@ -98,10 +118,12 @@ _CLASSES = {
     **{
         (module, kind.__name__): kind
         for module in ("builtins", "__builtin__")  # the second in old protocols
-        for kind in (set, frozenset, bytes, bytearray, complex)
+        for kind in (set, frozenset, complex)
     },
 }
 _METHODS = {("_codecs", "encode"): "encode"}
+for _module in ("builtins", "__builtin__"):
+    _METHODS |= {(_module, name): "as_bytes" for name in ("bytes", "bytearray")}
 for _package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
     _CLASSES[f"{_package}.multiarray", "_reconstruct"] = _Array
     _METHODS |= {(f"{_package}.multiarray", "scalar"): "scalar", (f"{_package}.numeric", "_frombuffer"): "from_buffer"}
@@ -121,6 +143,11 @@ class _ArrayUnpickler(pickle.Unpickler):
     def from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
         return _from_bytes(content, dtype, shape, order)
 
+    def as_bytes(self, content: Any = b"", encoding: str = "latin1") -> bytes:
+        if isinstance(content, int):  # so many zeros
+            raise _RefusedError(f"{content:,} bytes that it does not have")
+        return self.encode(content, encoding) if isinstance(content, str) else bytes(content)
+
     def encode(self, text: str, encoding: str) -> bytes:
         """Old protocols write bytes as an encoded text."""
         if encoding not in ("latin1", "latin-1"):
@@ -128,16 +155,34 @@ class _ArrayUnpickler(pickle.Unpickler):
         return text.encode("latin1")
 
 
-def _finished(value: Any) -> Any:
-    """With arrays in place of their stand-ins."""
-    if isinstance(value, _Array):
-        if value.array is None:
-            raise ValueError("an array was begun and never filled")
-        return value.array
-    if isinstance(value, dict):
-        return {key: _finished(x) for key, x in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(_finished(x) for x in value)
-    if isinstance(value, _Dtype):
-        return value.dtype
-    return value
+class _Finisher:
+    """Puts arrays in place of their stand-ins, and counts what there is."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.left = most
+
+    def __call__(self, value: Any) -> Any:
+        self._count(1)
+        if isinstance(value, _Array):
+            if value.array is None:
+                raise ValueError("an array was begun and never filled")
+            value = value.array
+        if isinstance(value, np.ndarray):
+            self._count(value.size)
+            if value.dtype.kind != "O":
+                return value
+            objects = np.empty(value.size, object)
+            objects[:] = [self(x) for x in value.reshape(-1).tolist()]
+            return objects.reshape(value.shape)
+        if isinstance(value, dict):
+            return {key: self(x) for key, x in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return type(value)(self(x) for x in value)
+        if isinstance(value, _Dtype):
+            return value.dtype
+        return value
+
+    def _count(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"it unfolds to more than {self.most:,} numbers, texts and lists")

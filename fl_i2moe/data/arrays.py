@@ -28,9 +28,29 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 from numpy.typing import NDArray
 
-from .array_files import ALL, SPLIT_NAMES, Field, Part, Sequences, as_text, describe_shape, read_array_file, split_of
-from .array_labels import LABEL_NAMES_FIELD, label_values, names_in_file, read_labels
-from .raw import OnBadSample, ProblemType, RawDataset, SampleError, label_column
+from .array_files import (
+    ALL,
+    LABEL_NAMES_FIELD,
+    Field,
+    Part,
+    Sequences,
+    describe_shape,
+    id_texts,
+    read_array_file,
+    with_nan,
+)
+from .array_labels import label_values, names_in_file, read_labels
+from .raw import (
+    SPLIT_NAMES,
+    OnBadSample,
+    ProblemType,
+    RawDataset,
+    SampleError,
+    check_ids,
+    label_column,
+    names_of_splits,
+    split_of,
+)
 
 MASK_END = "_mask"
 ID_FIELDS = ("ids", "id")
@@ -115,7 +135,8 @@ def load_arrays(
             x = Sequences(np.concatenate([x.values for x in found]), np.concatenate([x.lengths for x in found]))
         sequences[name] = _finite(x, name, replace_non_finite, notes, report)
         report(np.flatnonzero(x.lengths == 0), name, "it has no feature that is not masked")
-    values = label_values([part[label_field] for part in parts.values()], label_field, path)
+    values, is_missing = label_values([part[label_field] for part in parts.values()], label_field, path)
+    report(np.flatnonzero(is_missing), label_field, "it is missing")
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
             finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
@@ -125,6 +146,13 @@ def load_arrays(
     good = np.setdiff1d(np.arange(len(ids)), list(bad))
     if not len(good):
         raise ValueError(f"{path}: no sample is left, the first is bad because: {bad[min(bad)].reason}.")
+    if values.ndim == 1 and values.dtype.kind == "f" and problem_type is None and label_threshold is None:
+        gaps = [error for error in bad.values() if error.field == label_field]
+        if gaps and (values[good] == np.round(values[good])).all():
+            raise ValueError(
+                f"{path}: {label_field!r} has whole numbers with {len(gaps):,} gaps, stored as {values.dtype}. Say by "
+                "--problem_type whether they are classes (single_label_classification) or amounts (regression)."
+            )
     given = label_names if label_names is not None else names_in_file(parts, path)
     labels, class_names, problem = read_labels(values[good], given, problem_type, label_threshold, label_field, path)
 
@@ -158,7 +186,8 @@ def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, othe
         for name, x in first.items()
         if name not in others
         and not (name.endswith(MASK_END) and name.removesuffix(MASK_END) in first)
-        and (isinstance(x, Sequences) or (x.ndim in (2, 3) and x.dtype.kind in "biuf"))
+        and (isinstance(x, Sequences) or x.ndim in (2, 3))
+        and (x.values if isinstance(x, Sequences) else x).dtype.kind in "biuf"
     ]
     names = list(found if asked is None else asked)
     for split, part in parts.items():
@@ -207,15 +236,11 @@ def _ids(parts: dict[str, Part], id_field: str | None, label_field: str, path: P
             start = "" if split == ALL else f"{split}-"
             ids += [f"{start}{row}" for row in range(len(part[label_field]))]
             continue
-        if isinstance(x := part[name], Sequences):
-            raise ValueError(f"{path}: {name!r} holds vectors, ids are texts or whole numbers.")
-        rows = x.reshape(len(x), -1).tolist()
-        if missing := [number for number, row in enumerate(rows) if None in row]:
-            raise ValueError(f"{path}: {name!r} has no id in the rows {', '.join(map(str, missing[:5]))}.")
-        ids += ["_".join(map(as_text, row)) for row in rows]
+        ids += id_texts(part[name], name, path)
     [(twice, count)] = Counter(ids).most_common(1)
     if count > 1:
         raise ValueError(f"{path}: the id {twice!r} occurs twice.")
+    check_ids({"ids": ids}, {"ids": path})
     return ids
 
 
@@ -231,10 +256,13 @@ def _rows_of_splits(parts: dict[str, Part], label_field: str, split_field: str, 
         return {"train": np.arange(len(part[label_field]))}
     column = part[split_field]
     written = [] if isinstance(column, Sequences) else column.tolist()
+    if missing := [str(row) for row, name in enumerate(written) if name is None]:
+        raise ValueError(f"{path}: {split_field!r} has no split in the rows {', '.join(missing[:5])}.")
     splits = [split_of(name) for name in written]
     if unknown := list(dict.fromkeys(repr(name) for name, x in zip(written, splits, strict=True) if x is None)):
         known = ", ".join(f"{split} ({', '.join(names[1:])})" for split, names in SPLIT_NAMES.items())
         raise ValueError(f"{path}: {split_field!r} holds {', '.join(unknown[:5])}; known splits are {known}.")
+    names_of_splits(written, f"{path}: {split_field!r}")
     found = np.array(splits)
     return {split: rows for split in SPLIT_NAMES if len(rows := np.flatnonzero(found == split))}
 
@@ -280,12 +308,13 @@ def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str],
     else:
         sequence = values[:, None] if values.ndim == 2 else values
         mask_NT = _mask(part.get(mask_name), sequence.shape[:2], mask_name, path)
+        mask_NT &= ~np.ma.getmaskarray(sequence).all(axis=2)  # a vector that is missing
         if num_gaps := int((mask_NT[:, 1:] & ~mask_NT[:, :-1]).any(axis=1).sum()):
             notes.append(
                 f"{name}: {num_gaps:,} samples have masked features before real ones; the gaps are closed, so that a "
                 "feature's position counts real features"
             )
-        values, lengths = sequence[mask_NT], mask_NT.sum(axis=1)
+        values, lengths = with_nan(sequence[mask_NT]), mask_NT.sum(axis=1)
     with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
         found = Sequences(np.ascontiguousarray(values, np.float32), lengths)
     return _without_zeros(found) if mask_zero_vectors else found
@@ -294,7 +323,7 @@ def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str],
 def _mask(mask: Field | None, shape: tuple[int, ...], name: str, path: Path) -> NDArray[np.bool_]:
     if mask is None:
         return np.ones(shape, np.bool_)
-    values = mask if isinstance(mask, np.ndarray) else np.empty(0)
+    values = np.empty(0) if isinstance(mask, Sequences) or np.ma.is_masked(mask) else mask
     if values.shape != shape or values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
         raise ValueError(f"{path}: {name!r} must be (N, T) of true and false (or 1 and 0), here {shape}.")
     return values.astype(np.bool_)
@@ -312,8 +341,10 @@ def _finite(x: Sequences, name: str, replace: bool, notes: list[str], report: An
     if finite.all():
         return x
     if replace:
-        notes.append(f"{name}: zero in place of {int((~finite).sum()):,} numbers that are NaN or infinite")
+        notes.append(f"{name}: zero in place of {int((~finite).sum()):,} numbers that are missing, NaN or infinite")
         return Sequences(np.where(finite, x.values, np.float32(0)), x.lengths)
-    reason = "it has numbers that are NaN or infinite (as 32-bit numbers); --replace_non_finite puts zeros there"
+    reason = (
+        "it has numbers that are missing, NaN or infinite (as 32-bit numbers); --replace_non_finite puts zeros there"
+    )
     report(np.unique(x.sample_of[~finite.all(axis=1)]), name, reason)
     return x

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .raw import OnBadSample, RawDataset
+from .raw import OnBadSample, RawDataset, check_ids
 
 BROKEN_WIREFRAMES = ("50105", "50109")
 PICTURES = {"screenshot": "screenshots/{}.jpg", "wireframe": "wireframes/{}.png"}
@@ -65,6 +65,8 @@ def _read_topics(file: Path) -> dict[str, str]:
                 f"{file} lacks the columns {sorted(missing)}; its first line must be screen_id,topic with commas, it "
                 f"names {names}"
             )
+        if len(set(names)) < len(names):
+            raise ValueError(f"{file} has two columns of one name: {names}")
         for row in reader:
             screen, topic = (row[name] or "" for name in ("screen_id", "topic"))
             if not screen or not topic or None in row:  # None: what is behind the last column
@@ -75,6 +77,7 @@ def _read_topics(file: Path) -> dict[str, str]:
             topics[screen] = topic
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num + 1} cannot be read as CSV: {error}") from error
+    check_ids({"screen_id": list(topics)}, {"screen_id": file})
     return topics
 
 

@@ -1,7 +1,10 @@
 """What readers of published folders share: checks of files, reading sample by sample, and the data set of it."""
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,24 +21,22 @@ def require_folder(folder: str | Path, parts: Iterable[str], layout: str) -> Pat
     for path in (folder, *(folder / part for part in parts)):
         if not path.exists():
             raise ValueError(f"{path} does not exist; --data_dir must be a folder in the {layout}")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the folder {str(folder)!r} has a name that is not in UTF-8; rename it") from error
     return folder
-
-
-def check_ids(ids: Mapping[str, list[str]], files: Mapping[str, Path]) -> None:
-    """Raises `ValueError` if an id occurs twice. Both map the name of a split, to its ids and the file of them."""
-    seen: dict[str, str] = {}
-    for name, split_ids in ids.items():
-        for sample_id in split_ids:
-            if sample_id in seen:
-                where = f"twice in {name!r}" if seen[sample_id] == name else f"in both {seen[sample_id]!r} and {name!r}"
-                raise ValueError(f"{files[name]}: id {sample_id!r} is {where}; an id may occur only once, take one out")
-            seen[sample_id] = name
 
 
 def check_text(split: str, sample_id: str, field: str, path: Path, text: str) -> None:
     """Raises `SampleError` for a text that is empty, or that cannot be written down."""
     if not text.strip():
         raise SampleError(split, sample_id, field, path, "there is no text, or it is empty")
+    check_unicode(split, sample_id, field, path, text)
+
+
+def check_unicode(split: str, sample_id: str, field: str, path: Path, text: str) -> None:
+    """Raises `SampleError` for a text that cannot be written down."""
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell out half of a pair that makes one character
@@ -44,7 +45,7 @@ def check_text(split: str, sample_id: str, field: str, path: Path, text: str) ->
 
 def check_picture(split: str, sample_id: str, field: str, path: Path) -> None:
     """Raises `SampleError` for a picture that is missing or empty; it is not decoded here."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # which `Path` does not say of names that are too long
         raise SampleError(split, sample_id, field, path, "the picture does not exist")
     if path.stat().st_size == 0:
         raise SampleError(split, sample_id, field, path, "the picture has 0 bytes")
@@ -59,13 +60,21 @@ def read_text(path: Path, parse: Callable[[str], Any] = str, what: str = "UTF-8 
 
 
 def read_json(path: Path) -> Any:
-    """Raises `ValueError` for a file that is missing or no JSON."""
-    return read_text(path, json.loads, "JSON")
+    """Raises `ValueError` for a file that is missing or no JSON, or in which an object has two values of one name."""
+    return read_text(path, partial(json.loads, object_pairs_hook=_object), "JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has {twice!r} twice")
+    return found
 
 
 def read_sample_json(split: str, sample_id: str, field: str, path: Path) -> dict[str, Any]:
     """Raises `SampleError` for a file that is missing, no JSON, or holds no object."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise SampleError(split, sample_id, field, path, "the file does not exist")
     try:
         content = read_json(path)

@@ -3,17 +3,19 @@
 Gomez et al., "Exploring Hate Speech Detection in Multimodal Publications" (2020).
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from . import files
-from .raw import OnBadSample, RawDataset, SampleError
+from .raw import OnBadSample, RawDataset, SampleError, check_ids, names_of_splits
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # in the files' names → in the DatasetDict
 LABELS = ["not_hate", "hate"]
 NUM_ANNOTATORS = 3
 NOT_HATE, NUM_KINDS = 0, 6  # each annotator says 0, not hate, or one of five kinds of hate
 MODALITIES = {"image": "image", "text": "text"}
+LIST_END = "_ids.txt"
 TRUTH_FILE = "MMHS150K_GT.json"
 LAYOUT = f"MMHS150K layout: {TRUTH_FILE}, img_resized/<id>.jpg, img_txt/<id>.json and splits/{{train,val,test}}_ids.txt"
 
@@ -37,13 +39,14 @@ def load_mmhs150k(
         ValueError: the folder does not have the layout, an id is in two places, or nothing is left.
     """
     folders = ["img_resized", *(["img_txt"] if append_image_text else [])]
-    lists = {name: f"splits/{name}_ids.txt" for name in SPLITS}
+    lists = {name: f"splits/{name}{LIST_END}" for name in SPLITS}
     data_dir = files.require_folder(data_dir, (TRUTH_FILE, *folders, *lists.values()), LAYOUT)
     truth = files.read_json(data_dir / TRUTH_FILE)
     if not isinstance(truth, dict):
         raise ValueError(f"{data_dir / TRUTH_FILE} must hold an object: tweet id → its text and labels")
     ids = {name: files.read_text(data_dir / file).split() for name, file in lists.items()}
-    files.check_ids(ids, {name: data_dir / file for name, file in lists.items()})
+    names_of_splits((x.name.removesuffix(LIST_END) for x in (data_dir / "splits").glob("*" + LIST_END)), data_dir)
+    check_ids(ids, {name: data_dir / file for name, file in lists.items()})
     ids = {split: ids[name] for name, split in SPLITS.items()}
     with_image_text = 0
 
@@ -82,7 +85,7 @@ def _read_tweet(truth: dict[str, Any], split: str, tweet: str, file: Path) -> tu
 
 def _read_image_text(split: str, tweet: str, file: Path) -> str:
     """The text in the picture; empty where there is no file, as published."""
-    if not file.exists():
+    if not os.path.exists(file):
         return ""
     text = files.read_sample_json(split, tweet, "text", file).get("img_text")
     if not isinstance(text, str):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from . import files
-from .raw import OnBadSample, RawDataset, SampleError
+from .raw import OnBadSample, RawDataset, SampleError, check_ids, names_of_splits
 
 GENRES = [
     *["Drama", "Comedy", "Romance", "Thriller", "Crime", "Action", "Adventure", "Horror", "Documentary", "Mystery"],
@@ -94,7 +94,8 @@ def _read_splits(split_file: Path) -> dict[str, list[str]]:
                 f"{split_file} must hold a list of ids (strings) under each of 'train', 'dev' and 'test'; "
                 f"{name!r} has none"
             )
-    files.check_ids({name: content[name] for name in SPLITS}, dict.fromkeys(SPLITS, split_file))
+    names_of_splits(content, split_file)
+    check_ids({name: content[name] for name in SPLITS}, dict.fromkeys(SPLITS, split_file))
     return {split: content[name] for name, split in SPLITS.items()}
 
 
@@ -110,6 +111,8 @@ def _read_film(folder: Path, split: str, film_id: str) -> dict[str, Any]:
     genres = record.get("genres")
     if not _is_list_of_strings(genres):
         raise SampleError(split, film_id, "genres", record_file, "there is no list of genres")
+    for genre in genres:
+        files.check_unicode(split, film_id, "genres", record_file, genre)
     files.check_picture(split, film_id, "image", poster)
     return {"id": film_id, "image": poster, "text": plot, "labels": genres}
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import existing, write_file
-from .array_files import as_text
+from .array_files import id_texts
 from .mmimdb import GENRES
+from .raw import check_ids
 
 FIELDS = {"text": "features", "image": "vgg_features"}  # modality → data set in the file
 LABELS, IDS = "genres", "imdb_ids"
@@ -92,8 +93,9 @@ def _checked(file: Path, arrays: dict[str, Any], split_ends: tuple[int, int]) ->
         raise ValueError(f"{file}: {LABELS} must have shape {(count, len(GENRES))}, got {labels.shape}")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"{file}: {LABELS} must be 0 or 1")
-    ids = [as_text(x) for x in arrays[IDS].ravel().tolist()]
+    ids = id_texts(arrays[IDS], IDS, file)
     if len(set(ids)) != count:
         raise ValueError(f"{file}: {IDS} must name each film once")
+    check_ids({IDS: ids}, {IDS: file})
     split = np.repeat(["train", "validation", "test"], np.diff([0, *split_ends, count]))
     return {**fields, "labels": labels, "label_names": np.array(GENRES), "split": split, "ids": np.array(ids)}

@@ -1,13 +1,26 @@
 """What every raw data set looks like before it is encoded, and how a bad sample is reported."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import DatasetDict, List, Value
+from numpy.typing import NDArray
 
 OnBadSample = Literal["stop", "skip"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+SPLIT_NAMES = {
+    "train": ("train", "training", "tr"),
+    "validation": ("validation", "valid", "val", "dev", "va"),
+    "test": ("test", "testing", "te"),
+}
+LONGEST_ID = 1000
+"""Characters; an id is written on pages, in tables and into file names."""
 
 
 class SampleError(ValueError):
@@ -40,6 +53,10 @@ class RawDataset:
         label_names: of the C classes, in the order of the labels.
         bad_samples: with `on_bad_sample="skip"`, what was left out and why.
         notes: counts that a user should read, as sentences.
+
+    Raises:
+        ValueError: two splits are one by their names, one lacks a column, an id is missing, twice in its split or no
+            id, or a sample's label is none of the classes, or not a finite number for each of C labels.
     """
 
     splits: DatasetDict
@@ -48,6 +65,88 @@ class RawDataset:
     problem_type: ProblemType
     bad_samples: list[SampleError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names_of_splits(self.splits, "the raw data")
+        for split, samples in self.splits.items():
+            if missing := [x for x in ("id", *self.modalities, "labels") if x not in samples.column_names]:
+                raise ValueError(f"split {split!r} lacks the columns {missing}; it has {samples.column_names}.")
+            table = samples.select_columns(["id", "labels"]).with_format("arrow")[:]
+            ids = table["id"].to_pylist()
+            check_ids({split: ids}, {split: "the raw data"})
+            for row in np.flatnonzero(self._is_bad(table["labels"])).tolist():
+                count = len(self.label_names)
+                is_class = self.problem_type == "single_label_classification"
+                right = f"one of the classes 0 … {count - 1}" if is_class else f"a list of {count} finite numbers"
+                found = table["labels"][row].as_py()
+                raise ValueError(f"sample {ids[row]!r} of split {split!r} has the label {found}; it must be {right}.")
+
+    def _is_bad(self, labels: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """(N,) whether a sample's label is none."""
+        is_class, count = self.problem_type == "single_label_classification", len(self.label_names)
+        if not (pa.types.is_integer if is_class else is_list)(labels.type):
+            return np.ones(len(labels), np.bool_)
+        if is_class:
+            bad = labels.is_null().to_numpy()
+            classes = labels.drop_null().to_numpy()
+            bad[~bad] = (classes < 0) | (classes >= count)
+            return bad
+        bad = pc.list_value_length(labels).fill_null(-1).to_numpy() != count
+        numbers = pc.list_flatten(labels.filter(pa.array(~bad))).to_numpy().reshape(-1, count)
+        bad[~bad] = ~np.isfinite(numbers.astype(np.float64)).all(axis=1)
+        return bad
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def split_of(name: Any) -> str | None:
+    """`train`, `validation` or `test` for any of its usual names; None for another name."""
+    lower = (name.decode(errors="replace") if isinstance(name, bytes) else str(name)).strip().lower()
+    return next((split for split, names in SPLIT_NAMES.items() if lower in names), None)
+
+
+def names_of_splits(names: Iterable[Any], file: str | Path) -> dict[str, Any]:
+    """Split → what it is called among `names`; raises `ValueError` where two of them mean one split."""
+    found: dict[str, Any] = {}
+    for name in names:
+        if (split := split_of(name)) is not None and found.setdefault(split, name) != name:
+            raise ValueError(f"{file} has two names for one split, {found[split]!r} and {name!r}: keep one of them.")
+    return found
+
+
+def texts(values: Iterable[Any], name: str, file: str | Path) -> list[str]:
+    """Ids, labels or names as texts; raises `ValueError` with the field's name and the file for what is no Unicode."""
+    found = []
+    for value in values:
+        try:
+            text = value.decode() if isinstance(value, bytes) else str(value)
+            text.encode()
+        except UnicodeError as error:
+            raise ValueError(f"{file}: {name!r} has {value!r}, which is no Unicode text; write it in UTF-8.") from error
+        found.append(text)
+    return found
+
+
+def check_ids(ids: Mapping[str, list[Any]], files: Mapping[str, str | Path]) -> None:
+    """
+    Raises `ValueError` if an id occurs twice, or is missing, empty, too long, or no Unicode text. Both map the name of
+    a split, to its ids and the file of them.
+    """
+    seen: dict[str, str] = {}
+    for name, split_ids in ids.items():
+        for sample_id in split_ids:
+            if not isinstance(sample_id, str) or not sample_id.strip() or len(sample_id) > LONGEST_ID:
+                shown = f"{sample_id[:40]!r} …" if isinstance(sample_id, str) and sample_id.strip() else repr(sample_id)
+                raise ValueError(
+                    f"{files[name]}: {name!r} has the id {shown}; an id is a text of 1 to {LONGEST_ID:,} characters"
+                )
+            if sample_id in seen:
+                where = f"twice in {name!r}" if seen[sample_id] == name else f"in both {seen[sample_id]!r} and {name!r}"
+                raise ValueError(f"{files[name]}: id {sample_id!r} is {where}; an id may occur only once, take one out")
+            seen[sample_id] = name
+        texts(split_ids, "id", files[name])
 
 
 def label_column(problem_type: ProblemType, num_labels: int) -> Value | List:

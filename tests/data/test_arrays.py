@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from itertools import chain
 
@@ -13,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy._core.multiarray import _reconstruct
 from safetensors.numpy import load_file
 
 from fl_i2moe.cache import build_cache
@@ -347,6 +350,56 @@ def test_crafted_pickles_reach_nothing(tmp_path):
         (tmp_path / "a.pkl").write_bytes(program)
         with pytest.raises(ValueError, match=r"a\.pkl"):
             load_arrays(tmp_path / "a.pkl")
+
+
+def length(count):
+    return struct.pack("<Q", count)
+
+
+class EmptyTexts:
+    """2³⁴ texts of no bytes."""
+
+    def __reduce__(self):
+        return _reconstruct, (np.ndarray, (0,), b"b"), (1, (2**34,), np.dtype("U0"), False, b"")
+
+
+def nested(depth, width):
+    """A list of `width` times the same list, `depth` deep."""
+    found = [0] * width
+    for _ in range(depth - 1):
+        found = [found] * width
+    return found
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"]r\xff\xff\xff?.", "asks for 1,073,741,823 places at byte 1, and has 7 bytes"),  # in the memo
+        (b"]p1073741823\n.", "asks for 1,073,741,823 places"),
+        (b"\x80\x04\x95" + length(2**36) + b"].", "asks for 68,719,476,736 places"),  # a frame
+        (b"\x80\x04\x8e" + length(2**36) + b"x.", "only 2 remain"),
+        (b"\x80\x05\x96" + length(2**36) + b"x.", "only 2 remain"),
+        (b"\x80\x04\x8d" + length(2**36) + b"x.", "only 2 remain"),
+        (b"T\xff\xff\xff\x7fx.", "only 2 remain"),
+        (b"\x80\x02\x8b\xff\xff\xff\x7fx.", "not enough data"),
+        (b"cbuiltins\nbytes\n(J\xff\xff\xff\x7ftR.", "2,147,483,647 bytes that it does not have"),
+        (b"c__builtin__\nbytearray\n(J\xff\xff\xff\x7ftR.", "2,147,483,647 bytes that it does not have"),
+        (pickle.dumps(EmptyTexts()), "unfolds to more than"),
+        (pickle.dumps({"a": nested(9, 10)}), "unfolds to more than"),
+        (pickle.dumps({"a": [np.zeros(10**5, np.uint8)] * 10**4}), "unfolds to more than"),
+        (b"(" * 10**5 + b"t" * 10**5 + b".", "recursion"),
+        (b"I" + b"9" * 10**5 + b"\n.", "digits"),
+    ],
+)
+def test_a_small_pickle_takes_no_large_memory(tmp_path, program, message):
+    (tmp_path / "a.pkl").write_bytes(program)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"a\.pkl .*{message}"):
+            read_array_pickle(tmp_path / "a.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
 
 
 dtypes = st.one_of(hnp.integer_dtypes(), hnp.floating_dtypes(), hnp.boolean_dtypes(), hnp.unicode_string_dtypes())

@@ -52,6 +52,17 @@ def test_reads_multibench_split(folder: Path) -> None:
         assert row["wireframe"] == {"bytes": None, "path": str(folder / "wireframes" / f"{row['id']}.png")}
 
 
+def test_doubled_columns_and_long_ids_are_refused(folder: Path) -> None:
+    write_topics(folder, [(screen, f"{topic},chat") for screen, topic in TOPICS.items()], "screen_id,topic,topic")
+    with pytest.raises(ValueError, match=r"design_topics\.csv has two columns of one name"):
+        load_enrico(folder)
+    write_topics(folder, [*TOPICS.items(), ("x" * 5000, "chat")])
+    with pytest.raises(ValueError, match=r"has the id 'x{40}' …"):
+        load_enrico(folder)
+    write_topics(folder, [*TOPICS.items(), ("x" * 300, "chat")])
+    assert len(load_enrico(folder, on_bad_sample="skip").bad_samples) == 1
+
+
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_bad_picture_leaves_the_split_as_it_is(folder: Path, spoil) -> None:
     before = load_enrico(folder)

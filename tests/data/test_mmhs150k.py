@@ -47,6 +47,34 @@ def change(folder: Path, tweet: str, **values) -> None:
     file.write_text(json.dumps(truth))
 
 
+@pytest.mark.parametrize("name", ["dev", "validation", "Train"])
+def test_a_second_list_of_a_split_is_refused(folder: Path, name: str) -> None:
+    (folder / "splits" / f"{name}_ids.txt").write_text("99\n")
+    with pytest.raises(ValueError, match=rf"has two names for one split, .*'{name}'"):
+        load_mmhs150k(folder)
+
+
+def test_a_tweet_that_is_there_twice_is_refused(folder: Path) -> None:
+    file = folder / "MMHS150K_GT.json"
+    file.write_text(file.read_text().replace('"12":', '"11":'))
+    with pytest.raises(ValueError, match=r"MMHS150K_GT\.json cannot be read as JSON \(it has '11' twice\)"):
+        load_mmhs150k(folder)
+
+
+@pytest.mark.parametrize("length", [251, 300])
+def test_an_id_too_long_for_a_files_name_is_a_bad_sample(folder: Path, length: int) -> None:
+    """With .jpg, 251 characters still fit; with .json they do not."""
+    file, tweet = folder / "MMHS150K_GT.json", "7" * length
+    truth = json.loads(file.read_text())
+    file.write_text(json.dumps(truth | {tweet: truth["11"]}))
+    if length < 255:
+        PILImage.new("RGB", (4, 6)).save(folder / "img_resized" / f"{tweet}.jpg")
+    with (folder / "splits" / "train_ids.txt").open("a") as ids:
+        ids.write(tweet)
+    raw = load_mmhs150k(folder, append_image_text=True, on_bad_sample="skip")
+    assert [error.sample_id for error in raw.bad_samples] == [tweet] * (length > 255)
+
+
 def test_reads_every_column(folder: Path) -> None:
     raw = load_mmhs150k(folder)
     assert raw.label_names == ["not_hate", "hate"]

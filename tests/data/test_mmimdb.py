@@ -98,6 +98,8 @@ BAD_SAMPLES = {
     "json that is a list": ("0000002.json", b"[]", "json", "holds a list"),
     "no plot": ("0000002.json", b'{"genres": ["Drama"]}', "plot", "no plot"),
     "empty plots": ("0000002.json", b'{"genres": ["Drama"], "plot": ["", " \\n"]}', "plot", "empty"),
+    "half a genre's character": ("0000002.json", rb'{"genres": ["\ud83d"], "plot": "A."}', "genres", "no Unicode"),
+    "plot twice": ("0000002.json", b'{"plot": "A.", "genres": ["Drama"], "plot": "B."}', "json", "it has 'plot' twice"),
     "plot of numbers": ("0000002.json", b'{"genres": ["Drama"], "plot": [1]}', "plot", "no plot"),
     "no genres": ("0000002.json", b'{"plot": "A plot."}', "genres", "no list of genres"),
     "genres as a string": ("0000002.json", b'{"plot": "A plot.", "genres": "Drama"}', "genres", "no list"),
@@ -132,6 +134,24 @@ def test_a_byte_order_mark_is_no_content(folder: Path) -> None:
     after = load_mmimdb(folder)
     for split in before.splits:
         assert after.splits[split][:] == before.splits[split][:]
+
+
+def test_an_id_too_long_for_a_files_name_is_a_bad_sample(folder: Path) -> None:
+    split = json.loads((folder / "split.json").read_text())
+    split["train"].append("x" * 300)
+    (folder / "split.json").write_text(json.dumps(split))
+    with pytest.raises(SampleError, match=r"x{300}' of split 'train' has a bad 'json': the file does not exist"):
+        load_mmimdb(folder)
+    assert len(load_mmimdb(folder, on_bad_sample="skip").bad_samples) == 1
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_named(folder: Path) -> None:
+    latin = Path(os.fsdecode(os.fsencode(folder / "caf") + b"\xe9"))
+    latin.mkdir()
+    for name in ("split.json", "dataset"):
+        (folder / name).rename(latin / name)
+    with pytest.raises(ValueError, match=r"caf\\udce9' has a name that is not in UTF-8; rename it"):
+        load_mmimdb(latin)
 
 
 def test_files_that_are_folders_are_named(folder: Path) -> None:
@@ -179,6 +199,11 @@ def test_folder_without_the_layout(folder: Path, missing: str) -> None:
         ('{"train": ["1"], "test": ["2"]}', "'dev' has none"),
         ('{"train": ["1"], "dev": [3], "test": ["2"]}', "'dev' has none"),
         ("[]", "'train' has none"),
+        ('{"train": ["1"], "dev": ["3"], "test": ["2"], "val": ["4"]}', "two names for one split, 'dev' and 'val'"),
+        ('{"train": ["1"], "dev": ["3"], "test": ["2"], "train": ["4"]}', "it has 'train' twice"),
+        ('{"train": [""], "dev": ["3"], "test": ["2"]}', "'train' has the id ''"),
+        ('{"train": ["\\ud83d"], "dev": ["3"], "test": ["2"]}', r"'id' has '\\ud83d', which is no Unicode text"),
+        (json.dumps({"train": ["x" * 5000], "dev": ["3"], "test": ["2"]}), r"'train' has the id 'x{40}' …; an id is"),
     ],
 )
 def test_bad_split_file(folder: Path, content: str, message: str) -> None:
