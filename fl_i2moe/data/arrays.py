@@ -13,9 +13,12 @@ One file holds everything, as fields of N samples:
 Three kinds of files:
 
 - `.npz`: the fields are its arrays. In place of `split`, every field can end with its split (`labels_train`, `_tr` …).
-- `.parquet`: the fields are its columns; a modality is a column of lists of numbers, or of lists of such lists.
+- `.parquet`: the fields are its columns, with the types of its schema; a modality is a column of lists of numbers, or
+  of lists of such lists. Classes of a `datasets.ClassLabel` have its names, and -1 is no label.
 - `.pkl`: a dict of fields, or of splits of fields, as MultiBench publishes MOSI: `{train, valid, test}` → `vision`,
   `audio`, `text`, `labels`, `id`. Nothing but arrays, texts and numbers is read from it, see `array_pickle`.
+
+A sample whose label or vector is missing (null, None), in whole or in part, is a bad one. Ids and splits have no gaps.
 """
 
 from collections import Counter
@@ -102,9 +105,10 @@ def load_arrays(
         A data set whose modalities are of the kind `"array"`. Masked features are left out and gaps closed.
 
     Raises:
-        SampleError: a sample has numbers that are NaN or infinite, a label that is, or no feature.
-        ValueError: the file cannot be read; a field is missing, has another number of samples than the labels or the
-            wrong shape or type; a split's name is unknown; a split is empty; ids occur twice; an option does not fit.
+        SampleError: a sample has numbers that are missing, NaN or infinite, a label that is, or no feature.
+        ValueError: the file cannot be read; a field is missing, there twice, has another number of samples than the
+            labels or the wrong shape or type; a split's name is unknown, or two names mean one split; a split is empty;
+            ids occur twice, or are missing, floats or too long; an option does not fit.
     """
     if on_bad_sample not in get_args(OnBadSample):
         raise ValueError(f"on_bad_sample must be one of {get_args(OnBadSample)}, got {on_bad_sample!r}")

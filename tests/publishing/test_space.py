@@ -61,11 +61,16 @@ def test_what_visitors_are_told(app, explorer, tmp_path):
     explorer, picture = explorer
     (tmp_path / "text.png").write_text("no picture")
     Image.new("1", (6000, 5000)).save(tmp_path / "large.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "damaged.png", "DDS")
+    content = bytearray((tmp_path / "damaged.png").read_bytes())
+    content[80:84] = b"\0\0\x08\0"  # flags of its pixel format, which Pillow does not know
+    (tmp_path / "damaged.png").write_bytes(content)
     for text, image, message in (
         ("", picture, "Please enter a text"),
         ("the fox", None, r"Please give a picture \(image\)"),
         ("x" * 5001, picture, "5,001 characters; at most 5,000"),
         ("the fox", str(tmp_path / "text.png"), "no picture that can be read"),
+        ("the fox", str(tmp_path / "damaged.png"), "no picture that can be read"),
         ("the fox", str(tmp_path / "large.png"), "30,000,000 pixels; at most 25,000,000"),
     ):
         with pytest.raises(gr.Error, match=message):
