@@ -1,0 +1,71 @@
+"""JSON held against a type: what fits is given as it is; of what does not, the message names file and key."""
+
+import json
+import re
+from typing import Any, Literal, NotRequired, TypedDict
+
+import pytest
+
+from fl_i2moe.utils.checked_json import read_checked
+
+
+class Part(TypedDict):
+    size: int
+    share: NotRequired[float]
+
+
+class Whole(TypedDict):
+    name: str
+    task: Literal["a", "b"]
+    parts: dict[str, Part]
+    grid: list[int] | None
+    about: dict[str, Any]
+    seen: NotRequired[bool]
+    level: NotRequired[int | str]
+    inner: NotRequired[Part | None]
+
+
+GOOD = {"name": "x", "task": "a", "parts": {"p": {"size": 1, "share": 2}}, "grid": [1, 2], "about": {"any": [None]}}
+
+
+@pytest.mark.parametrize("more", [{}, {"grid": None}, {"seen": False}, {"level": "x"}, {"level": 1}, {"inner": None}])
+def test_what_fits_is_given_as_it_is(tmp_path, more):
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(GOOD | more), encoding="utf-8")
+    assert read_checked(file, Whole) == GOOD | more
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (GOOD | {"name": 1}, "`name` must be a text, got 1"),
+        (GOOD | {"name": "x", "task": "c"}, "`task` must be 'a' or 'b', got \"c\""),
+        (GOOD | {"parts": []}, "`parts` must be an object, got []"),
+        (GOOD | {"parts": {"p": {"size": True}}}, "`parts.p.size` must be a whole number, got true"),
+        (GOOD | {"parts": {"p": {"size": 1.0}}}, "`parts.p.size` must be a whole number, got 1.0"),
+        (GOOD | {"parts": {"p": {"size": 1, "share": "1"}}}, '`parts.p.share` must be a number, got "1"'),
+        (GOOD | {"parts": {"p": {}}}, "`parts.p.size` is missing"),
+        (GOOD | {"parts": {"p": {"size": 1, "sise": 1}}}, "`parts.p.sise` is unknown, known are share, size"),
+        (GOOD | {"grid": [1, None]}, "`grid[1]` must be a whole number, got null"),
+        (GOOD | {"grid": {}}, "`grid` must be a list, got {}"),
+        (GOOD | {"seen": 0}, "`seen` must be true or false, got 0"),
+        (GOOD | {"level": 1.5}, "`level` must be a whole number or a text, got 1.5"),
+        (GOOD | {"inner": {"size": None}}, "`inner.size` must be a whole number, got null"),
+        ({"name": "x"}, "`about` is missing"),
+        ([], "its content must be an object, got []"),
+        (None, "its content must be an object, got null"),
+        (GOOD | {"name": ["x" * 100]}, f'`name` must be a text, got ["{"x" * 77}…'),
+        (b"", "Expecting value"),
+        (b"\xff", "can't decode byte"),
+        (b"\x00" * 8, "Expecting value"),
+        (b'{"name": 1, "name": 2}', "`name` is there twice"),
+        (b'{"name": NaN}', "NaN is no number in JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"name": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
+    ],
+)
+def test_what_does_not_is_named_with_its_key(tmp_path, content, reason):
+    file = tmp_path / "x.json"
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(ValueError, match=rf"^{re.escape(f'{file} is damaged or was changed: ')}.*{re.escape(reason)}"):
+        read_checked(file, Whole)
