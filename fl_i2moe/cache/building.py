@@ -19,8 +19,9 @@ from ..data.raw import OnBadSample, RawDataset, SampleError
 from ..utils.files import explaining_full_disk, write_json, write_text
 from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
-from .feature_cache import FeatureCache, is_cache, open_cache, read_plan
+from .feature_cache import FeatureCache, is_cache, open_cache
 from .key import cache_key, check_key
+from .manifest import LAYOUT, plan_shards, read_key, write_info
 from .shards import Shard, verify_shards, write_shard
 
 POLL_SECONDS = 0.5
@@ -73,8 +74,9 @@ def build_cache(
         if state.is_main_process:
             _begin(cache_dir, key, shard_size, lock)
         state.wait_for_everyone()
-        stored_key, shards = read_plan(cache_dir)
-        check_key(stored_key, key, cache_dir)
+        stored = read_key(cache_dir)
+        check_key(stored["key"], key, cache_dir)
+        shards = plan_shards(cache_dir, stored)
         own = shards[state.process_index :: state.num_processes]
         try:
             _check_earlier(own, on_bad_sample)
@@ -105,10 +107,10 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
                 f"the feature cache cannot be built in {cache_dir}, which holds {other[0]} and no feature cache; "
                 "give a folder that is new or empty"
             )
-        write_json(cache_dir / "key.json", {"shard_size": shard_size, "key": key})
+        write_json(cache_dir / "key.json", {"layout": LAYOUT, "shard_size": shard_size, "key": key})
     for failure in cache_dir.glob("failed-*.txt"):
         failure.unlink()
-    if not all(shard.is_complete() for shard in read_plan(cache_dir)[1]):
+    if not all(shard.is_complete() for shard in plan_shards(cache_dir, read_key(cache_dir))):
         take_lock(lock, f"building the feature cache {cache_dir}")
         (cache_dir / "info.json").unlink(missing_ok=True)
 
@@ -190,7 +192,7 @@ def _finish(
         for name, encoder in encoders.items()
     }
     info = {"label_names": raw.label_names, "problem_type": raw.problem_type, "modalities": modalities}
-    write_json(cache_dir / "info.json", {**info, "counts": counts})
+    write_info(cache_dir, {**info, "counts": counts}, shards)
 
 
 def _write_dataset_files(shards: list[Shard], records: list[dict[str, Any]], features: Features) -> None:

@@ -2,7 +2,8 @@
 
     cache_dir/
       key.json            what the features depend on; a folder with another key is refused
-      info.json           what a reader needs to know; written last, so that it says the cache is complete
+      info.json           what a reader needs to know, and the checksums of all small files; written last, so that it
+                          says the cache is complete
       skipped.jsonl       one line per sample that was left out
       <split>/            a data set as `datasets.load_from_disk` reads it: Arrow shards, each with its checksum
 
@@ -11,8 +12,7 @@ modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offs
 each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers).
 """
 
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from datasets import Dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
-from .shards import CorruptCacheError, Shard, naming_damage, plan_shards, read_object, verify_shards
+from .manifest import WRITE_AGAIN, plan_shards, read_info, read_key, read_skipped
+from .shards import CorruptCacheError, naming_damage, verify_shards
 from .streaming import StreamedSplit
 
 
@@ -86,43 +87,44 @@ def open_cache(
 
     Raises:
         ValueError: the folder is no feature cache or an unfinished one.
-        CorruptCacheError: a shard is missing or has changed.
+        CorruptCacheError: a file is missing, has changed, belongs to another cache, or is of a later version.
     """
     cache_dir = Path(cache_dir)
     if not is_cache(cache_dir):
         raise ValueError(f"{cache_dir} is no feature cache: it has no key.json")
-    key, shards = read_plan(cache_dir)
+    key = read_key(cache_dir)
+    shards = plan_shards(cache_dir, key)
     if not (cache_dir / "info.json").exists():
         raise ValueError(f"the feature cache {cache_dir} is not finished: run what builds it again, it will go on")
-    here = key["data"]["splits"] if here is None else here
+    names = list(key["key"]["data"]["splits"])
+    here = names if here is None else here
     own = [shard for shard in shards if shard.split in here]
     for shard in own:
         if not shard.is_complete():
             raise CorruptCacheError(f"{shard.path} or its record is missing: build the cache again, only it is encoded")
+    skipped, info = read_skipped(cache_dir), read_info(cache_dir, key, shards)
     if verify:
         verify_shards(own)
-    info = read_object(cache_dir / "info.json", ("label_names", "problem_type", "modalities", "counts"))
-    # what these files hold is written again, from the shards' records, by a build that finds no info.json
-    advice = "delete info.json of this feature cache and build it again, nothing is encoded anew; or fetch it again"
-    with naming_damage(f"{cache_dir / 'skipped.jsonl'}", advice):
-        skipped = [json.loads(line) for line in (cache_dir / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
     splits: dict[str, Any] = {}
-    for name in key["data"]["splits"]:
+    for name in names:
         if name in here:
             folder = cache_dir / name
-            with naming_damage(f"{folder / 'state.json'} or {folder / 'dataset_info.json'}", advice):
+            with naming_damage(f"{folder / 'state.json'} or {folder / 'dataset_info.json'}", WRITE_AGAIN):
                 splits[name] = Dataset.load_from_disk(folder)
+                _check_rows(splits[name], info["counts"][name]["samples"], info["modalities"])
         else:
             rows = tuple(shard.record()["rows"] for shard in shards if shard.split == name)
             splits[name] = StreamedSplit(name, f"{elsewhere}/{name}/data-*.arrow", rows, info["modalities"])
-    return FeatureCache(path=cache_dir, key=key, splits=splits, skipped=skipped, **info)
+    return FeatureCache(path=cache_dir, key=key["key"], splits=splits, skipped=skipped, **info)
 
 
-def read_plan(cache_dir: Path) -> tuple[dict[str, Any], list[Shard]]:
-    """The key of a cache, complete or not, and all its shards."""
-    content = read_object(cache_dir / "key.json", ("key", "shard_size"))
-    sizes = {split: entry["samples"] for split, entry in content["key"]["data"]["splits"].items()}
-    return content["key"], plan_shards(cache_dir, sizes, content["shard_size"])
+def _check_rows(split: Dataset, num_rows: int, modalities: Mapping[str, Mapping[str, Any]]) -> None:
+    if len(split) != num_rows:
+        raise ValueError(f"there are {len(split)} rows, the records have {num_rows}")
+    for name, modality in modalities.items():
+        found = split.features[f"{name}_features"].shape[1]
+        if found != modality["feature_size"]:
+            raise ValueError(f"features of {name} have {found} numbers, info.json has {modality['feature_size']}")
 
 
 def open_features(

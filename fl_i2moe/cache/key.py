@@ -41,27 +41,31 @@ def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any
     return json.loads(json.dumps(key))  # as it comes back from a file: tuples are lists
 
 
-def key_digest(key: dict[str, Any]) -> str:
+def key_digest(key: Mapping[str, Any]) -> str:
     """Names the key in a folder's name and in a run's settings."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_key(stored: dict[str, Any], expected: dict[str, Any], cache_dir: Path) -> None:
+def check_key(stored: Mapping[str, Any], expected: Mapping[str, Any], cache_dir: Path) -> None:
     """Raises `CacheMismatchError` that names each differing field, such as `encoders.text.max_length`."""
-    if differences := "\n".join(_differences(stored, expected)):
+    lines = [f"  {field}: the cache has {old}, asked for is {new}" for field, old, new in differences(stored, expected)]
+    if lines:
         raise CacheMismatchError(
-            f"the feature cache {cache_dir} does not fit what is asked for:\n{differences}\nGive another cache folder, "
-            "or delete this one to encode anew."
+            f"the feature cache {cache_dir} does not fit what is asked for:\n"
+            + "\n".join(lines)
+            + "\nGive another cache folder, or delete this one to encode anew."
         )
 
 
-def _differences(stored: Any, expected: Any, field: str = "") -> Iterator[str]:
+def differences(stored: Any, expected: Any, field: str = "") -> Iterator[tuple[str, str, str]]:
+    """The fields in which two JSON values differ, such as `encoders.text.max_length`, with both values as text."""
     if isinstance(stored, dict) and isinstance(expected, dict):
         for name in {**stored, **expected}:
-            yield from _differences(stored.get(name, _ABSENT), expected.get(name, _ABSENT), f"{field}.{name}")
+            below = f"{field}.{name}" if field else name
+            yield from differences(stored.get(name, _ABSENT), expected.get(name, _ABSENT), below)
     elif stored != expected:
         old, new = (_ABSENT if x == _ABSENT else json.dumps(x, ensure_ascii=False) for x in (stored, expected))
-        yield f"  {field.removeprefix('.')}: the cache has {old}, asked for is {new}"
+        yield field, old, new
 
 
 def _split_checksum(split: Dataset, columns: list[str], pool: ThreadPoolExecutor) -> str:

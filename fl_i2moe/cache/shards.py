@@ -1,21 +1,38 @@
 """The files of a feature cache: Arrow shards that are either whole and checked, or not there."""
 
 import hashlib
-import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 
+from ..utils.checked_json import parse_checked
 from ..utils.files import write_file, write_json
 
 
 class CorruptCacheError(ValueError):
-    """A shard of a feature cache is missing or does not have the bytes that were written."""
+    """A file of a feature cache is missing, is not the one that was written, or cannot be read by this version."""
+
+
+class CutShare(TypedDict):
+    samples: int
+    share: float
+
+
+class Record(TypedDict):
+    """What lies beside a shard. Those of layout 1 do not say whose they are."""
+
+    sha256: str
+    rows: int
+    skipped: list[dict[str, str]]
+    cut: dict[str, CutShare]
+    key: NotRequired[str]
+    split: NotRequired[str]
+    index: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,7 @@ class Shard:
     index: int
     count: int
     rows: range  # of the raw split
+    key: str  # digest of the cache's key
 
     @property
     def path(self) -> Path:
@@ -40,8 +58,26 @@ class Shard:
         """The record is written last, so that it vouches for the data."""
         return self.record_path.exists() and self.path.exists()
 
+    @property
+    def advice(self) -> str:
+        return (
+            f"delete the feature cache's {self.path.name} and {self.record_path.name} in {self.folder} and build it "
+            "again, only this shard is then encoded anew; or fetch it again"
+        )
+
     def record(self) -> dict[str, Any]:
-        return read_object(self.record_path, ("sha256", "rows"))
+        """Raises `CorruptCacheError` where it is damaged, or that of another shard."""
+        record = read_checked_file(self.record_path, Record, self.advice)
+        with naming_damage(str(self.record_path), self.advice):
+            for name in ("key", "split", "index"):
+                if (found := record.get(name, expected := getattr(self, name))) != expected:
+                    raise ValueError(f"it is the record of another shard: its `{name}` is {found!r}, not {expected!r}")
+            if record["rows"] < 0 or record["rows"] + len(record["skipped"]) != len(self.rows):
+                raise ValueError(
+                    f"`rows` and what is `skipped` are {record['rows']} and {len(record['skipped'])} samples, together "
+                    f"not the {len(self.rows)} of the shard"
+                )
+        return record
 
     def verify(self) -> None:
         """Raises `CorruptCacheError` if the file's bytes are not those that were written."""
@@ -52,17 +88,6 @@ class Shard:
             raise CorruptCacheError(f"the cache shard {self.path} cannot be read ({error}); {advice}") from error
         if found != self.record()["sha256"]:
             raise CorruptCacheError(f"the cache shard {self.path} does not match its checksum; {advice}")
-
-
-def plan_shards(cache_dir: Path, split_sizes: dict[str, int], shard_size: int) -> list[Shard]:
-    """Cuts every split into shards of `shard_size` rows."""
-    shards = []
-    for split, size in split_sizes.items():
-        starts = range(0, size, shard_size)
-        for index, start in enumerate(starts):
-            rows = range(size)[start : start + shard_size]
-            shards.append(Shard(cache_dir / split, split, index, len(starts), rows))
-    return shards
 
 
 def verify_shards(shards: list[Shard]) -> None:
@@ -86,7 +111,8 @@ def write_shard(shard: Shard, schema: pa.Schema, batches: Iterable[pa.RecordBatc
                 num_rows += batch.num_rows
 
     write_file(shard.path, write)
-    write_json(shard.record_path, {"sha256": checksum(shard.path), "rows": num_rows, **record})
+    whose = {name: getattr(shard, name) for name in ("key", "split", "index")}
+    write_json(shard.record_path, {"sha256": checksum(shard.path), "rows": num_rows, **record, **whose})
 
 
 def checksum(path: Path) -> str:
@@ -94,11 +120,10 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_object(path: Path, names: Collection[str]) -> dict[str, Any]:
-    """A JSON object; raises `CorruptCacheError` where it cannot be read or lacks one of these names."""
-    with naming_damage(str(path), "delete the feature cache and encode anew, or fetch it again"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: content[name] for name in names} | content
+def read_checked_file(path: Path, kind: Any, advice: str) -> Any:
+    """JSON of the type `kind`, see [`~fl_i2moe.utils.checked_json.check_json`]; raises as [`naming_damage`]."""
+    with naming_damage(str(path), advice):
+        return parse_checked(path.read_text(encoding="utf-8"), kind)
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
 
 from ..cache import FeatureCache
-from ..cache.shards import Shard, plan_shards, write_shard
+from ..cache.manifest import plan_shards, read_info, read_key, write_info
+from ..cache.shards import Shard, write_shard
 from ..metrics.markdown import render_template, table
 from ..model.kind import Kind
 from ..model.kinds import KINDS
-from ..utils.files import read_json, write_json, write_text
+from ..utils.files import write_json, write_text
 from .card_tables import encoders_table
 from .repository import make_empty_folder, without_paths, write_file_list
 
@@ -31,21 +32,22 @@ def write_features(
     """
     validate_repo_id(repo_id)
     folder = make_empty_folder(folder)
-    key, info = (read_json(cache.path / name) for name in ("key.json", "info.json"))
-    sizes = {split: entry["samples"] for split, entry in cache.key["data"]["splits"].items()}
-    kinds = {name: KINDS[modality["kind"]] for name, modality in cache.modalities.items()}
-    plans = (plan_shards(place, sizes, key["shard_size"]) for place in (cache.path, folder))
-    for source, target in zip(*plans, strict=True):
-        _copy_shard(source, target, kinds)
-    for split in sizes:
-        for name in ("state.json", "dataset_info.json"):
-            shutil.copyfile(cache.path / split / name, folder / split / name)
+    key = read_key(cache.path)
+    sources = plan_shards(cache.path, key)
+    info = read_info(cache.path, key, sources)
     for identity in (*key["key"]["encoders"].values(), *(x["encoder"] for x in info["modalities"].values())):
         identity["name"] = without_paths(identity["name"])  # of encoders that are local folders
+    kinds = {name: KINDS[modality["kind"]] for name, modality in cache.modalities.items()}
+    targets = plan_shards(folder, key)
+    for source, target in zip(sources, targets, strict=True):
+        _copy_shard(source, target, kinds)
+    for split in cache.splits:
+        for name in ("state.json", "dataset_info.json"):
+            shutil.copyfile(cache.path / split / name, folder / split / name)
     write_json(folder / "key.json", key)
-    write_json(folder / "info.json", info)
     lines = [json.dumps(_skipped_entry(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
     write_text(folder / "skipped.jsonl", "".join(lines))
+    write_info(folder, info, targets)
     write_text(folder / "README.md", str(features_card(cache, repo_id, license=license, dataset_name=dataset_name)))
     write_file_list(folder)
 

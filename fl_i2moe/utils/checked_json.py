@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -61,7 +62,7 @@ def check_json(value: Any, kind: Any, key: str = "") -> None:
             raise ValueError(f"{_named(key)} must be {' or '.join(map(repr, arguments))}, got {_shown(value)}")
     elif is_typeddict(kind):
         _check_type(value, dict, key)
-        types = get_type_hints(kind)
+        types = _types(kind)
         if missing := sorted(kind.__required_keys__ - value.keys()):
             raise ValueError(f"{_named(_below(key, missing[0]))} is missing")
         if unknown := [name for name in value if name not in types]:
@@ -78,6 +79,9 @@ def check_json(value: Any, kind: Any, key: str = "") -> None:
             check_json(part, arguments[1], _below(key, name))
     else:
         _check_type(value, kind or NoneType, key)
+
+
+_types = lru_cache(get_type_hints)
 
 
 def _check_union(value: Any, kinds: tuple[Any, ...], key: str) -> None:

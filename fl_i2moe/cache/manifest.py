@@ -1,0 +1,237 @@
+"""
+The small files of a feature cache: what is in them, and the chain that binds them to one another.
+
+`info.json` is written last and holds a checksum of itself and of every other small file: the key, and the shards'
+records, which hold the shards' checksums. Caches of layout 1 have no such checksums; of these it is compared what the
+files say twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from ..data.raw import ProblemType
+from ..utils.checked_json import check_json, parse_checked
+from ..utils.files import write_json
+from .key import FORMAT_VERSION, differences, key_digest
+from .shards import CorruptCacheError, Shard, checksum, naming_damage, read_checked_file
+
+LAYOUT = 2
+"""From 2 on rows have checksums of what was encoded, and `info.json` has those of the small files."""
+
+FETCH_AGAIN = "delete the feature cache and encode anew, or fetch it again"
+WRITE_AGAIN = "delete info.json of this feature cache and build it again, nothing is encoded anew; or fetch it again"
+"""`info.json`, `skipped.jsonl` and what `datasets` reads are written from the key and the records."""
+
+
+class SplitKey(TypedDict):
+    samples: int
+    sha256: str
+
+
+class DataKey(TypedDict):
+    label_names: list[str]
+    problem_type: ProblemType
+    splits: dict[str, SplitKey]
+
+
+class Key(TypedDict):
+    format_version: int
+    dtype: str
+    data: DataKey
+    encoders: dict[str, dict[str, Any]]
+
+
+class KeyFile(TypedDict):
+    layout: NotRequired[int]
+    shard_size: int
+    key: Key
+
+
+class Cut(TypedDict):
+    samples: int
+    mean_share: float
+
+
+class Counts(TypedDict):
+    samples: int
+    skipped: int
+    cut: dict[str, Cut]
+
+
+class Modality(TypedDict):
+    kind: str
+    feature_size: int
+    max_features: int
+    grid: list[int] | None
+    encoder: dict[str, Any]
+
+
+class Info(TypedDict):
+    label_names: list[str]
+    problem_type: ProblemType
+    modalities: dict[str, Modality]
+    counts: dict[str, Counts]
+    files: NotRequired[dict[str, str]]
+    sha256: NotRequired[str]
+
+
+class DataFile(TypedDict):
+    filename: str
+
+
+class State(TypedDict):
+    """What `datasets` reads."""
+
+    _data_files: list[DataFile]
+    _fingerprint: str
+    _format_columns: list[str] | None
+    _format_kwargs: dict[str, Any]
+    _format_type: str | None
+    _output_all_columns: bool
+    _split: str | None
+
+
+class Skipped(TypedDict):
+    id: str
+    split: str
+    field: str
+    file: str
+    reason: str
+
+
+def read_key(cache_dir: Path) -> dict[str, Any]:
+    """The content of `key.json`; raises `CorruptCacheError` where it is damaged or of a later version."""
+    path = cache_dir / "key.json"
+    content = read_checked_file(path, dict[str, Any], FETCH_AGAIN)
+    versions = {"layout": (content.get("layout", 1), LAYOUT)}
+    if isinstance(content.get("key"), dict):
+        versions["key.format_version"] = (content["key"].get("format_version"), FORMAT_VERSION)
+    for name, (found, known) in versions.items():
+        if type(found) is int and not 1 <= found <= known:
+            raise CorruptCacheError(
+                f"{path}: `{name}` is {found}, and this version of fl_i2moe reads 1 to {known}: install the one that "
+                "made the feature cache, or encode anew in another folder"
+            )
+    with naming_damage(str(path), FETCH_AGAIN):
+        check_json(content, KeyFile)
+        if content["shard_size"] < 1:
+            raise ValueError(f"`shard_size` must be at least 1, got {content['shard_size']}")
+        for split, entry in content["key"]["data"]["splits"].items():
+            if entry["samples"] < 1:
+                raise ValueError(f"`key.data.splits.{split}.samples` must be at least 1, got {entry['samples']}")
+    return content
+
+
+def plan_shards(cache_dir: Path, key: Mapping[str, Any]) -> list[Shard]:
+    """Cuts every split into shards of `shard_size` rows; `key` is the content of `key.json`."""
+    digest, shards = key_digest(key["key"]), []
+    for split, entry in key["key"]["data"]["splits"].items():
+        size, step = entry["samples"], key["shard_size"]
+        count = -(-size // step)
+        for index in range(count):
+            rows = range(size)[index * step : (index + 1) * step]
+            shards.append(Shard(cache_dir / split, split, index, count, rows, digest))
+    return shards
+
+
+def write_info(cache_dir: Path, info: Mapping[str, Any], shards: list[Shard]) -> None:
+    """Writes `info.json` with the checksums of itself and of all other small files, which must be there."""
+    checksums = {_name(path, cache_dir): checksum(path) for path in _small_files(cache_dir, shards)}
+    content = {**info, "files": checksums}
+    write_json(cache_dir / "info.json", content | {"sha256": _own_checksum(content)})
+
+
+def read_info(cache_dir: Path, key: Mapping[str, Any], shards: list[Shard]) -> dict[str, Any]:
+    """
+    The content of `info.json`, without checksums.
+
+    Raises `CorruptCacheError` that names the first small file that is damaged, says something else than the key or the
+    records, or is not the one that the cache was finished with; or a shard that is none of the cache's.
+    """
+    path = cache_dir / "info.json"
+    info = read_checked_file(path, Info, FETCH_AGAIN)
+    files, own_checksum = info.pop("files", None), info.pop("sha256", None)
+    with naming_damage(str(path), WRITE_AGAIN):
+        _compare_with_key(info, key["key"])
+        for name, x in (("files", files), ("sha256", own_checksum)):
+            if x is None and key.get("layout", 1) > 1:
+                raise ValueError(f"`{name}` is missing")
+    small_files = list(_small_files(cache_dir, shards)) if files is not None else []
+    _check_checksums(small_files[:1], cache_dir, files, FETCH_AGAIN)  # the key first, to which all others belong
+    for split, group in groupby(shards, attrgetter("split")):
+        own = list(group)
+        records = [shard.record() for shard in own]
+        found = {"samples": sum(x["rows"] for x in records), "skipped": sum(len(x["skipped"]) for x in records)}
+        with naming_damage(str(path), WRITE_AGAIN):
+            counts = {name: info["counts"][split][name] for name in found}
+            _compare(f"counts.{split}", counts, found, "the records have")
+        state_path = cache_dir / split / "state.json"
+        state = read_checked_file(state_path, State, WRITE_AGAIN)
+        with naming_damage(str(state_path), WRITE_AGAIN):
+            names = [file["filename"] for file in state["_data_files"]]
+            _compare("_data_files", names, [shard.path.name for shard in own], "of the key and the records follows")
+            _compare("_split", state["_split"], split, "of the folder follows")
+    with naming_damage(str(path), WRITE_AGAIN):
+        if small_files and own_checksum != _own_checksum({**info, "files": files}):
+            raise ValueError("it was changed since it was written, as its own `sha256` tells")
+    for shard in shards if small_files else []:
+        _check_checksums([shard.record_path], cache_dir, files, shard.advice)
+    _check_checksums(small_files, cache_dir, files, WRITE_AGAIN)
+    known = {path for shard in shards for path in (shard.path, shard.record_path)}
+    if strange := sorted(x for x in cache_dir.glob("*/data-*") if x.suffix in (".arrow", ".json") and x not in known):
+        raise CorruptCacheError(f"{strange[0]} is no file of the feature cache {cache_dir}: move it away")
+    return info
+
+
+def read_skipped(cache_dir: Path) -> list[dict[str, str]]:
+    """The lines of `skipped.jsonl`; raises `CorruptCacheError` that names a damaged one."""
+    path, entries = cache_dir / "skipped.jsonl", []
+    with naming_damage(str(path), WRITE_AGAIN):
+        lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+        with naming_damage(f"{path}, line {number},", WRITE_AGAIN):
+            entries.append(parse_checked(line, Skipped))
+    return entries
+
+
+def _compare_with_key(info: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    data = key["data"]
+    for name in ("label_names", "problem_type"):
+        _compare(name, info[name], data[name], "key.json has")
+    for name, parts in (("modalities", key["encoders"]), ("counts", data["splits"])):
+        _compare(name, list(info[name]), list(parts), "key.json has")
+    for name, modality in info["modalities"].items():
+        _compare(f"modalities.{name}.encoder", modality["encoder"], key["encoders"][name], "key.json has")
+
+
+def _compare(field: str, found: Any, expected: Any, whose: str) -> None:
+    for name, one, other in differences(found, expected, field):
+        raise ValueError(f"`{name}` is {one}, {whose} {other}")
+
+
+def _check_checksums(paths: list[Path], cache_dir: Path, expected: Mapping[str, str] | None, advice: str) -> None:
+    for path in paths:
+        with naming_damage(str(path), advice):
+            if checksum(path) != (expected or {}).get(_name(path, cache_dir)):
+                raise ValueError("it is not the file that info.json was written with: one of them was changed")
+
+
+def _small_files(cache_dir: Path, shards: list[Shard]) -> Iterator[Path]:
+    """All but `info.json`."""
+    yield from (cache_dir / "key.json", cache_dir / "skipped.jsonl")
+    for split in dict.fromkeys(shard.split for shard in shards):
+        yield from (cache_dir / split / name for name in ("state.json", "dataset_info.json"))
+    yield from (shard.record_path for shard in shards)
+
+
+def _name(path: Path, cache_dir: Path) -> str:
+    return path.relative_to(cache_dir).as_posix()
+
+
+def _own_checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
