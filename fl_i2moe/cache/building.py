@@ -68,7 +68,6 @@ def build_cache(
     cache_dir = Path(cache_dir)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     key = key or cache_key(raw, encoders)
-    features = cache_features(raw, encoders)
     lock = FileLock(cache_dir / "build.lock")
     try:
         if state.is_main_process:
@@ -77,6 +76,7 @@ def build_cache(
         stored = read_key(cache_dir)
         check_key(stored["key"], key, cache_dir)
         shards = plan_shards(cache_dir, stored)
+        features = cache_features(raw, encoders, stored.get("layout", 1))
         own = shards[state.process_index :: state.num_processes]
         try:
             _check_earlier(own, on_bad_sample)

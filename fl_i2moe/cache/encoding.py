@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..model.kind import FrozenEncoder, Preprocessed
+from ..model.kind import FrozenEncoder, Preprocessed, checksum
 from ..model.kind_array import ArrayEncoder
 from ..model.kinds import KINDS
 from .shards import Shard
@@ -22,8 +22,11 @@ from .shards import Shard
 Encoder = FrozenEncoder | ArrayEncoder
 
 
-def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features:
-    """The columns of a feature cache: the raw ones (no arrays, which are features already), then those of encoders."""
+def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder], layout: int) -> Features:
+    """
+    The columns of a feature cache: the raw ones (no arrays, which are features already), then those of encoders, and
+    from layout 2 on a checksum of each raw value that was encoded.
+    """
     raw_features = next(iter(raw.splits.values())).features
     dropped = {name for name, encoder in encoders.items() if not KINDS[encoder.kind].keeps_raw}
     features = Features({name: feature for name, feature in raw_features.items() if name not in dropped})
@@ -32,6 +35,8 @@ def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder]) -> Features
         features[f"{name}_special_mask"] = List(Value("bool"))
         added = {f"{name}_{suffix}": x for suffix, x in KINDS[encoder.kind].annotation_types.items()}
         features.update(Features.from_dict(added))
+        if layout > 1 and KINDS[encoder.kind].keeps_raw:
+            features[f"{name}_sha256"] = Value("string")
     return features
 
 
@@ -50,6 +55,7 @@ class DecodedBatch:
     shard: Shard
     table: pa.Table
     inputs: dict[str, Preprocessed]
+    checksums: dict[str, list[str]]
     bad_samples: list[SampleError]
 
 
@@ -65,16 +71,22 @@ class _Decoder(torch.utils.data.Dataset):
         shard, rows = task
         table: pa.Table = self.splits[shard.split][rows]
         try:
-            return DecodedBatch(shard, table, self._preprocess(table), [])
+            return DecodedBatch(shard, table, *self._preprocess(table), [])
         except ValueError:
             errors = [self._find_error(table.slice(i, 1), shard.split) for i in range(table.num_rows)]
             bad_samples = [error for error in errors if error is not None]
             assert bad_samples, "preprocessing failed for the batch but for none of its samples"
             table = table.filter(pa.array([error is None for error in errors]))
-            return DecodedBatch(shard, table, self._preprocess(table) if table.num_rows else {}, bad_samples)
+            return DecodedBatch(shard, table, *(self._preprocess(table) if table.num_rows else ({}, {})), bad_samples)
 
-    def _preprocess(self, table: pa.Table) -> dict[str, Preprocessed]:
-        return {name: preprocess(table[name].to_pylist()) for name, preprocess in self.preprocess.items()}
+    def _preprocess(self, table: pa.Table) -> tuple[dict[str, Preprocessed], dict[str, list[str]]]:
+        inputs, checksums = {}, {}
+        for name, preprocess in self.preprocess.items():
+            cells, kind = table[name].to_pylist(), KINDS[self.kinds[name]]
+            inputs[name] = preprocess(cells)
+            if kind.keeps_raw:
+                checksums[name] = [checksum(kind.content(cell)) for cell in cells]
+        return inputs, checksums
 
     def _find_error(self, row: pa.Table, split: str) -> SampleError | None:
         for name, preprocess in self.preprocess.items():
@@ -152,6 +164,7 @@ class BatchEncoder:
             for suffix in KINDS[kind].annotation_types:
                 column = f"{name}_{suffix}"
                 columns[column] = pa.array([cell[suffix] for cell in cells], self.schema.field(column).type)
+        columns |= {f"{name}_sha256": pa.array(x) for name, x in decoded.checksums.items()}
         self._leave_out([bad[row] for row in sorted(bad)], record)
         keep = [row not in bad for row in range(table.num_rows)]
         if not any(keep):

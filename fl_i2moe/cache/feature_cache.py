@@ -9,7 +9,8 @@
 
 The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
 modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
-each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers).
+each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers);
+`m_sha256` is the checksum of the text or of the picture's file that was encoded.
 """
 
 from collections.abc import Collection, Mapping

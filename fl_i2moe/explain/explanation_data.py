@@ -128,6 +128,11 @@ class ExplanationData:
             return [int(self.logits.argmax())]
         return np.flatnonzero(self.logits > 0).tolist()
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know: raw values that are gone, are not the encoded ones, or could not be compared."""
+        return notes_on(self.modalities)
+
     def feature(self, modality: str, index: int) -> Feature:
         places = self.modalities[modality]
         return Feature(modality, index, places.name_of(index), places.place_of(index))
@@ -165,7 +170,7 @@ class ExplanationData:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON; pictures by their path, or as they are where they have no file."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values |= {"format": FORMAT_VERSION, "target_name": self.target_name}
+        values |= {"format": FORMAT_VERSION, "target_name": self.target_name, "notes": self.notes}
         values["modalities"] = {name: places.to_dict() for name, places in self.modalities.items()}
         values |= {name: getattr(self, name).tolist() for name in _ARRAYS}
         values["importance"] = {
@@ -188,6 +193,12 @@ class ExplanationData:
         }
         values["pair_tables"] = {expert: PairTable.from_dict(x) for expert, x in values["pair_tables"].items()}
         return cls(**values)
+
+
+def notes_on(modalities: Mapping[str, Places]) -> list[str]:
+    """See `Explanation.notes`."""
+    reasons = {name: places.missing() or places.unchecked() for name, places in modalities.items()}
+    return [f"The {name.replace('_', ' ')} {reason}." for name, reason in reasons.items() if reason]
 
 
 def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:

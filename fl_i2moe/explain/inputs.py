@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.kind import checksum
 from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
@@ -30,6 +31,7 @@ def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> di
         prepared = encoder.preprocess([raw[name]])
         encoded = encoder.encode(prepared.inputs)
         row[name] = kind.cell(raw[name])
+        row[f"{name}_sha256"] = checksum(kind.content(row[name]))
         row[f"{name}_features"] = encoded.features[0].half().cpu().numpy()
         row[f"{name}_special_mask"] = encoded.special_mask[0].cpu().numpy()
         [annotation] = prepared.annotations

@@ -9,6 +9,7 @@ Shape letters: B samples, T features of a sequence, D encoder width.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -34,6 +35,11 @@ class Preprocessed:
 
     inputs: dict[str, Tensor]
     annotations: list[dict[str, Any]]
+
+
+def checksum(content: bytes) -> str:
+    """Of what was encoded, to know it again."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def as_batch(value: Any) -> list[Any]:
@@ -166,6 +172,9 @@ class Places:
     special_features: str | None = None
     """`"keep"` or `"drop"`: whether the sequence holds CLS, BOS and SEP."""
 
+    sha256: str | None = None
+    """Of the raw value that was encoded, see `Kind.content`; None where it was not noted down."""
+
     @property
     def candidates(self) -> list[int]:
         """Features that are not special, in order."""
@@ -186,11 +195,16 @@ class Places:
         return {}
 
     def missing(self) -> str | None:
-        """Why the raw value cannot be shown, as the end of a sentence; None if it can."""
+        """Why the raw value cannot be shown, and what to do, as the end of a sentence; None if it can."""
+        return None
+
+    def unchecked(self) -> str | None:
+        """Why it is not known that what is shown is what was encoded, as the end of a sentence; None if it is."""
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        values = {name: list(x) if isinstance(x, tuple) else x for name, x in vars(self).items()}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in values.items()}
         return {"kind": self.kind, **values}
 
     @classmethod
@@ -210,6 +224,7 @@ class Places:
             encoder=encoder.get("name"),
             hidden_layer=encoder.get("hidden_layer"),
             special_features=encoder.get("special_features"),
+            sha256=row.get(f"{name}_sha256"),
         )
 
 
@@ -242,6 +257,10 @@ class Kind:
     def file_of(self, cell: Any) -> str:
         """The file that a cell of the raw column comes from, for messages."""
         return "-"
+
+    def content(self, cell: Any) -> bytes:
+        """What a cell of the raw column stands for, byte by byte; `ValueError` where its file cannot be read."""
+        return cell
 
     def published_cell(self, cell: Any) -> Any:
         """A cell of the raw column as it is published beside features."""

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,7 +26,7 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")
@@ -316,7 +317,7 @@ class ImagePlaces(Places):
     """Its file."""
 
     content: bytes | None = None
-    """The picture itself, where it has no file."""
+    """The picture itself, where it is not read from its file."""
 
     @property
     def is_placed(self) -> bool:
@@ -356,24 +357,48 @@ class ImagePlaces(Places):
         return {} if box is None else {"box": box}
 
     def missing(self) -> str | None:
-        if self.picture() is not None:
+        return self._encoded[1]
+
+    def unchecked(self) -> str | None:
+        if self.sha256 is not None or self.missing():
             return None
-        return f"is not at hand or cannot be read ({self.path or 'the feature cache has none'})"
+        return (
+            "is not known to be the one that was encoded, since the feature cache has no checksum of it: encode anew "
+            "with this version to have it compared"
+        )
 
     def picture(self, longest_side: int | None = None) -> Image.Image | None:
-        """The picture in RGB, at most `longest_side` pixels long; None where its file is gone, cannot be read, or has
-        another size than when it was encoded."""
-        if self.path is None and self.content is None:
+        """The picture that was encoded, in RGB, at most `longest_side` pixels long; None where it is [`missing`]."""
+        content, reason = self._encoded
+        if reason:
             return None
-        try:
-            picture = open_image({"path": self.path, "bytes": self.content})
-        except ValueError:
-            return None
-        if picture.size != self.size:
-            return None
+        picture = open_image({"path": self.path, "bytes": content})
         if longest_side and max(picture.size) > longest_side:
             picture.thumbnail((longest_side, longest_side))
         return picture
+
+    @cached_property
+    def _encoded(self) -> tuple[bytes | None, str | None]:
+        """The picture's file as it was encoded; where there is none, why. Looked for once."""
+        content, place = self.content, "it"
+        if content is None:
+            if self.path is None:
+                return None, "is not in the feature cache: build one from the pictures to see it"
+            place = str(Path(self.path).absolute())
+            try:
+                content = Path(self.path).read_bytes()
+            except FileNotFoundError:
+                return None, f"is not at {place}: put it there, or a link to it, to see it"
+            except (OSError, ValueError) as error:
+                return None, f"cannot be read: make {place} readable ({error})"
+        replaced = f"is not the one that was encoded: {place} has changed; put the encoded one back, or encode anew"
+        if self.sha256 not in (None, checksum(content)):
+            return None, replaced
+        try:
+            size = open_image({"path": self.path, "bytes": content}).size
+        except ValueError:
+            return None, f"cannot be read: {place} is no picture; put the encoded one there"
+        return (content, None) if size == self.size else (None, replaced)
 
     @classmethod
     def from_row(
@@ -387,7 +412,7 @@ class ImagePlaces(Places):
         left, top, right, bottom = (float(geometry[side]) for side in ("left", "top", "right", "bottom"))
         places.region = (left, top, right, bottom)
         places.path = (picture or {}).get("path")
-        places.content = (picture or {}).get("bytes") if places.path is None else None
+        places.content = (picture or {}).get("bytes")
         return places
 
     def to_dict(self) -> dict[str, Any]:
@@ -425,6 +450,14 @@ class ImageKind(EncodedKind):
 
     def file_of(self, cell: Mapping[str, Any]) -> str:
         return cell.get("path") or "-"
+
+    def content(self, cell: Mapping[str, Any]) -> bytes:
+        if cell.get("bytes") is not None:
+            return cell["bytes"]
+        try:
+            return Path(cell["path"]).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{cell['path']}: cannot be read: {error}") from error
 
     def published_cell(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         return {"path": re.split(r"[\\/]", cell["path"] or "")[-1] or None, "bytes": None}  # its name, no picture

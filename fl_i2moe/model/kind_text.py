@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum
 
 logger = logging.get_logger(__name__)
 
@@ -205,7 +205,11 @@ class TextPlaces(Places):
         return {} if span is None else {"token": self.text[slice(*span)], "span": span}
 
     def missing(self) -> str | None:
-        return "is not in the feature cache" if self.text is None else None
+        if self.text is not None:
+            return None
+        if self.sha256 is None:
+            return "is not in the feature cache"
+        return "is not the one that was encoded: give the row as it is in the feature cache, or encode the new text"
 
     def pieces(self) -> list[Piece]:
         """The whole text, cut into tokens and what lies between them."""
@@ -233,6 +237,8 @@ class TextPlaces(Places):
     ) -> Self:
         places = super().from_row(row, name, encoder, grid)
         places.text, places.offsets = row.get(name), [(int(a), int(b)) for a, b in row[f"{name}_offsets"]]
+        if None not in (places.text, places.sha256) and checksum(places.text.encode()) != places.sha256:
+            places.text = None  # its tokens lie elsewhere
         return places
 
     def to_dict(self) -> dict[str, Any]:
@@ -261,6 +267,9 @@ class TextKind(EncodedKind):
     hub_task = "text-classification"
     main_input, tower, main_tensor = "input_ids", "text_config", "input_ids"
     default_options: ClassVar = {"max_length": None}
+
+    def content(self, cell: str) -> bytes:
+        return cell.encode()
 
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         return {"offsets": [list(pair) for pair in annotation["offsets"]]}

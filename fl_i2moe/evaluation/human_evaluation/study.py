@@ -22,6 +22,7 @@ from ...cache import FeatureCache
 from ...cache.batching import FeatureRows
 from ...cache.key import key_digest
 from ...explain.explain_sample import true_targets
+from ...explain.explanation_data import notes_on
 from ...explain.pages.display import signed
 from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
@@ -31,7 +32,7 @@ from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import write_json, write_text
 from ...utils.run_folder import SETTINGS_FILE, JobFiles, begin_run_folder, check_run_folder
-from ..run.explanations import say_what_is_bad, split_of
+from ..run.explanations import say_what_is_bad, say_what_is_not_shown, split_of
 from .questionnaire import (
     Item,
     Key,
@@ -235,6 +236,7 @@ def _draw(
         rows.append(row)
         subjects.append(subject)
         if len(rows) == arguments.num_samples:
+            say_what_is_not_shown([(x.sample_id, note) for x in subjects for note in notes_on(x.modalities)], console)
             return rows, subjects, features[rows]
     raise ValueError(f"Only {len(rows)} samples of the split {arguments.split!r} can be shown.")
 

@@ -79,7 +79,8 @@ def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> N
         if "faithfulness" in arguments.measurements:
             _measure_faithfulness(models, cache, arguments, accelerator, console)
         if accelerator.is_main_process:
-            page = write_results(model, samples, num_pages, arguments, cache)
+            page, entries = write_results(model, samples, num_pages, arguments, cache)
+            say_what_is_not_shown([(entry.sample_id, note) for entry in entries for note in entry.notes], console)
             console.print(f"{len(samples):,} samples explained: {page}")
         accelerator.wait_for_everyone()
 
@@ -161,6 +162,13 @@ def usable_rows(
     if not usable:
         raise ValueError("No sample is left to explain.")
     return usable
+
+
+def say_what_is_not_shown(notes: Sequence[tuple[str, str]], console: Console) -> None:
+    """Of (id, one of `Explanation.notes`), the first one and their number."""
+    if notes:
+        (sample_id, note), more = notes[0], len(notes) - 1
+        console.print(f"Sample {sample_id}: {note}" + (f" Of {more:,} more there is a like remark." if more else ""))
 
 
 def say_what_is_bad(error: ValueError) -> str:

@@ -45,6 +45,9 @@ class IndexEntry:
     thumbnail: str | None = None
     """Data URI."""
 
+    notes: Sequence[str] = ()
+    """See `Explanation.notes`."""
+
     @classmethod
     def of(cls, explanations: Sequence[Explanation], pages: Sequence[str]) -> "IndexEntry":
         """From the explanations of one sample, one for each explained class, and the relative links to their pages."""
@@ -59,6 +62,7 @@ class IndexEntry:
             pages={x.target_name: page for x, page in zip(explanations, pages, strict=True)},
             weights=first.expert_weights.tolist(),
             thumbnail=None if picture is None else data_uri(picture, 70),
+            notes=first.notes,
         )
 
 
@@ -107,9 +111,9 @@ def save_index(
 
 def write_results(
     model: FLI2MoEModel, samples: Sequence[Sample], num_pages: int, arguments: ExplainArguments, cache: FeatureCache
-) -> Path:
+) -> tuple[Path, list[IndexEntry]]:
     """Writes tables and figures of what was measured on the samples, of which the first `num_pages` have pages, and
-    the page of the run, which it returns."""
+    the page of the run, which it returns with what it says of each sample."""
     results = _Results(samples, arguments, cache)
     measured, figures, tables = set(arguments.measurements), [], []
     if "faithfulness" in measured:
@@ -129,7 +133,7 @@ def write_results(
     title = f"Explanations of {Path(arguments.model).resolve().name}"
     page = arguments.folder / "index.html"
     save_index(page, title, entries, facts=facts, figures=figures, tables=tables)
-    return page
+    return page, entries
 
 
 class _Results:

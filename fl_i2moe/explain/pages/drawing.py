@@ -109,7 +109,7 @@ class PictureDrawing(ArrayDrawing[ImagePlaces]):
         return {
             "size": places.size,
             "unit": round(max(width / 330, height / 400), 3),
-            "uri_id": uri_id if places.picture() is not None else None,
+            "uri_id": None if places.missing() else uri_id,
             "patches": [patch for patch in patches if patch["width"] > 0 and patch["height"] > 0],
         }
 

@@ -23,7 +23,7 @@ from .display import (
     signed,
 )
 from .drawing import drawing_of
-from .sheet import MUTED, Sheet, fit
+from .sheet import MUTED, Flow, Sheet, fit
 
 
 def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
@@ -42,7 +42,9 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
     header, card_header = 44.0, 34.0
     cards_height = card_header + max(sum(block.height + 10 for block, *_ in card) for card in cards)
     boards_height = max((board.height for board in drawn), default=0.0)
-    height = margin + header + cards_height + (boards_height + 22 if drawn else 0) + margin
+    notes = [Flow([(note, ())], width - 2 * margin, 8, 11) for note in explanation.notes]
+    end = margin + header + cards_height + (boards_height + 22 if drawn else 0)
+    height = end + sum(note.height for note in notes) + margin
 
     sheet = Sheet(width, height)
     sheet.text(margin, margin + 8, f"Why “{explanation.target_name}” for {explanation.sample_id}?", 13, weight="bold")
@@ -68,6 +70,9 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
             top_edge += block.height + 10
     for number, board in enumerate(drawn):
         board.draw(sheet, margin + number * (half + gap), margin + header + cards_height + 22, colors[board.expert])
+    for note in notes:
+        note.draw(sheet, margin, end)
+        end += note.height
     return sheet.figure
 
 
