@@ -22,7 +22,7 @@ from datasets import Dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
-from .manifest import WRITE_AGAIN, plan_shards, read_info, read_key, read_skipped
+from .manifest import INFO_FIELDS, WRITE_AGAIN, check_small_files, plan_shards, read_info, read_key, read_skipped
 from .shards import CorruptCacheError, naming_damage, verify_shards
 from .streaming import StreamedSplit
 
@@ -94,29 +94,30 @@ def open_cache(
     if not is_cache(cache_dir):
         raise ValueError(f"{cache_dir} is no feature cache: it has no key.json")
     key = read_key(cache_dir)
-    shards = plan_shards(cache_dir, key)
     if not (cache_dir / "info.json").exists():
         raise ValueError(f"the feature cache {cache_dir} is not finished: run what builds it again, it will go on")
+    info, shards = read_info(cache_dir, key), plan_shards(cache_dir, key)
     names = list(key["key"]["data"]["splits"])
     here = names if here is None else here
     own = [shard for shard in shards if shard.split in here]
     for shard in own:
         if not shard.is_complete():
             raise CorruptCacheError(f"{shard.path} or its record is missing: build the cache again, only it is encoded")
-    skipped, info = read_skipped(cache_dir), read_info(cache_dir, key, shards)
+    skipped = read_skipped(cache_dir)
+    check_small_files(cache_dir, info, shards)
     if verify:
         verify_shards(own)
     splits: dict[str, Any] = {}
     for name in names:
         if name in here:
-            folder = cache_dir / name
-            with naming_damage(f"{folder / 'state.json'} or {folder / 'dataset_info.json'}", WRITE_AGAIN):
-                splits[name] = Dataset.load_from_disk(folder)
+            with naming_damage(str(cache_dir / name / "dataset_info.json"), WRITE_AGAIN):
+                splits[name] = Dataset.load_from_disk(cache_dir / name)
                 _check_rows(splits[name], info["counts"][name]["samples"], info["modalities"])
         else:
             rows = tuple(shard.record()["rows"] for shard in shards if shard.split == name)
             splits[name] = StreamedSplit(name, f"{elsewhere}/{name}/data-*.arrow", rows, info["modalities"])
-    return FeatureCache(path=cache_dir, key=key["key"], splits=splits, skipped=skipped, **info)
+    described = {name: info[name] for name in INFO_FIELDS}
+    return FeatureCache(path=cache_dir, key=key["key"], splits=splits, skipped=skipped, **described)
 
 
 def _check_rows(split: Dataset, num_rows: int, modalities: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ..data.raw import ProblemType
+from ..model.kinds import KINDS
 from ..utils.checked_json import check_json, parse_checked
 from ..utils.files import write_json
 from .key import FORMAT_VERSION, differences, key_digest
-from .shards import CorruptCacheError, Shard, checksum, naming_damage, read_checked_file
+from .shards import CorruptCacheError, Shard, naming_damage, read_checked_file
 
+INFO_FIELDS = ("label_names", "problem_type", "modalities", "counts")
 LAYOUT = 2
 """From 2 on rows have checksums of what was encoded, and `info.json` has those of the small files."""
 
@@ -85,15 +87,15 @@ class DataFile(TypedDict):
 
 
 class State(TypedDict):
-    """What `datasets` reads."""
+    """What `datasets` reads: rows of a cache have no format, and are all there in their order."""
 
     _data_files: list[DataFile]
     _fingerprint: str
-    _format_columns: list[str] | None
+    _format_columns: None
     _format_kwargs: dict[str, Any]
-    _format_type: str | None
+    _format_type: None
     _output_all_columns: bool
-    _split: str | None
+    _split: str
 
 
 class Skipped(TypedDict):
@@ -141,28 +143,34 @@ def plan_shards(cache_dir: Path, key: Mapping[str, Any]) -> list[Shard]:
 
 def write_info(cache_dir: Path, info: Mapping[str, Any], shards: list[Shard]) -> None:
     """Writes `info.json` with the checksums of itself and of all other small files, which must be there."""
-    checksums = {_name(path, cache_dir): checksum(path) for path in _small_files(cache_dir, shards)}
-    content = {**info, "files": checksums}
-    write_json(cache_dir / "info.json", content | {"sha256": _own_checksum(content)})
+    content = {name: info[name] for name in INFO_FIELDS}
+    content["files"] = {_name(path, cache_dir): _content_checksum(path) for path in _small_files(cache_dir, shards)}
+    write_json(cache_dir / "info.json", content | {"sha256": _json_checksum(content)})
 
 
-def read_info(cache_dir: Path, key: Mapping[str, Any], shards: list[Shard]) -> dict[str, Any]:
+def read_info(cache_dir: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The content of `info.json`, without checksums.
+    The content of `info.json`; `key` is that of `key.json`.
 
-    Raises `CorruptCacheError` that names the first small file that is damaged, says something else than the key or the
-    records, or is not the one that the cache was finished with; or a shard that is none of the cache's.
+    Raises `CorruptCacheError` where one of the two is damaged, or they do not belong together.
     """
     path = cache_dir / "info.json"
     info = read_checked_file(path, Info, FETCH_AGAIN)
-    files, own_checksum = info.pop("files", None), info.pop("sha256", None)
     with naming_damage(str(path), WRITE_AGAIN):
         _compare_with_key(info, key["key"])
-        for name, x in (("files", files), ("sha256", own_checksum)):
-            if x is None and key.get("layout", 1) > 1:
+        for name in ("files", "sha256"):
+            if name not in info and key.get("layout", 1) > 1:
                 raise ValueError(f"`{name}` is missing")
-    small_files = list(_small_files(cache_dir, shards)) if files is not None else []
-    _check_checksums(small_files[:1], cache_dir, files, FETCH_AGAIN)  # the key first, to which all others belong
+    _check_checksum(cache_dir / "key.json", cache_dir, info, FETCH_AGAIN)
+    return info
+
+
+def check_small_files(cache_dir: Path, info: Mapping[str, Any], shards: list[Shard]) -> None:
+    """
+    Raises `CorruptCacheError` that names the first file which is damaged, says something else than the key, is not the
+    one that the cache was finished with, or is a shard that is none of the cache's.
+    """
+    path = cache_dir / "info.json"
     for split, group in groupby(shards, attrgetter("split")):
         own = list(group)
         records = [shard.record() for shard in own]
@@ -176,24 +184,27 @@ def read_info(cache_dir: Path, key: Mapping[str, Any], shards: list[Shard]) -> d
             names = [file["filename"] for file in state["_data_files"]]
             _compare("_data_files", names, [shard.path.name for shard in own], "of the key and the records follows")
             _compare("_split", state["_split"], split, "of the folder follows")
+        columns_path = cache_dir / split / "dataset_info.json"
+        columns = read_checked_file(columns_path, dict[str, Any], WRITE_AGAIN)
+        with naming_damage(str(columns_path), WRITE_AGAIN):
+            check_json(columns.get("features"), dict[str, Any], "features")
     with naming_damage(str(path), WRITE_AGAIN):
-        if small_files and own_checksum != _own_checksum({**info, "files": files}):
+        if info.get("sha256") not in (None, _json_checksum({name: x for name, x in info.items() if name != "sha256"})):
             raise ValueError("it was changed since it was written, as its own `sha256` tells")
-    for shard in shards if small_files else []:
-        _check_checksums([shard.record_path], cache_dir, files, shard.advice)
-    _check_checksums(small_files, cache_dir, files, WRITE_AGAIN)
+    advice = {shard.record_path: shard.advice for shard in shards}
+    for file in _small_files(cache_dir, shards):
+        _check_checksum(file, cache_dir, info, advice.get(file, WRITE_AGAIN))
     known = {path for shard in shards for path in (shard.path, shard.record_path)}
     if strange := sorted(x for x in cache_dir.glob("*/data-*") if x.suffix in (".arrow", ".json") and x not in known):
         raise CorruptCacheError(f"{strange[0]} is no file of the feature cache {cache_dir}: move it away")
-    return info
 
 
 def read_skipped(cache_dir: Path) -> list[dict[str, str]]:
     """The lines of `skipped.jsonl`; raises `CorruptCacheError` that names a damaged one."""
     path, entries = cache_dir / "skipped.jsonl", []
     with naming_damage(str(path), WRITE_AGAIN):
-        lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+        lines = _lines(path)
+    for number, line in enumerate(lines, 1):
         with naming_damage(f"{path}, line {number},", WRITE_AGAIN):
             entries.append(parse_checked(line, Skipped))
     return entries
@@ -206,6 +217,12 @@ def _compare_with_key(info: Mapping[str, Any], key: Mapping[str, Any]) -> None:
     for name, parts in (("modalities", key["encoders"]), ("counts", data["splits"])):
         _compare(name, list(info[name]), list(parts), "key.json has")
     for name, modality in info["modalities"].items():
+        if modality["kind"] not in KINDS:
+            raise ValueError(f"`modalities.{name}.kind` is {modality['kind']!r}, there are {', '.join(KINDS)}")
+        if len(grid := modality["grid"] or [1, 1]) != 2:
+            raise ValueError(f"`modalities.{name}.grid` must be rows and columns, got {grid}")
+        if min(modality["feature_size"], modality["max_features"], *grid) < 1:
+            raise ValueError(f"`modalities.{name}` must have sizes of at least 1")
         _compare(f"modalities.{name}.encoder", modality["encoder"], key["encoders"][name], "key.json has")
 
 
@@ -214,10 +231,10 @@ def _compare(field: str, found: Any, expected: Any, whose: str) -> None:
         raise ValueError(f"`{name}` is {one}, {whose} {other}")
 
 
-def _check_checksums(paths: list[Path], cache_dir: Path, expected: Mapping[str, str] | None, advice: str) -> None:
-    for path in paths:
+def _check_checksum(path: Path, cache_dir: Path, info: Mapping[str, Any], advice: str) -> None:
+    if "files" in info:
         with naming_damage(str(path), advice):
-            if checksum(path) != (expected or {}).get(_name(path, cache_dir)):
+            if _content_checksum(path) != info["files"].get(_name(path, cache_dir)):
                 raise ValueError("it is not the file that info.json was written with: one of them was changed")
 
 
@@ -233,5 +250,17 @@ def _name(path: Path, cache_dir: Path) -> str:
     return path.relative_to(cache_dir).as_posix()
 
 
-def _own_checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _content_checksum(path: Path) -> str:
+    """Of what JSON says, whatever the ends of its lines, which Git and editors change."""
+    texts = _lines(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
+    return _json_checksum([parse_checked(text, Any) for text in texts])
+
+
+def _lines(path: Path) -> list[str]:
+    """Not `splitlines`, which also cuts at characters that a JSON text may have."""
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    return text.split("\n") if text else []
+
+
+def _json_checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

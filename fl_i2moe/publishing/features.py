@@ -33,8 +33,7 @@ def write_features(
     validate_repo_id(repo_id)
     folder = make_empty_folder(folder)
     key = read_key(cache.path)
-    sources = plan_shards(cache.path, key)
-    info = read_info(cache.path, key, sources)
+    info, sources = read_info(cache.path, key), plan_shards(cache.path, key)
     for identity in (*key["key"]["encoders"].values(), *(x["encoder"] for x in info["modalities"].values())):
         identity["name"] = without_paths(identity["name"])  # of encoders that are local folders
     kinds = {name: KINDS[modality["kind"]] for name, modality in cache.modalities.items()}

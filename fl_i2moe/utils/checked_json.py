@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from math import isinf
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -33,7 +34,7 @@ def read_checked(path: Path, kind: Any) -> Any:
 def parse_checked(text: str, kind: Any) -> Any:
     """As [`read_checked`], of a text in JSON; the message begins with what is wrong."""
     try:
-        content = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        content = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("its values are nested too deep") from error
     check_json(content, kind)
@@ -133,5 +134,9 @@ def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     return content
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+def _float(text: str) -> float:
+    return _refuse(text) if isinf(number := float(text)) else number
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number that JSON can hold")

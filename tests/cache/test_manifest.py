@@ -12,6 +12,7 @@ import pytest
 from fake_encoders import fake_encoders, write_raw
 
 from fl_i2moe.cache import CacheMismatchError, CorruptCacheError, build_cache, open_cache
+from fl_i2moe.data.raw import SampleError
 
 OPTIONS = {"batch_size": 4, "shard_size": 2, "num_workers": 0, "progress": False}
 SIZES = {"train": 6, "validation": 2, "test": 2}
@@ -160,7 +161,7 @@ BOUND = {
         r"skipped\.jsonl .*it is not the file",
     ),
     "columns": (
-        lambda x: (x / "test" / "dataset_info.json").write_text("{}", encoding="utf-8"),
+        lambda x: (x / "test" / "dataset_info.json").write_text('{"features": {}}', encoding="utf-8"),
         r"test/dataset_info\.json .*it is not the file",
     ),
     "fingerprint": (lambda x: edit(x / "test" / "state.json", _fingerprint="0"), r"test/state\.json .*it is not the"),
@@ -299,7 +300,12 @@ def test_every_edit_of_every_small_file_is_named(cache_dir, name):
         ("info.json", {"counts__test__cut__text__samples": 0.5}, "`counts.test.cut.text.samples` must be a whole"),
         ("info.json", {"modalities__image__colour": 1}, "`modalities.image.colour` is unknown"),
         ("train/state.json", {"_data_files": [{"file": "x"}]}, "`_data_files[0].filename` is missing"),
-        ("train/state.json", {"_format_columns": 1}, "`_format_columns` must be"),
+        ("train/state.json", {"_format_columns": 1}, "`_format_columns` must be null"),
+        ("train/state.json", {"_format_type": "torch"}, "`_format_type` must be null"),
+        ("train/dataset_info.json", {"features": "x"}, "`features` must be an object"),
+        ("info.json", {"modalities__image__kind": "video"}, "`modalities.image.kind` is 'video', there are image"),
+        ("info.json", {"modalities__image__grid": [1, 2, 2]}, "`modalities.image.grid` must be rows and columns"),
+        ("info.json", {"modalities__text__max_features": -1}, "`modalities.text` must have sizes of at least 1"),
         ("train/data-00000-of-00003.json", {"rows": True}, "`rows` must be a whole number, got true"),
         ("train/data-00000-of-00003.json", {"skipped": {}}, "`skipped` must be a list"),
         ("train/data-00000-of-00003.json", {"cut__text__share": "x"}, "`cut.text.share` must be a number"),
@@ -324,6 +330,24 @@ def test_a_damaged_line_of_what_was_skipped_is_named(cache_dir, line, key):
     (cache_dir / "skipped.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
     with pytest.raises(CorruptCacheError, match=rf"skipped\.jsonl, line 2, .*{key}"):
         open_cache(cache_dir)
+
+
+def test_what_others_do_to_a_folder_is_no_damage(cache_dir):
+    """Git changes the ends of lines, `datasets` leaves files of its own, systems and the Hub theirs."""
+    for path in [*cache_dir.rglob("*.json"), cache_dir / "skipped.jsonl"]:
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    for name in (".DS_Store", "README.md", "train/.DS_Store", "train/cache-0123456789abcdef.arrow"):
+        (cache_dir / name).write_bytes(b"x")
+    moved = shard(cache_dir, "train", 0).rename(cache_dir / "blob")
+    (cache_dir / "train" / "data-00000-of-00003.arrow").symlink_to(moved)
+    open_cache(cache_dir)
+
+
+def test_a_line_of_what_was_skipped_holds_any_character(tmp_path):
+    raw = write_raw(tmp_path / "raw", {"test": 3})
+    raw.bad_samples.append(SampleError("test", "a\u2028b", "image", "x\x85.png", "\x1c"))
+    build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
+    assert [x["id"] for x in open_cache(tmp_path / "cache").skipped] == ["a\u2028b"]
 
 
 # ---- earlier versions ----------------------------------------------------------------------------------------------
