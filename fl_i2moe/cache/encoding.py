@@ -31,12 +31,17 @@ def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder], layout: int
     dropped = {name for name, encoder in encoders.items() if not KINDS[encoder.kind].keeps_raw}
     features = Features({name: feature for name, feature in raw_features.items() if name not in dropped})
     for name, encoder in encoders.items():
-        features[f"{name}_features"] = Array2D((None, encoder.feature_size), "float16")
-        features[f"{name}_special_mask"] = List(Value("bool"))
-        added = {f"{name}_{suffix}": x for suffix, x in KINDS[encoder.kind].annotation_types.items()}
-        features.update(Features.from_dict(added))
-        if layout > 1 and KINDS[encoder.kind].keeps_raw:
-            features[f"{name}_sha256"] = Value("string")
+        kind = KINDS[encoder.kind]
+        added = Features({f"{name}_features": Array2D((None, encoder.feature_size), "float16")})
+        added[f"{name}_special_mask"] = List(Value("bool"))
+        added.update(Features.from_dict({f"{name}_{suffix}": x for suffix, x in kind.annotation_types.items()}))
+        if layout > 1 and kind.keeps_raw:
+            added[f"{name}_sha256"] = Value("string")
+        if clash := sorted(added.keys() & {*features, *encoders}):
+            raise ValueError(
+                f"the feature cache needs the name {clash[0]!r} for the modality {name!r}: rename the other"
+            )
+        features.update(added)
     return features
 
 

@@ -382,15 +382,15 @@ class ImagePlaces(Places):
         """The picture's file as it was encoded; where there is none, why. Looked for once."""
         content, place = self.content, "it"
         if content is None:
-            if self.path is None:
+            if not self.path:
                 return None, "is not in the feature cache: build one from the pictures to see it"
             place = str(Path(self.path).absolute())
             try:
+                if not Path(self.path).is_file():
+                    return None, f"is not at {place}: put it there, or a link to it, to see it"
                 content = Path(self.path).read_bytes()
-            except FileNotFoundError:
-                return None, f"is not at {place}: put it there, or a link to it, to see it"
-            except (OSError, ValueError) as error:
-                return None, f"cannot be read: make {place} readable ({error})"
+            except OSError as error:
+                return None, f"cannot be read at {place} ({error.strerror}): make it readable to see it"
         replaced = f"is not the one that was encoded: {place} has changed; put the encoded one back, or encode anew"
         if self.sha256 not in (None, checksum(content)):
             return None, replaced

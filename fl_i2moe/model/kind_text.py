@@ -237,7 +237,7 @@ class TextPlaces(Places):
     ) -> Self:
         places = super().from_row(row, name, encoder, grid)
         places.text, places.offsets = row.get(name), [(int(a), int(b)) for a, b in row[f"{name}_offsets"]]
-        if None not in (places.text, places.sha256) and checksum(places.text.encode()) != places.sha256:
+        if None not in (places.text, places.sha256) and checksum(_content(places.text)) != places.sha256:
             places.text = None  # its tokens lie elsewhere
         return places
 
@@ -269,7 +269,7 @@ class TextKind(EncodedKind):
     default_options: ClassVar = {"max_length": None}
 
     def content(self, cell: str) -> bytes:
-        return cell.encode()
+        return _content(cell)
 
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         return {"offsets": [list(pair) for pair in annotation["offsets"]]}
@@ -305,6 +305,10 @@ class TextKind(EncodedKind):
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
         return f"Texts are cut after {identity['max_length']} tokens."
+
+
+def _content(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
 
 
 def _check_tokenizer(sha256: str, identity: Mapping[str, Any], modality: str) -> None:

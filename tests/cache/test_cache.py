@@ -142,6 +142,15 @@ def test_refuses_encoders_that_do_not_fit(raw, tmp_path):
         build_cache(raw, {"text": fake_encoders()["text"]}, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["image_features", "image_special_mask", "image_geometry", "image_sha256"])
+def test_refuses_modalities_whose_columns_would_have_one_name(raw, tmp_path, name):
+    raw.splits = raw.splits.rename_column("text", name)
+    raw.modalities = {"image": "image", name: "text"}
+    encoders = dict(zip(("image", name), fake_encoders().values(), strict=True))
+    with pytest.raises(ValueError, match=f"needs the name '{name}' for the modality 'image': rename the other"):
+        build_cache(raw, encoders, tmp_path / "cache", **OPTIONS)
+
+
 def test_refuses_an_empty_split(tmp_path):
     raw = write_raw(tmp_path / "raw", {"train": 3})
     raw.splits["test"] = raw.splits["train"].select([])

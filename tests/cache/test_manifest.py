@@ -13,6 +13,7 @@ from fake_encoders import fake_encoders, write_raw
 
 from fl_i2moe.cache import CacheMismatchError, CorruptCacheError, build_cache, open_cache
 from fl_i2moe.data.raw import SampleError
+from fl_i2moe.publishing.features import write_features
 
 OPTIONS = {"batch_size": 4, "shard_size": 2, "num_workers": 0, "progress": False}
 SIZES = {"train": 6, "validation": 2, "test": 2}
@@ -374,3 +375,15 @@ def test_an_unfinished_cache_of_an_earlier_version_goes_on(old, tmp_path):
     for row, expected in zip(cache.splits["train"], whole, strict=True):
         assert {**row, "image": None} == {**expected, "image": None}
     assert datasets.load_from_disk(old / "train").column_names == cache.splits["train"].column_names
+
+
+@pytest.mark.parametrize("version", ["now", "0.1.0"])
+def test_what_is_published_is_bound_anew(request, tmp_path, version):
+    cache = open_cache(request.getfixturevalue("cache_dir" if version == "now" else "old"))
+    write_features(cache, tmp_path / "published", "someone/films", license="mit")
+    published = open_cache(tmp_path / "published")
+    assert published.counts == cache.counts
+    assert ("image_sha256" in published.splits["test"].column_names) == (version == "now")
+    exchange(shard(tmp_path / "published", "train", 0), shard(tmp_path / "published", "train", 1))
+    with pytest.raises(CorruptCacheError, match=r"train/data-00000.*the record of another shard: its `index` is 1"):
+        open_cache(tmp_path / "published")

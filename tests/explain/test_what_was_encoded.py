@@ -77,7 +77,8 @@ DAMAGES = {
     "no picture": (lambda path: path.write_bytes(b"text"), r"The image is not the one that was encoded"),
     "empty": (lambda path: path.write_bytes(b""), r"The image is not the one that was encoded"),
     "gone": (Path.unlink, r"The image is not at {}: put it there, or a link to it, to see it\."),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), r"The image cannot be read: make {} readable"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), r"The image is not at {}: put it there"),
+    "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), r"The image is not at {}: put it there"),
     "a broken link": (
         lambda path: (path.unlink(), path.symlink_to("nothing")),
         r"The image is not at {}: put it there",
@@ -149,9 +150,20 @@ def test_a_picture_without_a_checksum_is_shown_and_said_to_be_unchecked(tmp_path
     assert Explanation.from_dict(saved).notes == explanation.notes
 
 
+@pytest.mark.parametrize("path", ["", "x" * 5000, "a\0b.png", "<b>$x^{.png", "https://example.org/a.png"])
+def test_paths_that_lead_nowhere_get_a_sentence(tmp_path, path):
+    explanation = make_explanation(make_row(path))
+    [note] = explanation.notes
+    assert note.startswith("The image is not ") or note.startswith("The image cannot be read at ")
+    assert Page(explanation.save(tmp_path / "x.html").read_text(encoding="utf-8")).find("p", "remark")
+    explanation.save(tmp_path / "x.png")
+
+
 def test_another_text_is_not_shown_under_the_old_scores(encoded):
     _, model, _, cache = encoded
     row = cache.splits["test"][3]
+    for text in (row["text"] + " ", "\udcff", None):
+        assert "not the one that was encoded" in explain(model, {**row, "text": text}, cache=cache).notes[0]
     explanation = explain(model, {**row, "text": row["text"][::-1]}, cache=cache)
     [note] = explanation.notes
     assert note.startswith("The text is not the one that was encoded: give the row as it is in the feature cache")
