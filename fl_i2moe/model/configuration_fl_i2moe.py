@@ -31,7 +31,6 @@ TRANSFORMERS_KEYS = frozenset(
         "per_layer_config",
         "torch_dtype",
         "transformers_version",
-        "transformers_weights",
     }
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -101,6 +100,12 @@ def check_model_options(options: Any) -> None:
                 f'`objective="{options.objective}"` needs `{name}={needed!r}`, got {value!r}; '
                 f"{' or '.join(others)} supports it."
             )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that ends a message, with the nearest of the known names; empty where none is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""
 
 
 def check_choice(name: str, value: Any, choices: Iterable) -> None:
@@ -264,11 +269,10 @@ class FLI2MoEConfig(PreTrainedConfig):
         known = set(self.__dataclass_fields__)
         for key in kwargs:
             if key not in TRANSFORMERS_KEYS:
-                close = get_close_matches(key, known, n=1)
                 own = sorted(known - set(PreTrainedConfig.__dataclass_fields__))
                 raise ValueError(
                     f"Unknown keyword `{key}` for {type(self).__name__}."
-                    + (f" Did you mean `{close[0]}`?" if close else f" It knows {', '.join(own)}.")
+                    + (did_you_mean(key, known) or f" It knows {', '.join(own)}.")
                 )
         # transformers builds a default instance to find out what differs from it
         self.modalities = self.modalities if self.modalities is not None else _default_modalities()

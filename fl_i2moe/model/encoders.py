@@ -20,6 +20,7 @@ from transformers.utils.hub import resolve_revision
 
 from .kind import WEIGHTS_FILE, EncodedKind, FrozenEncoder, load_part
 from .kinds import ENCODED_KINDS
+from .weights import check_fit, refuse_non_finite
 
 SPECIAL_FEATURES = ("keep", "drop")
 
@@ -125,6 +126,7 @@ def _find(name_or_path: str | Path) -> str:
 def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs: Any) -> tuple[nn.Module, str]:
     config = getattr(config, kind.tower, config)
     options = {"config": config, "use_safetensors": True, "output_loading_info": True, **kwargs}
+    options["ignore_mismatched_sizes"] = True  # they are refused below, by name
     model, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, **options)
     if getattr(config, "is_encoder_decoder", False):
         model = model.get_encoder()
@@ -140,4 +142,7 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
             f"encoder {name!r}: its checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
             f"such as {min(missing)}; they would be random"
         )
+    # a checkpoint may have more, such as heads
+    check_fit(f"encoder {name!r}", {**loading, "missing_keys": (), "unexpected_keys": ()})
+    refuse_non_finite(f"encoder {name!r}", model)
     return model, hash_weights(model, leave_out=loading["missing_keys"])

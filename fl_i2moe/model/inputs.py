@@ -5,7 +5,8 @@ Shapes: B samples · M modalities · V views · T features of a sequence (T_m of
 width · E experts · P pseudo-patches.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,22 @@ def check_names(given: Iterable[str], argument: str, config: FLI2MoEConfig, comp
         raise ValueError(f"`{argument}` lacks {missing}; this model needs {order}.")
 
 
+def check_tensors(given: Any, argument: str, config: FLI2MoEConfig, complete: bool = False) -> None:
+    """
+    Raises:
+        ValueError: it is no dictionary of tensors by the model's modalities; or, if they must be complete, one is
+            missing.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`{argument}` must be a dictionary, modality → tensor, got {type(given).__name__}.")
+    check_names(given, argument, config, complete)
+    for name, x in given.items():
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(
+                f"`{argument}[{name!r}]` must be a tensor, got {type(x).__name__}: `torch.as_tensor` makes one of it."
+            )
+
+
 def check_inputs(
     features: dict[str, torch.Tensor],
     feature_masks: dict[str, torch.Tensor] | None,
@@ -48,13 +65,14 @@ def check_inputs(
         A boolean mask, or `None`, for every modality.
 
     Raises:
-        ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; with values also a row
-            without a real feature, or a feature that is not finite.
+        ValueError: something is no tensor, a modality is missing or unknown, there is no sample; a width, length or
+            mask shape is wrong; with values also a row without a real feature, or a feature that is not finite.
     """
-    feature_masks = feature_masks or {}
-    check_names(features, "features", config, complete=True)
-    check_names(feature_masks, "feature_masks", config)
-    num_samples = features[config.modality_order[0]].shape[0]
+    feature_masks = {} if feature_masks is None else feature_masks
+    check_tensors(features, "features", config, complete=True)
+    check_tensors(feature_masks, "feature_masks", config)
+    first = features[config.modality_order[0]]
+    num_samples = len(first) if first.dim() else 0
     masks = {}
     for name in config.modality_order:
         masks[name] = as_bool(feature_masks.get(name))
@@ -82,6 +100,8 @@ def _check_shapes(
     dims = (2, 3) if config.level == "pooled" else (3,)
     if x.dim() not in dims or x.shape[-1] != size:
         raise ValueError(f"`features[{name!r}]` must have shape (B, T, {size}), got {tuple(x.shape)}.")
+    if x.shape[0] == 0:
+        raise ValueError(f"`features[{name!r}]` holds no sample: the batch is empty.")
     if x.shape[0] != num_samples:
         raise ValueError(f"`features[{name!r}]` has {x.shape[0]} samples, the other modalities {num_samples}.")
     if x.dim() == 3 and not 0 < x.shape[1] <= longest:
@@ -137,8 +157,11 @@ def complete_inputs(
         raise ValueError(f"`fill_missing` must be one of {', '.join(map(repr, FILLS))}, got {fill!r}.")
     if fill == "mean" and not config.keeps_means:
         raise ValueError('`fill_missing="mean"` needs a model that was trained with `keep_feature_means=True`.')
+    check_tensors(features, "features", config)
     if not features:
         raise ValueError("`features` is empty: a sample needs at least one modality.")
+    if feature_masks is not None:
+        check_tensors(feature_masks, "feature_masks", config)
     lengths = lengths or {}
     for name, length in lengths.items():
         if name not in config.modalities or not 0 < length <= config.modalities[name]["max_features"]:

@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .weights import refuse_pickles
+
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -330,6 +332,8 @@ class EncodedKind(Kind, ABC):
 
 def load_part(auto_class: Any, file: str, name: str, source: str, **kwargs: Any) -> Any:
     try:
+        if file == WEIGHTS_FILE:
+            refuse_pickles(source, kwargs)
         return auto_class.from_pretrained(source, **kwargs)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         advice = (

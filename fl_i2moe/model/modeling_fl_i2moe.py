@@ -7,17 +7,19 @@ E experts · V views · P pseudo-patches · C classes.
 
 import re
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .configuration_fl_i2moe import FLI2MoEConfig, did_you_mean
 from .cpu_training import dropout
 from .fusion import init_grouped_weights
 from .inputs import (
@@ -28,6 +30,7 @@ from .inputs import (
     check_inputs,
     check_mask_shape,
     check_names,
+    check_tensors,
     complete_inputs,
     join_masks,
     replaced_slices,
@@ -35,6 +38,7 @@ from .inputs import (
 from .objective import Step, Term, task_loss, weigh
 from .objectives import create_objective
 from .pinned_encoders import PinnedEncoders, Repository
+from .weights import check_fit, refuse_non_finite, refuse_pickles
 
 
 @dataclass
@@ -137,18 +141,38 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As transformers', from safetensors alone.
+
+        Raises:
+            ValueError: tensors are missing, left over, of another size than the configuration says (unless
+                `ignore_mismatched_sizes` is given), or NaN or infinite; the file is damaged; it is no safetensors.
+            OSError: there is no such model.
+        """
+        name = pretrained_model_name_or_path
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("`use_safetensors` must be True: pickles can run code and are not read.")
+        with_info = kwargs.pop("output_loading_info", False)
+        may_be_resized = kwargs.pop("ignore_mismatched_sizes", False)
+        if name is not None:
+            refuse_pickles(name, kwargs)
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            # sizes are checked below, all of them, in one sentence
+            model, loading = super().from_pretrained(
+                name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         except OSError as error:
             if not re.search("(no|have a) file named model", str(error)):
                 raise
-            name = pretrained_model_name_or_path
             raise OSError(f"{name} has no model.safetensors; pickles can run code and are not read.") from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.raw_inputs.repository = Repository.from_arguments(pretrained_model_name_or_path, kwargs)
-        return loaded
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights in {name} cannot be read ({error}): get or train the model again."
+            ) from error
+        check_fit(name, loading, may_be_resized)
+        refuse_non_finite(name, model)
+        model.raw_inputs.repository = Repository.from_arguments(name, kwargs)
+        return (model, loading) if with_info else model
 
     def load_encoders(self, folders: dict[str, str] | None = None, trust_remote_code: bool = False) -> None:
         """
@@ -199,14 +223,17 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 `config.encoders` names are fetched on first use.
 
         Raises:
-            ValueError: a modality is missing or unknown; a width, length or mask shape is wrong; outside training also
-                a row without a real feature, or a feature that is not finite; a raw value or an encoder cannot be read.
-                With `fill_missing` a sample without any modality, or means that are not there.
+            ValueError: an argument or a modality is unknown; a modality is missing or no tensor; the batch is empty; a
+                width, length, mask shape or label is wrong; outside training also a row without a real feature, or a
+                feature that is not finite; a raw value or an encoder cannot be read. With `fill_missing` a sample
+                without any modality, or means that are not there.
         """
+        if kwargs or features is None:
+            self._check_arguments(kwargs, takes_raw=features is None)
         if features is None:
+            if feature_masks is not None:
+                raise ValueError("`feature_masks` belong to `features`, which are not given.")
             features, feature_masks = self._encode(kwargs)
-        elif kwargs:
-            raise ValueError(f"Unknown arguments {sorted(kwargs)}: with `features` there are no raw inputs.")
         missing: dict[str, torch.Tensor] = {}
         if fill_missing is not None:
             features, feature_masks, missing = complete_inputs(
@@ -321,6 +348,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if unknown := set(experts or ()) - set(names):
             raise ValueError(f"Unknown experts {sorted(unknown)}; this model has {names}.")
         num_experts = len(names if experts is None else experts)
+        check_tensors(projected, "projected", self.config)
         for name, x in projected.items():
             if x.dim() == 4 and x.shape[0] != num_experts:
                 raise ValueError(f"`projected[{name!r}]` has inputs for {x.shape[0]} experts, {num_experts} run.")
@@ -371,19 +399,32 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         """
         if not self.config.keeps_means:
             raise ValueError("This model keeps no mean features; configure it with `keep_feature_means=True`.")
-        check_names(means, "means", self.config, complete=True)
+        check_tensors(means, "means", self.config, complete=True)
         for name, mean in means.items():
             self._stem(name).feature_mean.copy_(mean)
 
     def _stem(self, name: str) -> ModalityStem:
         return self.stems[self.config.modality_order.index(name)]  # type: ignore[return-value]
 
+    def _check_arguments(self, given: dict, takes_raw: bool) -> None:
+        """Raises `ValueError` for the names of arguments that are neither `forward`'s own nor of raw inputs."""
+        order = self.config.modality_order
+        if not takes_raw and (raw := [name for name in given if name in order]):
+            raise ValueError(f"With `features` there are no raw inputs; got {raw}, too.")
+        own = [name for name in signature(FLI2MoEModel.forward).parameters if name not in ("self", "kwargs")]
+        known = own + order * takes_raw
+        hints = {name: did_you_mean(name, known) for name in given if name not in order}
+        if takes_raw and len(hints) == len(given):
+            raise ValueError(
+                f"Give `features`, or raw inputs of {order} by name; got {sorted(given) or 'neither'}."
+                + "".join(hints.values())
+            )
+        for name, hint in hints.items():
+            raise ValueError(f"Unknown argument `{name}`.{hint} There are {', '.join(known)}.")
+
     def _encode(self, given: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Features and masks of raw inputs, by modality."""
         raw = {name: given[name] for name in self.config.modality_order if name in given}
-        if not raw:
-            order = self.config.modality_order
-            raise ValueError(f"Give `features`, or raw inputs of {order} by name; got {sorted(given) or 'neither'}.")
         check_names(raw, "inputs", self.config, complete=True)
         encoded = {name: self.raw_inputs.encode(name, x, self.device, self.dtype) for name, x in raw.items()}
         return {name: x for name, (x, _) in encoded.items()}, {name: mask for name, (_, mask) in encoded.items()}
@@ -406,18 +447,18 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         keep: dict[str, torch.Tensor] | None,
     ) -> View:
         """Zeroes what is not kept, after checks; also a boolean mask, or `None`, for every modality."""
-        feature_masks = feature_masks or {}
-        check_names(projected, "projected", self.config, complete=True)
-        check_names(feature_masks, "feature_masks", self.config)
+        feature_masks = {} if feature_masks is None else feature_masks
+        check_tensors(projected, "projected", self.config, complete=True)
+        check_tensors(feature_masks, "feature_masks", self.config)
         if feature_masks and self.config.level == "pooled":
             raise ValueError("A pooled model's pseudo-patches are all real: give no `feature_masks` here.")
         for name, mask in feature_masks.items():
             check_mask_shape(f"feature_masks[{name!r}]", mask, projected[name])
         masks = {name: as_bool(feature_masks.get(name)) for name in self.config.modality_order}
-        return self._zero(projected, keep or {}), masks
+        return self._zero(projected, {} if keep is None else keep), masks
 
     def _zero(self, projected: dict[str, torch.Tensor], keep: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        check_names(keep, "keep", self.config)
+        check_tensors(keep, "keep", self.config)
         for name, mask in keep.items():
             check_mask_shape(f"keep[{name!r}]", mask, projected[name])
         zeroed = {name: projected[name] * mask.unsqueeze(-1).to(projected[name].dtype) for name, mask in keep.items()}

@@ -120,9 +120,15 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConf
     Raises:
         ValueError: when the labels do not fit the logits.
     """
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}: `torch.as_tensor` makes one of it.")
     if config.problem_type == "single_label_classification":
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"Single labels must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")
+        classes = logits.shape[1]
+        # of other devices, it would have to be waited for
+        if labels.device.type == "cpu" and (bad := labels[(labels < 0) | (labels >= classes)]).numel():
+            raise ValueError(f"Single labels must lie in 0 … {classes - 1}, got {bad[0].item()}.")
         return F.cross_entropy(logits, labels.long())
     if config.problem_type == "regression" and labels.dim() == 1:
         labels = labels.unsqueeze(-1)

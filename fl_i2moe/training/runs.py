@@ -8,9 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoModel
-
 from ..cache import FeatureCache, open_cache, open_features
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.encoders import hash_weights
@@ -130,13 +127,10 @@ def load_model(folder: str | Path) -> FLI2MoEModel:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json.")
-    try:
-        model = AutoModel.from_pretrained(folder)
-    except SafetensorError as error:
-        raise ValueError(f"The weights in {folder} cannot be read ({error}): train the model again.") from error
-    if not isinstance(model, FLI2MoEModel):
-        raise ValueError(f"{folder} holds a {type(model).__name__}, not an {FLI2MoEModel.__name__}.")
-    return model.eval()
+    kind = read_json(folder / "config.json", kind=dict).get("model_type")
+    if kind != FLI2MoEConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {kind!r}, not {FLI2MoEConfig.model_type!r}.")
+    return FLI2MoEModel.from_pretrained(folder).eval()
 
 
 def fingerprint(model: FLI2MoEModel) -> str:

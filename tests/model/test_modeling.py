@@ -442,15 +442,17 @@ def test_save_and_load_keep_every_tensor_and_the_order(tmp_path, changes):
     assert torch.equal(output.expert_weights, expected.expert_weights)
 
 
-def test_weights_missing_from_a_checkpoint_are_initialised(tmp_path):
-    """`from_pretrained` builds on the meta device: what a file lacks must not come back as garbage."""
+def test_weights_of_other_sizes_are_initialised_on_request(tmp_path):
+    """`from_pretrained` builds on the meta device: what does not fit must not come back as garbage."""
     from safetensors.torch import load_file, save_file
 
     config = make_config(perturbation="mean", reweighting="global", identical_experts_init=True)
     make_model(config).save_pretrained(tmp_path)
-    kept = {"stems.0.projection.weight": load_file(tmp_path / "model.safetensors")["stems.0.projection.weight"]}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    model = AutoModel.from_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    kept = {"stems.0.projection.weight": saved["stems.0.projection.weight"]}
+    resized = {name: torch.zeros(1) for name in saved}
+    save_file(resized | kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
     assert torch.equal(model.stems[0].projection.weight, kept["stems.0.projection.weight"])
     assert not model.stems[1].positions.any()
     assert model.stems[0].feature_mean.isnan().all()
@@ -540,6 +542,78 @@ def test_bad_inputs_are_named(spoil, message):
     spoil(features, masks)
     with pytest.raises(ValueError, match=message):
         model(features=features, feature_masks=masks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            lambda f, m, y: {"features": f, "feature_mask": m},
+            "Unknown argument `feature_mask`. Did you mean `feature_m",
+        ),
+        (
+            lambda f, m, y: {"features": f, "attention_mask": m},
+            "Unknown argument `attention_mask`. There are features, ",
+        ),
+        (lambda f, m, y: {"features": f, "label": y}, "Unknown argument `label`. Did you mean `labels`"),
+        (lambda f, m, y: {"features": f, "text": ["a"]}, r"With `features` there are no raw inputs; got \['text'\]"),
+        (lambda f, m, y: {"feature": f}, "Give `features`, or raw inputs .* Did you mean `features`"),
+        (
+            lambda f, m, y: {"text": ["a"], "image": ["b"], "label": y},
+            "Unknown argument `label`. Did you mean `labels`",
+        ),
+        (lambda f, m, y: {"text": ["a"], "image": ["b"], "feature_masks": m}, "`feature_masks` belong to `features`"),
+        (lambda f, m, y: {"features": f["text"]}, "`features` must be a dictionary, modality → tensor, got Tensor"),
+        (lambda f, m, y: {"features": list(f.values())}, "`features` must be a dictionary, .* got list"),
+        (
+            lambda f, m, y: {"features": {k: x.numpy() for k, x in f.items()}},
+            r"`features\['text'\]` must be a tensor, got",
+        ),
+        (lambda f, m, y: {"features": {**f, "image": None}}, r"`features\['image'\]` must be a tensor, got NoneType"),
+        (lambda f, m, y: {"features": f, "feature_masks": m["text"]}, "`feature_masks` must be a dictionary"),
+        (lambda f, m, y: {"features": f, "feature_masks": {"text": m["text"].tolist()}}, "must be a tensor, got list"),
+        (lambda f, m, y: {"features": f, "keep": m["text"]}, "`keep` must be a dictionary"),
+        (lambda f, m, y: {"features": f, "keep": {"text": m["text"].numpy()}}, r"`keep\['text'\]` must be a tensor"),
+        (lambda f, m, y: {"features": {k: x[:0] for k, x in f.items()}}, r"`features\['text'\]` holds no sample"),
+        (lambda f, m, y: {"features": {k: x.mean() for k, x in f.items()}}, r"must have shape \(B, T, 6\), got \(\)"),
+        (lambda f, m, y: {"features": f, "labels": y.numpy()}, "`labels` must be a tensor, got ndarray"),
+        (lambda f, m, y: {"features": f, "labels": y[:1]}, r"`labels` of shape \(1, 3\) do not fit"),
+        (lambda f, m, y: {"features": f["text"], "fill_missing": "zero"}, "`features` must be a dictionary"),
+        (lambda f, m, y: {"features": {"text": [1.0]}, "fill_missing": "zero"}, "must be a tensor, got list"),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_wrong_arguments_are_named(arguments, message, training):
+    config = make_config()
+    model = make_model(config).train(training)
+    with pytest.raises(ValueError, match=message):
+        model(**arguments(*make_inputs(config)))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_out_of_range_is_named(label):
+    config = make_config(problem_type="single_label_classification")
+    features, masks, _ = make_inputs(config)
+    with pytest.raises(ValueError, match=rf"Single labels must lie in 0 … 2, got {label}"):
+        make_model(config)(features=features, feature_masks=masks, labels=torch.tensor([0, 1, 2, label]))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: model.run_experts(x),
+        lambda model, x: model.run_mixture(x),
+        lambda model, x: model.embed(x),
+        lambda model, x: model.set_feature_means(x),
+        lambda model, x: model.run_mixture(model.embed(make_inputs(model.config)[0]), x),
+    ],
+)
+def test_other_ways_in_take_tensors_alone(call):
+    model = make_model(make_config(perturbation="mean"))
+    features, *_ = make_inputs(model.config)
+    for given in (features["text"], {name: x.numpy() for name, x in features.items()}):
+        with pytest.raises(ValueError, match=r"must be a (dictionary|tensor)"):
+            call(model, given)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
