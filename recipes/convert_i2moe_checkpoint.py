@@ -11,7 +11,7 @@ embeddings that the published encoders give, one array (samples, pieces, width) 
 import argparse
 
 from fl_i2moe.model.configuration_fl_i2moe import PROBLEM_TYPES
-from fl_i2moe.training.arguments import HelpFormatter
+from fl_i2moe.training.arguments import HelpFormatter, given_path
 from fl_i2moe.training.conversion import convert_i2moe, load_i2moe_checkpoint
 from fl_i2moe.training.recipe import run_recipe
 from fl_i2moe.utils.files import write_new_folder
@@ -20,8 +20,10 @@ from fl_i2moe.utils.run_folder import JobFiles, check_run_folder
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("checkpoint", help="a state_dict, or what the published training saved (.pth, .safetensors)")
-    parser.add_argument("output_dir", help="new folder for the model")
+    parser.add_argument(
+        "checkpoint", type=given_path, help="a state_dict, or what the published training saved (.pth, .safetensors)"
+    )
+    parser.add_argument("output_dir", type=given_path, help="new folder for the model")
     parser.add_argument("--modalities", nargs="+", required=True, help="names, in the published order")
     parser.add_argument("--num_attention_heads", type=int, required=True, help="attention heads (num_heads)")
     parser.add_argument("--reweighting_temperature", type=float, default=1.0, help="temperature_rw")

@@ -10,13 +10,14 @@ Needs h5py, pip install "fl-i2moe[hdf5]".
 import argparse
 
 from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, check_new_file, read_mmimdb_hdf5, write_arrays
+from fl_i2moe.training.arguments import given_path
 from fl_i2moe.training.recipe import run_recipe
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("hdf5_file", help="multimodal_imdb.hdf5")
-    parser.add_argument("output_file", help="new .npz file")
+    parser.add_argument("hdf5_file", type=given_path, help="multimodal_imdb.hdf5")
+    parser.add_argument("output_file", type=given_path, help="new .npz file")
     parser.add_argument(
         "--split_ends",
         nargs=2,

@@ -16,6 +16,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
+from ..model.configuration_fl_i2moe import check_given
 from ..utils.files import explaining_full_disk, write_json, write_text
 from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
@@ -65,6 +66,7 @@ def build_cache(
     if empty := [split for split, samples in raw.splits.items() if not len(samples)]:
         raise ValueError(f"split {empty[0]!r} of the raw data has no samples")
     encoders = {name: encoders[name] for name in raw.modalities}
+    check_given("cache_dir", cache_dir)
     cache_dir = Path(cache_dir)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     key = key or cache_key(raw, encoders)

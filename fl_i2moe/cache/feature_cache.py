@@ -22,6 +22,7 @@ from datasets import Dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
+from ..model.configuration_fl_i2moe import check_given
 from .manifest import INFO_FIELDS, WRITE_AGAIN, check_small_files, plan_shards, read_info, read_key, read_skipped
 from .shards import CorruptCacheError, naming_damage, verify_shards
 from .streaming import StreamedSplit
@@ -90,6 +91,7 @@ def open_cache(
         ValueError: the folder is no feature cache or an unfinished one.
         CorruptCacheError: a file is missing, has changed, belongs to another cache, or is of a later version.
     """
+    check_given("cache_dir", cache_dir)
     cache_dir = Path(cache_dir)
     if not is_cache(cache_dir):
         raise ValueError(f"{cache_dir} is no feature cache: it has no key.json")
@@ -144,6 +146,7 @@ def open_features(
     Raises:
         ValueError: neither a folder nor a repository that can be reached; or what is there is no complete cache.
     """
+    check_given("features", name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return open_cache(folder)

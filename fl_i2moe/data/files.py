@@ -11,12 +11,14 @@ from typing import Any, get_args
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets.utils import tqdm
 
+from ..model.configuration_fl_i2moe import check_given
 from ..model.kinds import KINDS
 from .raw import OnBadSample, ProblemType, RawDataset, SampleError, label_column
 
 
 def require_folder(folder: str | Path, parts: Iterable[str], layout: str) -> Path:
     """The absolute folder; raises `ValueError` that says the `layout` if it, or one of its `parts`, does not exist."""
+    check_given("data_dir", folder)
     folder = Path(folder).expanduser().absolute()
     for path in (folder, *(folder / part for part in parts)):
         if not path.exists():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..model.configuration_fl_i2moe import check_given
 from .enrico import TOPICS_FILE, load_enrico
 from .mmhs150k import TRUTH_FILE, load_mmhs150k
 from .mmimdb import load_mmimdb
@@ -28,6 +29,7 @@ LAYOUTS = {
 
 def find_layout(data_dir: str | Path) -> str:
     """A folder's layout among `LAYOUTS`; raises `ValueError` if there is no such folder, or not one layout fits it."""
+    check_given("data_dir", data_dir)
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder, or is not there")

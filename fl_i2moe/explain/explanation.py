@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from ..metrics.figures import save_figure
+from ..model.configuration_fl_i2moe import check_given
 from ..utils.files import write_json, write_text
 from .explanation_data import ExplanationData
 from .pages.sample_figure import draw_explanation
@@ -18,6 +19,7 @@ class Explanation(ExplanationData):
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
         """Reads what `save` wrote as JSON; `ValueError` for a file of another format."""
+        check_given("path", path)
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def save(self, path: str | os.PathLike, *, index_href: str | None = None) -> Path:
@@ -26,6 +28,7 @@ class Explanation(ExplanationData):
         data (`.json`), by the name's ending; whole or not at all. `index_href` is a page's relative link to that of
         the whole run. `ValueError` for another ending.
         """
+        check_given("path", path)
         path = Path(path)
         match path.suffix.lower():
             case ".json":

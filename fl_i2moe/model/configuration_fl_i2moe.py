@@ -54,10 +54,28 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def check_options(options: Any) -> None:
-    """Raises `ValueError` for a field of a dataclass that is NaN, infinite, too large, or outside its bounds."""
-    for item in fields(options):
+def check_given(name: str, value: Any) -> None:
+    """Raises `ValueError` for an empty text, or a list that holds one: what is given must be meant."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(text, str) and not text.strip() for text in texts):
+        raise ValueError(
+            f"`{name}` {'has an empty entry' if texts is value else 'is empty'}; leave it out, or give a value. (A "
+            "variable of the shell that is not set is empty.)"
+        )
+
+
+def check_options(options: Any, kind: type | None = None) -> None:
+    """
+    Args:
+        options: an instance of a dataclass; or any object with the values of the dataclass `kind`.
+
+    Raises:
+        ValueError: an option is empty; a field is NaN, infinite, too large, or outside the bounds of its [`option`].
+    """
+    for item in fields(kind or options):
         name, value, bounds = item.name, getattr(options, item.name), item.metadata
+        if "help" in bounds and not bounds.get("internal"):
+            check_given(name, value)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value}.")
         if isinstance(value, int) and abs(value) >= 2**63:
@@ -335,7 +353,7 @@ class FLI2MoEConfig(PreTrainedConfig):
                 f"`modality_order` {self.modality_order} must name each of `modalities` {list(self.modalities)} once."
             )
         for name, modality in self.modalities.items():
-            if not isinstance(name, str) or not name:
+            if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"A modality's name must be a non-empty string, got {name!r}.")
             if name.startswith(".") or "/" in name or "\\" in name:  # a published encoder's folder is called so
                 raise ValueError(f"A modality's name must not start with a dot or hold slashes, got {name!r}.")

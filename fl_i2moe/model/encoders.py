@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils.hub import resolve_revision
 
+from .configuration_fl_i2moe import check_given
 from .kind import WEIGHTS_FILE, EncodedKind, FrozenEncoder, load_part
 from .kinds import ENCODED_KINDS
 from .weights import check_fit, refuse_non_finite
@@ -115,6 +116,7 @@ def _check_options(kind: str, special_features: str, options: Mapping[str, Any])
 
 
 def _find(name_or_path: str | Path) -> str:
+    check_given("name_or_path", name_or_path)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return str(path)

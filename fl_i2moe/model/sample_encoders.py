@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .configuration_fl_i2moe import check_given
+
 PREFIX = "sample:"
 
 
@@ -45,6 +47,8 @@ def resolve_encoder(name: str, cache_dir: str | Path | None = None) -> str:
     Raises:
         ValueError: an unknown sample encoder, a missing package, or a file that is not the expected one.
     """
+    check_given("name", name)
+    check_given("cache_dir", cache_dir)
     if not name.startswith(PREFIX):
         return name
     if name not in SAMPLE_ENCODERS:
@@ -59,8 +63,13 @@ def resolve_encoder(name: str, cache_dir: str | Path | None = None) -> str:
 
 
 def user_cache_dir() -> Path:
-    """Where encoders, feature caches and the planted sample are kept: `$FL_I2MOE_CACHE` or `~/.cache/fl_i2moe`."""
-    return Path(os.environ.get("FL_I2MOE_CACHE") or "~/.cache/fl_i2moe").expanduser()
+    """
+    Where encoders, feature caches and the planted sample are kept: `$FL_I2MOE_CACHE` or `~/.cache/fl_i2moe`. Raises
+    `ValueError` where the variable is set, and empty.
+    """
+    folder = os.environ.get("FL_I2MOE_CACHE", "~/.cache/fl_i2moe")
+    check_given("FL_I2MOE_CACHE", folder)
+    return Path(folder).expanduser()
 
 
 def _encoder_dir(name: str, sample: SampleEncoder, cache_dir: str | Path | None) -> Path:

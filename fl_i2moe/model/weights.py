@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
+from .configuration_fl_i2moe import check_given
+
 SHOWN_NAMES = 5
 REPOSITORY_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -24,6 +26,7 @@ def refuse_pickles(name: Any, arguments: Mapping[str, Any]) -> None:
         ValueError: the weights would come from a file of another kind, or an index cannot be read.
         OSError: as `from_pretrained`.
     """
+    check_given("pretrained_model_name_or_path", name)
     if Path(name).is_file():
         raise ValueError(f"{name} is a file; give the folder of the model, with its config.json.")
     options = {key: arguments[key] for key in REPOSITORY_OPTIONS if arguments.get(key) is not None}

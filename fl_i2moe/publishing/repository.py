@@ -19,6 +19,7 @@ from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from ..model.configuration_fl_i2moe import check_given
 from ..utils.files import read_json, write_json, write_new_folder
 
 FILE_LIST = "published_files.json"
@@ -30,6 +31,7 @@ def choose_license(license: str | None, folder: str | Path, what: str) -> str:
     The license given, by the Hub's identifier, or else that in the card of the folder that is to be published. Raises
     `ValueError` where there is none, or it is no identifier; `what` the license is of goes into the message.
     """
+    check_given("folder", folder)
     card = Path(folder) / "README.md"
     if license is None and card.is_file():
         license = ModelCard.load(card).data.license
@@ -44,6 +46,7 @@ def choose_license(license: str | None, folder: str | Path, what: str) -> str:
 
 def make_empty_folder(folder: str | Path) -> Path:
     """Raises `ValueError` where there is something in it."""
+    check_given("folder", folder)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: give a folder that does not exist yet.")
@@ -69,7 +72,8 @@ def publish(
     Lets `write` fill an empty folder with the files of a repository, pushes them, and prints what came of it. With
     `dry_run` they stay in that folder. Takes the options of [`push`], and raises as `write` and [`push`].
     """
-    if dry_run:
+    check_given("dry_run", dry_run)
+    if dry_run is not None:
         make_empty_folder(dry_run)
         write_new_folder(dry_run, write)
         print(f"Nothing is published. The files of {repo_id} are in {dry_run}:")
@@ -100,6 +104,7 @@ def push(
         ValueError: nobody is logged in, or the Hub refuses.
         ConnectionError: the Hub cannot be reached, or the connection broke.
     """
+    check_given("folder", folder)
     folder, api = Path(folder), api or HfApi()
     try:
         kind: dict[str, Any] = {"space_sdk": "gradio"} if repo_type == "space" else {}

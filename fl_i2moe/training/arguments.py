@@ -7,10 +7,18 @@ replaces defaults and what the user writes replaces the preset.
 
 import re
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser
@@ -20,6 +28,7 @@ from ..metrics.tasks import METRICS_BY_PROBLEM, default_metric
 from ..model.configuration_fl_i2moe import (
     SHARE,
     FLI2MoEConfig,
+    check_given,
     check_model_options,
     check_options,
     checked_config,
@@ -243,6 +252,7 @@ class OutputArguments:
     overwrite: bool = option(False, "Replace the run in --output_dir.")
 
     def __post_init__(self):
+        check_options(self)
         if self.resume and self.overwrite:
             raise ValueError("`resume` goes on with a run and `overwrite` replaces it: give one of them.")
 
@@ -373,6 +383,15 @@ def parse_command(
     return word, instance
 
 
+def given_path(text: str) -> Path:
+    """A path of a command line that has no dataclass, as argparse's `type`."""
+    try:
+        check_given("path", text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def _for_parser(kind: type) -> type:
     """
     A dataclass as `HfArgumentParser` takes it: all metadata go to argparse, which knows no bounds; choices are a type,
@@ -395,8 +414,8 @@ def _instances(parser: ArgumentParser, types: Sequence[type], namespace: Namespa
     parts = []
     try:
         for kind in types:
+            check_options(namespace, kind)  # before anything is done with them
             parts.append(kind(**{item.name: getattr(namespace, item.name) for item in fields(kind)}))
-            check_options(parts[-1])
     except ValueError as error:
         parser.error(str(error))
     return parts

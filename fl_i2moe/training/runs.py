@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import FeatureCache, open_cache, open_features
-from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_given
 from ..model.encoders import hash_weights
 from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
@@ -37,6 +37,7 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
         """Raises `ValueError` where a file of a finished run is missing."""
+        check_given("folder", folder)
         folder = Path(folder)
         for name in ("config.json", RESULTS_FILE, STATISTICS_FILE):
             if not (folder / name).is_file():
@@ -95,6 +96,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
     Raises `ValueError` where a folder holds no model, none of a wanted seed or one whose training has not ended, no
     feature cache is found (see [`find_cache`]), or the runs have different ones.
     """
+    check_given("folders", folders)
     paths = list({Path(folder).resolve(): Path(os.path.abspath(folder)) for folder in folders}.values())
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
@@ -124,6 +126,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
 
 def load_model(folder: str | Path) -> FLI2MoEModel:
     """In evaluation mode, on the CPU; raises `ValueError` where the folder holds no model of this package."""
+    check_given("folder", folder)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json.")
@@ -146,6 +149,7 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split
         cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
         split: fetch this split alone from the Hub.
     """
+    check_given("model_dir", model_dir)
     if cache_dir is not None:
         return open_features(cache_dir, fetch=None if split is None else [split])
     model_dir = Path(model_dir).resolve()

@@ -21,7 +21,7 @@ from fl_i2moe import FLI2MoEConfig
 from fl_i2moe.cache import FeatureCache, build_cache, open_cache
 from fl_i2moe.cache.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.data.raw import RawDataset
-from fl_i2moe.training.arguments import TrainingArguments
+from fl_i2moe.training.arguments import TrainingArguments, given_path
 from fl_i2moe.training.loop import train
 from fl_i2moe.utils.machine import keep_freed_memory
 
@@ -106,7 +106,7 @@ def random_cache(folder: Path, num_rows: int, encoders: dict[str, RandomEncoder]
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_rows", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--cache_dir", type=Path, help="a cache to read instead of random ones (its train split)")
+    parser.add_argument("--cache_dir", type=given_path, help="a cache to read instead of random ones (its train split)")
 
 
 def reading(args: argparse.Namespace) -> None:
@@ -269,7 +269,9 @@ def _timed(seconds: Any, clock: Callable[[], float], task: Callable[..., None], 
 
 
 def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", type=Path, help="a folder in the layout of MM-IMDb; default: the built-in sample")
+    parser.add_argument(
+        "--data_dir", type=given_path, help="a folder in the layout of MM-IMDb; default: the built-in sample"
+    )
     parser.add_argument("--image_encoder", default="sample:efficientnet-lite0")
     parser.add_argument("--text_encoder", default="sample:minilm")
     parser.add_argument("--max_length", type=int, default=96)

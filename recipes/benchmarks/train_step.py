@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.training.arguments import TrainingArguments
+from fl_i2moe.training.arguments import TrainingArguments, given_path
 from fl_i2moe.training.loop import create_optimizer
 from fl_i2moe.utils.machine import keep_freed_memory
 
@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=["bf16", "float32"], default=["bf16", "float32"])
     parser.add_argument("--padded", action="store_true", help="texts of different lengths, half of --text_features on")
     parser.add_argument("--profile", action="store_true", help="also a table of what the mixture's step spends time on")
-    parser.add_argument("--reference", type=Path, help="a checkout of the published I²MoE code, to run beside ours")
+    parser.add_argument(
+        "--reference", type=given_path, help="a checkout of the published I²MoE code, to run beside ours"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
