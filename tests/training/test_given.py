@@ -113,7 +113,7 @@ def test_recipes_without_a_dataclass(recipe, paths, run_here, capsys):
         "encoding": lambda x: options.EncodingArguments(features=x),
         "output": options.OutputArguments,
         "a choice of the model": lambda x: checked_config(level=x),
-        "a modality": lambda x: checked_config(modalities={name: SIZE for name in ("image", x)}),
+        "a modality": lambda x: checked_config(modalities=dict.fromkeys(("image", x), SIZE)),
     }.items(),
     ids=lambda item: item[0],
 )
