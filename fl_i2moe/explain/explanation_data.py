@@ -139,7 +139,8 @@ class ExplanationData:
 
     def pairs(self, expert: str, top: int | None = 10, kind: PairKind | None = None) -> list[Pair]:
         """
-        The `top` pairs (all if None) with the highest scores, best first; ties in the order in which they were scored.
+        The `top` strongest pairs (all if None): those with the largest scores first, whatever their sign; ties in the
+        order in which they were scored.
 
         By default those of the redundancy gap for the redundancy expert, and of the Shapley interaction index for all
         others. `ValueError` for an expert whose pairs were not scored, or an unknown kind.
@@ -152,7 +153,7 @@ class ExplanationData:
                 "and the expert in `pair_experts`."
             )
         table = self.pair_tables[expert]
-        best = table.select(np.argsort(-table.score(kind), kind="stable")[:top])
+        best = table.select(np.argsort(-np.abs(table.score(kind)), kind="stable")[:top])
         columns = (best.scores[kind].tolist(), best.standard_errors[kind].tolist(), best.num_coalitions.tolist())
         pairs = []
         for ends, score, error, count in zip(best.ends, *columns, strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..explain import Explanation
-from ..explain.pages.display import METHOD_NAMES
+from ..explain.pages.display import METHOD_NAMES, number
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
 from ..model.kinds import ENCODED_KINDS
@@ -118,7 +118,7 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
 
 
 def pair_masking_table(run: Run) -> dict[str, Any] | None:
-    """What masking the strongest pairs costs beyond masking random pairs with as many features."""
+    """What masking the pairs with the highest scores costs beyond masking random pairs with as many features."""
     measured = run.explanation("pair_masking.json")
     if not measured:
         return None
@@ -133,12 +133,12 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
         ]
         costs = shown(metric, beyond["value"]) + (f" [{limits}]" if limits else "")
         rows.append([expert_title(expert), *cells, costs])
-    header = ["pairs of", "nothing masked", "strongest pairs masked", "random pairs masked", "costs beyond random"]
+    header = ["pairs of", "nothing masked", "highest scores masked", "random pairs masked", "costs beyond random"]
     return {"table": table(header, rows), "num_samples": next(iter(measured.values()))["num_samples"]}
 
 
 def strongest_pairs(run: Run) -> dict[str, Any] | None:
-    """The strongest pair of each sample with a page, the strongest of these first, for synergy and redundancy."""
+    """Of each expert, the strongest pair of each sample with a page, the largest scores first, whatever their sign."""
     files = sorted((run.folder / "explanations" / "samples").glob("*.json"))
     found: dict[str, list[tuple[float, list[Any]]]] = {}
     sample_ids = set()
@@ -147,7 +147,7 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
         for expert in explanation.pair_tables:
             for pair in explanation.pairs(expert, top=1):
                 ends = f"{_end(pair.first)} × {_end(pair.second)}"
-                score = f"{pair.score:.3f}\u00a0±\u00a0{pair.standard_error:.3f}"
+                score = f"{number(pair.score)}\u00a0±\u00a0{pair.standard_error:.3f}"
                 sample_ids.add(explanation.sample_id)
                 row = [explanation.sample_id, explanation.target_name, ends, score]
                 found.setdefault(expert, []).append((pair.score, row))
@@ -157,7 +157,7 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
     tables = {
         f"{expert_title(expert)} ({scores.get(expert, 'Shapley interaction index')} ± standard error)": table(
             ["sample", "class", "pair", "score"],
-            [row for _, row in sorted(rows, key=lambda x: -x[0])[:NUM_PAIRS]],
+            [row for _, row in sorted(rows, key=lambda x: -abs(x[0]))[:NUM_PAIRS]],
             text_columns=3,
         )
         for expert, rows in found.items()

@@ -1,6 +1,7 @@
 """Explanations as data: where features lie, what `explain` gives for a row, round trips, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from explained import SENTENCE, make_explainable, make_explanation
 
 from fl_i2moe.explain import Explanation, explain
 from fl_i2moe.explain.attribution import MIXTURE
+from fl_i2moe.explain.pages.sample_page import render_page
 from fl_i2moe.model.kind_text import Piece
 from fl_i2moe.model.kinds import places_in
 
@@ -113,7 +115,7 @@ def test_pairs_link_patches_and_tokens_best_first(tmp_path):
     for expert, kind in (("synergy", "sii"), ("redundancy", "redundancy")):
         pairs = explanation.pairs(expert, top=3)
         table = explanation.pair_tables[expert]
-        assert [pair.score for pair in pairs] == sorted(table.scores[kind], reverse=True)[:3]
+        assert [pair.score for pair in pairs] == sorted(table.scores[kind], key=abs, reverse=True)[:3]
         for pair in pairs:
             assert (pair.kind, pair.standard_error) == (kind, 0)
             assert pair.evaluations == table.evaluations
@@ -159,6 +161,21 @@ def test_every_sample_draws_random_importance_of_its_own(tmp_path):
     drawn = [explain(model, row, method="random", seed=1, sample_number=n).importance["synergy"] for n in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0]["image"], drawn[1]["image"])
     assert (drawn[0]["image"] != drawn[2]["image"]).any()
+
+
+def test_strongest_pairs_are_the_largest_whatever_their_sign():
+    """A negative index as large as the positive ones together must not be hidden by small positive ones."""
+    explanation = make_explanation()
+    table = explanation.pair_tables["synergy"]
+    table.scores["sii"][:] = 0.002
+    table.scores["sii"][[1, 4, 7]] = [-0.181, 0.05, np.nan]
+    strongest = [pair.score for pair in explanation.pairs("synergy", None)]
+    assert strongest[:3] == [-0.181, 0.05, 0.002]
+    assert np.isnan(strongest[-1])
+    page = render_page(explanation)
+    assert re.findall(r'class="score">(.\d\.\d{3})', page)[:3] == ["−0.181", "+0.050", "+0.002"]
+    assert "strongest pairs by the size of the Shapley interaction index" in page
+    assert "The largest come first, whatever their sign." in page
 
 
 def test_the_default_target_is_the_true_class_with_the_highest_logit(tmp_path):

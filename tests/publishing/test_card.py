@@ -223,8 +223,9 @@ def test_what_explanations_are_worth(tmp_path, run_here):
     pages = [Explanation.load(path) for path in sorted((explanations / "samples").glob("*.json"))]
     assert "**Strongest pairs** of 2 explained samples" in card
     _, *lines = rows(card, "Synergy (Shapley interaction index ± standard error):")
-    best = sorted((page.pairs("synergy", top=1)[0].score for page in pages), reverse=True)
-    assert [line[3].split("\u00a0")[0] for line in lines] == [f"{score:.3f}" for score in best]
+    scores = [page.pair_tables["synergy"].scores["sii"].tolist() for page in pages]
+    best = sorted((max(of_page, key=abs) for of_page in scores), key=abs, reverse=True)
+    assert [line[3].split("\u00a0")[0] for line in lines] == [f"{score:.3f}".replace("-", "−") for score in best]
     assert {line[0] for line in lines} == {page.sample_id for page in pages}
     for name in ("faithfulness", "alignment", "pair_curves"):
         assert f"](explanations/{name}.png)" in card

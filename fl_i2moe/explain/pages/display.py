@@ -29,9 +29,9 @@ METHOD_TITLES = {
 SCORE_TITLES: dict[PairKind, str] = {"sii": "Shapley interaction index", "redundancy": "redundancy gap"}
 PAIR_NOTES: dict[PairKind, str] = {
     "sii": "Logits that the two features add together beyond what each adds alone; negative where one makes the other "
-    "superfluous.",
-    "redundancy": "Logits that the better of the two features adds and the other then adds no more. As published, the "
-    "score also rewards a pair of which only one end tells anything; “both” asks it of both.",
+    "superfluous. The largest come first, whatever their sign.",
+    "redundancy": "Logits that the better of the two features adds and the other then adds no more, the largest first. "
+    "As published, the score also rewards a pair of which only one end tells anything; “both” asks it of both.",
 }
 
 

@@ -109,7 +109,7 @@ class _Board:
     def draw(self, sheet: Sheet, left: float, top: float, color: str) -> None:
         kind = SCORE_TITLES[kind_of_expert(self.expert)]
         sheet.axes.add_patch(Rectangle((left, top), self.width, 2, color=color, linewidth=0))
-        title = f"{expert_title(self.expert)} expert: strongest pairs ({kind} ± standard error)"
+        title = f"{expert_title(self.expert)} expert: strongest pairs by size ({kind} ± standard error)"
         sheet.text(left, top + 11, fit(title, 9.5, self.width), 9.5, weight="bold")
         anchors: dict[tuple[str, int], tuple[float, float]] = {}
         tops = {True: top + 22, False: top + 22}

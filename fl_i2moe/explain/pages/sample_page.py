@@ -105,7 +105,7 @@ class _Page:
         if kind == "redundancy" and "redundancy_both" in table.scores:
             twins = {(x.first, x.second): x for x in self.explanation.pairs(expert, None, "redundancy_both")}
         return {
-            "title": f"{expert_title(expert)} expert: strongest pairs by the {SCORE_TITLES[kind]}",
+            "title": f"{expert_title(expert)} expert: strongest pairs by the size of the {SCORE_TITLES[kind]}",
             "color": self.colors[expert],
             "note": f"{PAIR_NOTES[kind]} {len(table.pairs):,} pairs scored by the estimator {table.estimator} from "
             f"{table.evaluations:,} evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a "
