@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -26,11 +26,17 @@ from ..training.arguments import Job
 from ..training.experiment import describe_machine, keep_json, summarise_runs
 from ..training.features import model_config
 from ..training.loop import create_optimizer, predict, predict_split
-from ..utils.files import read_json
+from ..training.results import RESULTS_FILE, read_results
 
 REPETITIONS = 3
 CONDITIONS: tuple[str | float, ...] = (*FILLS, 0.5, 1.0)
 """What replaces a modality; or the level of noise on it."""
+
+
+class Overhead(TypedDict):
+    train_seconds: list[float]
+    inference_seconds: list[float]
+    machine: dict[str, Any]
 
 
 def measure_overhead(
@@ -43,6 +49,7 @@ def measure_overhead(
     """
     found = keep_json(
         folder / "overhead.json",
+        Overhead,
         lambda: {**_time(job, cache, accelerator), "machine": describe_machine(accelerator)},
         accelerator,
     )
@@ -134,8 +141,9 @@ def measure_robustness(
     Raises:
         ValueError: a model keeps no mean features.
     """
-    whole = read_json(folder / "results.json")["test"]
-    found = keep_json(folder / "robustness.json", lambda: _evaluate(folder, job, cache, accelerator), accelerator)
+    whole = read_results(folder / RESULTS_FILE, cache.problem_type)["test"]
+    kind = dict[str, dict[str, dict[str, float | None]]]
+    found = keep_json(folder / "robustness.json", kind, lambda: _evaluate(folder, job, cache, accelerator), accelerator)
     return {
         condition: {
             "metrics": {

@@ -1,12 +1,12 @@
 """The explanation of one prediction, and the files that it is saved as."""
 
-import json
 import os
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..metrics.figures import save_figure
 from ..model.configuration_fl_i2moe import check_given
+from ..utils.checked_json import read_checked
 from ..utils.files import write_json, write_text
 from .explanation_data import ExplanationData
 from .pages.sample_figure import draw_explanation
@@ -18,9 +18,12 @@ class Explanation(ExplanationData):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """Reads what `save` wrote as JSON; `ValueError` for a file of another format."""
+        """Reads what `save` wrote as JSON; `ValueError` that names the key for a file of another format or edited."""
         check_given("path", path)
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            return cls.from_dict(read_checked(Path(path), dict[str, Any]))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no explanation that can be read: {error}") from error
 
     def save(self, path: str | os.PathLike, *, index_href: str | None = None) -> Path:
         """

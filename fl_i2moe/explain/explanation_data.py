@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Required, Self, TypedDict
 
 import numpy as np
 
@@ -11,10 +11,57 @@ from ..model.kind import Places
 from ..model.kind_image import Box
 from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
+from ..utils.checked_json import check_json
 from .interactions import PairKind, PairTable, kind_of_expert
 
 FORMAT_VERSION = 1
 _ARRAYS = ("expert_weights", "expert_logits", "logits")
+
+
+class SavedPairs(TypedDict):
+    """A [`PairTable`] in JSON."""
+
+    ends: list[list[Any]]
+    """Modality and place, of either end."""
+
+    scores: dict[PairKind, list[float | None]]
+    standard_errors: dict[PairKind, list[float | None]]
+    num_coalitions: list[int]
+    evaluations: int
+    estimator: str
+    seed: int | None
+
+
+class SavedPlaces(TypedDict, total=False):
+    """What all kinds have of a `Places` in JSON."""
+
+    kind: Required[str]
+    num_features: Required[int]
+    special: Required[list[int]]
+    encoder: str | None
+    hidden_layer: int | None
+    special_features: str | None
+
+
+class Saved(TypedDict):
+    """An [`ExplanationData`] in JSON."""
+
+    format: int
+    sample_id: str
+    target: int
+    target_name: str
+    label_names: list[str]
+    problem_type: str
+    labels: list[float] | None
+    modalities: dict[str, dict[str, Any]]
+    expert_names: list[str]
+    expert_weights: list[float]
+    expert_logits: list[list[float]]
+    logits: list[float]
+    method: str
+    importance: dict[str, dict[str, list[float]]]
+    pair_tables: dict[str, SavedPairs]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -182,11 +229,13 @@ class ExplanationData:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of [`to_dict`]; `ValueError` for values of another format."""
+        """The inverse of [`to_dict`]; `ValueError` that names the key for values of another format, or edited."""
         if values.get("format") != FORMAT_VERSION:
             raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
+        check_json(values, Saved)
+        _check_sizes(values)
         values = {item.name: values[item.name] for item in fields(cls)}
-        values["modalities"] = {name: places_from_dict(x) for name, x in values["modalities"].items()}
+        values["modalities"] = {name: _places(name, x) for name, x in values["modalities"].items()}
         values |= {name: np.array(values[name], np.float64) for name in _ARRAYS}
         values["importance"] = {
             expert: {name: np.array(x, np.float64) for name, x in scores.items()}
@@ -209,3 +258,43 @@ def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:
     if problem_type == "single_label_classification":
         return [int(labels[0])]
     return [index for index, label in enumerate(labels) if label > 0.5]
+
+
+def _places(modality: str, saved: Mapping[str, Any]) -> Places:
+    try:
+        check_json({key: x for key, x in saved.items() if key in SavedPlaces.__annotations__}, SavedPlaces)
+        places = places_from_dict(saved)
+        for index in range(places.num_features):
+            places.name_of(index)
+            places.place_of(index)
+        places.missing()
+        return places
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"`modalities.{modality}` does not say where features lie: {error!r}") from error
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where a part of a saved explanation does not fit the rest."""
+    experts, classes, target = values["expert_names"], values["label_names"], values["target"]
+    lengths = {name: x.get("num_features") for name, x in values["modalities"].items()}
+    checks: list[tuple[str, Any, Any]] = [
+        ("target_name", values["target_name"], classes[target] if 0 <= target < len(classes) else "no class"),
+        ("logits", len(values["logits"]), len(classes)),
+        ("expert_weights", len(values["expert_weights"]), len(experts)),
+        ("expert_logits", [*map(len, values["expert_logits"])], [len(classes)] * len(experts)),
+    ]
+    for expert, scores in values["importance"].items():
+        checks.append((f"importance.{expert}", {name: len(x) for name, x in scores.items()}, lengths))
+    for expert, table in values["pair_tables"].items():
+        columns = [*table["scores"].values(), *table["standard_errors"].values(), table["num_coalitions"]]
+        checks += [
+            (f"pair_tables.{expert}", [*map(len, columns)], [len(table["ends"])] * len(columns)),
+            (f"pair_tables.{expert}.standard_errors", sorted(table["standard_errors"]), sorted(table["scores"])),
+        ]
+        for first, i, second, j in (end if len(end) == 4 else [""] * 4 for end in table["ends"]):
+            places = [(first, i), (second, j)]
+            if not all(isinstance(x, int) and 0 <= x < lengths.get(str(name), 0) for name, x in places):
+                raise ValueError(f"`pair_tables.{expert}.ends` has {places}, which no modality has")
+    for key, found, expected in checks:
+        if found != expected:
+            raise ValueError(f"`{key}` does not fit the rest: it is {found}, expected {expected}")

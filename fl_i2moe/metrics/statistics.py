@@ -1,15 +1,109 @@
 """What a trained mixture says about a data set: expert weights, experts against the mixture, agreement."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..utils.checked_json import read_checked
 from .tasks import FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Weights(TypedDict):
+    """Of one expert over some samples."""
+
+    mean: float
+    std: float
+    quantiles: dict[str, float]
+
+
+class ClassWeights(TypedDict):
+    """Over the samples that carry a label; None where none does."""
+
+    num_samples: int
+    experts: dict[str, Weights] | None
+
+
+class AllWeights(TypedDict):
+    overall: dict[str, Weights]
+    per_class: dict[str, ClassWeights] | None
+
+
+class Metrics(TypedDict):
+    mixture: dict[str, float | None]
+    experts: dict[str, dict[str, float | None]]
+
+
+class Cell(TypedDict):
+    count: int
+    share: float
+
+
+class Cells(TypedDict):
+    agree_right: Cell
+    agree_wrong: Cell
+    disagree_right: Cell
+    disagree_wrong: Cell
+
+
+class Decisions(TypedDict):
+    num_decisions: int
+    table: Cells
+    pairwise: list[list[float]]
+
+
+class Agreement(TypedDict):
+    per_sample: Decisions
+    per_label: Decisions | None
+
+
+class Statistics(TypedDict):
+    """What [`compute_statistics`] returns."""
+
+    num_samples: int
+    problem_type: str
+    threshold: float | None
+    expert_names: list[str]
+    label_names: list[str]
+    expert_weights: AllWeights
+    metrics: Metrics
+    agreement: Agreement | None
+
+
+def read_statistics(file: Path, expert_names: Sequence[str], label_names: Sequence[str]) -> dict[str, Any]:
+    """
+    The statistics in a file, of a model with these experts and classes.
+
+    Raises:
+        ValueError: the file is damaged or was edited, or is of another model; names it and the key.
+    """
+    statistics = read_checked(file, Statistics)
+    per_class = statistics["expert_weights"]["per_class"]
+    experts, labels = list(expert_names), list(label_names)
+    for key, found, expected in (
+        ("expert_names", statistics["expert_names"], experts),
+        ("label_names", statistics["label_names"], labels),
+        ("expert_weights.overall", statistics["expert_weights"]["overall"], experts),
+        ("metrics.experts", statistics["metrics"]["experts"], experts),
+        ("expert_weights.per_class", labels if per_class is None else per_class, labels),
+        *((f"expert_weights.per_class.{x}", y["experts"] or experts, experts) for x, y in (per_class or {}).items()),
+    ):
+        if (list(found) if isinstance(found, list) else sorted(found)) != (
+            expected if isinstance(found, list) else sorted(expected)
+        ):
+            raise ValueError(f"{file}: `{key}` names {', '.join(found)}; the model has {', '.join(expected)}.")
+    wanted, quantiles = set(statistics["metrics"]["mixture"]), {str(q) for q in QUANTILES}
+    for name in experts:
+        if set(statistics["metrics"]["experts"][name]) != wanted:
+            raise ValueError(f"{file}: `metrics.experts.{name}` has other metrics than `metrics.mixture`.")
+        if set(statistics["expert_weights"]["overall"][name]["quantiles"]) != quantiles:
+            raise ValueError(f"{file}: `expert_weights.overall.{name}.quantiles` are not {', '.join(quantiles)}.")
+    return statistics
 
 
 def compute_statistics(

@@ -1,6 +1,7 @@
 """Configuration of FL-I²MoE."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import field, fields
 from difflib import get_close_matches
@@ -302,10 +303,20 @@ class FLI2MoEConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         try:
             return super().from_dict(config_dict, **kwargs)
-        except (ValueError, StrictDataclassError) as error:
+        except (ValueError, StrictDataclassError, TypeError, AttributeError, OverflowError) as error:
+            where = f"{kwargs['name_or_path']}: config.json: " if "name_or_path" in kwargs else ""
             raise ValueError(
-                f"{error} If a newer version of fl_i2moe saved this configuration, update fl_i2moe to load it."
+                f"{where}{_sentence(error)} If a newer version of fl_i2moe saved this configuration, update fl_i2moe."
             ) from error
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers'; raises `ValueError` that names folder or id, and field, where `config.json` is wrong."""
+        check_given("pretrained_model_name_or_path", pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
 
     @property
     def num_modalities(self) -> int:
@@ -346,6 +357,9 @@ class FLI2MoEConfig(PreTrainedConfig):
         self._validate_sizes()
 
     def _validate_modalities(self):
+        for name in (*self.modalities, *self.modality_order):
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"A modality's name must be a non-empty string, got {name!r}.")
         if len(self.modalities) < 2:
             raise ValueError(f"`modalities` needs at least two entries, got {list(self.modalities)}.")
         if sorted(self.modality_order) != sorted(self.modalities):
@@ -353,8 +367,6 @@ class FLI2MoEConfig(PreTrainedConfig):
                 f"`modality_order` {self.modality_order} must name each of `modalities` {list(self.modalities)} once."
             )
         for name, modality in self.modalities.items():
-            if not isinstance(name, str) or not name.strip():
-                raise ValueError(f"A modality's name must be a non-empty string, got {name!r}.")
             if name.startswith(".") or "/" in name or "\\" in name:  # a published encoder's folder is called so
                 raise ValueError(f"A modality's name must not start with a dot or hold slashes, got {name!r}.")
             if not isinstance(modality, dict) or not {"feature_size", "max_features"} <= set(modality) <= MODALITY_KEYS:
@@ -369,6 +381,11 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     def _validate_sizes(self):
         """Checks the options against modalities and labels."""
+        if [*self.id2label] != [*range(self.num_labels)] or not all(isinstance(x, str) for x in self.id2label.values()):
+            raise ValueError(f"`id2label` must name classes by 0, 1, …, got {self.id2label}.")
+        for name, identity in (self.encoders or {}).items():
+            if not isinstance(identity, dict) or not all(isinstance(identity.get(x), str) for x in ("kind", "name")):
+                raise ValueError(f"`encoders[{name!r}]` must have texts as `kind` and `name`, got {identity!r}.")
         widest = max(modality["feature_size"] for modality in self.modalities.values())
         if self.level == "pooled" and self.num_patches > widest:
             raise ValueError(
@@ -394,8 +411,15 @@ def checked_config(**values: Any) -> FLI2MoEConfig:
     """
     try:
         return FLI2MoEConfig(**values)
-    except StrictDataclassError as error:  # its last line alone is for people
-        raise ValueError(str(error).splitlines()[-1].strip().removeprefix("ValueError: ")) from error
+    except StrictDataclassError as error:
+        raise ValueError(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Of an error of a strict data class the last line alone is for people."""
+    if not isinstance(error, StrictDataclassError):
+        return str(error)
+    return re.sub("^(Value|Type)Error: ", "", str(error).splitlines()[-1].strip())
 
 
 def _default_modalities() -> dict[str, dict[str, int]]:

@@ -136,6 +136,8 @@ def load_pinned_encoder(
         raise ValueError(
             f"{error} To use a local copy of this encoder: model.load_encoders({{{modality!r}: '<folder>'}})."
         ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"The configuration does not say what the encoder of {modality!r} is: {error!r}.") from error
     found = encoder.identity()
     if found["weights_sha256"] != identity["weights_sha256"]:
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..evaluation.run.files import FAITHFULNESS_FILE, PAIR_MASKING_FILE, Faithfulness, PairMasking
 from ..explain import Explanation
 from ..explain.pages.display import METHOD_NAMES, number
 from ..metrics.figures import expert_title, metric_title
@@ -95,7 +96,7 @@ def encoders_table(modalities: Mapping[str, Mapping[str, Any]], encoders: Mappin
 
 def faithfulness_table(run: Run) -> dict[str, Any] | None:
     """What masking important features costs, per method, of the mixture's importance."""
-    measured = run.explanation("faithfulness.json")
+    measured = run.explanation(FAITHFULNESS_FILE, dict[str, Faithfulness])
     if not measured:
         return None
     own = next((x for name, x in measured.items() if (name == "dense Transformer") == (len(x["experts"]) == 1)), None)
@@ -105,26 +106,27 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
     who = "mixture" if len(own["experts"]) > 1 else own["experts"][0]
     rows = []
     for method in own["methods"]:
-        drops = own["deletion"][method]
-        x = drops.get(who, next(iter(drops.values())))[metric]
+        drops = _look_up(FAITHFULNESS_FILE, own, "deletion", method)
+        x = _look_up(FAITHFULNESS_FILE, drops, who if who in drops else next(iter(drops), who), metric)
         drop = spread(metric, {"mean": x["mean_drop"], "std": x["mean_drop_std"]})
         rows.append([METHOD_NAMES.get(method, method), drop])
     return {
         "table": table(["importance by", f"mean drop of {metric_title(metric)}"], rows),
         "num_samples": own["num_samples"],
-        "base": shown(metric, own["base"][metric]),
-        "shares": (f"{own['shares'][0]:.0%}".rstrip("%"), f"{own['shares'][-1]:.0%}".rstrip("%")),
+        "base": shown(metric, _look_up(FAITHFULNESS_FILE, own, "base", metric)),
+        "shares": tuple(f"{share:.0%}".rstrip("%") for share in (min(own["shares"]), max(own["shares"]))),
     }
 
 
 def pair_masking_table(run: Run) -> dict[str, Any] | None:
     """What masking the pairs with the highest scores costs beyond masking random pairs with as many features."""
-    measured = run.explanation("pair_masking.json")
+    measured = run.explanation(PAIR_MASKING_FILE, dict[str, PairMasking])
     if not measured:
         return None
     metric, rows = run.results["metric"], []
     for expert, x in measured.items():
-        part, beyond = x["metrics"][metric], x["metrics"][metric]["ranked_minus_random"]
+        part = _look_up(PAIR_MASKING_FILE, x, "metrics", metric)
+        beyond = part["ranked_minus_random"]
         limits = ",\u00a0".join(shown(metric, limit) for limit in beyond["interval"] or [])
         cells = [
             shown(metric, part["none"]),
@@ -135,6 +137,17 @@ def pair_masking_table(run: Run) -> dict[str, Any] | None:
         rows.append([expert_title(expert), *cells, costs])
     header = ["pairs of", "nothing masked", "highest scores masked", "random pairs masked", "costs beyond random"]
     return {"table": table(header, rows), "num_samples": next(iter(measured.values()))["num_samples"]}
+
+
+def _look_up(file: str, content: Any, *keys: str) -> Any:
+    """A value below keys that are names of metrics, methods and experts; `ValueError` where the file lacks one."""
+    for key in keys:
+        if key not in content:
+            raise ValueError(
+                f"explanations/{file} lacks `{key}`; it has {', '.join(content)}: explain the model again."
+            )
+        content = content[key]
+    return content
 
 
 def strongest_pairs(run: Run) -> dict[str, Any] | None:

@@ -24,7 +24,8 @@ from ..metrics.markdown import spread
 from ..metrics.statistics import compute_statistics
 from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
-from ..utils.files import read_json, replace_files, write_json
+from ..utils.checked_json import read_checked
+from ..utils.files import replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
 from ..utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from .arguments import Job, check_metric, starts_from_features
@@ -32,6 +33,7 @@ from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
 from .loop import FittedModel, Predictions, predict_split, train
 from .recipe import create_accelerator, create_console
+from .results import read_seed_results
 from .runs import fingerprint, load_model
 
 TRAINING_FILES = JobFiles(
@@ -143,7 +145,7 @@ def _run_seed(
     """Trains and evaluates one seed, unless that is done already; its part of `results.json`."""
     file = run_dir / "results.json"
     if file.is_file():  # a resumed job
-        finished = read_json(file, kind=dict)
+        finished = read_seed_results(file, cache.problem_type)
         if finished.get("weights", found := fingerprint(load_model(run_dir / "model"))) != found:
             raise ValueError(
                 f"{run_dir / 'model'} does not hold the weights that were trained: remove {run_dir}, and run again "
@@ -225,10 +227,13 @@ def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, f
     return summary
 
 
-def keep_json(file: Path, measure: Callable[[], Any], accelerator: Accelerator) -> Any:
-    """What the file holds; what is measured, by all processes, and written into it where it is not there yet."""
+def keep_json(file: Path, kind: Any, measure: Callable[[], Any], accelerator: Accelerator) -> Any:
+    """
+    What the file holds, which is of this type; what is measured, by all processes, and written into it where it is not
+    there yet.
+    """
     if file.is_file():
-        return read_json(file)
+        return read_checked(file, kind)
     measured = measure()
     if accelerator.is_main_process:
         write_json(file, measured)

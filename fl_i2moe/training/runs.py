@@ -6,18 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..cache import FeatureCache, open_cache, open_features
+from ..metrics.statistics import read_statistics
 from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_given
 from ..model.encoders import hash_weights
 from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import user_cache_dir
+from ..utils.checked_json import check_json, read_checked
 from ..utils.files import read_json
 from ..utils.run_folder import SETTINGS_FILE
+from .results import RESULTS_FILE, read_results
 
-RESULTS_FILE, STATISTICS_FILE = "results.json", "interaction_statistics.json"
+STATISTICS_FILE = "interaction_statistics.json"
+
+
+class Settings(TypedDict, total=False):
+    """Those of a training that are looked at later."""
+
+    features: str
+    """The digest of the cache's key."""
+    threshold: float
+    data_dir: str | None
+    data_file: str | None
 
 
 @dataclass
@@ -53,11 +66,11 @@ class Run:
     @cached_property
     def config(self) -> FLI2MoEConfig:
         """Of the best seed's model."""
-        return FLI2MoEConfig.from_pretrained(self.folder)
+        return load_config(self.folder)
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        return read_json(self.folder / RESULTS_FILE)
+        return read_results(self.folder / RESULTS_FILE, self.config.problem_type)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -67,7 +80,7 @@ class Run:
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """Of the best seed's model on the test split, see [`~fl_i2moe.metrics.statistics.compute_statistics`]."""
-        return read_json(self.folder / STATISTICS_FILE)
+        return read_statistics(self.folder / STATISTICS_FILE, self.config.expert_names, self.config.label_names)
 
     @property
     def title(self) -> str:
@@ -84,10 +97,10 @@ class Run:
             parts.append(f"experts: {fusion}")
         return ", ".join(parts)
 
-    def explanation(self, name: str) -> Any:
-        """A JSON file of `explanations/`, or `None`."""
+    def explanation(self, name: str, kind: Any) -> Any:
+        """A JSON file of `explanations/`, of this type (see [`~fl_i2moe.utils.checked_json.check_json`]), or `None`."""
         file = self.folder / "explanations" / name
-        return read_json(file) if file.is_file() else None
+        return read_checked(file, kind) if file.is_file() else None
 
 
 def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:
@@ -124,16 +137,23 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
     return runs
 
 
+def load_config(folder: Path) -> FLI2MoEConfig:
+    """Raises `ValueError` that names folder and field where `config.json` is damaged, or of another kind of model."""
+    kind = read_json(folder / "config.json", kind=dict).get("model_type")
+    if kind != FLI2MoEConfig.model_type:
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r} by `model_type` in config.json, not {FLI2MoEConfig.model_type!r}."
+        )
+    return FLI2MoEConfig.from_pretrained(folder)
+
+
 def load_model(folder: str | Path) -> FLI2MoEModel:
     """In evaluation mode, on the CPU; raises `ValueError` where the folder holds no model of this package."""
     check_given("folder", folder)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has no config.json.")
-    kind = read_json(folder / "config.json", kind=dict).get("model_type")
-    if kind != FLI2MoEConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {kind!r}, not {FLI2MoEConfig.model_type!r}.")
-    return FLI2MoEModel.from_pretrained(folder).eval()
+    return FLI2MoEModel.from_pretrained(folder, config=load_config(folder)).eval()
 
 
 def fingerprint(model: FLI2MoEModel) -> str:
@@ -168,7 +188,12 @@ def _find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The run's folder that a model's folder is or lies in, and its settings; the folder itself and none if unknown."""
     for place in (folder, *list(folder.parents)[:2]):
         if (file := place / SETTINGS_FILE).is_file():
-            return place, read_json(file, "which says what the run was trained on", dict)
+            settings = read_json(file, "which says what the run was trained on", dict)
+            try:
+                check_json({key: x for key, x in settings.items() if key in Settings.__annotations__}, Settings)
+            except ValueError as error:
+                raise ValueError(f"{file} is damaged or was changed: {error}.") from error
+            return place, settings
     return folder, {}
 
 

@@ -1,9 +1,9 @@
 """JSON that is held against a type, so that an edited or foreign file is named, with the key that is wrong."""
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from math import isinf
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -34,7 +34,9 @@ def read_checked(path: Path, kind: Any) -> Any:
 def parse_checked(text: str, kind: Any) -> Any:
     """As [`read_checked`], of a text in JSON; the message begins with what is wrong."""
     try:
-        content = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_refuse)
+        content = json.loads(
+            text, object_pairs_hook=_object, parse_float=_number, parse_int=_number, parse_constant=_refuse
+        )
     except RecursionError as error:
         raise ValueError("its values are nested too deep") from error
     check_json(content, kind)
@@ -134,8 +136,9 @@ def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     return content
 
 
-def _float(text: str) -> float:
-    return _refuse(text) if isinf(number := float(text)) else number
+def _number(digits: str) -> int | float:
+    number = float(digits) if {*digits} & {*".eE"} else int(digits)
+    return number if abs(number) <= sys.float_info.max else _refuse(digits[:20])
 
 
 def _refuse(text: str) -> NoReturn:

@@ -30,11 +30,13 @@ from ...explain.inputs import check_batch
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.recipe import create_console
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
-from ...utils.files import read_json, write_json
+from ...utils.checked_json import read_checked
+from ...utils.files import write_json
 from ...utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from ..masking import faithfulness
 from .arguments import ExplainArguments
-from .results import FAITHFULNESS_FILE, write_results
+from .files import FAITHFULNESS_FILE, Faithfulness
+from .results import write_results
 from .sample import explain_sample, list_samples
 
 OUTPUT_FILES = JobFiles(
@@ -94,7 +96,7 @@ def _measure_faithfulness(
 ) -> None:
     """Writes `faithfulness.json`: name of a model → result; what is in it for the same weights and samples stays."""
     file = arguments.folder / FAITHFULNESS_FILE
-    results = read_json(file) if file.is_file() else {}
+    results = read_checked(file, dict[str, Faithfulness]) if file.is_file() else {}
     split = cache.splits[arguments.split]
     first = range(min(len(split), arguments.faithfulness_samples or len(split)))
     order = next(iter(models.values())).config.modality_order

@@ -18,15 +18,16 @@ from ...metrics.figures import expert_colors, expert_title, metric_title, save_f
 from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.files import read_json, write_json, write_text
+from ...utils.checked_json import read_checked
+from ...utils.files import write_json, write_text
 from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
 from ..pairs import pair_curves, pair_masking_table
 from .arguments import ExplainArguments
 from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_masking_rows
+from .files import FAITHFULNESS_FILE, PAIR_MASKING_FILE, Faithfulness
 from .sample import Sample
 
-FAITHFULNESS_FILE = "faithfulness.json"
 THUMBNAIL_PIXELS = 160
 
 
@@ -149,7 +150,7 @@ class _Results:
         self.score_titles = {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
 
     def draw_faithfulness(self, direction: str) -> RunFigure:
-        results = read_json(self.folder / FAITHFULNESS_FILE)
+        results = read_checked(self.folder / FAITHFULNESS_FILE, dict[str, Faithfulness])
         name = "faithfulness.png" if direction == "deletion" else f"faithfulness_{direction}.png"
         save_figure(draw_faithfulness(results, self.metric, direction), self.folder / name)
         parts = []
@@ -183,7 +184,7 @@ class _Results:
         for expert, parts in self.experts.items():
             logits = _join([part["masking"] for part in parts])
             results[expert] = pair_masking_table(logits, self.labels, self.problem_type, seed=self.arguments.seed)
-        write_json(self.folder / "pair_masking.json", results)
+        write_json(self.folder / PAIR_MASKING_FILE, results)
         header, rows = pair_masking_rows(results, self.metric)
         best = bin_edges(self.arguments.universe_share)[0]
         confidence = next(iter(results.values()))["confidence"]
