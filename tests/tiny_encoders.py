@@ -9,11 +9,13 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 SQUARE = {"height": 32, "width": 32}
 TRANSFORMER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
+TINY_SAM = {**VISION, "image_size": 64, "output_channels": 16, "global_attn_indexes": [1], "initializer_range": 0.1}
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
 
@@ -79,6 +81,29 @@ MAKERS = {
             hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)
         ),
         vit_processor(),
+    ),
+    "yolos": lambda: (
+        hf.YolosModel(hf.YolosConfig(**{**VISION, "image_size": [32, 32]}, num_detection_tokens=4)),
+        vit_processor(),
+    ),
+    "vit-mae": lambda: (hf.ViTMAEModel(hf.ViTMAEConfig(**VISION, mask_ratio=0.0)), vit_processor()),
+    "hiera": lambda: (
+        hf.HieraModel(
+            hf.HieraConfig(embed_dim=8, image_size=[64, 64], depths=[1, 1, 1], num_heads=[1, 1, 1], num_query_pool=2)
+        ),
+        ViTImageProcessorPil(size={"height": 64, "width": 64}),
+    ),
+    "sam": lambda: (
+        hf.SamVisionModel(hf.SamVisionConfig(**TINY_SAM)),
+        ViTImageProcessorPil(size={"height": 64, "width": 64}),
+    ),
+    "dinov3-convnext": lambda: (
+        hf.DINOv3ConvNextModel(hf.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1])),
+        ViTImageProcessorPil(size={"height": 128, "width": 128}),
+    ),
+    "siglip2": lambda: (
+        hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**TRANSFORMER, patch_size=8, num_patches=16)),
+        Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
     ),
     "efficientnet": make_efficientnet,
     "convnext": lambda: (

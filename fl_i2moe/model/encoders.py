@@ -8,14 +8,14 @@ Frozen Hugging Face encoders, which turn raw values into feature sequences.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.hub import resolve_revision
 
 from .configuration_fl_i2moe import check_given
@@ -88,7 +88,7 @@ def load_encoder(
     return kind_of_value.create_encoder(model, common, load, options_of_kind, name)
 
 
-def hash_weights(model: nn.Module, leave_out: Sequence[str] = ()) -> str:
+def hash_weights(model: nn.Module, leave_out: Collection[str] = ()) -> str:
     """sha256 over the names, shapes, types and bytes of a model's parameters and saved buffers, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -126,11 +126,17 @@ def _find(name_or_path: str | Path) -> str:
 
 
 def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs: Any) -> tuple[nn.Module, str]:
-    config = getattr(config, kind.tower, config)
-    options = {"config": config, "use_safetensors": True, "output_loading_info": True, **kwargs}
+    tower = getattr(config, kind.tower, config)
+    # Some towers (SigLIP's of texts) have no auto class of their own: they are taken out of the whole model.
+    has_auto_class = tower is config or type(tower) in MODEL_MAPPING
+    options = {"config": tower if has_auto_class else config, "use_safetensors": True, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = True  # they are refused below, by name
-    model, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, **options)
-    if getattr(config, "is_encoder_decoder", False):
+    model, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, **options, **kwargs)
+    missing = set(loading["missing_keys"])
+    if not has_auto_class:
+        prefix, model = _find_tower(name, model, type(tower), kind)
+        missing = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
+    if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if model.main_input_name != kind.main_input:
         others = (x.name for x in ENCODED_KINDS.values() if x.main_input == model.main_input_name)
@@ -138,13 +144,21 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
             f"encoder {name!r} ({type(model).__name__}) is of kind {next(others, 'another')!r}, not {kind.name!r}"
         )
     # Many checkpoints come without the pooler; it then holds random numbers, which no feature depends on.
-    missing = {key for key in loading["missing_keys"] if "pooler" not in key}
-    if missing:
+    needed = {key for key in missing if "pooler" not in key}
+    if needed:
         raise ValueError(
-            f"encoder {name!r}: its checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
-            f"such as {min(missing)}; they would be random"
+            f"encoder {name!r}: its checkpoint lacks {len(needed)} weights of {type(model).__name__}, "
+            f"such as {min(needed)}; they would be random"
         )
     # a checkpoint may have more, such as heads
     check_fit(f"encoder {name!r}", {**loading, "missing_keys": (), "unexpected_keys": ()})
     refuse_non_finite(f"encoder {name!r}", model)
-    return model, hash_weights(model, leave_out=loading["missing_keys"])
+    return model, hash_weights(model, leave_out=missing)
+
+
+def _find_tower(name: str, model: nn.Module, config_class: type, kind: EncodedKind) -> tuple[str, PreTrainedModel]:
+    """The prefix of its weights' names in the whole model, and the tower."""
+    for path, module in model.named_modules():
+        if path and isinstance(module, PreTrainedModel) and isinstance(module.config, config_class):
+            return f"{path}.", module
+    raise ValueError(f"encoder {name!r} ({type(model).__name__}) has no part that encodes {kind.name}s alone")

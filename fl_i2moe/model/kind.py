@@ -132,17 +132,44 @@ class FrozenEncoder(nn.Module, ABC):
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
         """`encode` before special features are dropped and padding is zeroed."""
 
-    def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
-        outputs = self.model(**inputs, output_hidden_states=self.hidden_layer is not None)
-        if self.hidden_layer is None:
-            return outputs.last_hidden_state
-        last = len(outputs.hidden_states) - 1
-        if not 0 <= self.hidden_layer <= last:
+    def _try_out(self, inputs: dict[str, Tensor]) -> None:
+        """Calls the model for the first time.
+
+        Raises:
+            ValueError: whatever an unfit model raises, as a sentence with the encoder's name.
+        """
+        try:
+            self._call(inputs)
+        except Exception as error:  # models of any class raise anything
             raise ValueError(
-                f"hidden_layer={self.hidden_layer} is out of range: {self._origin['name']} has {last} layers; give 0 "
-                f"(the embeddings) to {last}, or None for its last hidden state"
+                f"encoder {self._origin['name']!r} ({type(self.model).__name__}) cannot be called with a batch of "
+                f"{self.kind}s alone; use another encoder. The reason: {type(error).__name__}: {error!s:.300}"
+            ) from error
+
+    def _call(self, inputs: dict[str, Tensor]) -> Any:
+        with torch.no_grad():
+            return self.model(**inputs, output_hidden_states=self.hidden_layer is not None)
+
+    def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
+        outputs, hidden_states = self._call(inputs), ()
+        if self.hidden_layer is None:
+            hidden_state = getattr(outputs, "last_hidden_state", None)
+        else:
+            hidden_states = getattr(outputs, "hidden_states", None) or ()
+            last = len(hidden_states) - 1
+            if hidden_states and not 0 <= self.hidden_layer <= last:
+                raise ValueError(
+                    f"hidden_layer={self.hidden_layer} is out of range: {self._origin['name']} has {last} layers; give "
+                    f"0 (the embeddings) to {last}, or None for its last hidden state"
+                )
+            hidden_state = hidden_states[self.hidden_layer] if hidden_states else None
+        if not isinstance(hidden_state, Tensor):
+            wanted = "last" if self.hidden_layer is None else "other"
+            raise ValueError(
+                f"encoder {self._origin['name']!r} ({type(self.model).__name__}) gives no {wanted} hidden states, from "
+                "which features are taken; use another encoder, or another hidden_layer"
             )
-        return outputs.hidden_states[self.hidden_layer]
+        return hidden_state
 
 
 def _drop_special(encoded: EncodedFeatures) -> EncodedFeatures:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum
+from .patch_layout import find_patch_layout
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")
@@ -252,8 +253,8 @@ def _size_before_crop(processor: Any, input_size: tuple[int, int]) -> int | tupl
 
 
 class FrozenImageEncoder(FrozenEncoder):
-    """Pictures → patches. A feature map (B, D, rows, columns) is read row by row; a sequence has its special features
-    (CLS, registers) in front."""
+    """Pictures → patches in reading order; special features (CLS, registers) are where the encoder has them. Where it
+    has its patches is found out on loading, see [`find_patch_layout`]."""
 
     kind = "image"
     preprocess: ImagePreprocessor
@@ -261,26 +262,21 @@ class FrozenImageEncoder(FrozenEncoder):
     def __init__(self, *args: Any, preprocess: ImagePreprocessor):
         super().__init__(*args)
         self.preprocess = preprocess
-        hidden = self._hidden_state(self._pixel_values(torch.zeros(1, *preprocess.input_size, 3, dtype=torch.uint8)))
-        self.grid = self._find_grid(hidden)
-        self.num_special = 0 if hidden.ndim == 4 else hidden.shape[1] - math.prod(self.grid)
-        self.feature_size = hidden.shape[1] if hidden.ndim == 4 else hidden.shape[2]
-        self.max_features = math.prod(self.grid) + (self.num_special if self.special_features == "keep" else 0)
+        pixels = torch.zeros(1, *preprocess.input_size, 3, dtype=torch.uint8)
+        self._try_out(self._pixel_values(pixels))
+        patch_size = getattr(self.model.config, "patch_size", None)
+        self.layout = find_patch_layout(
+            lambda pixels: self._hidden_state(self._pixel_values(pixels)),
+            preprocess.input_size,
+            patch_size if isinstance(patch_size, int) else None,
+            self._origin["name"],
+        )
+        self.grid = self.layout.grid
+        _, self.max_features, self.feature_size = self.encode({"pixels": pixels}).features.shape
 
-    def _find_grid(self, hidden: Tensor) -> tuple[int, int]:
-        if hidden.ndim == 4:
-            return hidden.shape[2], hidden.shape[3]
-        num_features, patch_size = hidden.shape[1], getattr(self.model.config, "patch_size", None)
-        if isinstance(patch_size, int):
-            rows, cols = (edge // patch_size for edge in self.preprocess.input_size)
-            if rows * cols <= num_features:
-                return rows, cols
-        side = math.isqrt(num_features)  # hierarchical transformers (Swin) merge patches on the way
-        if side * side != num_features:
-            raise ValueError(
-                f"{self._origin['name']}: its {num_features} features are no grid of patches of {patch_size} pixels"
-            )
-        return side, side
+    def identity(self) -> dict[str, Any]:
+        # Versions that took the usual layout for granted gave such encoders' features other places.
+        return super().identity() | ({} if self.layout.is_usual else {"patches": "found by painting"})
 
     def _pixel_values(self, pixels_BHWC: Tensor) -> dict[str, Tensor]:
         scale, offset = (
@@ -289,11 +285,10 @@ class FrozenImageEncoder(FrozenEncoder):
         return {"pixel_values": (pixels_BHWC.to(self.device) * scale + offset).permute(0, 3, 1, 2).to(self.dtype)}
 
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
-        hidden = self._hidden_state(self._pixel_values(inputs["pixels"]))
-        features = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+        features = self.layout.arrange(self._hidden_state(self._pixel_values(inputs["pixels"])))
         feature_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device)
-        special_mask = feature_mask.clone()
-        special_mask[:, self.num_special :] = False
+        special_mask = torch.zeros_like(feature_mask)
+        special_mask[:, list(self.layout.special)] = True
         return EncodedFeatures(features, feature_mask, special_mask)
 
 
@@ -471,7 +466,13 @@ class ImageKind(EncodedKind):
         if options["resize"] not in RESIZES:
             raise ValueError(f"resize={options['resize']!r} is unknown; choose one of {', '.join(RESIZES)}")
         processor = load(AutoImageProcessor, "preprocessor_config.json", backend="pil")
-        preprocess = ImagePreprocessor.from_processor(processor, model.config, options["resize"], name)
+        try:
+            preprocess = ImagePreprocessor.from_processor(processor, model.config, options["resize"], name)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"encoder {name!r}: its image processor ({type(processor).__name__}) does not make one picture of a "
+                f"fixed size of each; use another encoder. The reason: {type(error).__name__}: {error}"
+            ) from error
         return FrozenImageEncoder(*common, preprocess=preprocess)
 
     def options_of(self, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,16 @@ Shape letters: B samples, T tokens.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import tokenizers
+from tokenizers.pre_tokenizers import Sequence as Sequential
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -22,6 +26,8 @@ from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preproces
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_LENGTH = 512
+MAX_PADDED_LENGTH = 4096
+"""Texts are not padded to a longer limit, which only says that there is none."""
 
 Span = tuple[int, int]
 """First character and the one behind the last."""
@@ -53,6 +59,8 @@ class TextPreprocessor:
             max_length=self.max_length,
             truncation=True,
             padding=True,
+            split_special_tokens=True,  # "[SEP]" in a text is text
+            return_attention_mask=True,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             return_tensors="pt",
@@ -67,7 +75,8 @@ class TextPreprocessor:
         special, real = encoding.special_tokens_mask, encoding.attention_mask
         kept = [i for i in range(len(real)) if real[i] and (self.keep_special or not special[i])]
         if not kept:
-            raise ValueError("a text has no tokens but special ones, which special_features='drop' leaves out")
+            reason = " but special ones, which special_features='drop' leaves out" if sum(real) else ""
+            raise ValueError(f"a text has no tokens{reason}")
         return {
             "offsets": [(0, 0) if special[i] else tuple(offsets[i]) for i in kept],
             "num_tokens": sum(real) + cut_off,
@@ -97,7 +106,11 @@ class TextPreprocessor:
             )
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers builds an empty one where files are missing
             raise ValueError(f"encoder {name!r}: its tokenizer has no vocabulary; is tokenizer.json missing?")
-        limit = min(tokenizer.model_max_length, _position_limit(model))
+        sha256 = hash_tokenizer(tokenizer)
+        _set_up(tokenizer)
+        if tokenizer.pad_token is None:
+            raise ValueError(f"encoder {name!r}: its tokenizer has no special token that texts could be padded with")
+        limit = length_limit(tokenizer, model)
         num_special = tokenizer.num_special_tokens_to_add(pair=False)
         if max_length is None:
             max_length = min(limit, DEFAULT_MAX_LENGTH)
@@ -106,8 +119,7 @@ class TextPreprocessor:
                 f"max_length={max_length} does not fit encoder {name!r}: it takes {num_special + 1} to {limit} tokens, "
                 f"{num_special} special ones included"
             )
-        tokenizer.padding_side = tokenizer.truncation_side = "right"
-        return cls(tokenizer, max_length, keep_special, hash_tokenizer(tokenizer))
+        return cls(tokenizer, max_length, keep_special, sha256)
 
     @property
     def max_features(self) -> int:
@@ -128,12 +140,34 @@ def _check_text(value: Any) -> None:
         raise ValueError(f"a text is no valid Unicode at character {error.start}: {value!r:.80}") from error
 
 
+def _set_up(tokenizer: Any) -> None:
+    """Pads on the right, and reads control tokens that a text spells out ("</s>") as text."""
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:  # GPT-2; what is padded is masked, so that any token will do
+        tokenizer.pad_token = next(iter(tokenizer.all_special_tokens), None)
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    # The vocabulary itself may have them (XLM-RoBERTa's has): then their first character is kept apart from the rest.
+    control = [x for x in tokenizer.all_special_tokens if x != tokenizer.unk_token and len(x) > 1]
+    read = [x for x in control if tokenizer.convert_tokens_to_ids(x) in backend.encode(x, add_special_tokens=False).ids]
+    if read:
+        spelled = "|".join(f"{re.escape(x[0])}(?={re.escape(x[1:])})" for x in read)
+        steps = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+        backend.pre_tokenizer = Sequential([*steps, Split(tokenizers.Regex(spelled), "isolated")])
+
+
+def length_limit(tokenizer: Any, model: nn.Module) -> int:
+    """The longest sequence, in tokens, that both take."""
+    return min(tokenizer.model_max_length, _position_limit(model))
+
+
 def _position_limit(model: nn.Module) -> int:
     """The longest sequence the model has positions for; RoBERTa and its kin count from behind the padding index."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2].startswith("position_embedding"):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None) or 10**9  # relative positions have no limit
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else 10**9  # relative positions have no limit; XLNet says -1
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
@@ -146,7 +180,14 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 
 class FrozenTextEncoder(FrozenEncoder):
-    """Texts → tokens, with the tokenizer's special tokens (CLS, BOS, SEP) marked."""
+    """Texts → tokens, with the tokenizer's special tokens (CLS, BOS, SEP) marked.
+
+    An encoder that takes no attention mask (FNet), or whose tokenizer makes none (SigLIP), was trained on texts padded
+    to their full length, and sees the padding. It gets every text so padded; the padding's features are left out.
+
+    Raises:
+        ValueError: the model gives no feature per token, or others for the same text in another batch.
+    """
 
     kind = "text"
     preprocess: TextPreprocessor
@@ -155,14 +196,41 @@ class FrozenTextEncoder(FrozenEncoder):
         super().__init__(*args)
         self.preprocess = preprocess
         self.max_features = preprocess.max_features
-        self.feature_size = self.encode(preprocess(["a"]).inputs).features.shape[2]
+        tokenizer = preprocess.tokenizer
+        self._parameters_of_call = inspect.signature(self.model.forward).parameters
+        sees_padding = not {"attention_mask"} <= {*tokenizer.model_input_names} & {*self._parameters_of_call}
+        limit = length_limit(tokenizer, self.model)
+        self._padded_length = (limit if limit <= MAX_PADDED_LENGTH else preprocess.max_length) if sees_padding else None
+        both = preprocess(["a", "the quick brown fox jumps over the lazy dog"]).inputs
+        self._try_out(self._model_inputs(both))
+        alone, together = (self._encode(inputs).features[0] for inputs in (preprocess(["a"]).inputs, both))
+        self.feature_size = alone.shape[1]
+        gap = (together[: len(alone)] - alone).float().norm() / alone.float().norm()
+        if not gap < 0.05:
+            raise ValueError(
+                f"encoder {self._origin['name']!r} ({type(self.model).__name__}): the features of a text change by "
+                f"{float(gap):.0%} with the texts beside it, or from call to call; use another encoder"
+            )
+
+    def _model_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ids = inputs["input_ids"]
+        if self._padded_length is None:
+            known = {key for key in inputs if key in self._parameters_of_call}
+            return {key: inputs[key] for key in inputs if key in known | {"input_ids"}}
+        padding = self._padded_length - ids.shape[1]
+        return {"input_ids": nn.functional.pad(ids, (0, padding), value=self.preprocess.tokenizer.pad_token_id)}
 
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
-        model_inputs = {key: value for key, value in inputs.items() if key != "special_tokens_mask"}
+        model_inputs = self._model_inputs(inputs)
+        hidden, (batch_size, length) = self._hidden_state(model_inputs), inputs["input_ids"].shape
+        if hidden.shape[:-1] != model_inputs["input_ids"].shape:
+            raise ValueError(
+                f"encoder {self._origin['name']!r} ({type(self.model).__name__}) gives features of shape "
+                f"{tuple(hidden.shape)} for {batch_size} texts of {length} tokens, not one a token; use another "
+                "encoder, or another hidden_layer"
+            )
         feature_mask = inputs["attention_mask"].bool()
-        return EncodedFeatures(
-            self._hidden_state(model_inputs), feature_mask, inputs["special_tokens_mask"].bool() & feature_mask
-        )
+        return EncodedFeatures(hidden[:, :length], feature_mask, inputs["special_tokens_mask"].bool() & feature_mask)
 
 
 @dataclass(frozen=True)
@@ -295,8 +363,8 @@ class TextKind(EncodedKind):
         self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]
     ) -> TextPreprocessor:
         tokenizer = load(AutoTokenizer, "tokenizer.json")
-        tokenizer.padding_side = tokenizer.truncation_side = "right"
         sha256 = hash_tokenizer(tokenizer)
+        _set_up(tokenizer)
         _check_tokenizer(sha256, identity, modality)
         return TextPreprocessor(tokenizer, identity["max_length"], identity["special_features"] == "keep", sha256)
 

@@ -102,6 +102,69 @@ def test_hidden_layer_of_a_feature_map(make_folder):
     torch.testing.assert_close(features[0, 1], states[1][0, :, 0, 1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("layer", [None, 1])
+def test_patches_before_detection_tokens(make_folder, layer):
+    folder, images = make_folder("yolos"), [noise(32, 32), noise(32, 32, seed=1)]
+    model = hf.YolosModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model(pixel_values(folder, images), output_hidden_states=True).hidden_states[layer or -1]
+        expected = expected if layer else model.layernorm(expected)
+    encoder = load_encoder(folder, "image", hidden_layer=layer)
+    encoded = encoder.encode(encoder.preprocess(images).inputs)
+    assert (encoder.grid, encoder.max_features) == ((4, 4), 21)
+    torch.testing.assert_close(encoded.features, expected, atol=1e-5, rtol=1e-4)
+    assert encoded.special_mask.tolist() == [[True] + [False] * 16 + [True] * 4] * 2
+    assert encoder.identity()["patches"] == "found by painting"
+    dropping = load_encoder(folder, "image", hidden_layer=layer, special_features="drop")
+    dropped = dropping.encode(dropping.preprocess(images).inputs).features
+    torch.testing.assert_close(dropped, expected[:, 1:17], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [None, 0, 1, 2, 3])
+def test_hidden_layers_in_another_order_are_put_into_reading_order(make_folder, layer):
+    folder, images = make_folder("hiera"), [noise(64, 64)]
+    with torch.no_grad():
+        outputs = hf.HieraModel.from_pretrained(folder).eval()(pixel_values(folder, images), output_hidden_states=True)
+    expected = outputs.last_hidden_state if layer is None else outputs.reshaped_hidden_states[layer].flatten(1, 2)
+    encoder = load_encoder(folder, "image", hidden_layer=layer)
+    features = encoder.encode(encoder.preprocess(images).inputs).features
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-4)
+    assert encoder.grid == {None: (4, 4), 0: (16, 16), 1: (16, 16), 2: (8, 8), 3: (4, 4)}[layer]
+    assert ("patches" in encoder.identity()) == (layer in (0, 1, 2))
+
+
+def test_hidden_layers_with_channels_last(make_folder):
+    folder, images = make_folder("sam"), [noise(64, 64)]
+    with torch.no_grad():
+        outputs = hf.SamVisionModel.from_pretrained(folder).eval()(
+            pixel_values(folder, images), output_hidden_states=True
+        )
+    for layer, expected in (
+        (1, outputs.hidden_states[1].flatten(1, 2)),
+        (None, outputs.last_hidden_state.flatten(2).transpose(1, 2)),
+    ):
+        encoder = load_encoder(folder, "image", hidden_layer=layer)
+        features = encoder.encode(encoder.preprocess(images).inputs).features
+        torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+        assert encoder.grid == (8, 8)
+
+
+def test_a_sequence_that_a_convolution_made(make_folder):
+    encoder = load_encoder(make_folder("dinov3-convnext"), "image")
+    encoded = encoder.encode(encoder.preprocess([noise(128, 128)]).inputs)
+    assert (encoder.grid, encoder.max_features) == ((4, 4), 17)
+    assert encoded.special_mask.tolist() == [[True] + [False] * 16]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("vit-mae", "gives other features in every call"), ("siglip2", "names one input size")],
+)
+def test_image_encoders_without_places_are_refused(make_folder, name, message):
+    with pytest.raises(ValueError, match=rf"encoder '.*{name}\d*'?.*{message}"):
+        load_encoder(make_folder(name), "image")
+
+
 def test_a_batch_equals_single_pictures(make_folder):
     encoder = load_encoder(make_folder("clip"), "image")
     images = [noise(40, 60), noise(70, 30, seed=1)]

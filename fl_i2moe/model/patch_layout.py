@@ -1,0 +1,285 @@
+"""
+Where patches lie in an image encoder's output: found out by painting, once, when it is loaded.
+
+A horizontal or vertical band of a picture of noise is painted black at a time. A patch's position in the output changes
+most, relative to what that position and that band usually change, when its own two bands are painted. The *fit* of a
+layout is the mean share of other bands that change a patch's position less than its own band does: 1 where every patch
+is changed most by its own bands, 0.5 for positions in random order.
+
+Shape letters: B pictures, T positions of the output, D encoder width, H and W pixel rows and columns, P = R · C patches
+in R rows and C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BANDS = 8
+"""Bands a side that a usual layout is tested with; another layout takes one band a row and column of patches."""
+
+ROUNDS = 3
+"""Pictures of noise at most from which an unusual layout is read."""
+
+BATCH_SIZE = 8
+
+Encode = Callable[[Tensor], Tensor]
+"""Pixels (B, H, W, 3), uint8 → the encoder's hidden state: (B, T, D), (B, D, R, C) or (B, R, C, D)."""
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """Which positions of the encoder's output are patches, and which patch each is.
+
+    Args:
+        grid: rows and columns of patches.
+        order: for every feature, the position of the output that it is taken from. Patches come in reading order;
+            special positions stay where they are between them.
+        special: positions that are no patch.
+        is_usual: row by row, behind the special ones.
+        channels_last: whether a hidden state with four dimensions is (B, R, C, D).
+    """
+
+    grid: tuple[int, int]
+    order: tuple[int, ...]
+    special: tuple[int, ...]
+    is_usual: bool
+    channels_last: bool = False
+
+    def arrange(self, hidden: Tensor) -> Tensor:
+        """The features (B, T, D) of a hidden state, with its patches in reading order."""
+        features_BTD = _as_sequence(hidden, self.channels_last)
+        return features_BTD if self.is_usual else features_BTD[:, list(self.order)]
+
+
+def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: int | None, name: str) -> PatchLayout:
+    """Finds out where patches lie.
+
+    The rule: the usual layout (row by row, behind the special positions) is taken unless painting contradicts it,
+    that is, unless another regular one (special positions elsewhere, windows, columns first, every n-th patch) fits
+    clearly better, or it fits no better than positions in random order (0.5 plus three standard deviations; a map's
+    shape is enough; a guessed grid has to reach 0.8). Otherwise each position is read off singly: that must name every
+    patch (with a fit of 0.9), and what is left over is special; or, as patches that overlap may name their neighbours,
+    three of four are named as in a regular layout. Where that fails, too, the encoder is refused.
+
+    Args:
+        encode: gives the hidden state.
+        input_size: H and W.
+        patch_size: pixels of a patch's side, if the configuration has it.
+        name: of the encoder, for messages.
+
+    Raises:
+        ValueError: the same picture gives different features in two calls, or no grid of patches can be found.
+    """
+    noise = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (*input_size, 3), generator=noise, dtype=torch.uint8)
+    hidden, again = encode(torch.stack([picture, picture])).float(), encode(picture[None]).float()
+    if hidden.ndim not in (3, 4) or len(hidden) != 2:
+        raise ValueError(
+            f"encoder {name!r} gives features of shape {tuple(hidden.shape)} for two pictures, no sequence and no map "
+            "of patches for each; use another encoder, or another hidden_layer"
+        )
+    if not hidden.isfinite().all():
+        raise ValueError(
+            f"encoder {name!r} gives features that are no finite numbers; use another dtype, or other weights"
+        )
+    # not torch.equal: a GPU adds in any order
+    if hidden.shape[1:] != again.shape[1:] or float((hidden - again).norm()) > 0.01 * float(hidden.norm()):
+        raise ValueError(
+            f"encoder {name!r} gives other features in every call for the same picture, as one that shuffles or masks "
+            "patches at random (ViTMAE) does; use another encoder"
+        )
+    for grid, channels_last, guess in _grids(hidden, input_size, patch_size):
+        layout = _find_in_grid(_Painting(encode, noise, input_size, grid, channels_last), guess)
+        if layout is not None:
+            return layout
+    raise ValueError(
+        f"encoder {name!r}: painting a picture of {input_size[0]} x {input_size[1]} pixels does not show which of the "
+        f"output's positions (shape {tuple(again.shape)}) belongs to which part of it; use another encoder, or "
+        "another hidden_layer"
+    )
+
+
+def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None:
+    rows, columns = painting.grid
+    num_patches = rows * columns
+    fits = _Fits(painting(BANDS), painting.grid)
+    usual = torch.arange(num_patches) + fits.length - num_patches
+    enough = {None: 0.0, False: 0.5 + 3 / math.sqrt(24 * num_patches), True: 0.8}[guess]
+    if num_patches == 1 or (float(fits(usual).mean()) >= enough and not _contradicts(fits, usual, painting.grid)):
+        return _layout(painting, usual, fits.length)
+    if guess:
+        return None
+
+    by_rows, by_columns = torch.zeros(1), torch.zeros(1)
+    for _ in range(ROUNDS):
+        more_by_rows, more_by_columns = painting(max(rows, columns))
+        by_rows, by_columns = by_rows + more_by_rows, by_columns + more_by_columns
+        (of_row, row), (of_column, column) = by_rows.max(0), by_columns.max(0)
+        place, strength = row * columns + column, of_row + of_column
+        if len(place.unique()) == num_patches:
+            # Where several positions name a patch (a special one does, too), it is the one that names it the clearest.
+            strongest_last = strength.argsort()
+            positions = torch.empty(num_patches, dtype=torch.long)
+            positions[place[strongest_last]] = strongest_last
+            if float(fits(positions).mean()) >= 0.9:
+                return _layout(painting, positions, fits.length)
+    # Patches that overlap may name their neighbours.
+    fits = _Fits((by_rows, by_columns), painting.grid)
+    best = max(_regular(painting.grid, fits.length), key=lambda positions: float(fits(positions).mean()))
+    named = float((place[best] == torch.arange(num_patches)).double().mean())
+    return _layout(painting, best, fits.length) if named >= 0.75 else None
+
+
+class _Fits:
+    """How well each patch (P,), in reading order, fits the position that it is said to have: see the module.
+
+    Args:
+        change: by bands of rows and of columns (bands, T).
+    """
+
+    def __init__(self, change: tuple[Tensor, Tensor], grid: tuple[int, int]):
+        self.length = change[0].shape[1]
+        self.shares = [_share_below(x) for x in change]
+        cells = torch.arange(grid[0] * grid[1])
+        places = (cells // grid[1], cells % grid[1])
+        self.bands = [_band_of(place, num, len(x)) for place, num, x in zip(places, grid, change, strict=True)]
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        return torch.stack([share[band, positions] for share, band in zip(self.shares, self.bands, strict=True)]).mean(
+            0
+        )
+
+
+def _contradicts(fits: _Fits, usual: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether another regular layout fits better by more than three standard errors, for all patches or up to one of
+    them (special positions may lie between patches)."""
+    for positions in _regular(grid, fits.length):
+        gain = fits(positions) - fits(usual)
+        mean, mean_of_squares = gain.cumsum(0) / len(gain), gain.square().cumsum(0) / len(gain)
+        if (mean > 1e-9 + 3 * ((mean_of_squares - mean.square()).clamp(min=0) / len(gain)).sqrt()).any():
+            return True
+    return False
+
+
+def _regular(grid: tuple[int, int], length: int) -> Iterator[Tensor]:
+    """Positions (P,) of the patches in every regular layout: columns first, windows, every n-th patch, anywhere."""
+    rows, columns = grid
+    cells = torch.arange(rows * columns).view(rows, columns)
+    orders = [cells.flatten(), cells.T.flatten()]
+    for size in range(2, min(rows, columns) + 1):
+        if rows % size == 0 and columns % size == 0:
+            orders.append(cells.view(rows // size, size, columns // size, size).transpose(1, 2).flatten())
+        parts = [cells]
+        while parts[0].shape[0] % size == 0 and parts[0].shape[1] % size == 0:  # again and again, as Hiera does
+            parts = [part[i::size, j::size] for part in parts for i in range(size) for j in range(size)]
+            orders.append(torch.cat([part.flatten() for part in parts]))
+    for order in orders:
+        positions = order.argsort()
+        yield from (positions + first for first in range(length - len(order) + 1))
+
+
+def _layout(painting: _Painting, positions: Tensor, length: int) -> PatchLayout:
+    patches = positions.tolist()
+    special = sorted(set(range(length)) - set(patches))
+    order = list(range(length))
+    for slot, position in zip(sorted(patches), patches, strict=True):
+        order[slot] = position
+    is_usual = patches == list(range(len(special), length))
+    return PatchLayout(painting.grid, tuple(order), tuple(special), is_usual, painting.channels_last)
+
+
+def _share_below(change: Tensor) -> Tensor:
+    """For every band and position, the share of other bands that change it less: (bands, T)."""
+    if len(change) == 1:
+        return torch.ones_like(change)
+    less = (change[:, None] > change[None]).double() + 0.5 * (change[:, None] == change[None])
+    return (less.sum(1) - 0.5) / (len(change) - 1)
+
+
+def _as_sequence(hidden: Tensor, channels_last: bool) -> Tensor:
+    """(B, T, D)."""
+    if hidden.ndim == 3:
+        return hidden
+    return hidden.flatten(1, 2) if channels_last else hidden.flatten(2).transpose(1, 2)
+
+
+def _grids(
+    hidden: Tensor, input_size: tuple[int, int], patch_size: int | None
+) -> Iterator[tuple[tuple[int, int], bool, bool | None]]:
+    """Grids that may be meant, the likeliest first: rows and columns, whether channels come last, and whether this is a
+    guess: None where the shape alone is enough, if painting does not contradict it."""
+    height, width = input_size
+    if hidden.ndim == 4:
+        shapes = [((hidden.shape[2], hidden.shape[3]), False), ((hidden.shape[1], hidden.shape[2]), True)]
+        # Patches are about as wide as high.
+        square = [x for x in shapes if 0.5 < (x[0][0] * width) / (x[0][1] * height) < 2 and x[0][0] <= height]
+        shapes = square or shapes[:1]
+        yield from ((grid, last, None if len(shapes) == 1 else False) for grid, last in shapes)
+        return
+    length = hidden.shape[1]
+    grids = [(height // patch_size, width // patch_size)] if patch_size else []
+    if grids and 0 < grids[0][0] * grids[0][1] <= length:
+        yield grids[0], False, False
+    # Hierarchical encoders merge patches on the way.
+    for stride in range(1, min(input_size) + 1):
+        grids += [(height // stride, width // stride), (-(-height // stride), -(-width // stride))]
+    fits = [grid for grid in dict.fromkeys(grids) if length / 2 < grid[0] * grid[1] <= length]
+    finest = sorted(fits, key=lambda grid: grid[0] * grid[1], reverse=True)[:2]
+    yield from ((grid, False, grid[0] * grid[1] < length) for grid in finest)
+    side = math.isqrt(length)
+    if side * side == length:
+        yield (side, side), False, True
+
+
+class _Painting:
+    """Paints bands, and sees how much each position changes: (bands, T)."""
+
+    def __init__(
+        self,
+        encode: Encode,
+        noise: torch.Generator,
+        input_size: tuple[int, int],
+        grid: tuple[int, int],
+        channels_last: bool,
+    ):
+        self.encode, self.noise, self.input_size, self.grid = encode, noise, input_size, grid
+        self.channels_last = channels_last
+
+    def __call__(self, max_bands: int) -> tuple[Tensor, Tensor]:
+        """Logarithm of the relative change by bands of rows (bands, T) and of columns (bands, T)."""
+        picture = torch.randint(0, 256, (*self.input_size, 3), generator=self.noise, dtype=torch.uint8)
+        pictures = [picture]
+        for axis in (0, 1):
+            cells = self.grid[axis]
+            for band in range(min(cells, max_bands)):
+                rows = torch.arange(self.input_size[axis]) * cells // self.input_size[axis]
+                painted = picture.clone().transpose(0, axis)
+                painted[_band_of(rows, cells, max_bands) == band] = 0
+                pictures.append(painted.transpose(0, axis))
+        changes: list[Tensor] = []
+        plain = None
+        for batch in torch.stack(pictures).split(BATCH_SIZE):
+            hidden = _as_sequence(self.encode(batch).float(), self.channels_last)
+            plain = hidden[:1] if plain is None else plain
+            changes.append((hidden - plain).norm(dim=2).cpu())
+        change = torch.cat(changes)[1:]
+        by_rows, by_columns = change.split([min(cells, max_bands) for cells in self.grid])
+        return _relative(by_rows), _relative(by_columns)
+
+
+def _band_of(cells: Tensor, num_cells: int, max_bands: int) -> Tensor:
+    return cells * min(num_cells, max_bands) // num_cells
+
+
+def _relative(change: Tensor) -> Tensor:
+    """Log of a change (bands, T) over what its position and its band usually change."""
+    change = change.double() + 1e-9 * float(change.max()) + 1e-30
+    for _ in range(10):
+        change = change / change.mean(1, keepdim=True)
+        change = change / change.mean(0, keepdim=True)
+    return change.log()
