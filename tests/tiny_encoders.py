@@ -24,7 +24,7 @@ def noise(width, height, seed=0):
     return Image.fromarray(pixels)
 
 
-def make_tokenizer(model_max_length):
+def make_tokenizer(model_max_length, **options):
     vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -32,6 +32,7 @@ def make_tokenizer(model_max_length):
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names |= options
     return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **names)
 
 
@@ -57,6 +58,12 @@ def make_efficientnet():
 def make_text(model_class, config_class, **options):
     config = config_class(**TRANSFORMER, vocab_size=20, max_position_embeddings=20, pad_token_id=1, **options)
     return model_class(config), make_tokenizer(512)
+
+
+def make_siglip():
+    text = {**TRANSFORMER, "vocab_size": 20, "max_position_embeddings": 10, "projection_size": 16}
+    model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=VISION))
+    return model, vit_processor(), make_tokenizer(10, pad_token="</s>", model_input_names=["input_ids"])
 
 
 def vit_processor():
@@ -117,5 +124,28 @@ MAKERS = {
     "bert": lambda: make_text(hf.BertModel, hf.BertConfig),
     "roberta": lambda: make_text(hf.RobertaModel, hf.RobertaConfig),
     "roberta-mlm": lambda: make_text(hf.RobertaForMaskedLM, hf.RobertaConfig),  # as published: no pooler
+    "siglip-both": make_siglip,
+    "fnet": lambda: (
+        hf.FNetModel(
+            hf.FNetConfig(
+                hidden_size=16, intermediate_size=24, num_hidden_layers=3, vocab_size=20, max_position_embeddings=20
+            )
+        ),
+        make_tokenizer(20, model_input_names=["input_ids", "token_type_ids"]),
+    ),
+    "xlnet": lambda: (
+        hf.XLNetModel(hf.XLNetConfig(vocab_size=20, d_model=16, n_layer=3, n_head=2, d_inner=24)),
+        make_tokenizer(10**30, padding_side="left"),
+    ),
+    "gpt2": lambda: (
+        hf.GPT2Model(hf.GPT2Config(vocab_size=20, n_positions=20, n_embd=16, n_layer=3, n_head=2)),
+        make_tokenizer(20, pad_token=None),
+    ),
+    "funnel": lambda: (
+        hf.FunnelBaseModel(
+            hf.FunnelConfig(vocab_size=20, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=24)
+        ),
+        make_tokenizer(20),
+    ),
     "mpnet": lambda: make_text(hf.MPNetModel, hf.MPNetConfig),
 }

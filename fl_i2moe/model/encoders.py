@@ -8,6 +8,7 @@ Frozen Hugging Face encoders, which turn raw values into feature sequences.
 """
 
 import hashlib
+import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,26 +127,32 @@ def _find(name_or_path: str | Path) -> str:
 
 
 def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs: Any) -> tuple[nn.Module, str]:
-    tower = getattr(config, kind.tower, config)
-    # Some towers (SigLIP's of texts) have no auto class of their own: they are taken out of the whole model.
-    has_auto_class = tower is config or type(tower) in MODEL_MAPPING
-    options = {"config": tower if has_auto_class else config, "use_safetensors": True, "output_loading_info": True}
+    tower = getattr(config, kind.tower, None) or config
+    options = {"use_safetensors": True, "output_loading_info": True, **kwargs}
     options["ignore_mismatched_sizes"] = True  # they are refused below, by name
-    model, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, **options, **kwargs)
-    missing = set(loading["missing_keys"])
-    if not has_auto_class:
-        prefix, model = _find_tower(name, model, type(tower), kind)
-        missing = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
+    # Some towers (SigLIP's of texts) have no class of their own, or their weights have names that this class does not
+    # know (LLaVA's): they are taken out of the whole model.
+    model = None
+    if tower is config or type(tower) in MODEL_MAPPING:
+        model, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, config=tower, **options)
+        missing = set(loading["missing_keys"])
+    if tower is not config and (model is None or _needed(missing)):
+        whole, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, config=config, **options)
+        prefix, model = _find_tower(name, whole, type(tower), kind)
+        missing = {key.removeprefix(prefix) for key in loading["missing_keys"] if key.startswith(prefix)}
+    main_input = model.main_input_name
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
-    if model.main_input_name != kind.main_input:
-        others = (x.name for x in ENCODED_KINDS.values() if x.main_input == model.main_input_name)
+        main_input = getattr(model, "main_input_name", main_input)
+    takes = inspect.signature(model.forward).parameters
+    if main_input not in takes:  # some towers of pictures call it "input_ids", which they do not take
+        main_input = next((x.main_input for x in ENCODED_KINDS.values() if x.main_input in takes), main_input)
+    if main_input != kind.main_input:
+        others = (x.name for x in ENCODED_KINDS.values() if x.main_input == main_input)
         raise ValueError(
             f"encoder {name!r} ({type(model).__name__}) is of kind {next(others, 'another')!r}, not {kind.name!r}"
         )
-    # Many checkpoints come without the pooler; it then holds random numbers, which no feature depends on.
-    needed = {key for key in missing if "pooler" not in key}
-    if needed:
+    if needed := _needed(missing):
         raise ValueError(
             f"encoder {name!r}: its checkpoint lacks {len(needed)} weights of {type(model).__name__}, "
             f"such as {min(needed)}; they would be random"
@@ -156,9 +163,15 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
     return model, hash_weights(model, leave_out=missing)
 
 
-def _find_tower(name: str, model: nn.Module, config_class: type, kind: EncodedKind) -> tuple[str, PreTrainedModel]:
+def _needed(missing: set[str]) -> set[str]:
+    # Many checkpoints come without the pooler; it then holds random numbers, which no feature depends on.
+    return {key for key in missing if "pooler" not in key}
+
+
+def _find_tower(name: str, model: nn.Module, config_class: type, kind: EncodedKind) -> tuple[str, Any]:
     """The prefix of its weights' names in the whole model, and the tower."""
     for path, module in model.named_modules():
         if path and isinstance(module, PreTrainedModel) and isinstance(module.config, config_class):
-            return f"{path}.", module
+            base = module.base_model  # without a language model's head
+            return f"{path}." if base is module else f"{path}.{module.base_model_prefix}.", base
     raise ValueError(f"encoder {name!r} ({type(model).__name__}) has no part that encodes {kind.name}s alone")

@@ -147,8 +147,9 @@ class FrozenEncoder(nn.Module, ABC):
             ) from error
 
     def _call(self, inputs: dict[str, Tensor]) -> Any:
+        options = {} if self.hidden_layer is None else {"output_hidden_states": True}
         with torch.no_grad():
-            return self.model(**inputs, output_hidden_states=self.hidden_layer is not None)
+            return self.model(**inputs, **options)
 
     def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
         outputs, hidden_states = self._call(inputs), ()

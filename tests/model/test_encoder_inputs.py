@@ -1,4 +1,5 @@
 import io
+import pickle
 import random
 import struct
 import warnings
@@ -6,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import transformers as hf
 from PIL import Image, ImageOps
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -16,7 +19,7 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fl_i2moe.model.kind_image import ImagePreprocessor, open_image
-from fl_i2moe.model.kind_text import TextPreprocessor
+from fl_i2moe.model.kind_text import TextPreprocessor, hash_tokenizer
 
 SQUARE = {"height": 32, "width": 32}
 
@@ -283,3 +286,84 @@ def test_a_processor_that_does_more_is_refused():
 def test_slow_tokenizers_are_refused():
     with pytest.raises(ValueError, match="slow tokenizer"):
         TextPreprocessor.from_tokenizer(SimpleNamespace(is_fast=False), nn.Identity(), None, True, "x")
+
+
+def word_piece():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "[", "]", "sep", "mask"]
+    model = models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    names = {
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+    }
+    return model, normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer(), ("[CLS]", "[SEP]"), names
+
+
+def unigram():
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "\u2581a", "\u2581b", "\u2581", *"<>/smak"]
+    model = models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=3)
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "mask_token": "<mask>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    return model, normalizers.Lowercase(), pre_tokenizers.Metaspace(), ("<s>", "</s>"), names
+
+
+def word_level():
+    model = models.WordLevel(
+        {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", "a", "b", "<", "/s>"])}, "<unk>"
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return model, normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit(), ("<s>", "</s>"), names
+
+
+def byte_pairs():
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    model = models.BPE({word: i for i, word in enumerate(words)}, [])
+    return (
+        model,
+        normalizers.NFC(),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        None,
+        {"eos_token": "<|endoftext|>"},
+    )
+
+
+@pytest.mark.parametrize("make", [word_piece, unigram, word_level, byte_pairs])
+def test_control_tokens_in_a_text_are_text(make):
+    model, normalizer, pre_tokenizer, around, names = make()
+    backend = Tokenizer(model)
+    backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+    if around:
+        ends = [(token, backend.token_to_id(token)) for token in around]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{around[0]} $A {around[1]}", special_tokens=ends
+        )
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **names)
+    sha256, plain = hash_tokenizer(tokenizer), tokenizer(["a b", "b"])["input_ids"]
+    model = nn.Identity()
+    model.config = SimpleNamespace()
+    preprocess = TextPreprocessor.from_tokenizer(tokenizer, model, None, True, "x")
+    assert preprocess.tokenizer_sha256 == sha256
+    assert [
+        row[: len(ids)] for row, ids in zip(preprocess(["a b", "b"]).inputs["input_ids"].tolist(), plain, strict=True)
+    ] == plain
+
+    control = [token for key, token in names.items() if key != "unk_token"]
+    text = "a " + " b".join(control) + " a"
+    for reader in (preprocess, pickle.loads(pickle.dumps(preprocess))):
+        batch = reader([text])
+        ends = 1 if around else 0
+        ids = batch.inputs["input_ids"][0].tolist()
+        inside = ids[ends : len(ids) - ends]
+        assert not set(inside) & {tokenizer.convert_tokens_to_ids(token) for token in control}
+        assert not batch.inputs["special_tokens_mask"][0, ends : len(ids) - ends].any()
+        spans = batch.annotations[0]["offsets"][ends : len(ids) - ends]
+        assert set(range(len(text))) - {i for span in spans for i in range(*span)} <= {
+            i for i, x in enumerate(text) if x == " "
+        }

@@ -6,6 +6,7 @@ import torch
 import transformers as hf
 from tiny_encoders import MAKERS, VISION, make_tokenizer, noise
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from fl_i2moe.model.encoders import hash_weights, load_encoder
 
@@ -198,6 +199,75 @@ def test_token_sequences_do_not_feel_the_padding(make_folder, name, model_class)
             alone = model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         torch.testing.assert_close(encoded.features[i, : len(alone)], alone, atol=1e-5, rtol=1e-4)
         assert not encoded.features[i, len(alone) :].any()
+
+
+@pytest.mark.parametrize("name", ["siglip-both", "fnet"])
+def test_an_encoder_that_takes_no_mask_sees_full_padding(make_folder, name):
+    folder = make_folder(name)
+    encoder, limit = load_encoder(folder, "text"), {"siglip-both": 10, "fnet": 20}[name]
+    model = hf.AutoModel.from_pretrained(folder).eval()
+    model = getattr(model, "text_model", model)
+    assert type(encoder.model) is type(model)
+    expected = hf.AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding="max_length", max_length=limit, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = model(input_ids=expected["input_ids"], output_hidden_states=True)
+    encoded = encoder.encode(encoder.preprocess(TEXTS).inputs)
+    assert encoded.feature_mask.sum(1).tolist() == [7, 4, 3]
+    for i, length in enumerate([7, 4, 3]):
+        torch.testing.assert_close(
+            encoded.features[i, :length], states.last_hidden_state[i, :length], atol=1e-5, rtol=1e-4
+        )
+        assert not encoded.features[i, length:].any()
+    inner = load_encoder(folder, "text", hidden_layer=1, max_length=6)
+    features = inner.encode(inner.preprocess(TEXTS[1:]).inputs).features
+    torch.testing.assert_close(features[0, :4], states.hidden_states[1][1, :4], atol=1e-5, rtol=1e-4)
+
+
+def test_both_towers_without_an_auto_class(make_folder):
+    folder = make_folder("siglip-both")
+    towers = load_encoder(folder, "text"), load_encoder(folder, "image")
+    assert [type(tower.model) for tower in towers] == [hf.SiglipTextModel, hf.SiglipVisionModel]
+    assert towers[0].identity()["weights_sha256"] == hash_weights(hf.SiglipModel.from_pretrained(folder).text_model)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("xlnet", 512), ("gpt2", 20)])
+def test_lengths_and_padding_that_an_encoder_leaves_open(make_folder, name, limit):
+    encoder = load_encoder(make_folder(name), "text")
+    assert encoder.max_features == limit
+    together = encoder.encode(encoder.preprocess(TEXTS).inputs)
+    assert together.feature_mask.sum(1).tolist() == [7, 4, 3]
+    for text, features in zip(TEXTS, together.features, strict=True):
+        ids = make_tokenizer(20)(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            alone = encoder.model(input_ids=ids).last_hidden_state[0]
+        torch.testing.assert_close(features[: len(alone)], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_that_merges_tokens_is_refused(make_folder):
+    with pytest.raises(ValueError, match=r"\(FunnelBaseModel\) gives features of shape .* not one a token"):
+        load_encoder(make_folder("funnel"), "text")
+
+
+def test_features_that_change_with_the_batch_are_refused(make_folder, monkeypatch):
+    def forward(self, input_ids, attention_mask=None):
+        states = self.embeddings(input_ids)
+        return BaseModelOutput(states + states.sum(1, keepdim=True))
+
+    monkeypatch.setattr(hf.BertModel, "forward", forward)
+    with pytest.raises(
+        ValueError, match=r"\(BertModel\): the features of a text change by .* with the texts beside it"
+    ):
+        load_encoder(make_folder("bert"), "text")
+
+
+def test_a_model_that_needs_more_than_its_inputs(make_folder, monkeypatch):
+    monkeypatch.setattr(hf.ViTModel, "forward", lambda self, pixel_values, shapes, **kwargs: None)
+    with pytest.raises(
+        ValueError, match=r"vit0'? \(ViTModel\) cannot be called with a batch of images alone.*'shapes'"
+    ):
+        load_encoder(make_folder("vit"), "image")
 
 
 def test_dropping_special_tokens_closes_the_gaps(make_folder):
