@@ -137,6 +137,22 @@ MAKERS = {
         hf.XLNetModel(hf.XLNetConfig(vocab_size=20, d_model=16, n_layer=3, n_head=2, d_inner=24)),
         make_tokenizer(10**30, padding_side="left"),
     ),
+    "t5-encoder": lambda: (  # as published for pictures from texts: no decoder
+        hf.T5EncoderModel(hf.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)),
+        make_tokenizer(20),
+    ),
+    "llava": lambda: (
+        hf.LlavaModel(
+            hf.LlavaConfig(
+                text_config=hf.LlamaConfig(
+                    **TRANSFORMER, num_key_value_heads=2, vocab_size=20, max_position_embeddings=20
+                ),
+                vision_config=hf.CLIPVisionConfig(**VISION),
+            )
+        ),
+        vit_processor(),
+        make_tokenizer(20),
+    ),
     "gpt2": lambda: (
         hf.GPT2Model(hf.GPT2Config(vocab_size=20, n_positions=20, n_embd=16, n_layer=3, n_head=2)),
         make_tokenizer(20, pad_token=None),

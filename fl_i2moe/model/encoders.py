@@ -9,13 +9,13 @@ Frozen Hugging Face encoders, which turn raw values into feature sequences.
 
 import hashlib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.hub import resolve_revision
 
@@ -43,7 +43,9 @@ def load_encoder(
 ) -> FrozenEncoder:
     """Loads any Hugging Face vision or text model as a frozen encoder.
 
-    Of a two-tower model (CLIP, SigLIP) only the tower of this `kind` is loaded.
+    Of a two-tower model (CLIP, SigLIP, LLaVA) only the tower of this `kind` is used. The encoder is tried out at once:
+    where patches lie is found out by painting ([`find_patch_layout`]), and a text must have the same features alone and
+    beside another one.
 
     Args:
         name_or_path: a hub id or a local folder with the model (safetensors) and its image processor or tokenizer.
@@ -62,7 +64,7 @@ def load_encoder(
 
     Raises:
         ValueError: the model cannot be found or read, is of the other kind, has no safetensors or lacks weights, has no
-            fast tokenizer, or an option does not fit it.
+            fast tokenizer, gives no features that can be placed, or an option does not fit it.
     """
     kind_of_value, options_of_kind = _check_options(kind, special_features, kind_options)
     source = _find(name_or_path)
@@ -132,16 +134,16 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
     options["ignore_mismatched_sizes"] = True  # they are refused below, by name
     # Some towers (SigLIP's of texts) have no class of their own, or their weights have names that this class does not
     # know (LLaVA's): they are taken out of the whole model.
-    model = None
+    whole = None
     if tower is config or type(tower) in MODEL_MAPPING:
-        model, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, config=tower, **options)
-        missing = set(loading["missing_keys"])
-    if tower is not config and (model is None or _needed(missing)):
+        whole, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, config=tower, **options)
+        model = whole
+    if tower is not config and (whole is None or _needed(loading["missing_keys"])):
         whole, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, config=config, **options)
-        prefix, model = _find_tower(name, whole, type(tower), kind)
-        missing = {key.removeprefix(prefix) for key in loading["missing_keys"] if key.startswith(prefix)}
+        model = _find_tower(name, whole, type(tower), kind)
     main_input = model.main_input_name
-    if getattr(model.config, "is_encoder_decoder", False):
+    lost = _needed(loading["missing_keys"])  # all of the decoder, if only the encoder was published (T5's)
+    if getattr(model.config, "is_encoder_decoder", False) or (lost and all(x.startswith("decoder.") for x in lost)):
         model = model.get_encoder()
         main_input = getattr(model, "main_input_name", main_input)
     takes = inspect.signature(model.forward).parameters
@@ -152,6 +154,7 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
         raise ValueError(
             f"encoder {name!r} ({type(model).__name__}) is of kind {next(others, 'another')!r}, not {kind.name!r}"
         )
+    missing = set(loading["missing_keys"]) if model is whole else _missing_in(model, whole, loading["missing_keys"])
     if needed := _needed(missing):
         raise ValueError(
             f"encoder {name!r}: its checkpoint lacks {len(needed)} weights of {type(model).__name__}, "
@@ -163,15 +166,24 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
     return model, hash_weights(model, leave_out=missing)
 
 
-def _needed(missing: set[str]) -> set[str]:
+def _missing_in(part: nn.Module, whole: nn.Module, missing: Collection[str]) -> set[str]:
+    """Which weights of a part are missing, by their names there."""
+    lost = {id(tensor) for key, tensor in _named_tensors(whole) if key in missing}
+    return {key for key, tensor in _named_tensors(part) if id(tensor) in lost}
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _needed(missing: Collection[str]) -> set[str]:
     # Many checkpoints come without the pooler; it then holds random numbers, which no feature depends on.
     return {key for key in missing if "pooler" not in key}
 
 
-def _find_tower(name: str, model: nn.Module, config_class: type, kind: EncodedKind) -> tuple[str, Any]:
-    """The prefix of its weights' names in the whole model, and the tower."""
-    for path, module in model.named_modules():
-        if path and isinstance(module, PreTrainedModel) and isinstance(module.config, config_class):
-            base = module.base_model  # without a language model's head
-            return f"{path}." if base is module else f"{path}.{module.base_model_prefix}.", base
+def _find_tower(name: str, model: nn.Module, config_class: type, kind: EncodedKind) -> Any:
+    for module in model.modules():
+        if module is not model and isinstance(module, PreTrainedModel) and isinstance(module.config, config_class):
+            return module.base_model  # without a language model's head
     raise ValueError(f"encoder {name!r} ({type(model).__name__}) has no part that encodes {kind.name}s alone")

@@ -225,11 +225,32 @@ def test_an_encoder_that_takes_no_mask_sees_full_padding(make_folder, name):
     torch.testing.assert_close(features[0, :4], states.hidden_states[1][1, :4], atol=1e-5, rtol=1e-4)
 
 
-def test_both_towers_without_an_auto_class(make_folder):
-    folder = make_folder("siglip-both")
-    towers = load_encoder(folder, "text"), load_encoder(folder, "image")
-    assert [type(tower.model) for tower in towers] == [hf.SiglipTextModel, hf.SiglipVisionModel]
-    assert towers[0].identity()["weights_sha256"] == hash_weights(hf.SiglipModel.from_pretrained(folder).text_model)
+@pytest.mark.parametrize(
+    ("name", "kind", "part"),
+    [
+        ("siglip-both", "text", lambda folder: hf.SiglipModel.from_pretrained(folder).text_model),
+        ("siglip-both", "image", hf.SiglipVisionModel.from_pretrained),
+        ("llava", "text", lambda folder: hf.LlavaModel.from_pretrained(folder).language_model),
+        ("llava", "image", lambda folder: hf.LlavaModel.from_pretrained(folder).vision_tower),
+        ("t5-encoder", "text", lambda folder: hf.T5EncoderModel.from_pretrained(folder).encoder),
+    ],
+    ids=["siglip-text", "siglip-image", "llava-text", "llava-image", "t5-encoder"],
+)
+def test_a_part_of_a_model(make_folder, name, kind, part):
+    encoder, expected = load_encoder(make_folder(name), kind), part(make_folder(name))
+    assert type(encoder.model) is type(expected)
+    assert encoder.identity()["weights_sha256"] == hash_weights(expected)
+
+
+def test_a_part_that_lacks_weights_is_refused(make_folder, tmp_path):
+    model = hf.SiglipModel.from_pretrained(make_folder("siglip-both"))
+    lost = "text_model.encoder.layers.1."
+    model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if not k.startswith(lost)})
+    for part in MAKERS["siglip-both"]()[1:]:
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks 16 weights of SiglipTextModel, such as encoder\.layers\.1\."):
+        load_encoder(tmp_path, "text")
+    load_encoder(tmp_path, "image")
 
 
 @pytest.mark.parametrize(("name", "limit"), [("xlnet", 512), ("gpt2", 20)])
