@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
 from ..model.configuration_fl_i2moe import check_given
-from ..utils.files import explaining_full_disk, write_json, write_text
+from ..utils.files import UNFINISHED, explaining_full_disk, remove_unfinished, write_json, write_text
 from ..utils.machine import take_lock
 from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decode, new_record, skipped_entry
 from .feature_cache import FeatureCache, is_cache, open_cache
@@ -104,7 +104,8 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
         raise ValueError(f"the feature cache cannot be built in {cache_dir}, which is a file")
     cache_dir.mkdir(parents=True, exist_ok=True)
     if not is_cache(cache_dir):
-        if other := sorted({path.name for path in cache_dir.iterdir()} - {"key.json.tmp", Path(lock.lock_file).name}):
+        own = {UNFINISHED + "key.json", Path(lock.lock_file).name}  # of a build that was killed at its start
+        if other := sorted({path.name for path in cache_dir.iterdir()} - own):
             raise ValueError(
                 f"the feature cache cannot be built in {cache_dir}, which holds {other[0]} and no feature cache; "
                 "give a folder that is new or empty"
@@ -114,6 +115,7 @@ def _begin(cache_dir: Path, key: dict[str, Any], shard_size: int, lock: FileLock
         failure.unlink()
     if not all(shard.is_complete() for shard in plan_shards(cache_dir, read_key(cache_dir))):
         take_lock(lock, f"building the feature cache {cache_dir}")
+        remove_unfinished(cache_dir)
         (cache_dir / "info.json").unlink(missing_ok=True)
 
 

@@ -223,7 +223,7 @@ def test_bad_features_stop_the_build(raw, tmp_path, text, reason):
         build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
     assert (caught.value.split, caught.value.sample_id, caught.value.field) == ("train", "train-18", "text")
     assert len(shard_files(tmp_path / "cache")) == 2  # rows 0-15; what was whole stays
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(".unfinished-*"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -336,7 +336,7 @@ def test_full_disk(raw, tmp_path, monkeypatch):
     assert str(tmp_path / "cache") in str(caught.value)
     assert f"up to {(left + 8) * 2 * (4 * 3 + 8 * 2):,} bytes more" in str(caught.value)
     assert [path.name for path in shard_files(tmp_path / "cache")] == [f"data-0000{i}-of-00006.arrow" for i in (0, 1)]
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "cache").rglob(".unfinished-*"))
 
     monkeypatch.setattr(cache_shards.os, "fsync", fsync)
     encoders = fake_encoders()
@@ -364,7 +364,7 @@ def test_killed_build_goes_on(raw, tmp_path):
     command = [sys.executable, script, TESTS, tmp_path / "raw", tmp_path / "killed", "1"]
     process = subprocess.Popen(command, env={**os.environ, "FAKE_ENCODER_SECONDS": "0.3"}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    third_shard = tmp_path / "killed" / "train" / "data-00002-of-00006.arrow.tmp"
+    third_shard = tmp_path / "killed" / "train" / ".unfinished-data-00002-of-00006.arrow"
     while not third_shard.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
