@@ -32,7 +32,7 @@ from .patch_layout import find_patch_layout
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")
 
-LONG = 10
+LONG = 20
 """Longer side by shorter from which only what a crop keeps is resized: the rest would cost a multiple of it."""
 
 TOO_LONG = 100
@@ -63,12 +63,15 @@ def open_image(value: Any) -> Image.Image:
         ValueError: the file is missing, empty, truncated, no picture, has no pixels, or more than
             `PIL.Image.MAX_IMAGE_PIXELS`; the message names the file and the reason.
     """
+    content = None
     if isinstance(value, Mapping):
-        source, name = value.get("bytes"), value.get("path") or "a picture given as bytes"
-        source = io.BytesIO(source) if source is not None else value.get("path")
+        content, source = value.get("bytes"), value.get("path")
+        name = source or "a picture given as bytes"
     else:
         source, name = value, value if isinstance(value, (str, Path)) else f"a picture given as {type(value).__name__}"
     try:
+        if content is not None:
+            source = io.BytesIO(content)
         if isinstance(source, Image.Image):
             return _to_rgb(source)
         if isinstance(source, np.ndarray):
