@@ -4,6 +4,7 @@ Files of numeric arrays: `.npz`, `.parquet` and pickles of arrays, each as the s
 Shape letters: N samples, T features of a sequence, D numbers of a feature, F features of all samples.
 """
 
+import json
 import zipfile
 import zlib
 from collections import Counter
@@ -17,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
-from datasets import ClassLabel, Features
 from numpy.typing import NDArray
 
 from .array_pickle import read_array_pickle
@@ -168,15 +168,23 @@ def _read_parquet(path: Path, label_field: str) -> Part:
     try:
         table = pa.parquet.ParquetFile(path).read()  # and not what folders' names say
         table.validate(full=True)
-        described = Features.from_arrow_schema(table.schema) if b"huggingface" in (table.schema.metadata or {}) else {}
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no .parquet file, or is broken: {error}") from error
     _check_once(table.column_names, path)
     fields: dict[str, Any] = {name: _column(table[name].combine_chunks(), name, path) for name in table.column_names}
-    if isinstance(described.get(label_field), ClassLabel):
+    if (names := _class_names(table.schema, label_field)) and fields[label_field].dtype.kind in "iu":
         fields[label_field] = np.ma.masked_equal(fields[label_field], -1)  # as `datasets` writes "no label"
-        fields.setdefault(LABEL_NAMES_FIELD, np.array(described[label_field].names))
+        fields.setdefault(LABEL_NAMES_FIELD, np.array(names))
     return fields
+
+
+def _class_names(schema: pa.Schema, label_field: str) -> list[str] | None:
+    """Of a `datasets.ClassLabel`, as `datasets` describes its columns in a file."""
+    try:
+        kind = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label_field]
+        return [str(name) for name in kind["names"]] if kind["_type"] == "ClassLabel" else None
+    except (ValueError, LookupError, TypeError):  # it describes none
+        return None
 
 
 def _column(column: Any, name: str, path: Path) -> Field:
@@ -291,15 +299,21 @@ def _field(value: Any, name: str, path: Path) -> Field:
         array[:] = [str(x) if text is None else text for x, text in zip(there, named, strict=True)]
     else:
         try:
-            arrays = [np.asarray(x) for x in there]
+            arrays = [_numbers(x) for x in there]
             array = np.array(arrays)
-        except ValueError as error:
-            raise ValueError(f"{path}: the items of {name!r} have different shapes.") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: the items of {name!r} have different shapes, or are no numbers.") from error
         if array.dtype.kind == "O":
             raise ValueError(f"{path}: {name!r} holds objects that are no arrays of numbers.")
         if array.dtype.kind == "f" and all(x.dtype.kind in "iu" for x in arrays) and arrays:
             raise ValueError(f"{path}: {name!r} has whole numbers of more than 64 bits.")
     return _with_gaps(array, is_there)
+
+
+def _numbers(value: Any) -> NDArray[Any]:
+    """An array; of a list, NaN where there is None."""
+    array = np.asarray(value)
+    return array.astype(np.float64) if array.dtype.kind == "O" and array.ndim else array
 
 
 def _is_whole(value: Any) -> bool:

@@ -167,6 +167,11 @@ def test_features_of_datasets(tmp_path):
     assert labels_by_id(data) == {str(i): ["zeta", "alpha"][i % 3 - 1] for i in range(N) if i % 3}
 
 
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"info": {"features": {"labels": {"_type": "Unheard"}}}}'])
+def test_a_description_that_says_nothing(load, metadata):
+    assert load(table().replace_schema_metadata({b"huggingface": metadata})).label_names == NUMBERS
+
+
 @pytest.mark.parametrize("kind", [float, str])
 def test_labels_have_one_type_in_all_splits(load, kind):
     parts = {"train": fields(), "val": fields(labels=(np.arange(N) % 2).astype(kind)), "test": fields()}
@@ -187,6 +192,7 @@ VECTOR, PAIRS = [1, 2, 3], [[1, 2], [3, 4]]
         (VECTOR, None, pa.list_(pa.float32(), 3)),
         (VECTOR, [None] * 3, pa.large_list(pa.int8())),
         (VECTOR, [], pa.list_(pa.float64())),
+        (VECTOR, [1, None, 3], pa.list_(pa.dictionary(pa.int8(), pa.int64()))),
         (PAIRS, None, None),
         (PAIRS, [[1, 2], None], None),
         (PAIRS, [[1, 2], [None, 1]], None),
@@ -209,6 +215,14 @@ def test_missing_arrays_of_a_pickle_are_bad_samples(load):
     for shape in ((3,), (2, 3)):
         data = load(fields(a=[None if i == 4 else np.ones(shape) for i in range(N)]))
         assert [error.sample_id for error in data.bad_samples] == ["p4"]
+
+
+@pytest.mark.parametrize(("good", "bad"), [(VECTOR, [1, None, 3]), (PAIRS, [[1, None], [3, 4]])])
+def test_gaps_in_lists_of_a_pickle_are_bad_samples(load, good, bad):
+    data = load(fields(a=[bad if i == 4 else good for i in range(N)]))
+    assert [(error.sample_id, error.field) for error in data.bad_samples] == [("p4", "a")]
+    data = load(fields(labels=[[1, 0, None] if i == 4 else BITS[i % 2] for i in range(N)]))
+    assert ([error.sample_id for error in data.bad_samples], data.problem_type) == (["p4"], MULTI)
 
 
 def test_tensors_are_sequences(load):
