@@ -147,8 +147,9 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
         model = model.get_encoder()
         main_input = getattr(model, "main_input_name", main_input)
     takes = inspect.signature(model.forward).parameters
-    if main_input not in takes:  # some towers of pictures call it "input_ids", which they do not take
-        main_input = next((x.main_input for x in ENCODED_KINDS.values() if x.main_input in takes), main_input)
+    if main_input not in takes and any(x.kind == x.POSITIONAL_OR_KEYWORD for x in takes.values()):
+        # Towers of pictures that say "input_ids" and mean something else.
+        main_input = next((x.main_input for x in ENCODED_KINDS.values() if x.main_input in takes), "another")
     if main_input != kind.main_input:
         others = (x.name for x in ENCODED_KINDS.values() if x.main_input == main_input)
         raise ValueError(

@@ -61,10 +61,11 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
 
     The rule: the usual layout (row by row, behind the special positions) is taken unless painting contradicts it,
     that is, unless another regular one (special positions elsewhere, windows, columns first, every n-th patch) fits
-    clearly better, or it fits no better than positions in random order (0.5 plus three standard deviations; a map's
-    shape is enough; a guessed grid has to reach 0.8). Otherwise each position is read off singly: that must name every
-    patch (with a fit of 0.9), and what is left over is special; or, as patches that overlap may name their neighbours,
-    three of four are named as in a regular layout. Where that fails, too, the encoder is refused.
+    clearly better, or it fits no better than positions in random order (0.5 plus three standard deviations; a guessed
+    grid has to reach 0.8). Otherwise each position is read off singly: that must name every patch (with a fit of 0.9),
+    and what is left over is special; or, as patches that overlap may name their neighbours, three of four are named as
+    in a regular layout. Where that fails, too, a map is read as its shape says (convolutions smear what is painted),
+    and an encoder of sequences is refused.
 
     Args:
         encode: gives the hidden state.
@@ -110,6 +111,8 @@ def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None
     fits = _Fits(painting(BANDS), painting.grid)
     usual = torch.arange(num_patches) + fits.length - num_patches
     enough = {None: 0.0, False: 0.5 + 3 / math.sqrt(24 * num_patches), True: 0.8}[guess]
+    if guess is None and num_patches < 16:  # too few to contradict what a map's shape says
+        return _layout(painting, usual, fits.length)
     if num_patches == 1 or (float(fits(usual).mean()) >= enough and not _contradicts(fits, usual, painting.grid)):
         return _layout(painting, usual, fits.length)
     if guess:
@@ -132,7 +135,9 @@ def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None
     fits = _Fits((by_rows, by_columns), painting.grid)
     best = max(_regular(painting.grid, fits.length), key=lambda positions: float(fits(positions).mean()))
     named = float((place[best] == torch.arange(num_patches)).double().mean())
-    return _layout(painting, best, fits.length) if named >= 0.75 else None
+    if named >= 0.75:
+        return _layout(painting, best, fits.length)
+    return _layout(painting, usual, fits.length) if guess is None else None
 
 
 class _Fits:
@@ -212,7 +217,7 @@ def _grids(
     hidden: Tensor, input_size: tuple[int, int], patch_size: int | None
 ) -> Iterator[tuple[tuple[int, int], bool, bool | None]]:
     """Grids that may be meant, the likeliest first: rows and columns, whether channels come last, and whether this is a
-    guess: None where the shape alone is enough, if painting does not contradict it."""
+    guess: None where the shape alone is enough."""
     height, width = input_size
     if hidden.ndim == 4:
         shapes = [((hidden.shape[2], hidden.shape[3]), False), ((hidden.shape[1], hidden.shape[2]), True)]
