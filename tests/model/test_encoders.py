@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_encoders import MAKERS, VISION, make_tokenizer, noise
+from tokenizers import processors
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -264,6 +265,25 @@ def test_lengths_and_padding_that_an_encoder_leaves_open(make_folder, name, limi
         with torch.no_grad():
             alone = encoder.model(input_ids=ids).last_hidden_state[0]
         torch.testing.assert_close(features[: len(alone)], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_without_tokens_is_refused(make_folder):
+    encoder = load_encoder(make_folder("gpt2"), "text")
+    encoder.preprocess.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    with pytest.raises(ValueError, match=r"a text has no tokens$"):
+        encoder.preprocess(["a dog", ""])
+
+
+def test_padding_outside_the_vocabulary_is_refused(make_folder, tmp_path):
+    tokenizer = make_tokenizer(20, pad_token=None)
+    tokenizer.add_tokens([f"x{i}" for i in range(20)])
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    for part in (hf.BertModel.from_pretrained(make_folder("bert")), tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"\(BertModel\) cannot be called with a batch of texts alone.*index out of range"
+    ):
+        load_encoder(tmp_path, "text")
 
 
 def test_an_encoder_that_merges_tokens_is_refused(make_folder):
