@@ -384,8 +384,9 @@ class FLI2MoEConfig(PreTrainedConfig):
         if [*self.id2label] != [*range(self.num_labels)] or not all(isinstance(x, str) for x in self.id2label.values()):
             raise ValueError(f"`id2label` must name classes by 0, 1, …, got {self.id2label}.")
         for name, identity in (self.encoders or {}).items():
-            if not isinstance(identity, dict) or not all(isinstance(identity.get(x), str) for x in ("kind", "name")):
-                raise ValueError(f"`encoders[{name!r}]` must have texts as `kind` and `name`, got {identity!r}.")
+            texts = [identity.get("name"), identity.get("kind", "")] if isinstance(identity, dict) else [None]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"`encoders[{name!r}]` must have texts as `name` and `kind`, got {identity!r}.")
         widest = max(modality["feature_size"] for modality in self.modalities.values())
         if self.level == "pooled" and self.num_patches > widest:
             raise ValueError(

@@ -109,7 +109,7 @@ class CardOptions:
 def build_card(run: Run, options: CardOptions) -> ModelCard:
     """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
-    encoders = {name: x for name, x in (config.encoders or {}).items() if x["kind"] in ENCODED_KINDS}
+    encoders = {name: x for name, x in (config.encoders or {}).items() if x.get("kind") in ENCODED_KINDS}
     example, example_value = _examples(config)
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
@@ -192,7 +192,7 @@ def hub_task(config: FLI2MoEConfig) -> str:
     """The nearest of the Hub's tasks, which knows no classification of several modalities."""
     if config.problem_type == "regression":
         return "other"
-    kinds = {encoder["kind"] for encoder in (config.encoders or {}).values()}
+    kinds = {encoder.get("kind") for encoder in (config.encoders or {}).values()}
     return next((kind.hub_task for name, kind in KINDS.items() if name in kinds), KINDS["array"].hub_task)
 
 
