@@ -20,7 +20,7 @@ from PIL.Image import registered_extensions
 
 import fl_i2moe
 from fl_i2moe.model.kind_image import open_image
-from fl_i2moe.publishing.repository import make_empty_folder, publish, write_file_list
+from fl_i2moe.publishing.repository import copy_file, make_empty_folder, publish, write_file_list
 from fl_i2moe.training.arguments import option, parse_arguments
 from fl_i2moe.training.recipe import run_recipe
 from fl_i2moe.utils.files import write_text
@@ -100,7 +100,9 @@ def write_space(folder: str | Path, model_id: str, examples: str | None = None) 
     shutil.copytree(Path(fl_i2moe.__file__).parent, folder / "fl_i2moe", ignore=leave_out)
     if examples is not None:
         shutil.rmtree(folder / "examples")
-        shutil.copytree(examples, folder / "examples", ignore=leave_out)
+        for file in Path(examples).rglob("*"):
+            if not file.is_dir() and file.name not in ("__pycache__", "model_id"):
+                copy_file(file, folder / "examples" / file.relative_to(examples), examples)
     write_text(folder / "model_id", model_id + "\n")
     requirements = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
     head = {

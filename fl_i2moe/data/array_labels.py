@@ -4,9 +4,10 @@ What numeric arrays are to predict: labels of any kind as classes, zeros and one
 Shape letters: N samples, C classes or outputs.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,11 @@ def read_labels(
     Raises:
         ValueError: labels, names and task do not go together.
     """
+    if problem not in (None, *get_args(ProblemType)):
+        raise ValueError(f"`problem_type` must be one of {', '.join(get_args(ProblemType))}, got {problem!r}.")
     if threshold is not None:
+        if not math.isfinite(threshold):
+            raise ValueError(f"`label_threshold` must be a finite number, got {threshold}.")
         if values.ndim != 1 or values.dtype.kind not in "biuf":
             raise ValueError(f"{path}: `label_threshold` is for one number a sample, {field_name!r} is not.")
         values, problem = (values > threshold).astype(np.int64), problem or "single_label_classification"

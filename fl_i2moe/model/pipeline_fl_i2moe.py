@@ -51,8 +51,8 @@ class FLI2MoEPipeline(Pipeline):
             raise ValueError(f"Unknown parameters {sorted(kwargs)}; there are `top_k` and `function_to_apply`.")
         if function_to_apply is not None and function_to_apply not in FUNCTIONS.values():
             raise ValueError(f'`function_to_apply` must be "sigmoid", "softmax" or "none", got {function_to_apply!r}.')
-        if isinstance(top_k, int) and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        if top_k not in ("", None) and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+            raise ValueError(f"`top_k` must be a whole number, at least 1, or None; got {top_k!r}.")
         settings = {} if top_k == "" else {"top_k": top_k}
         if function_to_apply is not None:
             settings["function_to_apply"] = function_to_apply

@@ -1,7 +1,6 @@
 """From a feature cache to the repository of a data set: its shards with their checksums, its key and a card."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ from ..model.kind import Kind
 from ..model.kinds import KINDS
 from ..utils.files import write_json, write_text
 from .card_tables import encoders_table
-from .repository import make_empty_folder, without_paths, write_file_list
+from .repository import copy_file, make_empty_folder, without_paths, write_file_list
 
 TEMPLATE = Path(__file__).parent / "templates" / "features_card.md.jinja"
 
@@ -42,7 +41,7 @@ def write_features(
         _copy_shard(source, target, kinds)
     for split in cache.splits:
         for name in ("state.json", "dataset_info.json"):
-            shutil.copyfile(cache.path / split / name, folder / split / name)
+            copy_file(cache.path / split / name, folder / split / name, cache.path)
     write_json(folder / "key.json", key)
     lines = [json.dumps(_skipped_entry(entry), ensure_ascii=False) + "\n" for entry in cache.skipped]
     write_text(folder / "skipped.jsonl", "".join(lines))

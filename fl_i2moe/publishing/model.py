@@ -1,6 +1,5 @@
 """From a training run to the repository of a model: weights, code, processor, card, figures, statistics and results."""
 
-import shutil
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from ..model.kinds import ENCODED_KINDS
 from ..model.pinned_encoders import ENCODERS_FOLDER, Repository, find_encoder, load_pinned_encoder, takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from ..model.processing_fl_i2moe import FLI2MoEProcessor
-from ..training.runs import Run, load_model
+from ..training.runs import STATISTICS_FILE, Run, load_model
 from ..utils.files import write_json, write_text
 from .card import CardOptions, build_card, evaluation_results
-from .repository import make_empty_folder, without_paths, write_file_list
+from .repository import copy_file, make_empty_folder, without_paths, write_file_list
 
 WEIGHTS_FILE = "model.safetensors"
 ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -43,9 +42,8 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     for pattern in ("figures/*.png", "figures/*.json", "explanations/*.png", "explanations/*.json"):
         for file in run.folder.glob(pattern):
             if file.name != "run.json":
-                (target := folder / file.parent.name).mkdir(exist_ok=True)
-                shutil.copyfile(file, target / file.name)
-    shutil.copyfile(run.folder / "interaction_statistics.json", folder / "interaction_statistics.json")
+                copy_file(file, folder / file.parent.name / file.name, run.folder)
+    write_json(folder / STATISTICS_FILE, run.statistics)
     results = {**without_paths(run.results), "encoders": model.config.encoders}
     write_json(folder / "results.json", results)
     run = copy(run)
@@ -69,8 +67,7 @@ def _publish_encoder(identity: dict[str, Any], modality: str, run: Run, folder: 
             raise ValueError(f"The commit of the encoder {source} of {modality!r} cannot be found out.")
         return {**identity, "revision": commit}
     target = folder / ENCODERS_FOLDER / modality
-    target.mkdir(parents=True)
     for pattern in ENCODER_FILES:
         for file in Path(source).glob(pattern):
-            shutil.copyfile(file, target / file.name)
+            copy_file(file, target / file.name, source)
     return {**identity, "name": without_paths(identity["name"])}

@@ -9,6 +9,7 @@ else.
 
 import hashlib
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,20 @@ def make_empty_folder(folder: str | Path) -> Path:
     return folder
 
 
+def copy_file(file: Path, target: Path, root: str | Path) -> None:
+    """
+    Copies a file from below `root` into a repository. Raises `ValueError` where it is a link that leads elsewhere:
+    nobody has seen what would be published.
+    """
+    place = Path(root).resolve()
+    if place.parent.name == "snapshots":  # of the Hub's own cache, which links to its blobs
+        place = place.parents[1]
+    if not file.resolve().is_relative_to(place) or not file.is_file():
+        raise ValueError(f"{file} leads to {file.resolve()}, which is no file below {root}: it is not published.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
 def write_file_list(folder: Path) -> None:
     """Lists what the folder holds, so that a later version knows which files of the repository are its to remove."""
     (folder / FILE_LIST).unlink(missing_ok=True)
@@ -61,8 +76,11 @@ def write_file_list(folder: Path) -> None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Name in the repository → file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Name in the repository → file; raises `ValueError` for a link, which would be published as what it leads to."""
+    paths = sorted(folder.rglob("*"))
+    if links := [path for path in paths if path.is_symlink()]:
+        raise ValueError(f"{links[0]} is a link to {links[0].resolve()}: copy what is to be published.")
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 
 def publish(

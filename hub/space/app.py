@@ -8,22 +8,21 @@ On the Hub it serves the model that the file `model_id` beside it names, as hub/
 
 import argparse
 import html
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import gradio as gr
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
 
-import fl_i2moe  # noqa: F401  (makes the classes known to AutoModel and AutoProcessor)
+from fl_i2moe import FLI2MoEModel, FLI2MoEProcessor
 from fl_i2moe.explain import explain
 from fl_i2moe.explain.inputs import raw_sample
 from fl_i2moe.metrics.figures import expert_title
 from fl_i2moe.model.pinned_encoders import takes_raw_inputs
 from fl_i2moe.model.pipeline_fl_i2moe import FLI2MoEPipeline
+from fl_i2moe.utils.checked_json import read_checked
 from fl_i2moe.utils.machine import usable_cores
 
 MAX_CHARACTERS = 5_000
@@ -37,6 +36,14 @@ evidence it holds, and with the published objective an expert need not be what i
 """
 
 
+class Examples(TypedDict):
+    """`examples.json`"""
+
+    samples: list[dict[str, str]]
+    classes: NotRequired[list[str]]
+    """Those of the models that it goes with; any if not given."""
+
+
 class TextInput:
     """A text that visitors type."""
 
@@ -44,10 +51,14 @@ class TextInput:
         hint = f"At most {MAX_CHARACTERS:,} characters"
         return gr.Textbox(label=label, placeholder=hint, lines=5, max_lines=12, max_length=2 * MAX_CHARACTERS)
 
-    def check(self, name: str, value: str | None) -> str:
+    def check(self, name: str, value: Any) -> str:
+        if value is not None and not isinstance(value, str):
+            raise _refusal(f"The {name} must be a text.")
         text = (value or "").strip()
         if not text:
             raise _refusal(f"Please enter a {name}.")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise _refusal(f"The {name} has characters that are no Unicode text.")
         if len(text) > MAX_CHARACTERS:
             raise _refusal(f"The {name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are possible.")
         return text
@@ -63,7 +74,7 @@ class PictureInput:
         # image_mode=None: Gradio does not decode the picture, whose size is to be checked first
         return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
 
-    def check(self, name: str, value: str | None) -> str:
+    def check(self, name: str, value: Any) -> str:
         if value is None:
             raise _refusal(f"Please give a picture ({name}).")
         try:
@@ -87,13 +98,13 @@ class Explorer:
     """The model, and what happens when a button is pressed."""
 
     def __init__(self, name: str):
-        self.model = AutoModel.from_pretrained(name).eval()
+        self.model = FLI2MoEModel.from_pretrained(name).eval()
         self.config = self.model.config
         if not takes_raw_inputs(self.config):
             raise ValueError(
                 f"{name} takes no pictures and texts, only features: there is nothing to type in or upload."
             )
-        processor = AutoProcessor.from_pretrained(name)
+        processor = FLI2MoEProcessor.from_pretrained(name)
         self.classify = FLI2MoEPipeline(
             model=self.model, processor=processor, task="image-text-classification", device="cpu"
         )
@@ -122,7 +133,7 @@ class Explorer:
             explanation = explain(
                 self.model,
                 row,
-                target or None,
+                target,
                 interactions="shared_context",
                 num_coalitions=4,
                 universe_share=0.15,
@@ -137,13 +148,15 @@ class Explorer:
 
     def _check(self, values):
         """The sample by modality; says what is missing or too large before anything is computed."""
+        if len(values) != len(self.kinds):
+            raise _refusal(f"Please give {', '.join(self.kinds)}: {len(self.kinds)} inputs, not {len(values)}.")
         sample = zip(self.kinds.items(), values, strict=True)
         return {name: INPUTS[kind].check(name, value) for (name, kind), value in sample}
 
 
 def _refusal(message: str) -> gr.Error:
-    """What a visitor reads; it is no fault of this program, so nothing is logged."""
-    return gr.Error(message, print_exception=False)
+    """What a visitor reads, which Gradio takes for HTML; it is no fault of this program, so nothing is logged."""
+    return gr.Error(html.escape(message), print_exception=False)
 
 
 def build_page(explorer: Explorer, name: str) -> gr.Blocks:
@@ -193,7 +206,9 @@ def _scroll_to(selector: str) -> str:
 def _examples(kinds: dict[str, str], labels: list[str]) -> list[list[str]]:
     """Of `examples/examples.json`, those that have every modality of the model; none if they are of other classes."""
     file = EXAMPLES / "examples.json"
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"samples": []}
+    if not file.is_file():
+        return []
+    content = read_checked(file, Examples)
     if set(content.get("classes", labels)) != set(labels):
         return []
     return [
@@ -224,9 +239,9 @@ def main():
     torch.set_num_threads(usable_cores())
     try:
         explorer = Explorer(arguments.model)
+        page = build_page(explorer, Path(arguments.model).name if Path(arguments.model).exists() else arguments.model)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    page = build_page(explorer, Path(arguments.model).name if Path(arguments.model).exists() else arguments.model)
     page.queue(max_size=20, default_concurrency_limit=2)
     page.launch(server_port=arguments.port, max_file_size=MAX_FILE_SIZE, css=STYLE)
 

@@ -149,6 +149,9 @@ def test_pipeline_options(published, classify):
     assert torch.tensor(logits).sigmoid().tolist() == pytest.approx(classify(row, top_k=None)["scores"])
     with pytest.raises(ValueError, match="at least 1"):
         classify(row, top_k=0)
+    for top_k in (1.5, "two", True, [1]):
+        with pytest.raises(ValueError, match="`top_k` must be a whole number, at least 1, or None"):
+            classify(row, top_k=top_k)
     with pytest.raises(ValueError, match="got 'tanh'"):
         classify(row, function_to_apply="tanh")
     with pytest.raises(ValueError, match=r"Unknown parameters \['topk'\]"):

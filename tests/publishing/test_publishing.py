@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.model import write_repository
-from fl_i2moe.publishing.repository import choose_license, push, without_paths, write_file_list
+from fl_i2moe.publishing.repository import choose_license, copy_file, push, without_paths, write_file_list
 from fl_i2moe.training.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,44 @@ def films(tmp_path_factory):
     (folder / "run" / "explanations" / "samples" / "private.html").write_text("a sample")
     write_repository(Run.open(folder / "run"), folder / "repository", CardOptions(REPOSITORY, "mit"))
     return folder, model, raw
+
+
+@pytest.mark.parametrize("link", ["figures/a.png", "explanations/a.json", "figures", "encoder"])
+def test_what_lies_behind_links_is_not_published(films, tmp_path, link):
+    folder, *_ = films
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.png", "a.json"):
+        (tmp_path / "elsewhere" / name).write_text("secret")
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    if link == "encoder":
+        config = json.loads((run / "config.json").read_text())
+        encoder = shutil.copytree(config["encoders"]["text"]["name"], tmp_path / "text")
+        config["encoders"]["text"]["name"] = str(encoder)
+        (run / "config.json").write_text(json.dumps(config))
+        (encoder / "a.json").symlink_to(tmp_path / "elsewhere" / "a.json")
+    elif link == "figures":
+        shutil.rmtree(run / "figures")
+        (run / "figures").symlink_to(tmp_path / "elsewhere")
+    else:
+        (run / link).symlink_to(tmp_path / "elsewhere" / Path(link).name)
+    with pytest.raises(ValueError, match=r"leads to .*elsewhere.*: it is not published"):
+        write_repository(Run.open(run), tmp_path / "repository", CardOptions(REPOSITORY, "mit"))
+
+
+def test_links_in_a_folder_that_is_pushed(tmp_path):
+    (tmp_path / "a.txt").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"a\.txt is a link to /etc/hostname"):
+        push(tmp_path, REPOSITORY, api=FakeHub())
+
+
+def test_links_of_the_hubs_own_cache_are_its_files(tmp_path):
+    blob, snapshot = tmp_path / "blobs" / "abc", tmp_path / "snapshots" / "def"
+    blob.parent.mkdir()
+    snapshot.mkdir(parents=True)
+    blob.write_text("weights")
+    (snapshot / "config.json").symlink_to(blob)
+    copy_file(snapshot / "config.json", tmp_path / "copy" / "config.json", snapshot)
+    assert (tmp_path / "copy" / "config.json").read_text() == "weights"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -87,6 +87,63 @@ def test_what_visitors_are_told(app, explorer, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((5, "picture"), "The text must be a text"),
+        ((["a"], "picture"), "The text must be a text"),
+        (("a \ud83d fox", "picture"), "no Unicode text"),
+        (("a fox", 5), "no picture that can be read"),
+        (("a fox", ["picture"]), "no picture that can be read"),
+        (("a fox", {"path": "x"}), "no picture that can be read"),
+        (("a fox", ""), "no picture that can be read"),
+        (("a fox", "/nowhere/<img src=x onerror=alert(1)>.png"), "no picture that can be read"),
+        (("a fox",), "Please give text, image: 2 inputs, not 1"),
+        (("a fox", "picture", "more"), "2 inputs, not 3"),
+        ((), "2 inputs, not 0"),
+    ],
+)
+def test_functions_given_anything(explorer, values, message):
+    import gradio as gr
+
+    explorer, picture = explorer
+    values = [picture if value == "picture" else value for value in values]
+    for call in (explorer.predict, lambda *given: explorer.explain(None, *given, progress=lambda *_: None)):
+        with pytest.raises(gr.Error, match=message):
+            call(*values)
+
+
+@pytest.mark.parametrize("target", ["<img src=x onerror=alert(1)>", 7, -1, 1.5, ["Drama"], ""])
+def test_a_class_that_is_none(explorer, target):
+    """Gradio shows the message as HTML."""
+    import gradio as gr
+
+    explorer, picture = explorer
+    with pytest.raises(gr.Error, match="There is no class") as caught:
+        explorer.explain(target, "a fox", picture, progress=lambda *_: None)
+    assert "<" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"samples": 3}', '{"samples": [{"image": 5}]}', "{", '{"samples": ["a"]}']
+)
+def test_examples_that_were_edited(app, tmp_path, monkeypatch, content):
+    (tmp_path / "examples.json").write_text(content)
+    monkeypatch.setattr(app, "EXAMPLES", tmp_path)
+    with pytest.raises(ValueError, match=r"examples\.json is damaged or was changed"):
+        app._examples({"image": "image"}, ["Drama"])
+
+
+def test_examples_behind_links_are_not_published(tmp_path):
+    publish_space = load(ROOT / "hub" / "publish_space.py")
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "examples.json").write_text('{"samples": []}')
+    (tmp_path / "mine" / "a.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ValueError, match=r"a\.txt leads to .*secret\.txt"):
+        publish_space.write_space(tmp_path / "space", "a/b", str(tmp_path / "mine"))
+
+
 def test_a_model_without_raw_inputs_is_refused(app, tmp_path):
     make_model(make_config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="takes no pictures and texts, only features"):
