@@ -10,7 +10,7 @@ from fl_i2moe.data.array_labels import read_labels
 
 @pytest.mark.parametrize("problem_type", ["ranking", "", 3, "Regression", ["regression"]])
 def test_an_unknown_task(problem_type):
-    with pytest.raises(ValueError, match="`problem_type` must be one of .*regression"):
+    with pytest.raises(ValueError, match=r"`problem_type` must be one of .*regression"):
         read_labels(np.arange(4), None, problem_type, None, "labels", Path("a.npz"))
 
 
