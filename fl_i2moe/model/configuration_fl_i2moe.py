@@ -7,6 +7,7 @@ from dataclasses import field, fields
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
@@ -381,6 +382,9 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     def _validate_sizes(self):
         """Checks the options against modalities and labels."""
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype  # either, by turns
+        if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"`dtype` must name a type of floating point numbers, got {self.dtype!r}.")
         if [*self.id2label] != [*range(self.num_labels)] or not all(isinstance(x, str) for x in self.id2label.values()):
             raise ValueError(f"`id2label` must name classes by 0, 1, …, got {self.id2label}.")
         for name, identity in (self.encoders or {}).items():

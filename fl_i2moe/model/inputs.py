@@ -48,6 +48,8 @@ def check_tensors(given: Any, argument: str, config: FLI2MoEConfig, complete: bo
             raise ValueError(
                 f"`{argument}[{name!r}]` must be a tensor, got {type(x).__name__}: `torch.as_tensor` makes one of it."
             )
+        if x.is_complex() or x.layout != torch.strided:
+            raise ValueError(f"`{argument}[{name!r}]` must be dense real numbers, got {x.dtype}, {x.layout}.")
 
 
 def check_inputs(
@@ -86,6 +88,14 @@ def check_mask_shape(argument: str, mask: torch.Tensor, x: torch.Tensor) -> None
     """Raises `ValueError` unless the mask is (B, T) for an input (…, B, T, H)."""
     if mask.shape != x.shape[-3:-1]:
         raise ValueError(f"`{argument}` must have shape {tuple(x.shape[-3:-1])}, got {tuple(mask.shape)}.")
+
+
+def check_is_whole(is_whole: Any, num_samples: int, config: FLI2MoEConfig) -> None:
+    """Raises `ValueError` unless it is a tensor (B, M)."""
+    shape = (num_samples, config.num_modalities)
+    if not isinstance(is_whole, torch.Tensor) or is_whole.shape != shape:
+        found = tuple(is_whole.shape) if isinstance(is_whole, torch.Tensor) else type(is_whole).__name__
+        raise ValueError(f"`is_whole` must be a tensor of shape {shape}, got {found}.")
 
 
 def as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -162,12 +172,15 @@ def complete_inputs(
         raise ValueError("`features` is empty: a sample needs at least one modality.")
     if feature_masks is not None:
         check_tensors(feature_masks, "feature_masks", config)
-    lengths = lengths or {}
+    lengths = {} if lengths is None else lengths
+    if not isinstance(lengths, Mapping):
+        raise ValueError(f"`missing_lengths` must be a dictionary, modality → length, got {type(lengths).__name__}.")
     for name, length in lengths.items():
-        if name not in config.modalities or not 0 < length <= config.modalities[name]["max_features"]:
+        longest = config.modalities[name]["max_features"] if name in config.modalities else 0
+        if not isinstance(length, int) or not 0 < length <= longest:
             raise ValueError(
                 f"`missing_lengths[{name!r}]` must lie in 1 … `max_features` of a modality of {config.modality_order}, "
-                f"got {length}."
+                f"got {length!r}."
             )
     features, masks, missing = dict(features), dict(feature_masks or {}), {}
     some = next(iter(features.values()))

@@ -28,6 +28,7 @@ from .inputs import (
     View,
     as_bool,
     check_inputs,
+    check_is_whole,
     check_mask_shape,
     check_names,
     check_tensors,
@@ -169,6 +170,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             raise ValueError(
                 f"The weights in {name} cannot be read ({error}): get or train the model again."
             ) from error
+        except RuntimeError as error:  # sizes beyond all memory, for one
+            raise ValueError(f"The model {name} cannot be loaded: {error}") from error
         check_fit(name, loading, may_be_resized)
         refuse_non_finite(name, model)
         model.raw_inputs.repository = Repository.from_arguments(name, kwargs)
@@ -240,6 +243,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 features, feature_masks, fill_missing, missing_lengths, self.config
             )
         masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
+        if is_whole is not None:
+            check_is_whole(is_whole, len(features[self.config.modality_order[0]]), self.config)
         if with_interaction_losses is None:
             with_interaction_losses = self.training and self.objective.adds_loss
         projected = self._embed(features, masks)

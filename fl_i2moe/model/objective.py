@@ -134,6 +134,8 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConf
         labels = labels.unsqueeze(-1)
     if labels.shape != logits.shape:
         raise ValueError(f"`labels` of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}.")
+    if labels.device.type == "cpu" and not labels.isfinite().all():
+        raise ValueError("`labels` has NaN or infinite values.")
     if config.problem_type == "regression":
         return F.smooth_l1_loss(logits, labels.to(logits.dtype))
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))

@@ -79,6 +79,13 @@ def test_weights_that_do_not_fit(folder, load, change, message):
         load(folder)
 
 
+def test_sizes_beyond_all_memory(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 2**40}))
+    with pytest.raises(ValueError, match=r"The model .*model cannot be loaded"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 16}, {"num_fusion_layers": 1}, {"reweighting": "global"}, {"modality_order": None}]
 )
@@ -208,7 +215,7 @@ def test_shards_of_safetensors_are_read(folder, tmp_path):
 def test_a_model_of_another_kind_is_not_read(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     write_pickle(tmp_path / "pytorch_model.bin", tmp_path / "mark")
-    with pytest.raises(ValueError, match="holds a model of type 'bert', not 'fl_i2moe'"):
+    with pytest.raises(ValueError, match="holds a model of type 'bert' by `model_type`"):
         load_model(tmp_path)
     assert not (tmp_path / "mark").exists()
 

@@ -164,6 +164,8 @@ def test_whatever_stands_in_a_file(run, file):
         ("config.json", ("model_type",), "bert", "of type 'bert' by `model_type` in config.json"),
         ("config.json", ("problem_type",), "ranking", "`problem_type` must be one of .* got 'ranking'"),
         ("config.json", ("dtype",), "float23", r"config\.json"),
+        ("config.json", ("dtype",), "load", r"config\.json: `dtype` must name a type of floating point numbers"),
+        ("config.json", ("dtype",), 5, r"config\.json"),
         (SAMPLE, ("logits",), [1.0], r"`logits` does not fit the rest: it is 1, expected 3"),
         (SAMPLE, ("pair_tables", "synergy", "scores", "sii"), [0.5], r"`pair_tables\.synergy` does not fit the rest"),
         (SAMPLE, ("pair_tables", "synergy", "ends", 0), ["image", 99, "text", 1], r"`pair_tables\.synergy\.ends` has"),
