@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Required, Self, TypedDict
+from typing import Any, NotRequired, Required, Self, TypedDict
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class SavedPlaces(TypedDict, total=False):
     encoder: str | None
     hidden_layer: int | None
     special_features: str | None
+    sha256: str | None
 
 
 class Saved(TypedDict):
@@ -62,6 +63,7 @@ class Saved(TypedDict):
     importance: dict[str, dict[str, list[float]]]
     pair_tables: dict[str, SavedPairs]
     settings: dict[str, Any]
+    notes: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)

@@ -382,6 +382,13 @@ def test_killed_build_goes_on(raw, tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_a_build_that_was_killed_while_it_wrote_its_key_begins_anew(raw, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".unfinished-key.json").write_text("{")
+    build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
+    assert not list((tmp_path / "cache").rglob(".unfinished-*"))
+
+
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
