@@ -146,7 +146,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         faithfulness=faithfulness_table(run),
         pair_masking=pair_masking_table(run),
         pairs=strongest_pairs(run),
-        explained_figures={path.stem for path in run.folder.glob("explanations/*.png")},
+        explained_figures={path.stem for path in run.explanations.glob("*.png")} if run.explanations else set(),
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
         example=example,
         example_value=example_value,

@@ -152,7 +152,7 @@ def _look_up(file: str, content: Any, *keys: str) -> Any:
 
 def strongest_pairs(run: Run) -> dict[str, Any] | None:
     """Of each expert, the strongest pair of each sample with a page, the largest scores first, whatever their sign."""
-    files = sorted((run.folder / "explanations" / "samples").glob("*.json"))
+    files = sorted((run.explanations / "samples").glob("*.json")) if run.explanations else []
     found: dict[str, list[tuple[float, list[Any]]]] = {}
     sample_ids = set()
     for file in files:

@@ -10,6 +10,7 @@ from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
 from ..model.processing_fl_i2moe import FLI2MoEProcessor
 from ..training.runs import STATISTICS_FILE, Run, load_model
 from ..utils.files import write_json, write_text
+from ..utils.run_folder import SETTINGS_FILE
 from .card import CardOptions, build_card, evaluation_results
 from .repository import copy_file, make_empty_folder, without_paths, write_file_list
 
@@ -39,10 +40,12 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     else:
         model.save_pretrained(folder)
 
-    for pattern in ("figures/*.png", "figures/*.json", "explanations/*.png", "explanations/*.json"):
-        for file in run.folder.glob(pattern):
-            if file.name != "run.json":
-                copy_file(file, folder / file.parent.name / file.name, run.folder)
+    for source in (run.folder / "figures", run.explanations):
+        for file in [] if source is None else [*source.glob("*.png"), *source.glob("*.json")]:
+            if file.name != SETTINGS_FILE:
+                copy_file(file, folder / source.name / file.name, run.folder)
+    if run.explanations is None and (run.folder / "explanations").is_dir():
+        print(f"{run.folder / 'explanations'} is left out: it explains other weights. Explain the model again.")
     write_json(folder / STATISTICS_FILE, run.statistics)
     results = {**without_paths(run.results), "encoders": model.config.encoders}
     write_json(folder / "results.json", results)

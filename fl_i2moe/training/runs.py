@@ -97,10 +97,22 @@ class Run:
             parts.append(f"experts: {fusion}")
         return ", ".join(parts)
 
+    @cached_property
+    def explanations(self) -> Path | None:
+        """The folder of the model's explanations; `None` where there is none, or they are of the weights that the model
+        had before it was trained anew."""
+        folder = self.folder / "explanations"
+        if not (file := folder / SETTINGS_FILE).is_file():
+            return None
+        settings = read_checked(file, dict[str, Any])
+        if "job" not in settings:  # of 0.1.0, which knew weights by another digest
+            return folder
+        return folder if settings.get("model") == fingerprint(load_model(self.folder)) else None
+
     def explanation(self, name: str, kind: Any) -> Any:
-        """A JSON file of `explanations/`, of this type (see [`~fl_i2moe.utils.checked_json.check_json`]), or `None`."""
-        file = self.folder / "explanations" / name
-        return read_checked(file, kind) if file.is_file() else None
+        """A JSON file of `explanations`, of this type (see [`~fl_i2moe.utils.checked_json.check_json`]), or `None`."""
+        file = self.explanations and self.explanations / name
+        return read_checked(file, kind) if file and file.is_file() else None
 
 
 def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:

@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from fl_i2moe.cache import CacheMismatchError, CorruptCacheError, build_cache, cache_key, open_cache
 from fl_i2moe.cache import building as cache_module
-from fl_i2moe.cache import shards as cache_shards
 from fl_i2moe.data.raw import SampleError
 
 SIZES = {"train": 41, "validation": 6, "test": 9}
@@ -328,7 +327,7 @@ def test_full_disk(raw, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    monkeypatch.setattr(cache_shards.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk is full") as caught:
         build_cache(raw, fake_encoders(), tmp_path / "cache", **OPTIONS)
     left = sum(SIZES.values()) - 24  # the third shard has been encoded but not written
@@ -338,7 +337,7 @@ def test_full_disk(raw, tmp_path, monkeypatch):
     assert [path.name for path in shard_files(tmp_path / "cache")] == [f"data-0000{i}-of-00006.arrow" for i in (0, 1)]
     assert not list((tmp_path / "cache").rglob(".unfinished-*"))
 
-    monkeypatch.setattr(cache_shards.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     encoders = fake_encoders()
     build_cache(raw, encoders, tmp_path / "cache", **OPTIONS)
     assert encoders["image"].calls == len(range(16, 41, 4)) + 2 + 3

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.errors import HFValidationError
 from markdown_it import MarkdownIt
 from published import make_published, write_run
+from safetensors.torch import load_file, save_file
 from tiny_models import make_config, make_model
 
 from fl_i2moe.explain import Explanation
@@ -230,6 +231,12 @@ def test_what_explanations_are_worth(tmp_path, run_here):
     for name in ("faithfulness", "alignment", "pair_curves"):
         assert f"](explanations/{name}.png)" in card
         assert (explanations / f"{name}.png").is_file()
+
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    save_file({name: x + 1 for name, x in weights.items()}, tmp_path / "run" / "model.safetensors", {"format": "pt"})
+    card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit")))
+    assert "What explanations of this model are worth" not in card
+    assert "explanations/" not in card
 
 
 def test_dense_and_regression(tmp_path):

@@ -157,7 +157,8 @@ def test_a_second_run_is_refused_and_encodes_nothing(train, tmp_path):
 
 
 def test_many_options_in_one_run(train, shared, tmp_path):
-    """Pooled, in bfloat16, accumulating, stopping early, reading in another process, with a poster that is broken."""
+    """Pooled, in bfloat16, accumulating, stopping early, reading in another process, with a poster that is broken, and
+    the feature cache in the output folder."""
     films = tmp_path / "films"
     splits = json.loads((shared / "films" / "split.json").read_text())
     splits = {name: ids[:number] for (name, ids), number in zip(splits.items(), (16, 5, 8), strict=True)}
@@ -171,11 +172,11 @@ def test_many_options_in_one_run(train, shared, tmp_path):
 
     options = ["--level=pooled", "--mixed_precision=bf16", "--num_workers=1", "--batch_size=4", "--num_epochs=30"]
     options += ["--gradient_accumulation_steps=2", "--max_grad_norm=0.1", "--on_bad_sample=skip"]
-    options += ["--early_stopping_patience=2", "--learning_rate=1e-12", f"--cache_dir={tmp_path / 'features'}"]
+    options += ["--early_stopping_patience=2", "--learning_rate=1e-12", f"--cache_dir={tmp_path / 'run' / 'features'}"]
     output = train(*options, films=films, with_progress=True)
     assert "encoding:" in output
     assert "skipped.jsonl" in output
-    (skipped,) = map(json.loads, (tmp_path / "features" / "skipped.jsonl").read_text().splitlines())
+    (skipped,) = map(json.loads, (tmp_path / "run" / "features" / "skipped.jsonl").read_text().splitlines())
     assert (skipped["id"], skipped["split"], skipped["file"]) == (broken.stem, "train", str(broken))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["samples"] == {"train": 15, "validation": 5, "test": 8}
