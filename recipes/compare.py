@@ -28,6 +28,7 @@ from fl_i2moe.cache import is_cache, open_cache
 from fl_i2moe.cache.arrays import array_encoders
 from fl_i2moe.comparison.measurements import measure_overhead, measure_robustness
 from fl_i2moe.comparison.systems import (
+    COMPARISON_FILES,
     System,
     Table,
     choose_systems,
@@ -203,7 +204,7 @@ def main():
             for name, x in systems.items()
         }
     own_jobs(systems, job)  # refuses what does not go together, before an hour of encoding
-    accelerator = start_job(job)
+    accelerator = start_job(job, COMPARISON_FILES)
     console = create_console(accelerator)
     if from_features:
         cache = fetch_features(encoding, accelerator)

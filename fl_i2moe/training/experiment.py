@@ -44,14 +44,15 @@ TRAINING_FILES = JobFiles(
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
-def start_job(job: Job) -> Accelerator:
+def start_job(job: Job, files: JobFiles = TRAINING_FILES) -> Accelerator:
     """
-    Sets up this process, and refuses an output folder that the job may not write into before an hour of encoding.
+    Sets up this process, and refuses an output folder that the job may not write into before an hour of encoding;
+    `files` are those that it writes there.
     Raises as [`create_accelerator`] and [`~fl_i2moe.utils.run_folder.check_run_folder`].
     """
     accelerator = create_accelerator(job.training, job.output.output_dir)
     if accelerator.is_main_process:
-        check_run_folder(job.output.output_dir, TRAINING_FILES, **job.output.flags, beside=job.encoding.cache_dir)
+        check_run_folder(job.output.output_dir, files, **job.output.flags, beside=job.encoding.cache_dir)
     accelerator.wait_for_everyone()
     return accelerator
 

@@ -84,7 +84,7 @@ def _check_content(
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise ValueError(f"The output folder {folder} cannot be made in {above}; {instead}.")
     elif others := _others(folder, beside):
-        raise ValueError(f"{folder} holds other files ({others[0]}) and no run; {instead}.")
+        raise ValueError(f"{folder} holds other files and no run, such as {others[0]}; {instead}.")
 
 
 def _others(folder: Path, beside: str | os.PathLike | None) -> list[str]:

@@ -32,7 +32,7 @@ def raw(tmp_path):
 
 
 def shard_files(cache_dir):
-    return sorted(cache_dir.rglob("*.arrow"))
+    return sorted(cache_dir.rglob("data-*.arrow"))
 
 
 def contents(cache_dir):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fl_i2moe.metrics.figures import expert_colors, expert_title, save_statistics_figures
 from fl_i2moe.metrics.statistics import compute_statistics
+from fl_i2moe.utils.files import UNFINISHED
 
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 ALL_FILES = {"expert_weights.png", "expert_weights_per_class.png", "experts_vs_mixture.png", "agreement.png"}
@@ -45,7 +46,7 @@ def drawn(monkeypatch):
     savefig = Figure.savefig
 
     def record(figure, path, **options):
-        figures[path.name] = figure
+        figures[path.name.removeprefix(UNFINISHED)] = figure
         savefig(figure, path, **options)
 
     monkeypatch.setattr(Figure, "savefig", record)

@@ -194,7 +194,7 @@ def test_overwrite_spares_what_lies_in_a_systems_folder(tmp_path):
 def test_a_feature_cache_may_lie_in_a_new_run(tmp_path):
     run = tmp_path / "run"
     (run / "features" / "cache").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"other files \(features\) and no run"):
+    with pytest.raises(ValueError, match="other files and no run, such as features"):
         check_run_folder(run, FILES, **NEW)
     flags = {**NEW, "beside": run / "features" / "cache"}
     check_run_folder(run, FILES, **flags)
