@@ -83,7 +83,7 @@ class Checkpoints:
         kept = self.run_dir / MODEL_FOLDER
         if kept.is_dir():
             target.mkdir()
-            for path in kept.iterdir():
+            for path in (x for x in kept.iterdir() if x.suffix != ".py"):  # every save writes the code anew
                 try:
                     os.link(path, target / path.name)
                 except OSError:  # a file system without links
