@@ -9,12 +9,12 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 
 from .configuration_fl_i2moe import check_given
@@ -100,19 +100,19 @@ def _check_files(sample: SampleEncoder, package_dir: Path) -> None:
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder beside its place and renames it, so that another process sees all of it or nothing."""
+    """Writes a folder beside its place and renames it, so that nobody sees a part of it; clears what a kill left."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first
-                raise
-    finally:
+    temporary = folder.with_name(f".unfinished-{folder.name}")
+    with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():  # another process was first
+            return
         shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            write(temporary)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_files(sample: SampleEncoder, package_dir: Path, folder: Path) -> None:

@@ -1,12 +1,16 @@
 import dataclasses
 import importlib.util
 import re
+import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kills import killed_before
 
 from fl_i2moe.model import sample_encoders
 from fl_i2moe.model.encoders import load_encoder
@@ -128,23 +132,48 @@ def test_unknown_and_other_names():
     assert resolve_encoder("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
 
 
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
 def test_two_writers_at_the_same_time(tmp_path):
-    folder = tmp_path / "encoder"
+    """The second waits, and leaves what the first wrote."""
+    folder, written = tmp_path / "encoder", []
 
-    def write_second(temporary):
-        (temporary / "a").write_text("second")
-        sample_encoders._write_whole(folder, lambda other: (other / "a").write_text("first"))  # overtakes the second
+    def write(temporary):
+        written.append(temporary)
+        time.sleep(0.3)
+        (temporary / "a").write_text(str(len(written)))
 
-    sample_encoders._write_whole(folder, write_second)
-    assert (folder / "a").read_text() == "first"
-    assert list(tmp_path.iterdir()) == [folder]
+    writers = [threading.Thread(target=sample_encoders._write_whole, args=(folder, write)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert (folder / "a").read_text() == "1"
+    assert len(written) == 1
+    assert listing(tmp_path) == ["encoder"]
 
 
-def test_a_failed_conversion_leaves_nothing(tmp_path):
+def test_a_failed_conversion_leaves_nothing_and_a_killed_one_is_cleared(tmp_path):
     def fail(temporary):
         (temporary / "half").write_text("half")
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
         sample_encoders._write_whole(tmp_path / "encoder", fail)
-    assert list(tmp_path.iterdir()) == []
+    assert listing(tmp_path) == []
+
+    def write(temporary):
+        (temporary / "a").write_text("1")
+        (temporary / "b").write_text("2")
+
+    number = 0
+    while killed_before(number, lambda: sample_encoders._write_whole(tmp_path / "encoder", write), tmp_path):
+        if not (tmp_path / "encoder").exists():
+            sample_encoders._write_whole(tmp_path / "encoder", write)
+        assert listing(tmp_path) == ["encoder"]
+        assert listing(tmp_path / "encoder") == ["a", "b"]
+        shutil.rmtree(tmp_path / "encoder")
+        number += 1
+    assert number > 3
