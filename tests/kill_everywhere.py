@@ -10,6 +10,7 @@ where a file has another content.
 """
 
 import argparse
+import gc
 import importlib
 import itertools
 import json
@@ -31,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 # what the forks share: importing takes longer than any job
 SHARED = ("comparison.runs", "comparison.systems", "evaluation.ground_truth.run", "evaluation.human_evaluation.study")
 SHARED += ("evaluation.run.explanations", "publishing.model", "training.experiment")
-TINY = ["--num_samples=60", "--num_tokens=6", "--evidence_tokens=1", "--num_epochs=2", "--batch_size=16"]
-TINY += ["--hidden_size=8", "--num_attention_heads=2", "--num_threads=1", "--checkpoint_steps=4"]
+TINY = ["--num_samples=60", "--num_tokens=6", "--evidence_tokens=1", "--labels_per_kind=1", "--num_epochs=2"]
+TINY += ["--batch_size=16", "--hidden_size=8", "--num_attention_heads=2", "--num_threads=1", "--checkpoint_steps=4"]
 EXPLAIN = ["recipes/explain.py", "--model=RUN", "--num_samples=2", "--num_coalitions=1", "--num_draws=1"]
 # in JSON, and in the last column of a table
 TIMES = re.compile(r'"(\w*seconds\w*|machine)": (\{[^}]*\}|[^,\n]*)|\| +\d+\.\d\d +\|$', re.MULTILINE)
@@ -66,7 +67,7 @@ JOBS = {
         ("train", "another model"),
     ),
     "compare systems": Job(
-        ["recipes/compare.py", "--data=FEATURES", *TINY[3:], "--systems", "ef", "i2moe-ef", "--seeds", "0",
+        ["recipes/compare.py", "--data=FEATURES", *TINY[4:], "--systems", "ef", "i2moe-ef", "--seeds", "0",
          "--output_dir=PLACE/systems"], ("train",), "--resume"
     ),
     "ground truth": Job(
@@ -167,6 +168,7 @@ if __name__ == "__main__":
     for module in SHARED:
         importlib.import_module(f"fl_i2moe.{module}")
     Figure.savefig = lambda figure, path, **options: Path(path).write_bytes(b"drawn")  # drawing takes most of the time
+    gc.freeze()  # what was imported need not be looked through in every fork
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.jobs or JOBS:
             counts = kill(name, Path(folder), arguments.every)
