@@ -34,7 +34,9 @@ SHARED = ("comparison.runs", "comparison.systems", "evaluation.ground_truth.run"
 SHARED += ("evaluation.run.explanations", "publishing.model", "training.experiment")
 TINY = ["--num_samples=60", "--num_tokens=6", "--evidence_tokens=1", "--labels_per_kind=1", "--num_epochs=2"]
 TINY += ["--batch_size=16", "--hidden_size=8", "--num_attention_heads=2", "--num_threads=1", "--checkpoint_steps=4"]
-EXPLAIN = ["recipes/explain.py", "--model=RUN", "--num_samples=2", "--num_coalitions=1", "--num_draws=1"]
+EXPLAIN = ["recipes/explain.py", "--model=RUN", "--num_samples=1", "--interactions=none", "--measurements=none"]
+MEASURE = ["recipes/explain.py", "--model=RUN", "--num_samples=1", "--method=random", "--num_coalitions=1"]
+MEASURE += ["--num_draws=1", "--faithfulness_samples=1", "--output_dir=PLACE/measured"]
 # in JSON, and in the last column of a table
 TIMES = re.compile(r'"(\w*seconds\w*|machine)": (\{[^}]*\}|[^,\n]*)|\| +\d+\.\d\d +\|$', re.MULTILINE)
 
@@ -61,6 +63,7 @@ JOBS = {
     "another model": Job(train("--output_dir=PLACE/second", "--architecture=dense"), ("train",), "--resume"),
     "explain": Job(EXPLAIN, ("train",)),
     "explain again": Job([*EXPLAIN, "--overwrite", "--seed=1"], ("train", "explain")),
+    "measure": Job(MEASURE, ("train",)),
     "compare runs": Job(
         ["recipes/compare_runs.py", "--runs", "RUN", "PLACE/second", "--num_resamples=5",
          "--output_dir=PLACE/compared"],
@@ -143,6 +146,8 @@ def kill(name: str, work: Path, every: int) -> Counter:
         if not killed_before(number, run(job, place), place, log):
             break
         counts["kills"] += 1
+        if counts["kills"] % 50 == 0:
+            print(f"  {name}: {counts['kills']} kills so far", flush=True)
         try:
             killed_before(never, run(job, place, again=True), place, log)
         except AssertionError as error:
