@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-from ..data.raw import ProblemType
+from ..model.configuration_fl_i2moe import PROBLEM_TYPES
 from ..model.kinds import KINDS
-from ..utils.checked_json import check_json, parse_checked
+from ..utils.checked_json import check_json, parse_json
 from ..utils.files import write_json
 from .key import FORMAT_VERSION, differences, key_digest
 from .shards import CorruptCacheError, Shard, naming_damage, read_checked_file
@@ -30,86 +30,54 @@ WRITE_AGAIN = "delete info.json of this feature cache and build it again, nothin
 """`info.json`, `skipped.jsonl` and what `datasets` reads are written from the key and the records."""
 
 
-class SplitKey(TypedDict):
-    samples: int
-    sha256: str
+KEY = {
+    "layout?": int,
+    "shard_size": int,
+    "key": {
+        "format_version": int,
+        "dtype": str,
+        "data": {
+            "label_names": [str],
+            "problem_type": PROBLEM_TYPES,
+            "splits": {str: {"samples": int, "sha256": str}},
+        },
+        "encoders": {str: dict},
+    },
+}
+_MODALITY = {
+    "kind": str,
+    "feature_size": int,
+    "max_features": int,
+    "grid": ([int], None),
+    "encoder": dict,
+}
+_COUNTS = {"samples": int, "skipped": int, "cut": {str: {"samples": int, "mean_share": float}}}
+INFO = {
+    "label_names": [str],
+    "problem_type": PROBLEM_TYPES,
+    "modalities": {str: _MODALITY},
+    "counts": {str: _COUNTS},
+    "files?": {str: str},
+    "sha256?": str,
+}
+STATE = {
+    "_data_files": [{"filename": str}],
+    "_fingerprint": str,
+    "_format_columns": None,
+    "_format_kwargs": dict,
+    "_format_type": None,
+    "_output_all_columns": bool,
+    "_split": str,
+}
+"""What `datasets` reads: rows of a cache have no format, and are all there in their order."""
 
-
-class DataKey(TypedDict):
-    label_names: list[str]
-    problem_type: ProblemType
-    splits: dict[str, SplitKey]
-
-
-class Key(TypedDict):
-    format_version: int
-    dtype: str
-    data: DataKey
-    encoders: dict[str, dict[str, Any]]
-
-
-class KeyFile(TypedDict):
-    layout: NotRequired[int]
-    shard_size: int
-    key: Key
-
-
-class Cut(TypedDict):
-    samples: int
-    mean_share: float
-
-
-class Counts(TypedDict):
-    samples: int
-    skipped: int
-    cut: dict[str, Cut]
-
-
-class Modality(TypedDict):
-    kind: str
-    feature_size: int
-    max_features: int
-    grid: list[int] | None
-    encoder: dict[str, Any]
-
-
-class Info(TypedDict):
-    label_names: list[str]
-    problem_type: ProblemType
-    modalities: dict[str, Modality]
-    counts: dict[str, Counts]
-    files: NotRequired[dict[str, str]]
-    sha256: NotRequired[str]
-
-
-class DataFile(TypedDict):
-    filename: str
-
-
-class State(TypedDict):
-    """What `datasets` reads: rows of a cache have no format, and are all there in their order."""
-
-    _data_files: list[DataFile]
-    _fingerprint: str
-    _format_columns: None
-    _format_kwargs: dict[str, Any]
-    _format_type: None
-    _output_all_columns: bool
-    _split: str
-
-
-class Skipped(TypedDict):
-    id: str
-    split: str
-    field: str
-    file: str
-    reason: str
+SKIPPED = dict.fromkeys(("id", "split", "field", "file", "reason"), str)
 
 
 def read_key(cache_dir: Path) -> dict[str, Any]:
     """The content of `key.json`; raises `CorruptCacheError` where it is damaged or of a later version."""
     path = cache_dir / "key.json"
-    content = read_checked_file(path, dict[str, Any], FETCH_AGAIN)
+    content = read_checked_file(path, dict, FETCH_AGAIN)
     versions = {"layout": (content.get("layout", 1), LAYOUT)}
     if isinstance(content.get("key"), dict):
         versions["key.format_version"] = (content["key"].get("format_version"), FORMAT_VERSION)
@@ -120,7 +88,7 @@ def read_key(cache_dir: Path) -> dict[str, Any]:
                 "made the feature cache, or encode anew in another folder"
             )
     with naming_damage(str(path), FETCH_AGAIN):
-        check_json(content, KeyFile)
+        check_json(content, KEY)
         if content["shard_size"] < 1:
             raise ValueError(f"`shard_size` must be at least 1, got {content['shard_size']}")
         for split, entry in content["key"]["data"]["splits"].items():
@@ -155,7 +123,7 @@ def read_info(cache_dir: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     Raises `CorruptCacheError` where one of the two is damaged, or they do not belong together.
     """
     path = cache_dir / "info.json"
-    info = read_checked_file(path, Info, FETCH_AGAIN)
+    info = read_checked_file(path, INFO, FETCH_AGAIN)
     with naming_damage(str(path), WRITE_AGAIN):
         _compare_with_key(info, key["key"])
         for name in ("files", "sha256"):
@@ -179,15 +147,13 @@ def check_small_files(cache_dir: Path, info: Mapping[str, Any], shards: list[Sha
             counts = {name: info["counts"][split][name] for name in found}
             _compare(f"counts.{split}", counts, found, "the records have")
         state_path = cache_dir / split / "state.json"
-        state = read_checked_file(state_path, State, WRITE_AGAIN)
+        state = read_checked_file(state_path, STATE, WRITE_AGAIN)
         with naming_damage(str(state_path), WRITE_AGAIN):
             names = [file["filename"] for file in state["_data_files"]]
             _compare("_data_files", names, [shard.path.name for shard in own], "of the key and the records follows")
             _compare("_split", state["_split"], split, "of the folder follows")
         columns_path = cache_dir / split / "dataset_info.json"
-        columns = read_checked_file(columns_path, dict[str, Any], WRITE_AGAIN)
-        with naming_damage(str(columns_path), WRITE_AGAIN):
-            check_json(columns.get("features"), dict[str, Any], "features")
+        read_checked_file(columns_path, {"features": dict, str: Any}, WRITE_AGAIN)
     with naming_damage(str(path), WRITE_AGAIN):
         if info.get("sha256") not in (None, _json_checksum({name: x for name, x in info.items() if name != "sha256"})):
             raise ValueError("it was changed since it was written, as its own `sha256` tells")
@@ -206,7 +172,7 @@ def read_skipped(cache_dir: Path) -> list[dict[str, str]]:
         lines = _lines(path)
     for number, line in enumerate(lines, 1):
         with naming_damage(f"{path}, line {number},", WRITE_AGAIN):
-            entries.append(parse_checked(line, Skipped))
+            entries.append(parse_json(line, SKIPPED))
     return entries
 
 
@@ -253,7 +219,7 @@ def _name(path: Path, cache_dir: Path) -> str:
 def _content_checksum(path: Path) -> str:
     """Of what JSON says, whatever the ends of its lines, which Git and editors change."""
     texts = _lines(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
-    return _json_checksum([parse_checked(text, Any) for text in texts])
+    return _json_checksum([parse_json(text) for text in texts])
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import pyarrow as pa
 
-from ..utils.checked_json import parse_checked
+from ..utils.checked_json import parse_json
 from ..utils.files import write_file, write_json
 
 
@@ -18,21 +18,15 @@ class CorruptCacheError(ValueError):
     """A file of a feature cache is missing, is not the one that was written, or cannot be read by this version."""
 
 
-class CutShare(TypedDict):
-    samples: int
-    share: float
-
-
-class Record(TypedDict):
-    """What lies beside a shard. Those of layout 1 do not say whose they are."""
-
-    sha256: str
-    rows: int
-    skipped: list[dict[str, str]]
-    cut: dict[str, CutShare]
-    key: NotRequired[str]
-    split: NotRequired[str]
-    index: NotRequired[int]
+RECORD = {
+    "sha256": str,
+    "rows": int,
+    "skipped": [{str: str}],
+    "cut": {str: {"samples": int, "share": float}},
+    **dict.fromkeys(("key?", "split?"), str),
+    "index?": int,
+}
+"""What lies beside a shard. Records of layout 1 do not say whose they are."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class Shard:
 
     def record(self) -> dict[str, Any]:
         """Raises `CorruptCacheError` where it is damaged, or that of another shard."""
-        record = read_checked_file(self.record_path, Record, self.advice)
+        record = read_checked_file(self.record_path, RECORD, self.advice)
         with naming_damage(str(self.record_path), self.advice):
             for name in ("key", "split", "index"):
                 if (found := record.get(name, expected := getattr(self, name))) != expected:
@@ -120,10 +114,10 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_checked_file(path: Path, kind: Any, advice: str) -> Any:
-    """JSON of the type `kind`, see [`~fl_i2moe.utils.checked_json.check_json`]; raises as [`naming_damage`]."""
+def read_checked_file(path: Path, shape: Any, advice: str) -> Any:
+    """JSON of this shape, see [`~fl_i2moe.utils.checked_json`]; raises as [`naming_damage`]."""
     with naming_damage(str(path), advice):
-        return parse_checked(path.read_text(encoding="utf-8"), kind)
+        return parse_json(path.read_text(encoding="utf-8"), shape)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,10 +33,8 @@ CONDITIONS: tuple[str | float, ...] = (*FILLS, 0.5, 1.0)
 """What replaces a modality; or the level of noise on it."""
 
 
-class Overhead(TypedDict):
-    train_seconds: list[float]
-    inference_seconds: list[float]
-    machine: dict[str, Any]
+OVERHEAD = {"train_seconds": [float], "inference_seconds": [float], "machine": dict}
+ROBUSTNESS = {str: {str: {str: (float, None)}}}
 
 
 def measure_overhead(
@@ -49,7 +47,7 @@ def measure_overhead(
     """
     found = keep_json(
         folder / "overhead.json",
-        Overhead,
+        OVERHEAD,
         lambda: {**_time(job, cache, accelerator), "machine": describe_machine(accelerator)},
         accelerator,
     )
@@ -142,8 +140,9 @@ def measure_robustness(
         ValueError: a model keeps no mean features.
     """
     whole = read_results(folder / RESULTS_FILE, cache.problem_type)["test"]
-    kind = dict[str, dict[str, dict[str, float | None]]]
-    found = keep_json(folder / "robustness.json", kind, lambda: _evaluate(folder, job, cache, accelerator), accelerator)
+    found = keep_json(
+        folder / "robustness.json", ROBUSTNESS, lambda: _evaluate(folder, job, cache, accelerator), accelerator
+    )
     return {
         condition: {
             "metrics": {

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from datasets.utils import tqdm
 
 from ..model.configuration_fl_i2moe import check_given
 from ..model.kinds import KINDS
+from ..utils.checked_json import unique_keys
 from .raw import OnBadSample, ProblemType, RawDataset, SampleError, label_column
 
 
@@ -63,15 +63,7 @@ def read_text(path: Path, parse: Callable[[str], Any] = str, what: str = "UTF-8 
 
 def read_json(path: Path) -> Any:
     """Raises `ValueError` for a file that is missing or no JSON, or in which an object has two values of one name."""
-    return read_text(path, partial(json.loads, object_pairs_hook=_object), "JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"it has {twice!r} twice")
-    return found
+    return read_text(path, partial(json.loads, object_pairs_hook=unique_keys), "JSON")
 
 
 def read_sample_json(split: str, sample_id: str, field: str, path: Path) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ..metrics.figures import save_figure
 from ..model.configuration_fl_i2moe import check_given
-from ..utils.checked_json import read_checked
+from ..utils.checked_json import read_json
 from ..utils.files import write_json, write_text
 from .explanation_data import ExplanationData
 from .pages.sample_figure import draw_explanation
@@ -21,7 +21,7 @@ class Explanation(ExplanationData):
         """Reads what `save` wrote as JSON; `ValueError` that names the key for a file of another format or edited."""
         check_given("path", path)
         try:
-            return cls.from_dict(read_checked(Path(path), dict[str, Any]))
+            return cls.from_dict(read_json(Path(path), dict))
         except ValueError as error:
             raise ValueError(f"{path} holds no explanation that can be read: {error}") from error
 

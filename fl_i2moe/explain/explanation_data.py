@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NotRequired, Required, Self, TypedDict
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,52 +18,43 @@ FORMAT_VERSION = 1
 _ARRAYS = ("expert_weights", "expert_logits", "logits")
 
 
-class SavedPairs(TypedDict):
-    """A [`PairTable`] in JSON."""
-
-    ends: list[list[Any]]
-    """Modality and place, of either end."""
-
-    scores: dict[PairKind, list[float | None]]
-    standard_errors: dict[PairKind, list[float | None]]
-    num_coalitions: list[int]
-    evaluations: int
-    estimator: str
-    seed: int | None
-
-
-class SavedPlaces(TypedDict, total=False):
-    """What all kinds have of a `Places` in JSON."""
-
-    kind: Required[str]
-    num_features: Required[int]
-    special: Required[list[int]]
-    encoder: str | None
-    hidden_layer: int | None
-    special_features: str | None
-    sha256: str | None
-
-
-class Saved(TypedDict):
-    """An [`ExplanationData`] in JSON."""
-
-    format: int
-    sample_id: str
-    target: int
-    target_name: str
-    label_names: list[str]
-    problem_type: str
-    labels: list[float] | None
-    modalities: dict[str, dict[str, Any]]
-    expert_names: list[str]
-    expert_weights: list[float]
-    expert_logits: list[list[float]]
-    logits: list[float]
-    method: str
-    importance: dict[str, dict[str, list[float]]]
-    pair_tables: dict[str, SavedPairs]
-    settings: dict[str, Any]
-    notes: NotRequired[list[str]]
+_SCORES = {str: [(float, None)]}
+_SAVED_PAIRS = {
+    "ends": [list],  # modality and place, of either end
+    "scores": _SCORES,
+    "standard_errors": _SCORES,
+    "num_coalitions": [int],
+    "evaluations": int,
+    "estimator": str,
+    "seed": (int, None),
+}
+_SAVED_PLACES: dict[Any, Any] = {
+    "kind": str,
+    "num_features": int,
+    "special": [int],
+    **dict.fromkeys(("encoder?", "special_features?", "sha256?"), (str, None)),
+    "hidden_layer?": (int, None),
+    str: Any,  # what a kind has of its own
+}
+_SAVED = {
+    "format": int,
+    "sample_id": str,
+    "target": int,
+    "target_name": str,
+    "label_names": [str],
+    "problem_type": str,
+    "labels": ([float], None),
+    "modalities": {str: _SAVED_PLACES},
+    "expert_names": [str],
+    "expert_weights": [float],
+    "expert_logits": [[float]],
+    "logits": [float],
+    "method": str,
+    "importance": {str: {str: [float]}},
+    "pair_tables": {str: _SAVED_PAIRS},
+    "settings": dict,
+    "notes?": [str],
+}
 
 
 @dataclass(frozen=True)
@@ -234,7 +225,7 @@ class ExplanationData:
         """The inverse of [`to_dict`]; `ValueError` that names the key for values of another format, or edited."""
         if values.get("format") != FORMAT_VERSION:
             raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
-        check_json(values, Saved)
+        check_json(values, _SAVED)
         _check_sizes(values)
         values = {item.name: values[item.name] for item in fields(cls)}
         values["modalities"] = {name: _places(name, x) for name, x in values["modalities"].items()}
@@ -264,7 +255,6 @@ def true_classes(labels: Sequence[float], problem_type: str) -> list[int]:
 
 def _places(modality: str, saved: Mapping[str, Any]) -> Places:
     try:
-        check_json({key: x for key, x in saved.items() if key in SavedPlaces.__annotations__}, SavedPlaces)
         places = places_from_dict(saved)
         for index in range(places.num_features):
             places.name_of(index)
@@ -278,7 +268,7 @@ def _places(modality: str, saved: Mapping[str, Any]) -> Places:
 def _check_sizes(values: Mapping[str, Any]) -> None:
     """Raises `ValueError` where a part of a saved explanation does not fit the rest."""
     experts, classes, target = values["expert_names"], values["label_names"], values["target"]
-    lengths = {name: x.get("num_features") for name, x in values["modalities"].items()}
+    lengths = {name: x["num_features"] for name, x in values["modalities"].items()}
     checks: list[tuple[str, Any, Any]] = [
         ("target_name", values["target_name"], classes[target] if 0 <= target < len(classes) else "no class"),
         ("logits", len(values["logits"]), len(classes)),

@@ -2,77 +2,36 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..utils.checked_json import read_checked
+from ..utils.checked_json import read_json
 from .tasks import FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-class Weights(TypedDict):
-    """Of one expert over some samples."""
-
-    mean: float
-    std: float
-    quantiles: dict[str, float]
-
-
-class ClassWeights(TypedDict):
-    """Over the samples that carry a label; None where none does."""
-
-    num_samples: int
-    experts: dict[str, Weights] | None
-
-
-class AllWeights(TypedDict):
-    overall: dict[str, Weights]
-    per_class: dict[str, ClassWeights] | None
-
-
-class Metrics(TypedDict):
-    mixture: dict[str, float | None]
-    experts: dict[str, dict[str, float | None]]
-
-
-class Cell(TypedDict):
-    count: int
-    share: float
-
-
-class Cells(TypedDict):
-    agree_right: Cell
-    agree_wrong: Cell
-    disagree_right: Cell
-    disagree_wrong: Cell
-
-
-class Decisions(TypedDict):
-    num_decisions: int
-    table: Cells
-    pairwise: list[list[float]]
-
-
-class Agreement(TypedDict):
-    per_sample: Decisions
-    per_label: Decisions | None
-
-
-class Statistics(TypedDict):
-    """What [`compute_statistics`] returns."""
-
-    num_samples: int
-    problem_type: str
-    threshold: float | None
-    expert_names: list[str]
-    label_names: list[str]
-    expert_weights: AllWeights
-    metrics: Metrics
-    agreement: Agreement | None
+_WEIGHTS = {"mean": float, "std": float, "quantiles": {str: float}}
+_CELL = {"count": int, "share": float}
+_CELLS = dict.fromkeys(("agree_right", "agree_wrong", "disagree_right", "disagree_wrong"), _CELL)
+_DECISIONS = {"num_decisions": int, "table": _CELLS, "pairwise": [[float]]}
+STATISTICS = {
+    "num_samples": int,
+    "problem_type": str,
+    "threshold": (float, None),
+    "expert_names": [str],
+    "label_names": [str],
+    "expert_weights": {
+        "overall": {str: _WEIGHTS},
+        "per_class": ({str: {"num_samples": int, "experts": ({str: _WEIGHTS}, None)}}, None),
+    },
+    "metrics": {"mixture": {str: (float, None)}, "experts": {str: {str: (float, None)}}},
+    "agreement": ({"per_sample": _DECISIONS, "per_label": (_DECISIONS, None)}, None),
+}
+"""What [`compute_statistics`] returns, see [`~fl_i2moe.utils.checked_json.check_json`]."""
 
 
 def read_statistics(file: Path, expert_names: Sequence[str], label_names: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +41,7 @@ def read_statistics(file: Path, expert_names: Sequence[str], label_names: Sequen
     Raises:
         ValueError: the file is damaged or was edited, or is of another model; names it and the key.
     """
-    statistics = read_checked(file, Statistics)
+    statistics = read_json(file, STATISTICS)
     per_class = statistics["expert_weights"]["per_class"]
     experts, labels = list(expert_names), list(label_names)
     for key, found, expected in (

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..evaluation.run.files import FAITHFULNESS_FILE, PAIR_MASKING_FILE, Faithfulness, PairMasking
+from ..evaluation.run.files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING, PAIR_MASKING_FILE
 from ..explain import Explanation
 from ..explain.pages.display import METHOD_NAMES, number
 from ..metrics.figures import expert_title, metric_title
@@ -96,7 +96,7 @@ def encoders_table(modalities: Mapping[str, Mapping[str, Any]], encoders: Mappin
 
 def faithfulness_table(run: Run) -> dict[str, Any] | None:
     """What masking important features costs, per method, of the mixture's importance."""
-    measured = run.explanation(FAITHFULNESS_FILE, dict[str, Faithfulness])
+    measured = run.explanation(FAITHFULNESS_FILE, FAITHFULNESS)
     if not measured:
         return None
     own = next((x for name, x in measured.items() if (name == "dense Transformer") == (len(x["experts"]) == 1)), None)
@@ -120,7 +120,7 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
 
 def pair_masking_table(run: Run) -> dict[str, Any] | None:
     """What masking the pairs with the highest scores costs beyond masking random pairs with as many features."""
-    measured = run.explanation(PAIR_MASKING_FILE, dict[str, PairMasking])
+    measured = run.explanation(PAIR_MASKING_FILE, PAIR_MASKING)
     if not measured:
         return None
     metric, rows = run.results["metric"], []

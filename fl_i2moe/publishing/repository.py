@@ -21,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.hf_api import RepoFile
 
 from ..model.configuration_fl_i2moe import check_given
-from ..utils.files import read_json, write_json, write_new_folder
+from ..utils.checked_json import read_json
+from ..utils.files import write_json, write_new_folder
 
 FILE_LIST = "published_files.json"
 COMMON_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other")
@@ -142,7 +143,7 @@ def push(
         if FILE_LIST in there:
             with tempfile.TemporaryDirectory() as cache:
                 options: dict[str, Any] = {"repo_type": repo_type, "revision": head, "cache_dir": cache}
-                earlier = read_json(Path(api.hf_hub_download(repo_id, FILE_LIST, **options)), kind=list)
+                earlier = read_json(Path(api.hf_hub_download(repo_id, FILE_LIST, **options)), [str])
             operations += [CommitOperationDelete(name) for name in there if name in earlier and name not in files]
         if not operations:
             return None

@@ -11,7 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..utils.files import UNFINISHED, bring_to_disk, explaining_full_disk, read_json, remove, replace_files, write_json
+from ..utils.checked_json import read_json
+from ..utils.files import UNFINISHED, bring_to_disk, explaining_full_disk, remove, replace_files, write_json
 
 STATE_FILE, CHECKSUMS_FILE = "trainer_state.json", "checksums.json"
 MODEL_FOLDER = "model"
@@ -105,7 +106,7 @@ class Checkpoints:
             copy = partial(shutil.copytree, model, dirs_exist_ok=True)
             replace_files(self.run_dir / MODEL_FOLDER, copy)
         accelerator.wait_for_everyone()
-        return TrainerState(**read_json(checkpoint / STATE_FILE, kind=dict))
+        return TrainerState(**read_json(checkpoint / STATE_FILE, dict))
 
     def _newest_whole(self, accelerator: Accelerator) -> Path | None:
         checkpoints = self._all()
@@ -128,7 +129,7 @@ class Checkpoints:
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; `None` where each is as it was written."""
     try:
-        expected = read_json(checkpoint / CHECKSUMS_FILE, kind=dict)
+        expected = read_json(checkpoint / CHECKSUMS_FILE, dict)
         found = _checksums(checkpoint)
     except (OSError, ValueError) as error:
         return str(error)

@@ -24,7 +24,7 @@ from ..metrics.markdown import spread
 from ..metrics.statistics import compute_statistics
 from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
-from ..utils.checked_json import read_checked
+from ..utils.checked_json import read_json
 from ..utils.files import replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
 from ..utils.run_folder import JobFiles, check_run_folder, held_run_folder
@@ -228,13 +228,13 @@ def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, f
     return summary
 
 
-def keep_json(file: Path, kind: Any, measure: Callable[[], Any], accelerator: Accelerator) -> Any:
+def keep_json(file: Path, shape: Any, measure: Callable[[], Any], accelerator: Accelerator) -> Any:
     """
-    What the file holds, which is of this type; what is measured, by all processes, and written into it where it is not
+    What the file holds, which has this shape; what is measured, by all processes, and written into it where it is not
     there yet.
     """
     if file.is_file():
-        return read_checked(file, kind)
+        return read_json(file, shape)
     measured = measure()
     if accelerator.is_main_process:
         write_json(file, measured)

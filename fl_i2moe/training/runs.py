@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from ..cache import FeatureCache, open_cache, open_features
 from ..metrics.statistics import read_statistics
@@ -15,22 +15,15 @@ from ..model.encoders import hash_weights
 from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import user_cache_dir
-from ..utils.checked_json import check_json, read_checked
-from ..utils.files import read_json
+from ..utils.checked_json import read_json
 from ..utils.run_folder import SETTINGS_FILE
 from .results import RESULTS_FILE, read_results
 
 STATISTICS_FILE = "interaction_statistics.json"
 
 
-class Settings(TypedDict, total=False):
-    """Those of a training that are looked at later."""
-
-    features: str
-    """The digest of the cache's key."""
-    threshold: float
-    data_dir: str | None
-    data_file: str | None
+SETTINGS = {"features?": str, "threshold?": float, "data_dir?": (str, None), "data_file?": (str, None), str: Any}
+"""Those of a training that are looked at later; `features` is the digest of the cache's key."""
 
 
 @dataclass
@@ -104,15 +97,15 @@ class Run:
         folder = self.folder / "explanations"
         if not (file := folder / SETTINGS_FILE).is_file():
             return None
-        settings = read_checked(file, dict[str, Any])
+        settings = read_json(file, dict)
         if "job" not in settings:  # of 0.1.0, which knew weights by another digest
             return folder
         return folder if settings.get("model") == fingerprint(load_model(self.folder)) else None
 
-    def explanation(self, name: str, kind: Any) -> Any:
-        """A JSON file of `explanations`, of this type (see [`~fl_i2moe.utils.checked_json.check_json`]), or `None`."""
+    def explanation(self, name: str, shape: Any) -> Any:
+        """A JSON file of `explanations`, of this shape (see [`~fl_i2moe.utils.checked_json`]), or `None`."""
         file = self.explanations and self.explanations / name
-        return read_checked(file, kind) if file and file.is_file() else None
+        return read_json(file, shape) if file and file.is_file() else None
 
 
 def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Sequence[str] = ()) -> list[Run]:
@@ -151,7 +144,7 @@ def find_runs(folders: Sequence[str], cache_dir: str | None = None, seeds: Seque
 
 def load_config(folder: Path) -> FLI2MoEConfig:
     """Raises `ValueError` that names folder and field where `config.json` is damaged, or of another kind of model."""
-    kind = read_json(folder / "config.json", kind=dict).get("model_type")
+    kind = read_json(folder / "config.json", dict).get("model_type")
     if kind != FLI2MoEConfig.model_type:
         raise ValueError(
             f"{folder} holds a model of type {kind!r} by `model_type` in config.json, not {FLI2MoEConfig.model_type!r}."
@@ -200,12 +193,7 @@ def _find_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The run's folder that a model's folder is or lies in, and its settings; the folder itself and none if unknown."""
     for place in (folder, *list(folder.parents)[:2]):
         if (file := place / SETTINGS_FILE).is_file():
-            settings = read_json(file, "which says what the run was trained on", dict)
-            try:
-                check_json({key: x for key, x in settings.items() if key in Settings.__annotations__}, Settings)
-            except ValueError as error:
-                raise ValueError(f"{file} is damaged or was changed: {error}.") from error
-            return place, settings
+            return place, read_json(file, SETTINGS, "which says what the run was trained on")
     return folder, {}
 
 

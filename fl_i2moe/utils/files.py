@@ -28,20 +28,6 @@ FULL_TEXTS = (*(f"(os error {code})" for code in FULL), "inline_container.cc", "
 KEPT = "what was written before is kept: make room and go on by the same command, with --resume if it has it"
 
 
-def read_json(path: Path, role: str = "", kind: type | tuple[type, ...] = object) -> Any:
-    """
-    Raises `ValueError` where the file is no JSON or holds something else than `kind`; its name and `role`, what it is
-    for, begin the message. Raises `OSError` where it cannot be read.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"it holds a {type(content).__name__}")
-    except ValueError as error:
-        raise ValueError(f"{path}{role and f', {role},'} is damaged: {error}.") from error
-    return content
-
-
 def write_json(path: Path, content: Any) -> None:
     """
     Writes the file whole or not at all; raises `OSError` if the disk is full, when an earlier file is as it was, and

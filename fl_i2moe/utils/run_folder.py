@@ -11,7 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from .files import UNFINISHED, existing, read_json, remove, remove_unfinished, write_json
+from .checked_json import read_json
+from .files import UNFINISHED, existing, remove, remove_unfinished, write_json
 from .machine import take_lock
 
 SETTINGS_FILE = "run.json"
@@ -35,7 +36,7 @@ class JobFiles:
         found = [path for pattern in self.patterns for path in sorted(folder.glob(pattern))]
         if self.parts is not None:
             for file in folder.glob(f"*/{SETTINGS_FILE}"):
-                if "system" in read_json(file, kind=dict):
+                if "system" in read_json(file, dict):
                     found += [*self.parts.find(file.parent), file]
         return found
 
@@ -71,7 +72,7 @@ def _check_content(
             raise ValueError(
                 f"{folder} already holds a run: go on with it by --resume, replace it by --overwrite, or {instead}."
             )
-        job = read_json(folder / SETTINGS_FILE, kind=dict).get("job")
+        job = read_json(folder / SETTINGS_FILE, dict).get("job")
         if job is None and overwrite:
             raise ValueError(
                 f"{folder} holds a run of an earlier version, which does not say which job wrote it: remove it, or "
@@ -116,7 +117,7 @@ def begin_run_folder(
     settings = {"job": files.job, **json.loads(json.dumps(settings))}  # as they come back from the file
     file = folder / SETTINGS_FILE
     if file.is_file() and resume:
-        stored = {"job": files.job, **read_json(file, kind=dict)}
+        stored = {"job": files.job, **read_json(file, dict)}
         different = [
             f"  {name}: {stored.get(name)!r} then, {settings.get(name)!r} now"
             for name in {**stored, **settings}

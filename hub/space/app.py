@@ -10,7 +10,7 @@ import argparse
 import html
 import tempfile
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import gradio as gr
 import torch
@@ -22,7 +22,7 @@ from fl_i2moe.explain.inputs import raw_sample
 from fl_i2moe.metrics.figures import expert_title
 from fl_i2moe.model.pinned_encoders import takes_raw_inputs
 from fl_i2moe.model.pipeline_fl_i2moe import FLI2MoEPipeline
-from fl_i2moe.utils.checked_json import read_checked
+from fl_i2moe.utils.checked_json import read_json
 from fl_i2moe.utils.machine import usable_cores
 
 MAX_CHARACTERS = 5_000
@@ -36,12 +36,8 @@ evidence it holds, and with the published objective an expert need not be what i
 """
 
 
-class Examples(TypedDict):
-    """`examples.json`"""
-
-    samples: list[dict[str, str]]
-    classes: NotRequired[list[str]]
-    """Those of the models that it goes with; any if not given."""
+EXAMPLES_SHAPE = {"samples": [{str: str}], "classes?": [str]}
+"""Of `examples.json`; without `classes` they go with any model."""
 
 
 class TextInput:
@@ -208,7 +204,7 @@ def _examples(kinds: dict[str, str], labels: list[str]) -> list[list[str]]:
     file = EXAMPLES / "examples.json"
     if not file.is_file():
         return []
-    content = read_checked(file, Examples)
+    content = read_json(file, EXAMPLES_SHAPE)
     if set(content.get("classes", labels)) != set(labels):
         return []
     return [

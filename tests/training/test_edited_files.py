@@ -62,6 +62,7 @@ def whole(tmp_path_factory):
         (f"explanations/{FAITHFULNESS_FILE}", {"FL-I²MoE": faithfulness}),
         (f"explanations/{PAIR_MASKING_FILE}", masking),
         ("run.json", {"features": "abc", "threshold": 0.5, "data_dir": "films"}),
+        ("explanations/run.json", {}),  # as an earlier version wrote it, which names no weights
     ):
         (folder / name).write_text(json.dumps(content))
     return folder
@@ -204,5 +205,5 @@ def test_results_of_one_seed(whole, tmp_path):
 
 def test_features_of_another_type(run):
     (run / "run.json").write_text('{"features": {"text": 1}}')
-    with pytest.raises(ValueError, match=r"run\.json is damaged or was changed: `features` must be a text"):
+    with pytest.raises(ValueError, match=r"run\.json, .*, is damaged or was changed: `features` must be a text"):
         find_cache(run)

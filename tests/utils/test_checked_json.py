@@ -1,38 +1,44 @@
-"""JSON held against a type: what fits is given as it is; of what does not, the message names file and key."""
+"""JSON held against a shape: what fits is given as it is; of what does not, the message names file and key."""
 
 import json
 import re
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any
 
 import pytest
 
-from fl_i2moe.utils.checked_json import read_checked
+from fl_i2moe.utils.checked_json import read_json
 
-
-class Part(TypedDict):
-    size: int
-    share: NotRequired[float]
-
-
-class Whole(TypedDict):
-    name: str
-    task: Literal["a", "b"]
-    parts: dict[str, Part]
-    grid: list[int] | None
-    about: dict[str, Any]
-    seen: NotRequired[bool]
-    level: NotRequired[int | str]
-    inner: NotRequired[Part | None]
-
-
+PART = {"size": int, "share?": float}
+SHAPE = {
+    "name": str,
+    "task": ("a", "b"),
+    "parts": {str: PART},
+    "grid": ([int], None),
+    "about": dict,
+    "seen?": bool,
+    "level?": (int, str),
+    "inner?": (PART, None),
+    "open?": {"size": int, str: Any},
+}
 GOOD = {"name": "x", "task": "a", "parts": {"p": {"size": 1, "share": 2}}, "grid": [1, 2], "about": {"any": [None]}}
 
 
-@pytest.mark.parametrize("more", [{}, {"grid": None}, {"seen": False}, {"level": "x"}, {"level": 1}, {"inner": None}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"grid": None},
+        {"seen": False},
+        {"level": "x"},
+        {"level": 1},
+        {"inner": None},
+        {"open": {"size": 1, "x": []}},
+    ],
+)
 def test_what_fits_is_given_as_it_is(tmp_path, more):
     file = tmp_path / "x.json"
     file.write_text(json.dumps(GOOD | more), encoding="utf-8")
-    assert read_checked(file, Whole) == GOOD | more
+    assert read_json(file, SHAPE) == GOOD | more
 
 
 @pytest.mark.parametrize(
@@ -47,10 +53,12 @@ def test_what_fits_is_given_as_it_is(tmp_path, more):
         (GOOD | {"parts": {"p": {}}}, "`parts.p.size` is missing"),
         (GOOD | {"parts": {"p": {"size": 1, "sise": 1}}}, "`parts.p.sise` is unknown, known are share, size"),
         (GOOD | {"grid": [1, None]}, "`grid[1]` must be a whole number, got null"),
-        (GOOD | {"grid": {}}, "`grid` must be a list, got {}"),
+        (GOOD | {"grid": {}}, "`grid` must be a list or null, got {}"),
         (GOOD | {"seen": 0}, "`seen` must be true or false, got 0"),
         (GOOD | {"level": 1.5}, "`level` must be a whole number or a text, got 1.5"),
         (GOOD | {"inner": {"size": None}}, "`inner.size` must be a whole number, got null"),
+        (GOOD | {"open": {"size": "1", "x": []}}, '`open.size` must be a whole number, got "1"'),
+        (GOOD | {"open": {"x": []}}, "`open.size` is missing"),
         ({"name": "x"}, "`about` is missing"),
         ([], "its content must be an object, got []"),
         (None, "its content must be an object, got null"),
@@ -58,7 +66,7 @@ def test_what_fits_is_given_as_it_is(tmp_path, more):
         (b"", "Expecting value"),
         (b"\xff", "can't decode byte"),
         (b"\x00" * 8, "Expecting value"),
-        (b'{"name": 1, "name": 2}', "`name` is there twice"),
+        (b'{"name": 1, "name": 2}', "it has 'name' twice"),
         (b'{"name": NaN}', "NaN is no number that JSON can hold"),
         (b'{"name": -1e400}', "-1e400 is no number that JSON can hold"),
         ('{"name": "x"}'.encode("utf-16"), "can't decode byte"),
@@ -73,4 +81,4 @@ def test_what_does_not_is_named_with_its_key(tmp_path, content, reason):
     file = tmp_path / "x.json"
     file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(ValueError, match=rf"^{re.escape(f'{file} is damaged or was changed: ')}.*{re.escape(reason)}"):
-        read_checked(file, Whole)
+        read_json(file, SHAPE)

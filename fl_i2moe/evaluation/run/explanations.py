@@ -30,12 +30,12 @@ from ...explain.inputs import check_batch
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.recipe import create_console
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
-from ...utils.checked_json import read_checked
+from ...utils.checked_json import read_json
 from ...utils.files import write_json
 from ...utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from ..masking import faithfulness
 from .arguments import ExplainArguments
-from .files import FAITHFULNESS_FILE, Faithfulness
+from .files import FAITHFULNESS, FAITHFULNESS_FILE
 from .results import write_results
 from .sample import explain_sample, list_samples
 
@@ -96,7 +96,7 @@ def _measure_faithfulness(
 ) -> None:
     """Writes `faithfulness.json`: name of a model → result; what is in it for the same weights and samples stays."""
     file = arguments.folder / FAITHFULNESS_FILE
-    results = read_checked(file, dict[str, Faithfulness]) if file.is_file() else {}
+    results = read_json(file, FAITHFULNESS) if file.is_file() else {}
     split = cache.splits[arguments.split]
     first = range(min(len(split), arguments.faithfulness_samples or len(split)))
     order = next(iter(models.values())).config.modality_order

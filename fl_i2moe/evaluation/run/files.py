@@ -1,82 +1,55 @@
-"""What lies in the folder of a run of explanations, for those who read it again."""
+"""What lies in the folder of a run of explanations, for those who read it again: names, and shapes for `read_json`."""
 
-from typing import Any, NotRequired, TypedDict
-
-Values = list[float | None]
 FAITHFULNESS_FILE, PAIR_MASKING_FILE = "faithfulness.json", "pair_masking.json"
 
+_NUMBER = (float, None)
+_VALUES = {str: _NUMBER}  # metric → value
+_CURVE = {
+    **{key: [_NUMBER] for key in ("values", "values_std", "drops", "drops_std")},
+    **dict.fromkeys(("mean_drop", "mean_drop_std", "auc", "auc_std"), _NUMBER),
+}
+_CURVES = {str: {str: {str: _CURVE}}}  # method → expert → metric
+FAITHFULNESS = {
+    str: {
+        "num_samples": int,
+        "problem_type": str,
+        "shares": [float],
+        "base": _VALUES,
+        "emptied": _VALUES,
+        "deletion": _CURVES,
+        "insertion?": _CURVES,
+        "experts": [str],
+        "methods": [str],
+        "num_random": int,
+        "seed": int,
+        "target": str,
+        "model?": str,  # its fingerprint
+        "features?": str,  # the digest of the cache's key
+    }
+}
+"""Name of a model → what [`~fl_i2moe.evaluation.masking.faithfulness`] gives, and which model that is."""
 
-class Curve(TypedDict):
-    """Of one metric, means over the draws and their deviations: over the shares, and for all of them together."""
+_INTERVAL = {"value": _NUMBER, "interval": ([_NUMBER], None)}
+_DRAWS = dict.fromkeys(("mean", "std", "min", "max"), _NUMBER)
+_MASKED = {
+    "none": _NUMBER,
+    "ranked": _NUMBER,
+    "random_same_features": _DRAWS,
+    "random_same_pairs": _DRAWS,
+    "drop": {str: _INTERVAL},
+    "ranked_minus_random": _INTERVAL,
+}
+PAIR_MASKING = {
+    str: {
+        "num_samples": int,
+        "confidence": float,
+        "num_pairs": float,
+        "num_features": float,
+        "num_features_same_pairs": float,
+        "metrics": {str: _MASKED},
+    }
+}
+"""Expert → what [`~fl_i2moe.evaluation.pairs.pair_masking_table`] gives."""
 
-    values: Values
-    values_std: Values
-    drops: Values
-    drops_std: Values
-    mean_drop: float | None
-    mean_drop_std: float | None
-    auc: float | None
-    auc_std: float | None
-
-
-class Faithfulness(TypedDict):
-    """Of one model, as [`~fl_i2moe.evaluation.masking.faithfulness`] gives it, and which model that is."""
-
-    num_samples: int
-    problem_type: str
-    shares: list[float]
-    base: dict[str, float | None]
-    emptied: dict[str, float | None]
-    deletion: dict[str, dict[str, dict[str, Curve]]]
-    insertion: NotRequired[dict[str, dict[str, dict[str, Curve]]]]
-    experts: list[str]
-    methods: list[str]
-    num_random: int
-    seed: int
-    target: str
-    model: NotRequired[str]
-    """Its fingerprint."""
-
-    features: NotRequired[str]
-    """The key of the cache."""
-
-
-class Interval(TypedDict):
-    value: float | None
-    interval: Values | None
-
-
-class Draws(TypedDict):
-    mean: float | None
-    std: float | None
-    min: float | None
-    max: float | None
-
-
-class MaskedMetric(TypedDict):
-    none: float | None
-    ranked: float | None
-    random_same_features: Draws
-    random_same_pairs: Draws
-    drop: dict[str, Interval]
-    ranked_minus_random: Interval
-
-
-class PairMasking(TypedDict):
-    """Of one expert, as [`~fl_i2moe.evaluation.pairs.pair_masking_table`] gives it."""
-
-    num_samples: int
-    confidence: float
-    num_pairs: float
-    num_features: float
-    num_features_same_pairs: float
-    metrics: dict[str, MaskedMetric]
-
-
-class Measured(TypedDict):
-    """What was measured on one sample."""
-
-    id: str
-    target: str
-    pages: list[str]
-    experts: NotRequired[dict[str, dict[str, Any]]]
+MEASURED = {"id": str, "target": str, "pages": [str], "experts?": {str: dict}}
+"""What was measured on one sample."""

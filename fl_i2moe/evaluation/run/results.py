@@ -18,14 +18,14 @@ from ...metrics.figures import expert_colors, expert_title, metric_title, save_f
 from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.checked_json import read_checked
+from ...utils.checked_json import read_json
 from ...utils.files import write_json, write_text
 from ..alignment import alignment, bin_edges
 from ..masking import DIRECTIONS
 from ..pairs import pair_curves, pair_masking_table
 from .arguments import ExplainArguments
 from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_masking_rows
-from .files import FAITHFULNESS_FILE, PAIR_MASKING_FILE, Faithfulness
+from .files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING_FILE
 from .sample import Sample
 
 THUMBNAIL_PIXELS = 160
@@ -150,7 +150,7 @@ class _Results:
         self.score_titles = {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
 
     def draw_faithfulness(self, direction: str) -> RunFigure:
-        results = read_checked(self.folder / FAITHFULNESS_FILE, dict[str, Faithfulness])
+        results = read_json(self.folder / FAITHFULNESS_FILE, FAITHFULNESS)
         name = "faithfulness.png" if direction == "deletion" else f"faithfulness_{direction}.png"
         save_figure(draw_faithfulness(results, self.metric, direction), self.folder / name)
         parts = []

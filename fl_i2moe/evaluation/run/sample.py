@@ -20,13 +20,13 @@ from ...explain.feature_game import feature_game
 from ...explain.inputs import Inputs, feature_batch
 from ...explain.interactions import kind_of_expert, sample_seed, score_pairs
 from ...model.modeling_fl_i2moe import FLI2MoEModel
-from ...utils.checked_json import read_checked
+from ...utils.checked_json import read_json
 from ...utils.files import write_json
 from ..alignment import bin_edges, importance_bins, pair_bins
 from ..masking import DIRECTIONS, masked_logits
 from ..pairs import pair_curve_logits, pair_masking_logits
 from .arguments import ExplainArguments
-from .files import Measured
+from .files import MEASURED
 
 CURVE_DRAWS = 3
 """Random orders that the curves of pairs are compared with, at most: each takes a pass of the model for every share."""
@@ -50,7 +50,7 @@ class Sample:
 
     def record(self) -> dict[str, Any] | None:
         """What was measured, and the classes that have pages; None before that."""
-        return read_checked(self.measured, Measured) if self.measured.is_file() else None
+        return read_json(self.measured, MEASURED) if self.measured.is_file() else None
 
     def page(self, class_name: str) -> Path:
         return self.arguments.folder / "samples" / f"{self.file_name}-{self.class_file_names[class_name]}.html"
