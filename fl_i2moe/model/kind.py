@@ -89,6 +89,7 @@ class FrozenEncoder(nn.Module, ABC):
         self.hidden_layer = hidden_layer
         self.special_features = special_features
         self._origin = origin
+        self._is_tried = False
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -132,24 +133,18 @@ class FrozenEncoder(nn.Module, ABC):
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
         """`encode` before special features are dropped and padding is zeroed."""
 
-    def _try_out(self, inputs: dict[str, Tensor]) -> None:
-        """Calls the model for the first time.
-
-        Raises:
-            ValueError: whatever an unfit model raises, as a sentence with the encoder's name.
-        """
+    @torch.no_grad()
+    def _call(self, inputs: dict[str, Tensor]) -> Any:
+        options = {} if self.hidden_layer is None else {"output_hidden_states": True}
         try:
-            self._call(inputs)
-        except Exception as error:  # models of any class raise anything
-            raise ValueError(
+            return self.model(**inputs, **options)
+        except Exception as error:
+            if self._is_tried:
+                raise
+            raise ValueError(  # models of any class raise anything where they do not fit
                 f"encoder {self._origin['name']!r} ({type(self.model).__name__}) cannot be called with a batch of "
                 f"{self.kind}s alone; use another encoder. The reason: {type(error).__name__}: {error!s:.300}"
             ) from error
-
-    def _call(self, inputs: dict[str, Tensor]) -> Any:
-        options = {} if self.hidden_layer is None else {"output_hidden_states": True}
-        with torch.no_grad():
-            return self.model(**inputs, **options)
 
     def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
         outputs, hidden_states = self._call(inputs), ()

@@ -265,8 +265,6 @@ class FrozenImageEncoder(FrozenEncoder):
     def __init__(self, *args: Any, preprocess: ImagePreprocessor):
         super().__init__(*args)
         self.preprocess = preprocess
-        pixels = torch.zeros(1, *preprocess.input_size, 3, dtype=torch.uint8)
-        self._try_out(self._pixel_values(pixels))
         patch_size = getattr(self.model.config, "patch_size", None)
         self.layout = find_patch_layout(
             lambda pixels: self._hidden_state(self._pixel_values(pixels)),
@@ -274,8 +272,10 @@ class FrozenImageEncoder(FrozenEncoder):
             patch_size if isinstance(patch_size, int) else None,
             self._origin["name"],
         )
-        self.grid = self.layout.grid
-        _, self.max_features, self.feature_size = self.encode({"pixels": pixels}).features.shape
+        self.grid, self.feature_size = self.layout.grid, self.layout.feature_size
+        left_out = len(self.layout.special) if self.special_features == "drop" else 0
+        self.max_features = len(self.layout.order) - left_out
+        self._is_tried = True
 
     def identity(self) -> dict[str, Any]:
         # Versions that took the usual layout for granted gave such encoders' features other places.

@@ -19,8 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BANDS = 8
-"""Bands a side that a usual layout is tested with; another layout takes one band a row and column of patches."""
+BANDS = (4, 8)
+"""Bands a side that a usual layout is tested with, the second only where the first leave a doubt. Another layout takes
+one band a row and column of patches."""
+
+CLEAR = 0.8
+"""Fit from which a usual layout is beyond doubt, and a guessed grid is taken."""
 
 ROUNDS = 3
 """Pictures of noise at most from which an unusual layout is read."""
@@ -41,6 +45,7 @@ class PatchLayout:
             special positions stay where they are between them.
         special: positions that are no patch.
         is_usual: row by row, behind the special ones.
+        feature_size: D.
         channels_last: whether a hidden state with four dimensions is (B, R, C, D).
     """
 
@@ -48,7 +53,8 @@ class PatchLayout:
     order: tuple[int, ...]
     special: tuple[int, ...]
     is_usual: bool
-    channels_last: bool = False
+    feature_size: int
+    channels_last: bool
 
     def arrange(self, hidden: Tensor) -> Tensor:
         """The features (B, T, D) of a hidden state, with its patches in reading order."""
@@ -62,7 +68,7 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
     The rule: the usual layout (row by row, behind the special positions) is taken unless painting contradicts it,
     that is, unless another regular one (special positions elsewhere, windows, columns first, every n-th patch) fits
     clearly better, or it fits no better than positions in random order (0.5 plus three standard deviations; a guessed
-    grid has to reach 0.8). Otherwise each position is read off singly: that must name every patch (with a fit of 0.9),
+    grid has to be `CLEAR`). Otherwise each position is read off singly: that must name every patch (with a fit of 0.9),
     and what is left over is special; or, as patches that overlap may name their neighbours, three of four are named as
     in a regular layout. Where that fails, too, a map is read as its shape says (convolutions smear what is painted),
     and an encoder of sequences is refused.
@@ -77,7 +83,7 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
         ValueError: the same picture gives different features in two calls, or no grid of patches can be found.
     """
     noise = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (*input_size, 3), generator=noise, dtype=torch.uint8)
+    picture = _noise(input_size, noise)
     hidden, again = encode(torch.stack([picture, picture])).float(), encode(picture[None]).float()
     if hidden.ndim not in (3, 4) or len(hidden) != 2:
         raise ValueError(
@@ -95,7 +101,7 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
             "patches at random (ViTMAE) does; use another encoder"
         )
     for grid, channels_last, guess in _grids(hidden, input_size, patch_size):
-        layout = _find_in_grid(_Painting(encode, noise, input_size, grid, channels_last), guess)
+        layout = _find_in_grid(_Painting(encode, noise, grid, channels_last, picture, again), guess)
         if layout is not None:
             return layout
     raise ValueError(
@@ -108,13 +114,14 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
 def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None:
     rows, columns = painting.grid
     num_patches = rows * columns
-    fits = _Fits(painting(BANDS), painting.grid)
-    usual = torch.arange(num_patches) + fits.length - num_patches
-    enough = {None: 0.0, False: 0.5 + 3 / math.sqrt(24 * num_patches), True: 0.8}[guess]
-    if guess is None and num_patches < 16:  # too few to contradict what a map's shape says
-        return _layout(painting, usual, fits.length)
-    if num_patches == 1 or (float(fits(usual).mean()) >= enough and not _contradicts(fits, usual, painting.grid)):
-        return _layout(painting, usual, fits.length)
+    usual = torch.arange(num_patches) + painting.length - num_patches
+    if num_patches == 1 or (guess is None and num_patches < 16):  # too few to contradict what a map's shape says
+        return painting.layout(usual)
+    enough = {None: 0.0, False: 0.5 + 3 / math.sqrt(24 * num_patches), True: CLEAR}[guess]
+    for max_bands, least in zip(BANDS, (CLEAR, enough), strict=True):
+        fits = _Fits(painting(max_bands), painting.grid)
+        if float(fits(usual).mean()) >= least and not _contradicts(fits, usual, painting.grid):
+            return painting.layout(usual)
     if guess:
         return None
 
@@ -130,14 +137,14 @@ def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None
             positions = torch.empty(num_patches, dtype=torch.long)
             positions[place[strongest_last]] = strongest_last
             if float(fits(positions).mean()) >= 0.9:
-                return _layout(painting, positions, fits.length)
+                return painting.layout(positions)
     # Patches that overlap may name their neighbours.
     fits = _Fits((by_rows, by_columns), painting.grid)
     best = max(_regular(painting.grid, fits.length), key=lambda positions: float(fits(positions).mean()))
     named = float((place[best] == torch.arange(num_patches)).double().mean())
     if named >= 0.75:
-        return _layout(painting, best, fits.length)
-    return _layout(painting, usual, fits.length) if guess is None else None
+        return painting.layout(best)
+    return painting.layout(usual) if guess is None else None
 
 
 class _Fits:
@@ -188,16 +195,6 @@ def _regular(grid: tuple[int, int], length: int) -> Iterator[Tensor]:
         yield from (positions + first for first in range(length - len(order) + 1))
 
 
-def _layout(painting: _Painting, positions: Tensor, length: int) -> PatchLayout:
-    patches = positions.tolist()
-    special = sorted(set(range(length)) - set(patches))
-    order = list(range(length))
-    for slot, position in zip(sorted(patches), patches, strict=True):
-        order[slot] = position
-    is_usual = patches == list(range(len(special), length))
-    return PatchLayout(painting.grid, tuple(order), tuple(special), is_usual, painting.channels_last)
-
-
 def _share_below(change: Tensor) -> Tensor:
     """For every band and position, the share of other bands that change it less: (bands, T)."""
     if len(change) == 1:
@@ -242,39 +239,50 @@ def _grids(
 
 
 class _Painting:
-    """Paints bands, and sees how much each position changes: (bands, T)."""
+    """Paints bands, the first time of `picture` (H, W, 3), whose hidden state is `plain`, later of other ones."""
 
     def __init__(
         self,
         encode: Encode,
         noise: torch.Generator,
-        input_size: tuple[int, int],
         grid: tuple[int, int],
         channels_last: bool,
+        picture: Tensor,
+        plain: Tensor,
     ):
-        self.encode, self.noise, self.input_size, self.grid = encode, noise, input_size, grid
-        self.channels_last = channels_last
+        self.encode, self.noise, self.grid, self.channels_last = encode, noise, grid, channels_last
+        self.picture, self.plain = picture, _as_sequence(plain, channels_last)
+        self.is_first = True
+        _, self.length, self.feature_size = self.plain.shape
 
     def __call__(self, max_bands: int) -> tuple[Tensor, Tensor]:
-        """Logarithm of the relative change by bands of rows (bands, T) and of columns (bands, T)."""
-        picture = torch.randint(0, 256, (*self.input_size, 3), generator=self.noise, dtype=torch.uint8)
-        pictures = [picture]
-        for axis in (0, 1):
-            cells = self.grid[axis]
-            for band in range(min(cells, max_bands)):
-                rows = torch.arange(self.input_size[axis]) * cells // self.input_size[axis]
-                painted = picture.clone().transpose(0, axis)
-                painted[_band_of(rows, cells, max_bands) == band] = 0
-                pictures.append(painted.transpose(0, axis))
-        changes: list[Tensor] = []
-        plain = None
-        for batch in torch.stack(pictures).split(BATCH_SIZE):
-            hidden = _as_sequence(self.encode(batch).float(), self.channels_last)
-            plain = hidden[:1] if plain is None else plain
-            changes.append((hidden - plain).norm(dim=2).cpu())
-        change = torch.cat(changes)[1:]
-        by_rows, by_columns = change.split([min(cells, max_bands) for cells in self.grid])
-        return _relative(by_rows), _relative(by_columns)
+        """Logarithm of the relative change of each position, by bands of rows (bands, T) and of columns (bands, T)."""
+        size, changes = self.picture.shape[:2], []
+        if not self.is_first:
+            self.picture = _noise((size[0], size[1]), self.noise)
+            self.plain = _as_sequence(self.encode(self.picture[None]).float(), self.channels_last)
+        self.is_first = False
+        for axis, cells in enumerate(self.grid):
+            bands = _band_of(torch.arange(size[axis]) * cells // size[axis], cells, max_bands)
+            painted = self.picture.repeat(min(cells, max_bands), 1, 1, 1)
+            for band, picture in enumerate(painted):
+                picture.transpose(0, axis)[bands == band] = 0
+            hidden = torch.cat([self.encode(batch).float() for batch in painted.split(BATCH_SIZE)])
+            changes.append(_relative((_as_sequence(hidden, self.channels_last) - self.plain).norm(dim=2).cpu()))
+        return changes[0], changes[1]
+
+    def layout(self, positions: Tensor) -> PatchLayout:
+        patches = positions.tolist()
+        special = sorted(set(range(self.length)) - set(patches))
+        order = list(range(self.length))
+        for slot, position in zip(sorted(patches), patches, strict=True):
+            order[slot] = position
+        is_usual = patches == list(range(len(special), self.length))
+        return PatchLayout(self.grid, tuple(order), tuple(special), is_usual, self.feature_size, self.channels_last)
+
+
+def _noise(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8)
 
 
 def _band_of(cells: Tensor, num_cells: int, max_bands: int) -> Tensor:
