@@ -112,7 +112,7 @@ def open_cache(
     splits: dict[str, Any] = {}
     for name in names:
         if name in here:
-            with naming_damage(str(cache_dir / name / "dataset_info.json"), WRITE_AGAIN):
+            with naming_damage(cache_dir / name / "dataset_info.json", WRITE_AGAIN):
                 splits[name] = Dataset.load_from_disk(cache_dir / name)
                 _check_rows(splits[name], info["counts"][name]["samples"], info["modalities"])
         else:

@@ -60,17 +60,6 @@ INFO = {
     "files?": {str: str},
     "sha256?": str,
 }
-STATE = {
-    "_data_files": [{"filename": str}],
-    "_fingerprint": str,
-    "_format_columns": None,
-    "_format_kwargs": dict,
-    "_format_type": None,
-    "_output_all_columns": bool,
-    "_split": str,
-}
-"""What `datasets` reads: rows of a cache have no format, and are all there in their order."""
-
 SKIPPED = dict.fromkeys(("id", "split", "field", "file", "reason"), str)
 
 
@@ -87,7 +76,7 @@ def read_key(cache_dir: Path) -> dict[str, Any]:
                 f"{path}: `{name}` is {found}, and this version of fl_i2moe reads 1 to {known}: install the one that "
                 "made the feature cache, or encode anew in another folder"
             )
-    with naming_damage(str(path), FETCH_AGAIN):
+    with naming_damage(path, FETCH_AGAIN):
         check_json(content, KEY)
         if content["shard_size"] < 1:
             raise ValueError(f"`shard_size` must be at least 1, got {content['shard_size']}")
@@ -124,7 +113,7 @@ def read_info(cache_dir: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     """
     path = cache_dir / "info.json"
     info = read_checked_file(path, INFO, FETCH_AGAIN)
-    with naming_damage(str(path), WRITE_AGAIN):
+    with naming_damage(path, WRITE_AGAIN):
         _compare_with_key(info, key["key"])
         for name in ("files", "sha256"):
             if name not in info and key.get("layout", 1) > 1:
@@ -143,18 +132,16 @@ def check_small_files(cache_dir: Path, info: Mapping[str, Any], shards: list[Sha
         own = list(group)
         records = [shard.record() for shard in own]
         found = {"samples": sum(x["rows"] for x in records), "skipped": sum(len(x["skipped"]) for x in records)}
-        with naming_damage(str(path), WRITE_AGAIN):
+        with naming_damage(path, WRITE_AGAIN):
             counts = {name: info["counts"][split][name] for name in found}
             _compare(f"counts.{split}", counts, found, "the records have")
+        read_checked_file(cache_dir / split / "dataset_info.json", {"features": dict, str: Any}, WRITE_AGAIN)
         state_path = cache_dir / split / "state.json"
-        state = read_checked_file(state_path, STATE, WRITE_AGAIN)
-        with naming_damage(str(state_path), WRITE_AGAIN):
+        state = read_checked_file(state_path, _state(split), WRITE_AGAIN)
+        with naming_damage(state_path, WRITE_AGAIN):
             names = [file["filename"] for file in state["_data_files"]]
             _compare("_data_files", names, [shard.path.name for shard in own], "of the key and the records follows")
-            _compare("_split", state["_split"], split, "of the folder follows")
-        columns_path = cache_dir / split / "dataset_info.json"
-        read_checked_file(columns_path, {"features": dict, str: Any}, WRITE_AGAIN)
-    with naming_damage(str(path), WRITE_AGAIN):
+    with naming_damage(path, WRITE_AGAIN):
         if info.get("sha256") not in (None, _json_checksum({name: x for name, x in info.items() if name != "sha256"})):
             raise ValueError("it was changed since it was written, as its own `sha256` tells")
     advice = {shard.record_path: shard.advice for shard in shards}
@@ -168,12 +155,25 @@ def check_small_files(cache_dir: Path, info: Mapping[str, Any], shards: list[Sha
 def read_skipped(cache_dir: Path) -> list[dict[str, str]]:
     """The lines of `skipped.jsonl`; raises `CorruptCacheError` that names a damaged one."""
     path, entries = cache_dir / "skipped.jsonl", []
-    with naming_damage(str(path), WRITE_AGAIN):
+    with naming_damage(path, WRITE_AGAIN):
         lines = _lines(path)
     for number, line in enumerate(lines, 1):
         with naming_damage(f"{path}, line {number},", WRITE_AGAIN):
             entries.append(parse_json(line, SKIPPED))
     return entries
+
+
+def _state(split: str) -> dict[str, Any]:
+    """What `datasets` reads: rows of a cache have no format, and are all there in their order."""
+    return {
+        "_data_files": [{"filename": str}],
+        "_fingerprint": str,
+        "_format_columns": None,
+        "_format_kwargs": dict,
+        "_format_type": None,
+        "_output_all_columns": bool,
+        "_split": split,
+    }
 
 
 def _compare_with_key(info: Mapping[str, Any], key: Mapping[str, Any]) -> None:
@@ -199,7 +199,7 @@ def _compare(field: str, found: Any, expected: Any, whose: str) -> None:
 
 def _check_checksum(path: Path, cache_dir: Path, info: Mapping[str, Any], advice: str) -> None:
     if "files" in info:
-        with naming_damage(str(path), advice):
+        with naming_damage(path, advice):
             if _content_checksum(path) != info["files"].get(_name(path, cache_dir)):
                 raise ValueError("it is not the file that info.json was written with: one of them was changed")
 

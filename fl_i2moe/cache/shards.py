@@ -62,7 +62,7 @@ class Shard:
     def record(self) -> dict[str, Any]:
         """Raises `CorruptCacheError` where it is damaged, or that of another shard."""
         record = read_checked_file(self.record_path, RECORD, self.advice)
-        with naming_damage(str(self.record_path), self.advice):
+        with naming_damage(self.record_path, self.advice):
             for name in ("key", "split", "index"):
                 if (found := record.get(name, expected := getattr(self, name))) != expected:
                     raise ValueError(f"it is the record of another shard: its `{name}` is {found!r}, not {expected!r}")
@@ -116,12 +116,12 @@ def checksum(path: Path) -> str:
 
 def read_checked_file(path: Path, shape: Any, advice: str) -> Any:
     """JSON of this shape, see [`~fl_i2moe.utils.checked_json`]; raises as [`naming_damage`]."""
-    with naming_damage(str(path), advice):
+    with naming_damage(path, advice):
         return parse_json(path.read_text(encoding="utf-8"), shape)
 
 
 @contextmanager
-def naming_damage(what: str, advice: str) -> Iterator[None]:
+def naming_damage(what: str | Path, advice: str) -> Iterator[None]:
     """Raises `CorruptCacheError` with the advice where reading what is named here fails."""
     try:
         yield

@@ -42,25 +42,25 @@ def read_statistics(file: Path, expert_names: Sequence[str], label_names: Sequen
         ValueError: the file is damaged or was edited, or is of another model; names it and the key.
     """
     statistics = read_json(file, STATISTICS)
-    per_class = statistics["expert_weights"]["per_class"]
+    weights, metrics = statistics["expert_weights"], statistics["metrics"]
+    per_class = weights["per_class"] or {}
     experts, labels = list(expert_names), list(label_names)
     for key, found, expected in (
         ("expert_names", statistics["expert_names"], experts),
         ("label_names", statistics["label_names"], labels),
-        ("expert_weights.overall", statistics["expert_weights"]["overall"], experts),
-        ("metrics.experts", statistics["metrics"]["experts"], experts),
-        ("expert_weights.per_class", labels if per_class is None else per_class, labels),
-        *((f"expert_weights.per_class.{x}", y["experts"] or experts, experts) for x, y in (per_class or {}).items()),
+        ("expert_weights.overall", weights["overall"], experts),
+        ("expert_weights.per_class", per_class or labels, labels),
+        *((f"expert_weights.per_class.{x}", y["experts"] or experts, experts) for x, y in per_class.items()),
+        ("metrics.experts", metrics["experts"], experts),
     ):
-        if (list(found) if isinstance(found, list) else sorted(found)) != (
-            expected if isinstance(found, list) else sorted(expected)
-        ):
+        same_order = isinstance(found, list)  # of JSON's objects the order says nothing
+        if found != expected if same_order else set(found) != set(expected):
             raise ValueError(f"{file}: `{key}` names {', '.join(found)}; the model has {', '.join(expected)}.")
-    wanted, quantiles = set(statistics["metrics"]["mixture"]), {str(q) for q in QUANTILES}
+    quantiles = {str(q) for q in QUANTILES}
     for name in experts:
-        if set(statistics["metrics"]["experts"][name]) != wanted:
+        if set(metrics["experts"][name]) != set(metrics["mixture"]):
             raise ValueError(f"{file}: `metrics.experts.{name}` has other metrics than `metrics.mixture`.")
-        if set(statistics["expert_weights"]["overall"][name]["quantiles"]) != quantiles:
+        if set(weights["overall"][name]["quantiles"]) != quantiles:
             raise ValueError(f"{file}: `expert_weights.overall.{name}.quantiles` are not {', '.join(quantiles)}.")
     return statistics
 

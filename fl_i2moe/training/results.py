@@ -44,11 +44,10 @@ def read_results(file: Path, problem_type: str) -> dict[str, Any]:
     results = read_json(file, RESULTS)
     if (best := str(results["best_seed"])) not in results["seeds"]:
         raise ValueError(f"{file}: `best_seed` is {best}, which is none of `seeds`: {', '.join(results['seeds'])}.")
-    for key, run in {"": results, **{f"seeds.{seed}.": run for seed, run in results["seeds"].items()}}.items():
-        for split in ("test", "validation"):
-            _check_metrics(file, f"{key}{split}", run[split], problem_type)
-            if missing := {results["metric"], *results[split]} - set(run[split]):
-                raise ValueError(f"{file}: `{key}{split}` lacks {', '.join(sorted(missing))}.")
+    for split in ("test", "validation"):
+        _check_metrics(file, split, results[split], [results["metric"]], problem_type)
+        for seed, run in results["seeds"].items():
+            _check_metrics(file, f"seeds.{seed}.{split}", run[split], results[split], problem_type)
     return results
 
 
@@ -56,13 +55,13 @@ def read_seed_results(file: Path, problem_type: str) -> dict[str, Any]:
     """The results of one seed; raises as [`read_results`]."""
     results = read_json(file, SEED_RESULTS)
     for split in ("test", "validation"):
-        _check_metrics(file, split, results[split], problem_type)
-        if missing := set(METRICS_BY_PROBLEM[problem_type]) - set(results[split]):
-            raise ValueError(f"{file}: `{split}` lacks {', '.join(sorted(missing))}.")
+        _check_metrics(file, split, results[split], METRICS_BY_PROBLEM[problem_type], problem_type)
     return results
 
 
-def _check_metrics(file: Path, key: str, names: Iterable[str], problem_type: str) -> None:
+def _check_metrics(file: Path, key: str, found: Iterable[str], needed: Iterable[str], problem_type: str) -> None:
     known: Mapping[str, bool] = METRICS_BY_PROBLEM[problem_type]
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in found if name not in known]:
         raise ValueError(f"{file}: `{key}.{unknown[0]}` is no metric of {problem_type}, which has {', '.join(known)}.")
+    if missing := sorted(set(needed) - set(found)):
+        raise ValueError(f"{file}: `{key}` lacks {', '.join(missing)}.")
