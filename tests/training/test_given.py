@@ -33,10 +33,10 @@ from fl_i2moe.training.runs import Run, find_cache, find_runs, load_model
 SIZE = {"feature_size": 2, "max_features": 2}
 RECIPES = [*(ROOT / "recipes").glob("[c-t]*.py"), *(ROOT / "hub").glob("*.py")]
 OF_RECIPES = {
-    name: kind
+    f"{path.stem}.{kind.__name__}": kind
     for path in RECIPES
-    for name, kind in ((f"{path.stem}.{x.__name__}", x) for x in runpy.run_path(str(path)).values() if is_dataclass(x))
-    if isinstance(kind, type) and name.endswith("Arguments")
+    for kind in runpy.run_path(str(path)).values()
+    if isinstance(kind, type) and is_dataclass(kind) and kind.__name__.endswith("Arguments")
 }
 KINDS = OF_RECIPES | {
     x.__name__: x
