@@ -149,12 +149,11 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
     takes = inspect.signature(model.forward).parameters
     if main_input not in takes and any(x.kind == x.POSITIONAL_OR_KEYWORD for x in takes.values()):
         # Towers of pictures that say "input_ids" and mean something else.
-        main_input = next((x.main_input for x in ENCODED_KINDS.values() if x.main_input in takes), "another")
+        main_input = next((x.main_input for x in ENCODED_KINDS.values() if x.main_input in takes), None)
     if main_input != kind.main_input:
-        others = (x.name for x in ENCODED_KINDS.values() if x.main_input == main_input)
-        raise ValueError(
-            f"encoder {name!r} ({type(model).__name__}) is of kind {next(others, 'another')!r}, not {kind.name!r}"
-        )
+        other = next((x.name for x in ENCODED_KINDS.values() if x.main_input == main_input), None)
+        fault = f"is of kind {other!r}, not {kind.name!r}" if other else f"cannot be called with {kind.name}s alone"
+        raise ValueError(f"encoder {name!r} ({type(model).__name__}) {fault}")
     missing = set(loading["missing_keys"]) if model is whole else _missing_in(model, whole, loading["missing_keys"])
     if needed := _needed(missing):
         raise ValueError(

@@ -414,18 +414,17 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
     def _check_arguments(self, given: dict, takes_raw: bool) -> None:
         """Raises `ValueError` for the names of arguments that are neither `forward`'s own nor of raw inputs."""
         order = self.config.modality_order
-        if not takes_raw and (raw := [name for name in given if name in order]):
-            raise ValueError(f"With `features` there are no raw inputs; got {raw}, too.")
         own = [name for name in signature(FLI2MoEModel.forward).parameters if name not in ("self", "kwargs")]
         known = own + order * takes_raw
-        hints = {name: did_you_mean(name, known) for name in given if name not in order}
-        if takes_raw and len(hints) == len(given):
-            raise ValueError(
-                f"Give `features`, or raw inputs of {order} by name; got {sorted(given) or 'neither'}."
-                + "".join(hints.values())
-            )
-        for name, hint in hints.items():
-            raise ValueError(f"Unknown argument `{name}`.{hint} There are {', '.join(known)}.")
+        unknown = [name for name in given if name not in order]
+        hint = "".join(did_you_mean(name, known) for name in unknown)
+        if takes_raw and len(unknown) == len(given):
+            found = sorted(given) or "neither"
+            raise ValueError(f"Give `features`, or raw inputs of {order} by name; got {found}.{hint}")
+        if unknown:
+            raise ValueError(f"Unknown argument `{unknown[0]}`.{hint} There are {', '.join(known)}.")
+        if not takes_raw:
+            raise ValueError(f"With `features` there are no raw inputs; got {sorted(given)}, too.")
 
     def _encode(self, given: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Features and masks of raw inputs, by modality."""
