@@ -307,7 +307,8 @@ class FLI2MoEConfig(PreTrainedConfig):
         except (ValueError, StrictDataclassError, TypeError, AttributeError, OverflowError) as error:
             where = f"{kwargs['name_or_path']}: config.json: " if "name_or_path" in kwargs else ""
             raise ValueError(
-                f"{where}{_sentence(error)} If a newer version of fl_i2moe saved this configuration, update fl_i2moe."
+                f"{where}{_sentence(error).rstrip('.')}. If a newer version of fl_i2moe saved this configuration, "
+                "update fl_i2moe."
             ) from error
 
     @classmethod

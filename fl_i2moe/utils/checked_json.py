@@ -4,7 +4,7 @@ JSON that is held against a shape, so that an edited or foreign file is named, w
 A shape looks like the JSON that it describes:
 
 - `bool`, `int`, `float` (also whole numbers), `str`, `list`, `dict`, `None`: a value of this type; `Any`: any value;
-- `"text"`: this very text;
+- `"text"`, `1`: this very value;
 - `[shape]`: a list of such values;
 - `{"name": shape, "other?": shape}`: an object with these keys alone, of which `other` may be missing;
 - `{str: shape}`: an object with any keys; beside names, with any further ones;
@@ -90,13 +90,15 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _fits(value: Any, shape: Any) -> bool:
     """Of a shape without parts."""
-    if shape is Any or isinstance(shape, str):
-        return shape is Any or value == shape
-    return type(value) is (type(None) if shape is None else shape) or (shape is float and type(value) is int)
+    if isinstance(shape, str | int):
+        return type(value) is type(shape) and value == shape  # 1 == True
+    if shape is float:
+        return type(value) in (int, float)
+    return shape is Any or type(value) is (type(None) if shape is None else shape)
 
 
 def _describe(shape: Any) -> str:
-    return repr(shape) if isinstance(shape, str) else _NAMES[shape if isinstance(shape, type) else type(shape)]
+    return repr(shape) if isinstance(shape, str | int) else _NAMES[shape if isinstance(shape, type) else type(shape)]
 
 
 def _named(key: str) -> str:

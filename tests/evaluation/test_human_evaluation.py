@@ -163,9 +163,15 @@ def test_nobodys_answers_are_overwritten(trained, tmp_path):
     summarise_answers(replace(arguments, overwrite=True), Console(quiet=True))
     with pytest.raises(ValueError, match=r"holds no questionnaire: it has no key\.json"):
         summarise_answers(SummarizeArguments(str(tmp_path / "answers"), [str(file)]), Console(quiet=True))
-    (tmp_path / "k" / "key.json").write_text('{"format": 1}')
-    with pytest.raises(ValueError, match="holds no key of a questionnaire"):
-        summarise_answers(replace(arguments, overwrite=True), Console(quiet=True))
+    key = json.loads((tmp_path / "k" / "key.json").read_text())
+    for content, reason in (
+        ({"format": 1}, "`expert_names` is missing"),
+        (key | {"format": 2}, "`format` must be 1, got 2"),
+        (key | {"expert_names": "a"}, '`expert_names` must be a list, got "a"'),
+    ):
+        (tmp_path / "k" / "key.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"holds no key of a questionnaire: {reason}"):
+            summarise_answers(replace(arguments, overwrite=True), Console(quiet=True))
 
 
 RECIPE = "recipes/human_evaluation.py"

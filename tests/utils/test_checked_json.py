@@ -18,6 +18,7 @@ SHAPE = {
     "seen?": bool,
     "level?": (int, str),
     "inner?": (PART, None),
+    "format?": 1,
     "open?": {"size": int, str: Any},
 }
 GOOD = {"name": "x", "task": "a", "parts": {"p": {"size": 1, "share": 2}}, "grid": [1, 2], "about": {"any": [None]}}
@@ -31,6 +32,7 @@ GOOD = {"name": "x", "task": "a", "parts": {"p": {"size": 1, "share": 2}}, "grid
         {"seen": False},
         {"level": "x"},
         {"level": 1},
+        {"format": 1},
         {"inner": None},
         {"open": {"size": 1, "x": []}},
     ],
@@ -56,6 +58,8 @@ def test_what_fits_is_given_as_it_is(tmp_path, more):
         (GOOD | {"grid": {}}, "`grid` must be a list or null, got {}"),
         (GOOD | {"seen": 0}, "`seen` must be true or false, got 0"),
         (GOOD | {"level": 1.5}, "`level` must be a whole number or a text, got 1.5"),
+        (GOOD | {"format": 2}, "`format` must be 1, got 2"),
+        (GOOD | {"format": True}, "`format` must be 1, got true"),
         (GOOD | {"inner": {"size": None}}, "`inner.size` must be a whole number, got null"),
         (GOOD | {"open": {"size": "1", "x": []}}, '`open.size` must be a whole number, got "1"'),
         (GOOD | {"open": {"x": []}}, "`open.size` is missing"),

@@ -18,6 +18,7 @@ from ...explain.pages.drawing import drawing_of
 from ...explain.pages.sample_page import environment
 from ...metrics.figures import expert_colors, expert_title
 from ...model.kind import Places
+from ...utils.checked_json import parse_json
 from ...utils.files import write_json
 
 FORMAT_VERSION = 1
@@ -52,6 +53,14 @@ class Item:
         return self.weights_of != self.sample_id
 
 
+_KEY = {
+    "format": FORMAT_VERSION,
+    "questionnaire": str,
+    "expert_names": [str],
+    "items": [{"item_id": str, "sample_id": str, "weights_of": str, "weights": [float]}],
+}
+
+
 @dataclass(frozen=True)
 class Key:
     """What stands behind a questionnaire's items, in the order in which they are asked."""
@@ -71,13 +80,10 @@ class Key:
         if not path.is_file():
             raise ValueError(f"{path.parent} holds no questionnaire: it has no {path.name}.")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != FORMAT_VERSION:
-                raise ValueError(f"`format` is {values['format']!r}, not {FORMAT_VERSION}")
-            items = [Item(**item) for item in values["items"]]
-            return cls(values["questionnaire"], values["expert_names"], items)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no key of a questionnaire: {error!r}.") from error
+            values = parse_json(path.read_text(encoding="utf-8"), _KEY)
+        except ValueError as error:
+            raise ValueError(f"{path} holds no key of a questionnaire: {error}.") from error
+        return cls(values["questionnaire"], values["expert_names"], [Item(**item) for item in values["items"]])
 
 
 def percentages(weights: Sequence[float]) -> list[int]:
