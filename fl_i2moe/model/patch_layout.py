@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ ROUNDS = 3
 """Pictures of noise at most from which an unusual layout is read."""
 
 BATCH_SIZE = 8
+
+Trust = Literal["certain", "likely", "guess"]
+"""In a grid: a map's own shape, that of the configuration or between two shapes of a map, or one of many."""
 
 Encode = Callable[[Tensor], Tensor]
 """Pixels (B, H, W, 3), uint8 → the encoder's hidden state: (B, T, D), (B, D, R, C) or (B, R, C, D)."""
@@ -100,8 +104,8 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
             f"encoder {name!r} gives other features in every call for the same picture, as one that shuffles or masks "
             "patches at random (ViTMAE) does; use another encoder"
         )
-    for grid, channels_last, guess in _grids(hidden, input_size, patch_size):
-        layout = _find_in_grid(_Painting(encode, noise, grid, channels_last, picture, again), guess)
+    for grid, channels_last, trust in _grids(hidden, input_size, patch_size):
+        layout = _find_in_grid(_Painting(encode, noise, grid, channels_last, picture, again), trust)
         if layout is not None:
             return layout
     raise ValueError(
@@ -111,18 +115,18 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
     )
 
 
-def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None:
+def _find_in_grid(painting: _Painting, trust: Trust) -> PatchLayout | None:
     rows, columns = painting.grid
     num_patches = rows * columns
     usual = torch.arange(num_patches) + painting.length - num_patches
-    if num_patches == 1 or (guess is None and num_patches < 16):  # too few to contradict what a map's shape says
+    if num_patches == 1 or (trust == "certain" and num_patches < 16):  # too few to contradict what a map's shape says
         return painting.layout(usual)
-    enough = {None: 0.0, False: 0.5 + 3 / math.sqrt(24 * num_patches), True: CLEAR}[guess]
+    enough = {"certain": 0.0, "likely": 0.5 + 3 / math.sqrt(24 * num_patches), "guess": CLEAR}[trust]
     for max_bands, least in zip(BANDS, (CLEAR, enough), strict=True):
         fits = _Fits(painting(max_bands), painting.grid)
         if float(fits(usual).mean()) >= least and not _contradicts(fits, usual, painting.grid):
             return painting.layout(usual)
-    if guess:
+    if trust == "guess":
         return None
 
     by_rows, by_columns = torch.zeros(1), torch.zeros(1)
@@ -144,7 +148,7 @@ def _find_in_grid(painting: _Painting, guess: bool | None) -> PatchLayout | None
     named = float((place[best] == torch.arange(num_patches)).double().mean())
     if named >= 0.75:
         return painting.layout(best)
-    return painting.layout(usual) if guess is None else None
+    return painting.layout(usual) if trust == "certain" else None
 
 
 class _Fits:
@@ -212,30 +216,29 @@ def _as_sequence(hidden: Tensor, channels_last: bool) -> Tensor:
 
 def _grids(
     hidden: Tensor, input_size: tuple[int, int], patch_size: int | None
-) -> Iterator[tuple[tuple[int, int], bool, bool | None]]:
-    """Grids that may be meant, the likeliest first: rows and columns, whether channels come last, and whether this is a
-    guess: None where the shape alone is enough."""
+) -> Iterator[tuple[tuple[int, int], bool, Trust]]:
+    """Grids that may be meant, the likeliest first: (rows, columns), whether channels come last, and how sure."""
     height, width = input_size
     if hidden.ndim == 4:
         shapes = [((hidden.shape[2], hidden.shape[3]), False), ((hidden.shape[1], hidden.shape[2]), True)]
         # Patches are about as wide as high.
         square = [x for x in shapes if 0.5 < (x[0][0] * width) / (x[0][1] * height) < 2 and x[0][0] <= height]
         shapes = square or shapes[:1]
-        yield from ((grid, last, None if len(shapes) == 1 else False) for grid, last in shapes)
+        yield from ((grid, last, "certain" if len(shapes) == 1 else "likely") for grid, last in shapes)
         return
     length = hidden.shape[1]
     grids = [(height // patch_size, width // patch_size)] if patch_size else []
     if grids and 0 < grids[0][0] * grids[0][1] <= length:
-        yield grids[0], False, False
+        yield grids[0], False, "likely"
     # Hierarchical encoders merge patches on the way.
     for stride in range(1, min(input_size) + 1):
         grids += [(height // stride, width // stride), (-(-height // stride), -(-width // stride))]
     fits = [grid for grid in dict.fromkeys(grids) if length / 2 < grid[0] * grid[1] <= length]
     finest = sorted(fits, key=lambda grid: grid[0] * grid[1], reverse=True)[:2]
-    yield from ((grid, False, grid[0] * grid[1] < length) for grid in finest)
+    yield from ((grid, False, "guess" if grid[0] * grid[1] < length else "likely") for grid in finest)
     side = math.isqrt(length)
     if side * side == length:
-        yield (side, side), False, True
+        yield (side, side), False, "guess"
 
 
 class _Painting:
