@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from ..utils.files import UNFINISHED, bring_to_disk, explaining_full_disk, remov
 
 STATE_FILE, CHECKSUMS_FILE = "trainer_state.json", "checksums.json"
 MODEL_FOLDER = "model"
+NAME = re.compile(r"step-(\d{8,})-epoch-(\d{4,})")
 
 
 @dataclass
@@ -33,18 +35,24 @@ class TrainerState:
     """Sums of the running epoch's losses over its batches so far."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry an epoch: mean losses and validation metrics."""
+    run: str | None = None
+    """Digest of what decides the run's result; earlier versions wrote none."""
 
 
 class Checkpoints:
     """
     The folder `checkpoints/` of a run: `step-00000200-epoch-0003/` and so on, newest last. Each holds Accelerate's
     files, the trainer's state, the model that the run keeps so far, and the checksums of all these.
+
+    Args:
+        keep: how many there are at most.
+        run: digest of what decides the run's result; a checkpoint with another one is not used.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, keep: int):
+    def __init__(self, run_dir: str | os.PathLike, keep: int, run: str | None = None):
         self.run_dir = Path(run_dir)
         self.folder = self.run_dir / "checkpoints"
-        self.keep = keep
+        self.keep, self.run = keep, run
 
     def save(self, accelerator: Accelerator, state: TrainerState) -> None:
         """
@@ -66,7 +74,7 @@ class Checkpoints:
                 accelerator.save_state(str(unfinished))
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
-                    write_json(unfinished / STATE_FILE, asdict(state))
+                    write_json(unfinished / STATE_FILE, {**asdict(state), "run": self.run})
                     self._add_model(unfinished / MODEL_FOLDER)
                     write_json(unfinished / CHECKSUMS_FILE, _checksums(unfinished))
         except BaseException:
@@ -75,7 +83,9 @@ class Checkpoints:
         if accelerator.is_main_process:
             _put_aside(target)
             unfinished.rename(target)
-            for outdated in self._all()[: -self.keep]:
+            found = self._all()
+            until_now = found[: found.index(target) + 1]  # what follows was not whole when the run went on
+            for outdated in [*until_now[: -self.keep], *found[len(until_now) :]]:
                 _put_aside(outdated)
         accelerator.wait_for_everyone()
 
@@ -84,7 +94,8 @@ class Checkpoints:
         kept = self.run_dir / MODEL_FOLDER
         if kept.is_dir():
             target.mkdir()
-            for path in (x for x in kept.iterdir() if x.suffix != ".py"):  # every save writes the code anew
+            # every save writes the code anew, and someone may have explained the model already
+            for path in (x for x in kept.iterdir() if x.is_file() and x.suffix != ".py"):
                 try:
                     os.link(path, target / path.name)
                 except OSError:  # a file system without links
@@ -111,7 +122,7 @@ class Checkpoints:
     def _newest_whole(self, accelerator: Accelerator) -> Path | None:
         checkpoints = self._all()
         for checkpoint in reversed(checkpoints):
-            if (damage := find_damage(checkpoint)) is None:
+            if (damage := find_damage(checkpoint, self.run)) is None:
                 accelerator.print(f"Going on from {checkpoint}.")
                 return checkpoint
             accelerator.print(f"{checkpoint} is not used: {damage}.")
@@ -123,27 +134,36 @@ class Checkpoints:
         _put_aside(self.folder)
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        """Not what others put beside them, such as a copy under another name."""
+        numbers = {path: NAME.fullmatch(path.name) for path in self.folder.glob("step-*") if path.is_dir()}
+        found = {path: [int(digits) for digits in name.groups()] for path, name in numbers.items() if name}
+        return sorted(found, key=found.__getitem__)
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in words; `None` where each is as it was written."""
+def find_damage(checkpoint: Path, run: str | None) -> str | None:
+    """
+    What is wrong with a checkpoint, in words; `None` where its files are those that were written, by this `run` as far
+    as it says so.
+    """
     try:
         expected = read_json(checkpoint / CHECKSUMS_FILE, dict)
         found = _checksums(checkpoint)
+        stored = read_json(checkpoint / STATE_FILE, kind=dict).get("run")
     except (OSError, ValueError) as error:
         return str(error)
-    if missing := [name for name in expected if name not in found]:
-        return f"{missing[0]} is missing"
-    changed = [name for name in expected if found[name] != expected[name]]
-    return f"{changed[0]} is not as it was written" if changed else None
+    for name in sorted({**expected, **found}):
+        if name not in found or name not in expected:
+            return f"{name} is missing" + f" in {CHECKSUMS_FILE}" * (name in found)
+        if found[name] != expected[name]:
+            return f"{name} is not as it was written"
+    return None if stored in (None, run) else "it is of another seed, or of a run with other settings"
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Name → sha256 of each file, which is brought to the disk."""
+    """Name → sha256 of each file, which is brought to the disk; without those that systems hide in folders."""
     sums = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != CHECKSUMS_FILE:
+        if path.is_file() and path.name != CHECKSUMS_FILE and not path.name.startswith("."):
             bring_to_disk(path)
             with path.open("rb") as file:
                 sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -152,7 +172,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _put_aside(folder: Path) -> None:
     """Removes a folder under another name, so that a kill leaves no half of it under a valid one."""
-    if folder.exists():
+    if os.path.lexists(folder):
         aside = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
         remove(aside)
         folder.rename(aside)

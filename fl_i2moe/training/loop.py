@@ -5,10 +5,12 @@ One seed decides weights, data order, noise and dropout. A run that was killed a
 of one that was not.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from transformers import get_scheduler
 
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means, mean_of_batches
+from ..cache.key import key_digest
 from ..cache.streaming import FeatureStream, StreamedSplit, create_stream_loader
 from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.files import replace_files
-from .arguments import TrainingArguments
+from .arguments import UNBINDING, TrainingArguments
 from .checkpoints import Checkpoints, TrainerState
 
 
@@ -119,7 +122,7 @@ class _Run:
         if accelerator.scaler is not None:  # of fp16: it adapts to a run, and would bring an earlier seed's scale along
             options = accelerator.scaler_handler.to_kwargs() if accelerator.scaler_handler else {}
             accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **options)
-        self.checkpoints = Checkpoints(self.run_dir, arguments.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.run_dir, arguments.keep_checkpoints, self._digest())
 
         set_seed(self.seed)
         model = FLI2MoEModel(config)
@@ -145,6 +148,14 @@ class _Run:
         self.first_thinned_epoch = int(start * arguments.num_epochs)
         # noise and dropout differ between processes, weights and data order do not
         set_seed(self.seed, device_specific=True)
+
+    def _digest(self) -> str:
+        """Of what decides the result."""
+        model = {name: x for name, x in self.config.to_diff_dict().items() if name != "transformers_version"}
+        training = {name: x for name, x in asdict(self.arguments).items() if name not in (*UNBINDING, "seeds")}
+        processes = [self.accelerator.num_processes, self.accelerator.mixed_precision]
+        content = [self.seed, self.metric, key_digest(self.cache.key), model, training, processes]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def _train_loader(self, pin_memory: bool, **options: Any) -> DataLoader:
         """Of this process's share of the training split."""

@@ -198,6 +198,16 @@ def flip(path):
     path.write_bytes(content)
 
 
+def folder_instead(path):
+    path.unlink()
+    path.mkdir()
+
+
+def link_instead(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "trainer_state.json")
 CHECKPOINT_FILES += ("checksums.json", "model/model.safetensors", "model/config.json")
 
@@ -211,6 +221,11 @@ CHECKPOINT_FILES += ("checksums.json", "model/model.safetensors", "model/config.
         ("model.safetensors", truncate),
         ("checksums.json", Path.unlink),
         ("checksums.json", lambda path: path.write_text("[]")),
+        ("checksums.json", lambda path: path.write_text("{}")),
+        ("scheduler.bin", folder_instead),
+        ("optimizer.bin", partial(link_instead, target="nowhere")),
+        ("optimizer.bin", partial(link_instead, target="scheduler.bin")),
+        ("custom_checkpoint_0.pkl", lambda path: path.write_bytes(b"surplus")),
     ],
 )
 def test_a_damaged_checkpoint_is_not_used(cache, whole, stopped, tmp_path, capfd, file, damage):
@@ -226,6 +241,51 @@ def test_a_damaged_checkpoint_is_not_used(cache, whole, stopped, tmp_path, capfd
     assert f"Going on from {older}." in said
     assert_same(tensors(whole), tensors(resumed))
     assert whole.state.history == resumed.state.history
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"learning_rate": 1e-3}, {"feature_dropout": 0.4}])
+def test_a_checkpoint_of_another_seed_or_run_is_not_used(cache, whole, tmp_path, capfd, other):
+    """Copied by mistake; each of its files is sound."""
+    config = {"config": make_config(cache, feature_dropout=0.4)} if "feature_dropout" in other else other
+    fit(cache, tmp_path / "run", num_epochs=2, checkpoint_steps=2, **config)
+    resumed = fit(cache, tmp_path / "run", resume=True, checkpoint_steps=2)
+    assert "is not used: it is of another seed, or of a run with other settings." in capfd.readouterr().out
+    assert_same(tensors(whole), tensors(resumed))
+
+
+def test_what_others_put_beside_checkpoints_is_none(cache, whole, stopped, tmp_path):
+    """It is neither gone on from, nor counted, nor removed. An explanation of the model so far is not in the way."""
+    shutil.copytree(stopped, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    newest = max(folder.iterdir())
+    shutil.copytree(newest, folder / f"{newest.name}-copy")
+    flip(folder / f"{newest.name}-copy" / "model.safetensors")
+    (folder / "step-notes.txt").write_text("mine")
+    (newest / ".DS_Store").write_text("a system's")
+    (tmp_path / "run" / "model" / "explanations").mkdir()
+    resumed = fit(cache, tmp_path / "run", resume=True, checkpoint_steps=2, keep_checkpoints=1)
+    assert_same(tensors(whole), tensors(resumed))
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"step-00000012-epoch-0002", f"{newest.name}-copy", "step-notes.txt"}
+
+
+def test_checkpoints_that_are_not_whole_outlive_no_new_one(cache, stopped, tmp_path):
+    """A new start takes fewer steps at first than they have: it must not be the one that goes."""
+    shutil.copytree(stopped, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for checkpoint in folder.iterdir():
+        (checkpoint / "optimizer.bin").write_bytes(b"")
+    save = Checkpoints.save
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(cache, tmp_path / "run", resume=True, checkpoint_steps=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000001-epoch-0000"]
 
 
 def test_without_a_whole_checkpoint_training_starts_anew(cache, whole, stopped, tmp_path, capfd):
