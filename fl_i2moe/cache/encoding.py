@@ -1,7 +1,9 @@
 """From raw samples to rows of a feature cache: decoding in worker processes, encoding in batches."""
 
 import itertools
+import multiprocessing
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..data.raw import OnBadSample, RawDataset, SampleError
 from ..model.kind import FrozenEncoder, Preprocessed, checksum
 from ..model.kind_array import ArrayEncoder
 from ..model.kinds import KINDS
+from ..utils.machine import holding_interrupts
 from .shards import Shard
 
 Encoder = FrozenEncoder | ArrayEncoder
@@ -122,8 +125,21 @@ def decode(
     return iter(batch_loader(_Decoder(raw, encoders), batch_size=None, sampler=tasks, num_workers=num_workers))
 
 
+class _Worker(multiprocessing.process.BaseProcess):
+    def start(self) -> None:
+        with holding_interrupts():
+            super().start()
+
+
 def batch_loader(batches: torch.utils.data.Dataset, **options: Any) -> DataLoader:
-    """A loader of what comes in batches; its workers' seed is drawn from a generator of its own, not from the run's."""
+    """
+    A loader of what comes in batches; its workers' seed is drawn from a generator of its own, not from the run's, and
+    Ctrl-C is for the process that started them.
+    """
+    if options.get("num_workers") and multiprocessing.get_start_method() == "fork":
+        context: Any = copy(multiprocessing.get_context("fork"))
+        context.Process = type("Worker", (_Worker, context.Process), {})
+        options["multiprocessing_context"] = context
     return DataLoader(batches, collate_fn=_as_is, generator=torch.Generator(), **options)
 
 

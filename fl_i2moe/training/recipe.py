@@ -1,5 +1,6 @@
 """What all recipes share: how they end, what they print, and in how many processes they run."""
 
+import errno
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from ..utils.machine import end_with_launcher, keep_freed_memory, multiplies_bfl
 from .arguments import TrainingArguments
 
 INTERRUPTED = 128 + signal.SIGINT
+GO_ON = "what is finished is kept; go on by the same command, with --resume if it has it"
 OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory|storage size calculation overflowed"
 
 
@@ -33,20 +35,32 @@ def run_recipe(main: Callable[[], None]) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            _flush()
     except KeyboardInterrupt:
-        print(
-            "interrupted: what is finished is kept; go on by the same command, with --resume if it has it",
-            file=sys.stderr,
-        )
+        print(f"interrupted: {GO_ON}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        _end(f"error: {error}", error)
+        is_print = isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
+        _end(f"error: {f'what the job says cannot be written: {error}. {GO_ON}' if is_print else error}", error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error), re.IGNORECASE):
             raise
         reason = f" ({lines[0]})" if (lines := str(error).strip().splitlines()) else ""
         _end(f"error: there is not enough memory{reason}: lower --batch_size, --hidden_size or --num_threads", error)
+
+
+def _flush() -> None:
+    """Now, where a failure is one of the job's; at its exit, Python would report it in its own way."""
+    if sys.stdout is None:  # closed by who started the job
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _end(message: str, error: Exception) -> NoReturn:

@@ -1,6 +1,8 @@
 """Reading the cache, against plainly written loops over the data set's own rows."""
 
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from fl_i2moe.cache import batching, build_cache
 from fl_i2moe.cache.batching import BatchSampler, FeatureRows, create_data_loader
-from fl_i2moe.cache.encoding import has_non_finite
+from fl_i2moe.cache.encoding import batch_loader, has_non_finite
 from fl_i2moe.data.raw import SampleError
 
 MODALITIES = ["text", "image"]
@@ -256,3 +258,17 @@ def test_lengths_are_rounded_up_but_not_above_the_longest(split):
         assert other["feature_masks"]["text"].sum() == length
         seen.add(padded)
     assert longest in seen
+
+
+def test_an_interrupt_while_workers_start_is_not_lost(split):
+    """Python forgets one that comes in what it does after a fork, here for certain; in a fork, which keeps that."""
+    if (child := os.fork()) == 0:
+        os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+        code = 1
+        try:
+            list(batch_loader(FeatureRows(split, MODALITIES), batch_size=None, sampler=[[0]], num_workers=1))
+        except KeyboardInterrupt:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

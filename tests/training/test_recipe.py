@@ -79,6 +79,22 @@ def test_an_interrupt_ends_with_a_sentence(tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(("target", "when"), [("/dev/full", "last"), ("/dev/full", "first"), ("pipe", "last")])
+def test_what_cannot_be_printed_is_said_in_one_line(target, when):
+    """At a flush on the way, or when all is done; by a program of its own, since Python speaks again at its exit."""
+    script = "from fl_i2moe.training.recipe import run_recipe\nrun_recipe(lambda: print('said', flush={}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-c", script.format(when == "first")]
+        output = full if target == "/dev/full" else writer
+        ended = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("error: what the job says cannot be written: [Errno ")
+
+
 CHAIN = """
 import os, runpy, sys
 import torch

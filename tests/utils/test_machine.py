@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from fl_i2moe.utils.machine import lock_holder, multiplies_bfloat16
+from fl_i2moe.utils.machine import holding_interrupts, lock_holder, multiplies_bfloat16
 
 # the file alone: the package takes its time to import
 WORKER = f"""
@@ -30,6 +30,21 @@ def test_a_worker_ends_when_its_launcher_was_killed():
     launcher.send_signal(signal.SIGKILL)
     output, _ = launcher.communicate(timeout=30)  # until the worker, too, has closed it
     assert output == ""
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block():
+    def work():
+        with holding_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all")
+
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["all"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with holding_interrupts():
+        pass
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the system does not tell who holds a lock")
