@@ -27,11 +27,10 @@ from ..training.features import check_splits, model_config
 from ..utils.files import write_json, write_text
 from ..utils.run_folder import JobFiles, held_run_folder
 
-COMPARISON_FILES = JobFiles(
-    "comparison of systems",
-    ("table.json", "table.md"),
-    replace(TRAINING_FILES, patterns=(*TRAINING_FILES.patterns, "overhead.json", "robustness.json")),
+SYSTEM_FILES = replace(
+    TRAINING_FILES, patterns=(*TRAINING_FILES.patterns, "overhead.json", "robustness.json"), are_parts=True
 )
+COMPARISON_FILES = JobFiles("comparison of systems", ("table.json", "table.md"), SYSTEM_FILES)
 Measurement = Callable[[Path, Job, FeatureCache, Accelerator], dict[str, dict[str, Any]]]
 """
 (folder of the run, its job, features, processes) → further columns by name, `{"mean", "std", "text"}`; or conditions
@@ -108,7 +107,7 @@ def compare_systems(
         accelerator.wait_for_everyone()
         for name, own_job in jobs.items():
             console.print(f"{systems[name].title} ({name}), {len(results) + 1} of {len(jobs)}")
-            results[name] = fit(cache, own_job, accelerator, own_job.settings(system=name), quiet=True)
+            results[name] = fit(cache, own_job, accelerator, own_job.settings(system=name), SYSTEM_FILES, quiet=True)
             if measure is not None:
                 measured[name] = measure(folder / name, own_job, cache, accelerator)
             table = make_table({key: systems[key] for key in results}, results, measured, cache.problem_type, tables)

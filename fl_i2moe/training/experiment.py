@@ -34,11 +34,15 @@ from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fe
 from .loop import FittedModel, Predictions, predict_split, train
 from .recipe import create_accelerator, create_console
 from .results import read_seed_results
-from .runs import fingerprint, load_model
+from .runs import STATISTICS_FILE, fingerprint, load_model
 
 TRAINING_FILES = JobFiles(
     "training",
-    ("seed-*", "config.json", "*.safetensors", "results.json", "interaction_statistics.json", "figures", "fl_i2moe"),
+    (
+        *(f"seed-{'[0-9]' * digits}" for digits in range(1, 11)),  # not a copy that a user calls seed-0-best
+        *("config.json", "model*.safetensors", "standardization.safetensors", "results.json"),
+        *("interaction_statistics.json", "figures", "fl_i2moe"),
+    ),
 )
 """The last are logs of a tracker."""
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
@@ -81,7 +85,12 @@ def run_job(
 
 
 def fit(
-    cache: FeatureCache, job: Job, accelerator: Accelerator, settings: dict[str, Any], quiet: bool = False
+    cache: FeatureCache,
+    job: Job,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
+    files: JobFiles = TRAINING_FILES,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """
     Trains a model for each seed, evaluates them, and writes everything into `job.output.output_dir`. Returns the
@@ -89,6 +98,7 @@ def fit(
 
     Args:
         settings: what identifies the run, from [`Job.settings`]; a resumed run must have the same.
+        files: what is written, and may be replaced.
         quiet: print no table of results.
 
     Raises:
@@ -105,7 +115,7 @@ def fit(
         "features": key_digest(cache.key),
     }
     flags = {**job.output.flags, "beside": job.encoding.cache_dir, "is_writer": accelerator.is_main_process}
-    with held_run_folder(output_dir, settings, TRAINING_FILES, **flags):
+    with held_run_folder(output_dir, settings, files, **flags):
         accelerator.wait_for_everyone()
         if job.training.report_to:
             accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
@@ -147,6 +157,8 @@ def _run_seed(
     file = run_dir / "results.json"
     if file.is_file():  # a resumed job
         finished = read_seed_results(file, cache.problem_type)
+        if missing := [x for x in ("model/config.json", STATISTICS_FILE) if not (run_dir / x).is_file()]:
+            raise ValueError(f"{run_dir} has no {missing[0]}: remove it, and run again with --resume.")
         if finished.get("weights", found := fingerprint(load_model(run_dir / "model"))) != found:
             raise ValueError(
                 f"{run_dir / 'model'} does not hold the weights that were trained: remove {run_dir}, and run again "
@@ -193,7 +205,7 @@ def _write_statistics(
         problem_type=cache.problem_type,
         threshold=threshold,
     )
-    write_json(run_dir / "interaction_statistics.json", statistics)
+    write_json(run_dir / STATISTICS_FILE, statistics)
     replace_files(run_dir / "figures", partial(save_statistics_figures, statistics, predictions.expert_weights))
     fitted.model.config.interaction_statistics = statistics
     replace_files(run_dir / "model", fitted.model.config.save_pretrained)
@@ -203,7 +215,7 @@ def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
     """Puts the best seed's model, statistics and figures on top of the output folder, and the results beside them."""
     run_dir = output_dir / f"seed-{seed}"
     model = [path for path in (run_dir / "model").iterdir() if path.is_file()]
-    for source in [*model, run_dir / "interaction_statistics.json"]:
+    for source in [*model, run_dir / STATISTICS_FILE]:
         replace_files(output_dir, partial(shutil.copy, source))
     for source in (run_dir / "figures").glob("*.png"):
         replace_files(output_dir / "figures", partial(shutil.copy, source))

@@ -72,9 +72,12 @@ def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
 def write_new_folder(folder: str | os.PathLike, write: Callable[[Path], Any]) -> None:
     """
     Lets `write` fill a folder that does not exist yet, or is empty, and appears when it is complete. What a killed
-    process left of it is removed.
+    process left of it is removed. Raises `ValueError` where it cannot appear at once: it is a disk's own folder, or
+    that in which the process works.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
+    if folder.is_mount() or folder == Path.cwd():
+        raise ValueError(f"{folder} cannot be made anew, since a disk or this process has it: give a folder below it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{UNFINISHED}{folder.name}-"
     for left in folder.parent.glob(glob.escape(prefix) + "*"):

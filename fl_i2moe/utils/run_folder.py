@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ class JobFiles:
     """Names of files and folders, as in `Path.glob`."""
     parts: "JobFiles | None" = None
     """Of runs that the job starts in folders of their own below; their settings name a `system`."""
+    are_parts: bool = False
+    """Of another job, which holds their folder: what else lies in it is in nobody's way."""
+
+    def hold(self, folder: Path, place: Path) -> bool:
+        """Whether a place is the output folder, or what the job writes in it or a part."""
+        folder, place = folder.resolve(), place.resolve()
+        if not place.is_relative_to(folder):
+            return False
+        names = place.relative_to(folder).parts
+        is_own = not names or any(fnmatchcase(names[0], pattern) for pattern in self.patterns)
+        return is_own or (self.parts is not None and len(names) > 1 and self.parts.hold(folder / names[0], place))
 
     def find(self, folder: Path) -> list[Path]:
         """Those that are in the folder; of the parts also their settings, last."""
@@ -52,9 +64,11 @@ def check_run_folder(
     """
     Changes nothing, and raises `ValueError` where `folder` is a file, cannot be made, holds other files than a run of
     this job, or holds one and neither `resume` nor `overwrite` is given; or where a run is writing into it. What lies
-    `beside` the run on purpose, such as a feature cache, is not in its way.
+    `beside` the run on purpose, such as a feature cache, is not in its way, unless it lies where the job writes.
     """
     folder = Path(folder)
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise ValueError(f"The output folder {folder} cannot be written into; give another --output_dir.")
     if (folder / LOCK_FILE).is_file():
         with _lock(folder):
             pass
@@ -65,8 +79,13 @@ def _check_content(
     folder: Path, files: JobFiles, resume: bool, overwrite: bool, beside: str | os.PathLike | None
 ) -> None:
     instead = "give another --output_dir"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output folder {folder} is a file; {instead}.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"The output folder {folder} is a file, or a link that leads nowhere; {instead}.")
+    if beside is not None and files.hold(folder, Path(beside)):
+        raise ValueError(
+            f"{beside} lies where the job in {folder} writes, and --overwrite removes: give another --cache_dir, such "
+            "as a folder of its own below."
+        )
     if (folder / SETTINGS_FILE).is_file():
         if not (resume or overwrite):
             raise ValueError(
@@ -80,20 +99,29 @@ def _check_content(
             )
         if job not in (None, files.job):
             raise ValueError(f"{folder} holds a run of another job, {job}, not {files.job}: {instead}.")
+        if overwrite:
+            _check_nothing_else(files.find(folder))
     elif not folder.exists():
         above = existing(folder)
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise ValueError(f"The output folder {folder} cannot be made in {above}; {instead}.")
-    elif others := _others(folder, beside):
+    elif not files.are_parts and (others := _others(folder, beside)):
         raise ValueError(f"{folder} holds other files and no run, such as {others[0]}; {instead}.")
+
+
+def _check_nothing_else(doomed: list[Path]) -> None:
+    """Someone may have explained the model of a seed, or begun a run somewhere below."""
+    for path in doomed:
+        if inner := next(path.glob(f"*/**/{SETTINGS_FILE}"), None):
+            raise ValueError(f"{inner.parent} holds a run that --overwrite would remove: move or remove it first.")
 
 
 def _others(folder: Path, beside: str | os.PathLike | None) -> list[str]:
     """What is in a folder without a run, apart from what one that was killed at its start has left."""
-    expected = [] if beside is None else [Path(beside).absolute(), *Path(beside).absolute().parents]
+    expected = [] if beside is None else [Path(beside).resolve(), *Path(beside).resolve().parents]
     return sorted(
         path.name
-        for path in folder.absolute().iterdir()
+        for path in folder.resolve().iterdir()
         if path.name != LOCK_FILE and not path.name.startswith(UNFINISHED) and path not in expected
     )
 

@@ -42,13 +42,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def compare(cache, tmp_path, fresh_accelerate, no_figures):
-    def start(systems=SYSTEMS, measure=None, resume=False, model=None, **training):
+    def start(systems=SYSTEMS, measure=None, resume=False, overwrite=False, model=None, **training):
         options = {"num_epochs": 1, "batch_size": 16, "learning_rate": 1e-2, "num_threads": 1, "seeds": [0, 1]}
         job = Job(
             EncodingArguments(),
             ModelArguments(hidden_size=8, num_attention_heads=2, num_fusion_layers=1, **(model or {})),
             TrainingArguments(**{**options, **training}),
-            OutputArguments(str(tmp_path / "table"), resume=resume),
+            OutputArguments(str(tmp_path / "table"), resume, overwrite),
         )
         accelerator = create_accelerator(job.training, job.output.output_dir)
         return compare_systems(systems, cache, job, accelerator, Console(quiet=True), measure)
@@ -201,6 +201,16 @@ def test_a_modality_is_called_as_users_like():
     assert conditions[0] == "| system | condition | mae |"
     assert conditions[1] == "| --- | --- | ---: |"
     assert conditions[3] == r"| MulT | without left\|right\_eye (zero) | −0.500 (−0.250) |"
+
+
+def test_a_comparison_that_is_overwritten_keeps_what_others_put_there(compare, tmp_path):
+    systems = {"mult": SYSTEMS["mult"]}
+    compare(systems, seeds=[0])
+    (own := tmp_path / "table" / "mult" / "notes.txt").write_text("mine")
+    table = compare(systems, seeds=[1], overwrite=True)
+    assert table["seeds"] == ["1"]
+    assert [path.name for path in own.parent.glob("seed-*")] == ["seed-1"]
+    assert own.read_text() == "mine"
 
 
 def test_names_are_checked():

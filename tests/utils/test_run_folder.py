@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from kills import killed_before
 
+from fl_i2moe.evaluation.run.explanations import OUTPUT_FILES
+from fl_i2moe.training.experiment import TRAINING_FILES
 from fl_i2moe.utils.files import remove_unfinished, replace_files, write_json, write_new_folder
 from fl_i2moe.utils.run_folder import JobFiles, begin_run_folder, check_run_folder, held_run_folder
 
@@ -201,6 +203,70 @@ def test_a_feature_cache_may_lie_in_a_new_run(tmp_path):
     begin_run_folder(run, {}, FILES, **flags)
     begin_run_folder(run, {}, FILES, **{**flags, "overwrite": True})
     assert (run / "features" / "cache").is_dir()
+
+
+@pytest.mark.parametrize("place", ["features", "../run/features", "../link/features", "../x/../run/features/new"])
+def test_a_feature_cache_is_found_beside_by_any_path(tmp_path, monkeypatch, place):
+    (tmp_path / "run" / "features").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path / "run")
+    for folder in ("../run", "../link", tmp_path / "link", "."):
+        check_run_folder(folder, FILES, **NEW, beside=place)
+
+
+@pytest.mark.parametrize("place", ["", "seed-0", "seed-0/cache", "../run/seed-12", "x.safetensors", "mult/seed-0/c"])
+def test_a_feature_cache_may_not_lie_where_the_job_writes(tmp_path, place):
+    """At its end, or with --overwrite, it would be removed; said before anything is encoded."""
+    run, files = tmp_path / "run", JobFiles("training", FILES.patterns, FILES)
+    with pytest.raises(ValueError, match=r"lies where the job in .* writes.*--cache_dir"):
+        check_run_folder(run, files, **NEW, beside=f"{run}/{place}")
+    for place in ("mult", "features", "seeds/x", "../seed-0", "features/deep/seed-0"):
+        check_run_folder(run, files, **NEW, beside=run / place)
+
+
+@pytest.mark.parametrize("inner", ["seed-0/model/explanations", "seed-0/x"])
+def test_overwrite_removes_no_run_in_a_run(tmp_path, inner):
+    """Such as explanations of one seed's model."""
+    run = tmp_path / "run"
+    begin_run_folder(run, {}, FILES, **NEW)
+    begin_run_folder(run / inner, {}, JobFiles("explanations", ()), **NEW)
+    with pytest.raises(ValueError, match=rf"{inner} holds a run that --overwrite would remove"):
+        check_run_folder(run, FILES, **OVERWRITE)
+    check_run_folder(run, FILES, **RESUME)
+
+
+def test_overwrite_spares_copies_and_notes_of_users(tmp_path):
+    """By the patterns of the jobs themselves."""
+    mine = ["seed-0-best", "seed-notes.txt", "my.safetensors", "alignment-notes.txt", "faithfulness.csv"]
+    for files in (TRAINING_FILES, OUTPUT_FILES):
+        begin_run_folder(run := tmp_path / files.job, {}, files, **NEW)
+        for name in [*mine, "seed-0", "seed-4294967295", "model-00001-of-00002.safetensors", "alignment.json"]:
+            (run / name).mkdir()
+        begin_run_folder(run, {}, files, **OVERWRITE)
+        assert set(mine) < set(listing(run))
+    assert len(listing(tmp_path / "training")) == len(mine) + 2  # run.json, alignment.json
+
+
+def test_a_link_that_leads_nowhere_and_a_folder_that_is_read_only(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="a link that leads nowhere; give another"):
+        check_run_folder(tmp_path / "link", FILES, **NEW)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(ValueError, match="cannot be written into; give another"):
+        check_run_folder(tmp_path, FILES, **NEW)
+
+
+def test_a_new_folder_appears_where_a_link_leads_or_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write_new_folder(tmp_path / "x" / ".." / "link", lambda folder: (folder / "a").write_text("1"))
+    assert (tmp_path / "real" / "a").read_text() == "1"
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", "/proc"):  # the working folder would be another one; a disk's cannot be replaced
+        with pytest.raises(ValueError, match=r"cannot be made anew.*give a folder below it"):
+            write_new_folder(place, None)
 
 
 def test_one_process_holds_it_until_it_ends(tmp_path):

@@ -41,7 +41,11 @@ from .sample import explain_sample, list_samples
 
 OUTPUT_FILES = JobFiles(
     "explanations",
-    ("samples", "measured", "index.html", "faithfulness*", "alignment*", "pair_masking*", "pair_curves*"),
+    (
+        *("samples", "measured", "index.html", "faithfulness.json", "faithfulness.png", "faithfulness_insertion.png"),
+        *("alignment.json", "alignment.png", "pair_masking.json", "pair_masking.md"),
+        *("pair_curves.json", "pair_curves.png"),
+    ),
 )
 
 
