@@ -107,6 +107,8 @@ class NumericSettings:
                 raise ValueError(f"`{name}` must be a number of at least {least}, got {getattr(self, name)}.")
         numbers = self.num_modalities * self.num_samples * self.num_tokens * self.feature_size
         check_memory(8 * numbers, "the sample", "lower `num_samples` or `num_tokens`")
+        if self.labels_per_kind > self.feature_size:  # before they are listed
+            raise ValueError(f"`labels_per_kind` must be at most {self.feature_size}, got {self.labels_per_kind}.")
         positions = self.positions
         if len(set(positions)) < len(positions) or not all(0 <= x < self.num_tokens for x in positions):
             raise ValueError(

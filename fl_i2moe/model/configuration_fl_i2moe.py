@@ -57,13 +57,21 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 def check_given(name: str, value: Any) -> None:
-    """Raises `ValueError` for an empty text, or a list that holds one: what is given must be meant."""
+    """
+    Raises `ValueError` for an empty text, one that is no UTF-8, or a list that holds one: what is given must be meant,
+    and files that name it are UTF-8.
+    """
     texts = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(text, str) and not text.strip() for text in texts):
         raise ValueError(
             f"`{name}` {'has an empty entry' if texts is value else 'is empty'}; leave it out, or give a value. (A "
             "variable of the shell that is not set is empty.)"
         )
+    for text in texts:
+        if isinstance(text, str) and text.encode("utf-8", "replace").decode("utf-8") != text:
+            raise ValueError(
+                f"`{name}` {text!r} is no UTF-8: give another name, or set PYTHONUTF8=1 where the locale is poorer."
+            )
 
 
 def check_options(options: Any, kind: type | None = None) -> None:
@@ -196,7 +204,7 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     hidden_size: int = option(256, "Width of the experts.", at_least=1)
     num_attention_heads: int = option(4, "Attention heads of the experts.", at_least=1)
-    num_fusion_layers: int = option(2, "Transformer layers of an expert.", at_least=1)
+    num_fusion_layers: int = option(2, "Transformer layers of an expert.", within="[1, 1024]")
     intermediate_size: int | None = option(
         None, "Width of the feed-forward layers; twice `hidden_size` if not given.", at_least=1, internal=True
     )
@@ -280,7 +288,7 @@ class FLI2MoEConfig(PreTrainedConfig):
     reweighting: str = option("mlp", "Weights for each sample, or one learned vector.", choices=("mlp", "global"))
     reweighting_temperature: float | int = option(2.0, "Temperature of the softmax over expert weights.", positive=True)
     reweighting_hidden_size: int = option(256, "Width of the reweighting network.", at_least=1)
-    num_reweighting_layers: int = option(3, "Layers of the reweighting network.", at_least=1)
+    num_reweighting_layers: int = option(3, "Layers of the reweighting network.", within="[1, 1024]")
 
     encoders: dict | None = option(None, "Modality → identity of the encoder of its features.", internal=True)
     interaction_statistics: dict | None = option(None, "Statistics of a data set that was predicted.", internal=True)

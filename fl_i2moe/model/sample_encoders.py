@@ -65,11 +65,14 @@ def resolve_encoder(name: str, cache_dir: str | Path | None = None) -> str:
 def user_cache_dir() -> Path:
     """
     Where encoders, feature caches and the planted sample are kept: `$FL_I2MOE_CACHE` or `~/.cache/fl_i2moe`. Raises
-    `ValueError` where the variable is set, and empty.
+    `ValueError` where the variable is set, and empty, or the home folder is not known.
     """
     folder = os.environ.get("FL_I2MOE_CACHE", "~/.cache/fl_i2moe")
     check_given("FL_I2MOE_CACHE", folder)
-    return Path(folder).expanduser()
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"The home folder for {folder} is not known: set FL_I2MOE_CACHE to a folder.") from error
 
 
 def _encoder_dir(name: str, sample: SampleEncoder, cache_dir: str | Path | None) -> Path:

@@ -5,6 +5,7 @@ A dataclass holds the options of one part. [`parse_arguments`] turns them into o
 replaces defaults and what the user writes replaces the preset.
 """
 
+import os
 import re
 import sys
 from argparse import (
@@ -49,7 +50,7 @@ class CacheArguments:
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
     encoding_batch_size: int = option(32, "Samples an encoder sees at once.", at_least=1)
-    encoding_workers: int = option(1, "Processes that decode pictures and tokenize texts meanwhile.", at_least=0)
+    encoding_workers: int = option(1, "Processes that read pictures and texts meanwhile.", within="[0, 1024]")
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
     )
@@ -228,7 +229,7 @@ class TrainingArguments:
     keep_checkpoints: int = option(2, "Checkpoints that are kept.", at_least=1)
     bucket_by_length: bool = option(False, "Batch sequences of similar length: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
-    num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", at_least=0)
+    num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", within="[0, 1024]")
     num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", within="[1, 1024]")
 
     def __post_init__(self):
@@ -387,9 +388,9 @@ def given_path(text: str) -> Path:
     """A path of a command line that has no dataclass, as argparse's `type`."""
     try:
         check_given("path", text)
+        return Path(_from_home("path", text))
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from error
-    return Path(text)
 
 
 def _for_parser(kind: type) -> type:
@@ -414,11 +415,24 @@ def _instances(parser: ArgumentParser, types: Sequence[type], namespace: Namespa
     parts = []
     try:
         for kind in types:
+            for item in fields(kind):
+                setattr(namespace, item.name, _from_home(item.name, getattr(namespace, item.name)))
             check_options(namespace, kind)  # before anything is done with them
             parts.append(kind(**{item.name: getattr(namespace, item.name) for item in fields(kind)}))
     except ValueError as error:
         parser.error(str(error))
     return parts
+
+
+def _from_home(name: str, value: Any) -> Any:
+    """A path that begins with `~`, which shells leave alone behind an equals sign, with the home folder instead."""
+    if isinstance(value, list):
+        return [_from_home(name, entry) for entry in value]
+    if not isinstance(value, str) or not re.match("~[^/]*/|~$", value):
+        return value
+    if (path := os.path.expanduser(value)) == value:
+        raise ValueError(f"`{name}` {value} begins with a home folder that is not known: write it out.")
+    return path
 
 
 def check_metric(metric: str | None, problem_type: str) -> str:

@@ -210,6 +210,7 @@ def test_another_run_writes_it_meanwhile(tmp_path, monkeypatch, same):
         ({"evidence_positions": [0, 1, 2]}, "do not fit 3 positions"),
         ({"evidence_positions": [0, 30]}, "different numbers in 0 … 19"),
         ({"feature_size": 8}, "feature_size"),
+        ({"labels_per_kind": 10**9}, "`labels_per_kind` must be at most 24"),
         ({"sample_seed": -1}, "sample_seed"),
     ],
 )

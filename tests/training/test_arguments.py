@@ -1,6 +1,7 @@
 """Options: presets, their order of precedence, and checks at the start."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from fl_i2moe.training.arguments import (
     OutputArguments,
     TrainingArguments,
     check_metric,
+    given_path,
     option,
     parse_arguments,
     parse_command,
@@ -19,6 +21,10 @@ from fl_i2moe.training.arguments import (
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
+
+
+COUNTED = ("num_fusion_layers", "num_reweighting_layers", "num_workers", "encoding_workers", "num_threads")
+"""Of which so many are made that a machine comes to a standstill long before its memory is full."""
 
 
 def parse(*arguments):
@@ -56,6 +62,9 @@ def test_options_reach_the_configuration():
         (["--no_load_best_model_at_end", "--early_stopping_patience=2"], "needs `load_best_model_at_end`"),
         (["--resume", "--overwrite"], "give one of them"),
         (["--num_perturbed_views=1"], "`num_perturbed_views` must be at least 2, got 1"),
+        *(([f"--{name}={2**40}"], f"`{name}` must lie in ") for name in COUNTED),
+        (["--output_dir=runs/a\udcff"], "`output_dir` 'runs/a\\udcff' is no UTF-8"),
+        (["--features=~nobody-of-this-name/x"], "begins with a home folder that is not known"),
     ],
 )
 def test_wrong_options_end_with_a_message(arguments, message, capsys):
@@ -192,3 +201,12 @@ def test_streaming_options_go_together():
     ):
         with pytest.raises(ValueError, match=message):
             Job(streamed, ModelArguments(), training, OutputArguments())
+
+
+def test_a_path_from_home_is_that_of_the_home_folder(monkeypatch):
+    """Shells replace `~` at the start of a word alone, so that `--output_dir=~/x` made a folder of that name."""
+    monkeypatch.setenv("HOME", "/the/home")
+    encoding, _, _, output = parse("--output_dir=~/runs", "--features=~")
+    assert (output.output_dir, encoding.features) == ("/the/home/runs", "/the/home")
+    assert given_path("~/x") == Path("/the/home/x")
+    assert parse("--output_dir=a~/b~")[3].output_dir == "a~/b~"

@@ -131,3 +131,6 @@ def test_the_variable_of_the_cache(monkeypatch):
         user_cache_dir()
     monkeypatch.delenv("FL_I2MOE_CACHE")
     assert user_cache_dir().name == "fl_i2moe"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # neither $HOME nor a user of this number
+    with pytest.raises(ValueError, match=r"home folder .* is not known: set FL_I2MOE_CACHE"):
+        user_cache_dir()
