@@ -148,7 +148,7 @@ def find_damage(checkpoint: Path, run: str | None) -> str | None:
     try:
         expected = read_json(checkpoint / CHECKSUMS_FILE, dict)
         found = _checksums(checkpoint)
-        stored = read_json(checkpoint / STATE_FILE, kind=dict).get("run")
+        stored = read_json(checkpoint / STATE_FILE, dict).get("run")
     except (OSError, ValueError) as error:
         return str(error)
     for name in sorted({**expected, **found}):

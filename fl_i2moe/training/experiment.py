@@ -164,6 +164,8 @@ def _run_seed(
                 f"{run_dir / 'model'} does not hold the weights that were trained: remove {run_dir}, and run again "
                 "with --resume."
             )
+        if accelerator.is_main_process:  # a kill may have come before this
+            Checkpoints(run_dir, job.training.keep_checkpoints).remove()
         return finished
     started = time.perf_counter()
     options: dict[str, Any] = {"seed": seed, "metric": metric, "resume": job.output.resume}

@@ -8,6 +8,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from datasets import Features, List, Value
 from fake_encoders import fake_encoders, write_raw
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from fl_i2moe.cache import build_cache, open_cache
@@ -25,14 +26,15 @@ SIZES = {"train": 96, "validation": 32, "test": 20}
 def run(tmp_path, monkeypatch, fresh_accelerate, no_figures):
     """Runs a job with fake encoders on the CPU; returns its results."""
 
-    def start(raw, *, model=None, **training):
+    def start(raw, *, model=None, resume=False, **training):
         options = {"num_epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "num_threads": 1, **training}
         job = Job(
             EncodingArguments(cache_dir=str(tmp_path / "cache"), encoding_workers=0),
             ModelArguments(hidden_size=16, num_attention_heads=2, num_fusion_layers=1, dropout=0.1, **(model or {})),
             TrainingArguments(**options),
-            OutputArguments(str(tmp_path / "run")),
+            OutputArguments(str(tmp_path / "run"), resume=resume),
         )
+        fresh_accelerate()
         choices = {"image": EncoderChoice("fake"), "text": EncoderChoice("fake")}
         accelerator = start_job(job)
         return fit(encode(raw, choices, job, accelerator), job, accelerator, job.settings())
@@ -158,6 +160,21 @@ def test_trackers_get_settings_losses_and_metrics(run, tmp_path, monkeypatch):
         ]
         assert values == [(first_step + 6 * i, history[i - 1]["validation_micro_f1"]) for i in (1, 2)]
         assert results["seeds"][str(seed)]["validation"]["micro_f1"] == pytest.approx(max(value for _, value in values))
+
+
+def test_a_resumed_job_knows_a_finished_seed(run, tmp_path):
+    """It clears the checkpoints that a kill left, and refuses weights that are not those that were trained."""
+    raw = write_raw(tmp_path / "raw", SIZES)
+    expected = run(raw, num_epochs=1)
+    checkpoint = tmp_path / "run" / "seed-0" / "checkpoints" / "step-00000006-epoch-0001"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "results.json").unlink()
+    assert run(raw, num_epochs=1, resume=True)["test"] == expected["test"]
+    assert not checkpoint.parent.exists()
+    weights = tmp_path / "run" / "seed-0" / "model" / "model.safetensors"
+    save_file({name: x + 1 for name, x in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"seed-0.model does not hold the weights that were trained: remove "):
+        run(raw, num_epochs=1, resume=True)
 
 
 @pytest.mark.parametrize(
