@@ -321,7 +321,7 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As transformers'; raises `ValueError` that names folder or id, and field, where `config.json` is wrong."""
+        """As transformers'; `ValueError` names folder or id, and field, where `config.json` is wrong."""
         check_given("pretrained_model_name_or_path", pretrained_model_name_or_path)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

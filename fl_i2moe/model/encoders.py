@@ -44,8 +44,7 @@ def load_encoder(
     """Loads any Hugging Face vision or text model as a frozen encoder.
 
     Of a two-tower model (CLIP, SigLIP, LLaVA) only the tower of this `kind` is used. The encoder is tried out at once:
-    where patches lie is found out by painting ([`find_patch_layout`]), and a text must have the same features alone and
-    beside another one.
+    where patches lie is found out, and a text must have the same features alone and beside another one.
 
     Args:
         name_or_path: a hub id or a local folder with the model (safetensors) and its image processor or tokenizer.
@@ -58,9 +57,9 @@ def load_encoder(
         device, dtype: where and in which precision it computes.
         trust_remote_code: allows a hub model to bring its own code.
         client_options: `token`, `cache_dir`, `local_files_only`, as `from_pretrained` takes them.
-        kind_options: of pictures `resize`: `"whole"` (default) squeezes the whole picture into the input, `"crop"` does
-            the image processor's own resizing and centre crop, which loses a third of a poster. Of texts `max_length`,
-            in tokens with the special ones; by default the model's limit, at most 512.
+        kind_options: of pictures `resize`: `"whole"` (default) squeezes them into the input, `"crop"` does the image
+            processor's own resizing and centre crop, which loses a third of a poster. Of texts `max_length`, in tokens
+            with the special ones; by default the model's limit, at most 512.
 
     Raises:
         ValueError: the model cannot be found or read, is of the other kind, has no safetensors or lacks weights, has no
@@ -132,8 +131,7 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
     tower = getattr(config, kind.tower, None) or config
     options = {"use_safetensors": True, "output_loading_info": True, **kwargs}
     options["ignore_mismatched_sizes"] = True  # they are refused below, by name
-    # Some towers (SigLIP's of texts) have no class of their own, or their weights have names that this class does not
-    # know (LLaVA's): they are taken out of the whole model.
+    # Some towers have no class of their own (SigLIP's of texts), or it does not know their weights' names (LLaVA's).
     whole = None
     if tower is config or type(tower) in MODEL_MAPPING:
         whole, loading = load_part(AutoModel, WEIGHTS_FILE, name, source, config=tower, **options)

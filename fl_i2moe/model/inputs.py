@@ -19,7 +19,7 @@ FILLS = ("random", "zero", "mean")
 """What can stand for a modality."""
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------------
+# ---- checks
 
 
 def check_names(given: Iterable[str], argument: str, config: FLI2MoEConfig, complete: bool = False) -> None:
@@ -35,19 +35,13 @@ def check_names(given: Iterable[str], argument: str, config: FLI2MoEConfig, comp
 
 
 def check_tensors(given: Any, argument: str, config: FLI2MoEConfig, complete: bool = False) -> None:
-    """
-    Raises:
-        ValueError: it is no dictionary of tensors by the model's modalities; or, if they must be complete, one is
-            missing.
-    """
+    """Raises `ValueError` unless it is a dictionary of tensors by the model's modalities, if asked for of all."""
     if not isinstance(given, Mapping):
         raise ValueError(f"`{argument}` must be a dictionary, modality → tensor, got {type(given).__name__}.")
     check_names(given, argument, config, complete)
     for name, x in given.items():
         if not isinstance(x, torch.Tensor):
-            raise ValueError(
-                f"`{argument}[{name!r}]` must be a tensor, got {type(x).__name__}: `torch.as_tensor` makes one of it."
-            )
+            raise ValueError(f"`{argument}[{name!r}]` must be a tensor, got {type(x).__name__}: use `torch.as_tensor`.")
         if x.is_complex() or x.layout != torch.strided:
             raise ValueError(f"`{argument}[{name!r}]` must be dense real numbers, got {x.dtype}, {x.layout}.")
 
@@ -93,8 +87,8 @@ def check_mask_shape(argument: str, mask: torch.Tensor, x: torch.Tensor) -> None
 def check_is_whole(is_whole: Any, num_samples: int, config: FLI2MoEConfig) -> None:
     """Raises `ValueError` unless it is a tensor (B, M)."""
     shape = (num_samples, config.num_modalities)
-    if not isinstance(is_whole, torch.Tensor) or is_whole.shape != shape:
-        found = tuple(is_whole.shape) if isinstance(is_whole, torch.Tensor) else type(is_whole).__name__
+    found = tuple(is_whole.shape) if isinstance(is_whole, torch.Tensor) else type(is_whole).__name__
+    if found != shape:
         raise ValueError(f"`is_whole` must be a tensor of shape {shape}, got {found}.")
 
 
@@ -136,7 +130,7 @@ def _check_values(name: str, x: torch.Tensor, mask: torch.Tensor | None) -> None
         raise ValueError(f"`features[{name!r}]` has NaN or infinite values in rows {bad}.")
 
 
-# ---- missing modalities ---------------------------------------------------------------------------------------------
+# ---- missing modalities
 
 
 def complete_inputs(
@@ -214,7 +208,7 @@ def _fill_rows(
     return x.masked_fill(rows[:, None, None], 0), mask | (rows.unsqueeze(1) & real)
 
 
-# ---- the hidden space -----------------------------------------------------------------------------------------------
+# ---- the hidden space
 
 
 class ModalityStem(nn.Module):
@@ -274,7 +268,7 @@ class ModalityStem(nn.Module):
         return F.pad(pooled, (0, padding)).unflatten(-1, (self.num_features, self.patch_size))
 
 
-# ---- the joint sequence ---------------------------------------------------------------------------------------------
+# ---- the joint sequence
 
 
 def join_masks(

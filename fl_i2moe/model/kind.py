@@ -97,6 +97,10 @@ class FrozenEncoder(nn.Module, ABC):
         return super().train(False)
 
     @property
+    def _title(self) -> str:
+        return f"encoder {self._origin['name']!r} ({type(self.model).__name__})"
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -142,12 +146,12 @@ class FrozenEncoder(nn.Module, ABC):
             if self._is_tried:
                 raise
             raise ValueError(  # models of any class raise anything where they do not fit
-                f"encoder {self._origin['name']!r} ({type(self.model).__name__}) cannot be called with a batch of "
+                f"{self._title} cannot be called with a batch of "
                 f"{self.kind}s alone; use another encoder. The reason: {type(error).__name__}: {error!s:.300}"
             ) from error
 
     def _hidden_state(self, inputs: dict[str, Tensor]) -> Tensor:
-        outputs, hidden_states = self._call(inputs), ()
+        outputs = self._call(inputs)
         if self.hidden_layer is None:
             hidden_state = getattr(outputs, "last_hidden_state", None)
         else:
@@ -162,7 +166,7 @@ class FrozenEncoder(nn.Module, ABC):
         if not isinstance(hidden_state, Tensor):
             wanted = "last" if self.hidden_layer is None else "other"
             raise ValueError(
-                f"encoder {self._origin['name']!r} ({type(self.model).__name__}) gives no {wanted} hidden states, from "
+                f"{self._title} gives no {wanted} hidden states, from "
                 "which features are taken; use another encoder, or another hidden_layer"
             )
         return hidden_state
@@ -198,7 +202,7 @@ class Places:
     """`"keep"` or `"drop"`: whether the sequence holds CLS, BOS and SEP."""
 
     sha256: str | None = None
-    """Of the raw value that was encoded, see `Kind.content`; None where it was not noted down."""
+    """Of the raw value that was encoded, see `Kind.content`; None if unknown."""
 
     @property
     def candidates(self) -> list[int]:
@@ -224,7 +228,7 @@ class Places:
         return None
 
     def unchecked(self) -> str | None:
-        """Why it is not known that what is shown is what was encoded, as the end of a sentence; None if it is."""
+        """Why what is shown may not be what was encoded, as the end of a sentence; None if it is."""
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,10 +33,10 @@ GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")
 
 LONG = 20
-"""Longer side by shorter from which only what a crop keeps is resized: the rest would cost a multiple of it."""
+"""Longer side by shorter from which only what a crop keeps is resized."""
 
 TOO_LONG = 100
-"""Longer side by shorter from which a crop is refused: it would show less than a hundredth of the picture."""
+"""Longer side by shorter from which a crop, a hundredth of the picture, is refused."""
 
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -122,8 +122,8 @@ class ImagePreprocessor:
     """Pictures to uint8 pixels (B, H, W, C) of the encoder's input size. An annotation is `width` and `height` of the
     picture as displayed (EXIF rotation applied) and `left`, `top`, `right`, `bottom`, its region that the grid covers.
 
-    Only the resizing happens here. What a processor does after it is affine per channel, `pixels * scale + offset`, and
-    costs less in one go on the device (`FrozenImageEncoder.encode`).
+    Only the resizing happens here. What follows is affine per channel, `pixels * scale + offset`, and costs less on the
+    device (`FrozenImageEncoder.encode`).
 
     Args:
         input_size: rows and columns of the encoder's input.
@@ -131,8 +131,7 @@ class ImagePreprocessor:
         resample: a `PIL.Image.Resampling`.
         scale, offset: one value per channel.
 
-    Raises:
-        ValueError: on a call, a picture cannot be read, or is too thin to be cut to its centre.
+    A call raises `ValueError` where a picture cannot be read, or is too thin to be cut to its centre.
     """
 
     input_size: tuple[int, int]
@@ -171,9 +170,8 @@ class ImagePreprocessor:
         shorter, longer = sorted(image.size)
         if longer >= TOO_LONG * shorter:
             raise ValueError(
-                f"a picture of {image.width} x {image.height} pixels is too thin to be cut to its centre, which would "
-                "be less than a hundredth of it; cut it yourself, or give its encoder resize='whole' "
-                "(--image_resize whole)"
+                f"a picture of {image.width} x {image.height} pixels is too thin to be cut to its centre, less than a "
+                "hundredth of it; cut it yourself, or give its encoder resize='whole' (--image_resize whole)"
             )
         other = int(self.resize_to * longer / shorter)
         return (other, self.resize_to) if image.width <= image.height else (self.resize_to, other)
@@ -256,8 +254,8 @@ def _size_before_crop(processor: Any, input_size: tuple[int, int]) -> int | tupl
 
 
 class FrozenImageEncoder(FrozenEncoder):
-    """Pictures → patches in reading order; special features (CLS, registers) are where the encoder has them. Where it
-    has its patches is found out on loading, see [`find_patch_layout`]."""
+    """Pictures → patches in reading order, see [`find_patch_layout`]; special features (CLS, registers) stay where
+    they are."""
 
     kind = "image"
     preprocess: ImagePreprocessor
@@ -337,13 +335,11 @@ class ImagePlaces(Places):
         (rows, columns), (left, top, right, bottom) = self.grid, self.region
         width, height = (right - left) / columns, (bottom - top) / rows
         x, y = left + cell[1] * width, top + cell[0] * height
-        across, down = (float(side) for side in self.size)
-        return (
-            min(max(0.0, x), across),
-            min(max(0.0, y), down),
-            min(max(0.0, x + width), across),
-            min(max(0.0, y + height), down),
+        xs, ys = (
+            [min(max(0.0, edge), float(limit)) for edge in edges]
+            for edges, limit in zip(((x, x + width), (y, y + height)), self.size, strict=True)
         )
+        return xs[0], ys[0], xs[1], ys[1]
 
     def name_of(self, index: int) -> str:
         """`row 2, column 3`."""
@@ -360,10 +356,7 @@ class ImagePlaces(Places):
     def unchecked(self) -> str | None:
         if self.sha256 is not None or self.missing():
             return None
-        return (
-            "is not known to be the one that was encoded, since the feature cache has no checksum of it: encode anew "
-            "with this version to have it compared"
-        )
+        return "is not known to be the one that was encoded, since the feature cache has no checksum of it: encode anew"
 
     def picture(self, longest_side: int | None = None) -> Image.Image | None:
         """The picture that was encoded, in RGB, at most `longest_side` pixels long; None where it is [`missing`]."""
@@ -473,8 +466,8 @@ class ImageKind(EncodedKind):
             preprocess = ImagePreprocessor.from_processor(processor, model.config, options["resize"], name)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
-                f"encoder {name!r}: its image processor ({type(processor).__name__}) does not make one picture of a "
-                f"fixed size of each; use another encoder. The reason: {type(error).__name__}: {error}"
+                f"encoder {name!r}: its image processor ({type(processor).__name__}) gives no picture of a fixed size; "
+                f"use another encoder. The reason: {type(error).__name__}: {error}"
             ) from error
         return FrozenImageEncoder(*common, preprocess=preprocess)
 

@@ -147,7 +147,7 @@ def _set_up(tokenizer: Any) -> None:
         tokenizer.pad_token = next(iter(tokenizer.all_special_tokens), None)
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
-    # The vocabulary itself may have them (XLM-RoBERTa's has): then their first character is kept apart from the rest.
+    # Where the vocabulary itself has them (XLM-RoBERTa's), their first character is kept apart from the rest.
     control = [x for x in tokenizer.all_special_tokens if x != tokenizer.unk_token and len(x) > 1]
     read = [x for x in control if tokenizer.convert_tokens_to_ids(x) in backend.encode(x, add_special_tokens=False).ids]
     if read:
@@ -182,8 +182,8 @@ def hash_tokenizer(tokenizer: Any) -> str:
 class FrozenTextEncoder(FrozenEncoder):
     """Texts → tokens, with the tokenizer's special tokens (CLS, BOS, SEP) marked.
 
-    An encoder that takes no attention mask (FNet), or whose tokenizer makes none (SigLIP), was trained on texts padded
-    to their full length, and sees the padding. It gets every text so padded; the padding's features are left out.
+    An encoder that takes no attention mask (FNet), or whose tokenizer makes none (SigLIP), sees padding and was trained
+    on texts of full length. It gets every text so padded; the padding's features are left out.
 
     Raises:
         ValueError: the model gives no feature per token, or others for the same text in another batch.
@@ -198,7 +198,6 @@ class FrozenTextEncoder(FrozenEncoder):
         self.max_features = preprocess.max_features
         tokenizer = preprocess.tokenizer
         takes = inspect.signature(self.model.forward).parameters
-        # A wrapper that hands everything on says nothing about what it takes.
         names = takes if "input_ids" in takes else {*tokenizer.model_input_names, "attention_mask"}
         self._input_names = {name for name in (*tokenizer.model_input_names, "input_ids") if name in names}
         sees_padding = "attention_mask" not in self._input_names
@@ -211,7 +210,7 @@ class FrozenTextEncoder(FrozenEncoder):
         gap = (together[: len(alone)] - alone).float().norm() / alone.float().norm()
         if not gap < 0.05:
             message = (
-                f"encoder {self._origin['name']!r} ({type(self.model).__name__}): the features of a text change by "
+                f"{self._title}: the features of a text change by "
                 f"{float(gap):.0%} with the texts beside it, or from call to call"
             )
             if not gap < 0.2:
@@ -230,7 +229,7 @@ class FrozenTextEncoder(FrozenEncoder):
         hidden, (batch_size, length) = self._hidden_state(model_inputs), inputs["input_ids"].shape
         if hidden.shape[:-1] != model_inputs["input_ids"].shape:
             raise ValueError(
-                f"encoder {self._origin['name']!r} ({type(self.model).__name__}) gives features of shape "
+                f"{self._title} gives features of shape "
                 f"{tuple(hidden.shape)} for {batch_size} texts of {length} tokens, not one a token; use another "
                 "encoder, or another hidden_layer"
             )

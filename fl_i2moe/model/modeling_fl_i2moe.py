@@ -146,8 +146,8 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         As transformers', from safetensors alone.
 
         Raises:
-            ValueError: tensors are missing, left over, of another size than the configuration says (unless
-                `ignore_mismatched_sizes` is given), or NaN or infinite; the file is damaged; it is no safetensors.
+            ValueError: tensors are missing, left over, of other sizes (unless `ignore_mismatched_sizes` is given), NaN
+                or infinite; the file is damaged, or no safetensors.
             OSError: there is no such model.
         """
         name = pretrained_model_name_or_path
@@ -158,7 +158,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if name is not None:
             refuse_pickles(name, kwargs)
         try:
-            # sizes are checked below, all of them, in one sentence
+            # sizes are checked below, in one sentence
             model, loading = super().from_pretrained(
                 name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
@@ -166,12 +166,10 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             if not re.search("(no|have a) file named model", str(error)):
                 raise
             raise OSError(f"{name} has no model.safetensors; pickles can run code and are not read.") from error
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:  # a damaged file; sizes beyond all memory, for one
             raise ValueError(
                 f"The weights in {name} cannot be read ({error}): get or train the model again."
             ) from error
-        except RuntimeError as error:  # sizes beyond all memory, for one
-            raise ValueError(f"The model {name} cannot be loaded: {error}") from error
         check_fit(name, loading, may_be_resized)
         refuse_non_finite(name, model)
         model.raw_inputs.repository = Repository.from_arguments(name, kwargs)
@@ -227,9 +225,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
 
         Raises:
             ValueError: an argument or a modality is unknown; a modality is missing or no tensor; the batch is empty; a
-                width, length, mask shape or label is wrong; outside training also a row without a real feature, or a
-                feature that is not finite; a raw value or an encoder cannot be read. With `fill_missing` a sample
-                without any modality, or means that are not there.
+                width, length, mask shape or label is wrong; outside training also a row without a real feature, or one
+                that is not finite; a raw value or an encoder cannot be read; with `fill_missing` a sample has no
+                modality, or there are no means.
         """
         if kwargs or features is None:
             self._check_arguments(kwargs, takes_raw=features is None)
@@ -412,7 +410,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         return self.stems[self.config.modality_order.index(name)]  # type: ignore[return-value]
 
     def _check_arguments(self, given: dict, takes_raw: bool) -> None:
-        """Raises `ValueError` for the names of arguments that are neither `forward`'s own nor of raw inputs."""
+        """Raises `ValueError` for arguments that are neither `forward`'s own nor raw inputs."""
         order = self.config.modality_order
         own = [name for name in signature(FLI2MoEModel.forward).parameters if name not in ("self", "kwargs")]
         known = own + order * takes_raw

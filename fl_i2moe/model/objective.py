@@ -121,7 +121,7 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConf
         ValueError: when the labels do not fit the logits.
     """
     if not isinstance(labels, torch.Tensor):
-        raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}: `torch.as_tensor` makes one of it.")
+        raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}: use `torch.as_tensor`.")
     if config.problem_type == "single_label_classification":
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"Single labels must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")

@@ -1,10 +1,9 @@
 """
 Where patches lie in an image encoder's output: found out by painting, once, when it is loaded.
 
-A horizontal or vertical band of a picture of noise is painted black at a time. A patch's position in the output changes
-most, relative to what that position and that band usually change, when its own two bands are painted. The *fit* of a
-layout is the mean share of other bands that change a patch's position less than its own band does: 1 where every patch
-is changed most by its own bands, 0.5 for positions in random order.
+Bands of a picture of noise are painted black, one at a time. A patch's position in the output changes most, relative to
+what it and the band usually change, when its own row or column is painted. The *fit* of a layout is the mean share of
+other bands that change a patch's position less than its own: 1 at best, 0.5 for positions in random order.
 
 Shape letters: B pictures, T positions of the output, D encoder width, H and W pixel rows and columns, P = R · C patches
 in R rows and C columns.
@@ -15,25 +14,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 BANDS = (4, 8)
-"""Bands a side that a usual layout is tested with, the second only where the first leave a doubt. Another layout takes
-one band a row and column of patches."""
+"""Bands a side that a usual layout is tested with, the second in doubt; another takes one a row and column."""
 
 CLEAR = 0.8
 """Fit from which a usual layout is beyond doubt, and a guessed grid is taken."""
 
 ROUNDS = 3
-"""Pictures of noise at most from which an unusual layout is read."""
+"""Pictures at most from which another layout is read."""
 
 BATCH_SIZE = 8
 
 Trust = Literal["certain", "likely", "guess"]
-"""In a grid: a map's own shape, that of the configuration or between two shapes of a map, or one of many."""
+"""In a grid: the only one that a map can have, a map's or the configuration's, one of many."""
 
 Encode = Callable[[Tensor], Tensor]
 """Pixels (B, H, W, 3), uint8 → the encoder's hidden state: (B, T, D), (B, D, R, C) or (B, R, C, D)."""
@@ -45,8 +44,8 @@ class PatchLayout:
 
     Args:
         grid: rows and columns of patches.
-        order: for every feature, the position of the output that it is taken from. Patches come in reading order;
-            special positions stay where they are between them.
+        order: for every feature, the position that it is taken from: patches in reading order, and special positions
+            where they are between them.
         special: positions that are no patch.
         is_usual: row by row, behind the special ones.
         feature_size: D.
@@ -69,35 +68,29 @@ class PatchLayout:
 def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: int | None, name: str) -> PatchLayout:
     """Finds out where patches lie.
 
-    The rule: the usual layout (row by row, behind the special positions) is taken unless painting contradicts it,
-    that is, unless another regular one (special positions elsewhere, windows, columns first, every n-th patch) fits
-    clearly better, or it fits no better than positions in random order (0.5 plus three standard deviations; a guessed
-    grid has to be `CLEAR`). Otherwise each position is read off singly: that must name every patch (with a fit of 0.9),
-    and what is left over is special; or, as patches that overlap may name their neighbours, three of four are named as
-    in a regular layout. Where that fails, too, a map is read as its shape says (convolutions smear what is painted),
-    and an encoder of sequences is refused.
+    The usual layout (row by row, behind special positions) is taken unless another regular one fits clearly better, or
+    it fits no better than random order (a guessed grid has to be `CLEAR`). Otherwise each position is read off singly:
+    all patches must be named, with a fit of 0.9; or, as patches that overlap may name their neighbours, three of four
+    as in a regular layout. Failing that, a map is read as its shape says (convolutions smear), a sequence is refused.
 
     Args:
-        encode: gives the hidden state.
         input_size: H and W.
-        patch_size: pixels of a patch's side, if the configuration has it.
+        patch_size: pixels of a patch's side, if known.
         name: of the encoder, for messages.
 
     Raises:
         ValueError: the same picture gives different features in two calls, or no grid of patches can be found.
     """
-    noise = torch.Generator().manual_seed(0)
-    picture = _noise(input_size, noise)
-    hidden, again = encode(torch.stack([picture, picture])).float(), encode(picture[None]).float()
+    pictures = _pictures(encode, input_size)
+    picture, again = next(pictures)
+    hidden = encode(torch.stack([picture, picture])).float()
     if hidden.ndim not in (3, 4) or len(hidden) != 2:
         raise ValueError(
-            f"encoder {name!r} gives features of shape {tuple(hidden.shape)} for two pictures, no sequence and no map "
-            "of patches for each; use another encoder, or another hidden_layer"
+            f"encoder {name!r} gives features of shape {tuple(hidden.shape)} for two pictures, no sequence or map of "
+            "patches for each; use another encoder, or another hidden_layer"
         )
     if not hidden.isfinite().all():
-        raise ValueError(
-            f"encoder {name!r} gives features that are no finite numbers; use another dtype, or other weights"
-        )
+        raise ValueError(f"encoder {name!r} gives features that are no finite numbers; use another dtype or encoder")
     # not torch.equal: a GPU adds in any order
     if hidden.shape[1:] != again.shape[1:] or float((hidden - again).norm()) > 0.01 * float(hidden.norm()):
         raise ValueError(
@@ -105,7 +98,9 @@ def find_patch_layout(encode: Encode, input_size: tuple[int, int], patch_size: i
             "patches at random (ViTMAE) does; use another encoder"
         )
     for grid, channels_last, trust in _grids(hidden, input_size, patch_size):
-        layout = _find_in_grid(_Painting(encode, noise, grid, channels_last, picture, again), trust)
+        plain = _as_sequence(again, channels_last)
+        painting = _Painting(encode, chain([(picture, again)], pictures), grid, channels_last, *plain.shape[1:])
+        layout = _find_in_grid(painting, trust)
         if layout is not None:
             return layout
     raise ValueError(
@@ -124,7 +119,8 @@ def _find_in_grid(painting: _Painting, trust: Trust) -> PatchLayout | None:
     enough = {"certain": 0.0, "likely": 0.5 + 3 / math.sqrt(24 * num_patches), "guess": CLEAR}[trust]
     for max_bands, least in zip(BANDS, (CLEAR, enough), strict=True):
         fits = _Fits(painting(max_bands), painting.grid)
-        if float(fits(usual).mean()) >= least and not _contradicts(fits, usual, painting.grid):
+        others = _regular(painting.grid, painting.length)
+        if float(fits(usual).mean()) >= least and not fits.contradict(usual, others):
             return painting.layout(usual)
     if trust == "guess":
         return None
@@ -144,7 +140,7 @@ def _find_in_grid(painting: _Painting, trust: Trust) -> PatchLayout | None:
                 return painting.layout(positions)
     # Patches that overlap may name their neighbours.
     fits = _Fits((by_rows, by_columns), painting.grid)
-    best = max(_regular(painting.grid, fits.length), key=lambda positions: float(fits(positions).mean()))
+    best = max(_regular(painting.grid, painting.length), key=lambda positions: float(fits(positions).mean()))
     named = float((place[best] == torch.arange(num_patches)).double().mean())
     if named >= 0.75:
         return painting.layout(best)
@@ -152,34 +148,26 @@ def _find_in_grid(painting: _Painting, trust: Trust) -> PatchLayout | None:
 
 
 class _Fits:
-    """How well each patch (P,), in reading order, fits the position that it is said to have: see the module.
-
-    Args:
-        change: by bands of rows and of columns (bands, T).
-    """
+    """How well each patch (P,), in reading order, fits a position, by the changes of bands (bands, T)."""
 
     def __init__(self, change: tuple[Tensor, Tensor], grid: tuple[int, int]):
-        self.length = change[0].shape[1]
         self.shares = [_share_below(x) for x in change]
-        cells = torch.arange(grid[0] * grid[1])
-        places = (cells // grid[1], cells % grid[1])
-        self.bands = [_band_of(place, num, len(x)) for place, num, x in zip(places, grid, change, strict=True)]
+        places = torch.cartesian_prod(*map(torch.arange, grid)).T
+        self.bands = [_band_of(place, cells, len(x)) for place, cells, x in zip(places, grid, change, strict=True)]
 
     def __call__(self, positions: Tensor) -> Tensor:
-        return torch.stack([share[band, positions] for share, band in zip(self.shares, self.bands, strict=True)]).mean(
-            0
-        )
+        by_row, by_column = (share[band, positions] for share, band in zip(self.shares, self.bands, strict=True))
+        return (by_row + by_column) / 2
 
-
-def _contradicts(fits: _Fits, usual: Tensor, grid: tuple[int, int]) -> bool:
-    """Whether another regular layout fits better by more than three standard errors, for all patches or up to one of
-    them (special positions may lie between patches)."""
-    for positions in _regular(grid, fits.length):
-        gain = fits(positions) - fits(usual)
-        mean, mean_of_squares = gain.cumsum(0) / len(gain), gain.square().cumsum(0) / len(gain)
-        if (mean > 1e-9 + 3 * ((mean_of_squares - mean.square()).clamp(min=0) / len(gain)).sqrt()).any():
-            return True
-    return False
+    def contradict(self, usual: Tensor, others: Iterator[Tensor]) -> bool:
+        """Whether another layout fits better by more than three standard errors, up to some patch (special positions
+        may lie between patches)."""
+        for positions in others:
+            gain = self(positions) - self(usual)
+            mean, mean_of_squares = gain.cumsum(0) / len(gain), gain.square().cumsum(0) / len(gain)
+            if (mean > 1e-9 + 3 * ((mean_of_squares - mean.square()).clamp(min=0) / len(gain)).sqrt()).any():
+                return True
+        return False
 
 
 def _regular(grid: tuple[int, int], length: int) -> Iterator[Tensor]:
@@ -241,37 +229,29 @@ def _grids(
         yield (side, side), False, "guess"
 
 
+@dataclass
 class _Painting:
-    """Paints bands, the first time of `picture` (H, W, 3), whose hidden state is `plain`, later of other ones."""
+    """Paints bands of one picture after the other."""
 
-    def __init__(
-        self,
-        encode: Encode,
-        noise: torch.Generator,
-        grid: tuple[int, int],
-        channels_last: bool,
-        picture: Tensor,
-        plain: Tensor,
-    ):
-        self.encode, self.noise, self.grid, self.channels_last = encode, noise, grid, channels_last
-        self.picture, self.plain = picture, _as_sequence(plain, channels_last)
-        self.is_first = True
-        _, self.length, self.feature_size = self.plain.shape
+    encode: Encode
+    pictures: Iterator[tuple[Tensor, Tensor]]
+    grid: tuple[int, int]
+    channels_last: bool
+    length: int
+    feature_size: int
 
     def __call__(self, max_bands: int) -> tuple[Tensor, Tensor]:
         """Logarithm of the relative change of each position, by bands of rows (bands, T) and of columns (bands, T)."""
-        size, changes = self.picture.shape[:2], []
-        if not self.is_first:
-            self.picture = _noise((size[0], size[1]), self.noise)
-            self.plain = _as_sequence(self.encode(self.picture[None]).float(), self.channels_last)
-        self.is_first = False
+        picture, plain = next(self.pictures)
+        changes = []
         for axis, cells in enumerate(self.grid):
-            bands = _band_of(torch.arange(size[axis]) * cells // size[axis], cells, max_bands)
-            painted = self.picture.repeat(min(cells, max_bands), 1, 1, 1)
-            for band, picture in enumerate(painted):
-                picture.transpose(0, axis)[bands == band] = 0
+            size = picture.shape[axis]
+            bands = _band_of(torch.arange(size) * cells // size, cells, max_bands)
+            painted = picture.repeat(min(cells, max_bands), 1, 1, 1)
+            for band, one in enumerate(painted):
+                one.transpose(0, axis)[bands == band] = 0
             hidden = torch.cat([self.encode(batch).float() for batch in painted.split(BATCH_SIZE)])
-            changes.append(_relative((_as_sequence(hidden, self.channels_last) - self.plain).norm(dim=2).cpu()))
+            changes.append(_relative(_as_sequence(hidden - plain, self.channels_last).norm(dim=2).cpu()))
         return changes[0], changes[1]
 
     def layout(self, positions: Tensor) -> PatchLayout:
@@ -284,8 +264,12 @@ class _Painting:
         return PatchLayout(self.grid, tuple(order), tuple(special), is_usual, self.feature_size, self.channels_last)
 
 
-def _noise(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8)
+def _pictures(encode: Encode, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures of noise (H, W, 3) and the hidden state of each, without end."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        picture = torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8)
+        yield picture, encode(picture[None]).float()
 
 
 def _band_of(cells: Tensor, num_cells: int, max_bands: int) -> Tensor:

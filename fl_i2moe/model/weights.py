@@ -16,15 +16,8 @@ REPOSITORY_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxie
 
 def refuse_pickles(name: Any, arguments: Mapping[str, Any]) -> None:
     """
-    Transformers reads safetensors first, but goes to whatever file a path, a configuration or an index names.
-
-    Args:
-        name: folder or hub id of the model.
-        arguments: of `from_pretrained`, by keyword.
-
-    Raises:
-        ValueError: the weights would come from a file of another kind, or an index cannot be read.
-        OSError: as `from_pretrained`.
+    Raises `ValueError` where the weights of a folder or hub id would come from a pickle, or their index cannot be read:
+    transformers goes to whatever file a path, a configuration or an index names. `arguments` are `from_pretrained`'s.
     """
     check_given("pretrained_model_name_or_path", name)
     if Path(name).is_file():
@@ -33,38 +26,32 @@ def refuse_pickles(name: Any, arguments: Mapping[str, Any]) -> None:
     index_name = getattr(arguments.get("config"), "transformers_weights", None) or SAFE_WEIGHTS_INDEX_NAME
     if variant := arguments.get("variant"):
         index_name = index_name.replace(".index.json", f".index.{variant}.json")
-    files = {index_name: index_name}
+    files = [index_name]
     if index_name.endswith(".json"):
         # missing is what most of them are
         index = cached_file(name, index_name, _raise_exceptions_for_missing_entries=False, **options)
-        files = {} if index is None else _files_in(Path(index))
-    if other := [file for file in files.values() if not file.endswith(".safetensors") or Path(file).name != file]:
+        files = [] if index is None else _files_in(Path(index))
+    if other := [file for file in files if not file.endswith(".safetensors") or Path(file).name != file]:
         raise ValueError(
             f"The weights of {name} would be read from {other[0]}: only safetensors beside the configuration are, "
             "pickles can run code and are not read."
         )
 
 
-def _files_in(index: Path) -> dict[str, str]:
-    """Tensor → file."""
+def _files_in(index: Path) -> list[str]:
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(file, str) for file in files.values()):
+        files = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(isinstance(file, str) for file in files):
             raise TypeError("a file's name is no text")
+        return files
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{index} is no index of weights, whose `weight_map` names a file for each tensor.") from error
-    return files
 
 
 def check_fit(name: Any, loading: Mapping[str, Any], may_be_resized: bool = False) -> None:
     """
-    Args:
-        name: folder or hub id of the model, for the message.
-        loading: what `from_pretrained` gives with `output_loading_info`.
-        may_be_resized: `ignore_mismatched_sizes` was asked for.
-
-    Raises:
-        ValueError: tensors are missing, left over, or of another size than the configuration says.
+    Raises `ValueError` where tensors are missing, left over, or of another size than the configuration says; `loading`
+    is what `from_pretrained` gives with `output_loading_info`.
     """
     resized = [f"{key} {tuple(found)}, here {tuple(own)}" for key, found, own in loading["mismatched_keys"]]
     faults = [

@@ -82,7 +82,7 @@ def test_weights_that_do_not_fit(folder, load, change, message):
 def test_sizes_beyond_all_memory(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 2**40}))
-    with pytest.raises(ValueError, match=r"The model .*model cannot be loaded"):
+    with pytest.raises(ValueError, match=r"The weights in .*model cannot be read"):
         load_model(folder)
 
 
