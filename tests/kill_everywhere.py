@@ -121,7 +121,7 @@ def content(place: Path) -> dict[str, bytes]:
     return found
 
 
-def kill(name: str, work: Path, every: int) -> Counter:
+def kill(name: str, work: Path, start: int, every: int) -> Counter:
     job, place, before, log = JOBS[name], work / "place", work / "before", work / "log"
 
     def reset() -> None:
@@ -141,7 +141,7 @@ def kill(name: str, work: Path, every: int) -> Counter:
     shutil.copytree(place, before)
     killed_before(never, run(job, place), place, log)
     expected, counts = content(place), Counter()
-    for number in itertools.count(0, every):
+    for number in itertools.count(start, every):
         reset()
         if not killed_before(number, run(job, place), place, log):
             break
@@ -167,6 +167,7 @@ def kill(name: str, work: Path, every: int) -> Counter:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", nargs="*", metavar="job", help=f"of {', '.join(JOBS)}; all if none is named")
+    parser.add_argument("--start", type=int, default=0, help="number of the first operation")
     parser.add_argument("--every", type=int, default=1, help="kill before every n-th operation alone")
     arguments = parser.parse_args()
     os.environ |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -176,6 +177,6 @@ if __name__ == "__main__":
     gc.freeze()  # what was imported need not be looked through in every fork
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.jobs or JOBS:
-            counts = kill(name, Path(folder), arguments.every)
+            counts = kill(name, Path(folder), arguments.start, arguments.every)
             words = ", ".join(f"{counts[word]} {word}" for word in ("refused", "lost", "different"))
             print(json.dumps(name), f"{counts['kills']} kills: {words}", flush=True)

@@ -93,13 +93,17 @@ def test_minilm_is_copied_as_it_is(cache_dir):
     assert SAMPLE_ENCODERS["sample:minilm"].package not in sys.modules
 
 
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
 def test_converted_once(cache_dir):
     package_dir("sample:efficientnet-lite0")
     first = Path(resolve_encoder("sample:efficientnet-lite0", cache_dir))
     before = (first / "model.safetensors").stat().st_mtime_ns
     assert resolve_encoder("sample:efficientnet-lite0", cache_dir) == str(first)
     assert (first / "model.safetensors").stat().st_mtime_ns == before
-    assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == []
+    assert listing(first.parent) == [first.name]
 
 
 def test_cache_dir_from_the_environment(tmp_path, monkeypatch):
@@ -130,10 +134,6 @@ def test_unknown_and_other_names():
     with pytest.raises(ValueError, match=r"sample:minilmm.*sample:efficientnet-lite0, sample:minilm"):
         resolve_encoder("sample:minilmm")
     assert resolve_encoder("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
-
-
-def listing(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
 def test_two_writers_at_the_same_time(tmp_path):
