@@ -43,8 +43,9 @@ def run_recipe(main: Callable[[], None]) -> None:
         print(f"interrupted: {GO_ON}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        # without a file's name: what the job prints
         is_print = isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
-        _end(f"error: {f'what the job says cannot be written: {error}. {GO_ON}' if is_print else error}", error)
+        _end(f"error: {f'output cannot be written ({error}): {GO_ON}' if is_print else error}", error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error), re.IGNORECASE):
             raise

@@ -154,6 +154,9 @@ def test_a_second_run_is_refused_and_encodes_nothing(train, tmp_path):
     assert model.config.expert_names == ["dense"]
     history = json.loads((tmp_path / "run" / "seed-0" / "history.json").read_text())
     assert history[0]["loss"] == pytest.approx(history[0]["task_loss"])
+    (tmp_path / "run" / "seed-0" / "interaction_statistics.json").unlink()
+    with pytest.raises(SystemExit, match=r"seed-0 has no interaction_statistics\.json: remove it, and run again"):
+        train(*options, "--resume")
 
 
 def test_many_options_in_one_run(train, shared, tmp_path):

@@ -92,7 +92,7 @@ def test_what_cannot_be_printed_is_said_in_one_line(target, when):
     os.close(writer)
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
-    assert line.startswith("error: what the job says cannot be written: [Errno ")
+    assert line.startswith("error: output cannot be written ([Errno ")
 
 
 CHAIN = """
