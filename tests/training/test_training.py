@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from fl_i2moe.cache import build_cache
 from fl_i2moe.cache.batching import create_data_loader, feature_means
 from fl_i2moe.training import loop as training
 from fl_i2moe.training.arguments import TrainingArguments
-from fl_i2moe.training.checkpoints import Checkpoints
+from fl_i2moe.training.checkpoints import Checkpoints, find_damage
 from fl_i2moe.training.loop import create_optimizer, predict, train
 from fl_i2moe.utils.files import replace_files
 
@@ -212,32 +213,41 @@ CHECKPOINT_FILES = ("model.safetensors", "optimizer.bin", "scheduler.bin", "rand
 CHECKPOINT_FILES += ("checksums.json", "model/model.safetensors", "model/config.json")
 
 
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        *((file, flip) for file in CHECKPOINT_FILES if file != "checksums.json"),
-        ("random_states_0.pkl", truncate),
-        ("random_states_0.pkl", Path.unlink),
-        ("model.safetensors", truncate),
-        ("checksums.json", Path.unlink),
-        ("checksums.json", lambda path: path.write_text("[]")),
-        ("checksums.json", lambda path: path.write_text("{}")),
-        ("scheduler.bin", folder_instead),
-        ("optimizer.bin", partial(link_instead, target="nowhere")),
-        ("optimizer.bin", partial(link_instead, target="scheduler.bin")),
-        ("custom_checkpoint_0.pkl", lambda path: path.write_bytes(b"surplus")),
-    ],
-)
-def test_a_damaged_checkpoint_is_not_used(cache, whole, stopped, tmp_path, capfd, file, damage):
-    """The one before it is, and the end is the same, bit for bit."""
+DAMAGES = [
+    *((file, flip) for file in CHECKPOINT_FILES if file != "checksums.json"),
+    ("random_states_0.pkl", truncate),
+    ("random_states_0.pkl", Path.unlink),
+    ("model.safetensors", truncate),
+    ("checksums.json", Path.unlink),
+    ("checksums.json", lambda path: path.write_text("[]")),
+    ("checksums.json", lambda path: path.write_text("{}")),
+    ("scheduler.bin", folder_instead),
+    ("optimizer.bin", partial(link_instead, target="nowhere")),
+    ("optimizer.bin", partial(link_instead, target="scheduler.bin")),
+    ("custom_checkpoint_0.pkl", lambda path: path.write_bytes(b"surplus")),
+]
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES)
+def test_damage_of_a_checkpoint_is_named(stopped, tmp_path, file, damage):
+    shutil.copytree(max((stopped / "checkpoints").iterdir()), tmp_path / "newest")
+    files = {x.relative_to(tmp_path / "newest").as_posix() for x in (tmp_path / "newest").rglob("*") if x.is_file()}
+    assert files >= set(CHECKPOINT_FILES)
+    run = json.loads((tmp_path / "newest" / "trainer_state.json").read_text())["run"]
+    assert find_damage(tmp_path / "newest", run) is None
+    damage(tmp_path / "newest" / file)
+    assert file in find_damage(tmp_path / "newest", run)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_a_damaged_checkpoint_is_not_used(cache, whole, stopped, tmp_path, capfd, damage):
+    """The one before it is, and the end is the same, bit for bit; random states are what Accelerate does without."""
     shutil.copytree(stopped, tmp_path / "run")
     older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    assert {x.relative_to(newest).as_posix() for x in newest.rglob("*") if x.is_file()} >= set(CHECKPOINT_FILES)
-    damage(newest / file)
+    damage(newest / "random_states_0.pkl")
     resumed = fit(cache, tmp_path / "run", resume=True, checkpoint_steps=2)
     said = capfd.readouterr().out
-    assert f"{newest} is not used: " in said
-    assert file in said
+    assert f"{newest} is not used: random_states_0.pkl" in said
     assert f"Going on from {older}." in said
     assert_same(tensors(whole), tensors(resumed))
     assert whole.state.history == resumed.state.history
