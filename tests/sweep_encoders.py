@@ -214,6 +214,7 @@ def sweep(model_types):
                     rows.append((model_type, kind, name, "loaded", outcome, special))
                 except ValueError as error:
                     message = " ".join(str(error).replace(folder, "X").split())
+                    message = re.sub(r"'[^']*site-packages/", "'…/", message)  # of this machine
                     is_own = re.search(
                         r"called.*reason: ((Runtime|Index|Attribute|Assertion)Error|.*get_seq_len|.*Could not find)",
                         message,
