@@ -40,7 +40,7 @@ def run_recipe(main: Callable[[], None]) -> None:
         finally:
             _flush()
     except KeyboardInterrupt:
-        print(f"interrupted: {GO_ON}", file=sys.stderr)
+        print(f"\ninterrupted: {GO_ON}", file=sys.stderr)  # a progress bar may stand in the line
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         # without a file's name: what the job prints

@@ -75,7 +75,7 @@ def test_an_interrupt_ends_with_a_sentence(tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 130
-    # among what a progress bar draws, and clears at its end
+    # a progress bar that is cleared at its end leaves blanks behind it
     assert any(line.startswith("interrupted: what is finished is kept") for line in said.splitlines()), said
     assert "Traceback" not in said
 
