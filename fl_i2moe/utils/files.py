@@ -122,10 +122,16 @@ def _only_writer(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes left in `folder` and below; nobody may be writing there."""
-    for path in list(folder.rglob(UNFINISHED + "*")):
-        remove(path)
+def remove_unfinished(folder: Path, spare: str = "") -> None:
+    """
+    Removes what killed processes left in `folder` and below, where nobody may be writing; but not in folders below that
+    hold a file of the name `spare`, which are others'.
+    """
+    for path in list(folder.iterdir()):
+        if path.name.startswith(UNFINISHED):
+            remove(path)
+        elif path.is_dir() and not path.is_symlink() and not (spare and (path / spare).exists()):
+            remove_unfinished(path, spare)
 
 
 def remove(path: Path) -> None:

@@ -178,7 +178,7 @@ def _remove_unfinished(folder: Path, files: JobFiles) -> None:
         if path.name.startswith(UNFINISHED):
             remove(path)
         elif path.is_dir():
-            remove_unfinished(path)
+            remove_unfinished(path, spare=LOCK_FILE)  # a job may be explaining the model of a seed
 
 
 @contextmanager

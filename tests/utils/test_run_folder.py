@@ -193,6 +193,21 @@ def test_overwrite_spares_what_lies_in_a_systems_folder(tmp_path):
     assert listing(run) == ["full", "full/explanations", "mine", "mine/run.json", "mine/seed-0", "run.json"]
 
 
+def test_what_a_job_below_is_writing_is_spared(tmp_path):
+    """Such as explanations of one seed's model, while the training goes on."""
+    run, other = tmp_path / "run", JobFiles("explanations", ("samples",))
+    begin_run_folder(run, {}, FILES, **NEW)
+    below = run / "seed-0" / "model" / "explanations"
+    with held_run_folder(below, {}, other, **NEW):
+        theirs, left = below / "samples" / ".unfinished-page.html", run / "seed-0" / ".unfinished-figure.png"
+        theirs.parent.mkdir()
+        theirs.write_text("being written")
+        left.write_text("left")
+        begin_run_folder(run, {}, FILES, **RESUME)
+        assert theirs.exists()
+        assert not left.exists()
+
+
 def test_a_feature_cache_may_lie_in_a_new_run(tmp_path):
     run = tmp_path / "run"
     (run / "features" / "cache").mkdir(parents=True)
