@@ -76,6 +76,8 @@ class Checkpoints:
                 if accelerator.is_main_process:
                     write_json(unfinished / STATE_FILE, {**asdict(state), "run": self.run})
                     self._add_model(unfinished / MODEL_FOLDER)
+                    for path in _files(unfinished):
+                        bring_to_disk(path)
                     write_json(unfinished / CHECKSUMS_FILE, _checksums(unfinished))
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -160,14 +162,18 @@ def find_damage(checkpoint: Path, run: str | None) -> str | None:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Name → sha256 of each file, which is brought to the disk; without those that systems hide in folders."""
+    """Name → sha256 of each file."""
     sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != CHECKSUMS_FILE and not path.name.startswith("."):
-            bring_to_disk(path)
-            with path.open("rb") as file:
-                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in _files(folder):
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those that have a checksum: all but hidden ones, which systems put into folders."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [path for path in found if path.name != CHECKSUMS_FILE]
 
 
 def _put_aside(folder: Path) -> None:
