@@ -335,13 +335,14 @@ def test_a_damaged_line_of_what_was_skipped_is_named(cache_dir, line, key):
 
 def test_what_others_do_to_a_folder_is_no_damage(cache_dir):
     """Git changes the ends of lines, `datasets` leaves files of its own, systems and the Hub theirs."""
+    ids = {name: list(rows["id"]) for name, rows in open_cache(cache_dir).splits.items()}
     for path in [*cache_dir.rglob("*.json"), cache_dir / "skipped.jsonl"]:
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     for name in (".DS_Store", "README.md", "train/.DS_Store", "train/cache-0123456789abcdef.arrow"):
         (cache_dir / name).write_bytes(b"x")
     moved = shard(cache_dir, "train", 0).rename(cache_dir / "blob")
     (cache_dir / "train" / "data-00000-of-00003.arrow").symlink_to(moved)
-    open_cache(cache_dir)
+    assert {name: list(rows["id"]) for name, rows in open_cache(cache_dir).splits.items()} == ids
 
 
 def test_a_line_of_what_was_skipped_holds_any_character(tmp_path):

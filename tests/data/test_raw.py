@@ -47,9 +47,12 @@ def test_labels_out_of_range_are_named_at_reading(labels, kind, problem, message
 
 
 def test_sound_labels_are_taken():
-    make_raw([2, 0, 1, 1], Value("uint8"))
-    make_raw([[0, 1, 0]] * 4, List(Value("bool"), length=3), MULTI)
-    make_raw([[0.5, -1, 7]] * 4, NUMBERS, "regression", names=("train", "validation", "test"))
+    names = ("train", "validation", "test")
+    classes, several, numbers = [2, 0, 1, 1], [[False, True, False]] * 4, [[0.5, -1.0, 7.0]] * 4
+    assert make_raw(classes, Value("uint8")).splits["train"]["labels"][:] == classes
+    assert make_raw(several, List(Value("bool"), length=3), MULTI).splits["train"]["labels"][:] == several
+    made = make_raw(numbers, NUMBERS, "regression", names=names)
+    assert {name: rows["labels"][:] for name, rows in made.splits.items()} == dict.fromkeys(names, numbers)
 
 
 @pytest.mark.parametrize(

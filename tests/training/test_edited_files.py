@@ -76,8 +76,7 @@ def run(whole, tmp_path):
 def use(folder):
     """All that reads a run's files."""
     found = Run.open(folder)
-    str(build_card(found, OPTIONS))
-    render_page(Explanation.load(folder / SAMPLE))
+    return str(build_card(found, OPTIONS)), render_page(Explanation.load(folder / SAMPLE))
 
 
 def places(content, path=()):
@@ -102,8 +101,11 @@ def change(content, path, value):
 
 
 def test_the_whole_run_is_read(run):
-    use(run)
-    load_model(run)
+    card, page = use(run)
+    assert "What explanations of this model are worth" in card
+    assert "**Pair masking.**" in card
+    assert "film &lt;1&gt;" in page
+    assert load_model(run).config.expert_names == Run.open(run).config.expert_names
 
 
 @pytest.mark.parametrize("file", FILES)
