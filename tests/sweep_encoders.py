@@ -3,7 +3,7 @@ Tries every image and text class of the installed transformers with a tiny rando
 
     python -m tests.sweep_encoders [model type ...]
 
-Not a test: it takes a quarter of an hour. A class that cannot be used has to be refused in a sentence; a traceback is
+Not a test: it takes five minutes. A class that cannot be used has to be refused in a sentence; a traceback is
 a fault. With model types it prints what it finds and writes nothing.
 """
 
