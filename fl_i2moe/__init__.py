@@ -1,9 +1,11 @@
 """
 FL-I²MoE: feature-level interpretable multimodal interaction-aware mixture of experts.
 
-Importing the package needs torch, transformers and Pillow alone, and makes the classes known to `AutoConfig`,
-`AutoModel`, `AutoProcessor` and `pipeline`. Models that are saved take their code along.
+`train` fits a model on your own data. Importing the package needs torch, transformers and Pillow alone, and makes the
+classes known to `AutoConfig`, `AutoModel`, `AutoProcessor` and `pipeline`. Models that are saved take their code along.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -23,4 +25,16 @@ FLI2MoEConfig.register_for_auto_class()
 FLI2MoEModel.register_for_auto_class("AutoModel")
 FLI2MoEProcessor.register_for_auto_class()
 
-__all__ = ["FLI2MoEConfig", "FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPipeline", "FLI2MoEProcessor"]
+if TYPE_CHECKING:
+    from .training.api import train
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # needs the whole stack
+        from .training.api import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["FLI2MoEConfig", "FLI2MoEModel", "FLI2MoEOutput", "FLI2MoEPipeline", "FLI2MoEProcessor", "train"]

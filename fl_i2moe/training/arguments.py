@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -299,6 +299,15 @@ class _Parser(HfArgumentParser):
         super().error(message)
 
 
+class _Collect(Action):
+    """`--image front --image back` is `--image front back`."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        earlier = getattr(namespace, self.dest)
+        is_first = earlier is None or earlier is self.default
+        setattr(namespace, self.dest, [*([] if is_first else earlier), *values])
+
+
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """The description as it is written; one spelling of each option, and its default where it has one."""
 
@@ -396,7 +405,7 @@ def given_path(text: str) -> Path:
 def _for_parser(kind: type) -> type:
     """
     A dataclass as `HfArgumentParser` takes it: all metadata go to argparse, which knows no bounds; choices are a type,
-    and a number has one type.
+    a number has one type, and an option that takes a list may be given several times.
     """
     hints, shown = get_type_hints(kind), []
     for item in fields(kind):
@@ -406,7 +415,10 @@ def _for_parser(kind: type) -> type:
         elif hint == float | int:
             hint = float
         kept: dict[str, Any] = {"default": item.default, "default_factory": item.default_factory}
-        shown.append((item.name, hint, field(**kept, metadata={"help": item.metadata["help"]})))
+        metadata = {"help": item.metadata["help"]}
+        if list in map(get_origin, (hint, *get_args(hint))):
+            metadata["action"] = _Collect
+        shown.append((item.name, hint, field(**kept, metadata=metadata)))
     heading = re.split("[.;]", kind.__doc__ or "")[0]
     return make_dataclass(kind.__name__, shown, kw_only=True, namespace={"_argument_group_name": heading})
 

@@ -66,6 +66,7 @@ def run_job(
     data: Any,
     read: Callable[[Accelerator], tuple[RawDataset, Mapping[str, EncoderChoice]]],
     needs: str | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """
     The whole job of a recipe: features, encoded from raw data or taken from `job.encoding.features`, and [`fit`].
@@ -74,6 +75,7 @@ def run_job(
     Args:
         data: options of the raw data, a dataclass; without the one that `needs` names there are none.
         read: reads the raw data, and names the encoder of each modality.
+        settings: what identifies the run beside its options.
     """
     from_features = starts_from_features(job.encoding, data, needs)
     accelerator = start_job(job)
@@ -81,7 +83,7 @@ def run_job(
         cache = fetch_features(job.encoding, accelerator)
     else:
         cache = encode(*read(accelerator), job, accelerator)
-    return fit(cache, job, accelerator, job.settings(**asdict(data)))
+    return fit(cache, job, accelerator, job.settings(**asdict(data), **settings))
 
 
 def fit(

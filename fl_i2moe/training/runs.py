@@ -62,6 +62,11 @@ class Run:
         return load_config(self.folder)
 
     @cached_property
+    def model(self) -> FLI2MoEModel:
+        """Of the best seed, in evaluation mode on the CPU."""
+        return load_model(self.folder)
+
+    @cached_property
     def results(self) -> dict[str, Any]:
         return read_results(self.folder / RESULTS_FILE, self.config.problem_type)
 

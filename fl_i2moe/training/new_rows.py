@@ -1,0 +1,229 @@
+"""Predictions for a user's new rows: encoded and predicted part by part, so that a stopped job goes on."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from ..cache.encoding import Encoder, decode, skipped_entry
+from ..cache.shards import Shard
+from ..data.raw import SampleError
+from ..data.tables import load_rows
+from ..model.configuration_fl_i2moe import check_options, did_you_mean, option
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..utils.checked_json import read_json
+from ..utils.files import UNFINISHED, remove, write_file, write_json, write_text
+from ..utils.machine import take_lock
+from .loop import Predictions
+from .predictions import prediction_table
+from .recipe import create_console
+from .runs import fingerprint, load_model
+
+PART_ROWS = 1024
+"""Rows whose predictions are written at once."""
+
+
+@dataclass
+class PredictArguments:
+    """Which model, which rows, and where predictions go."""
+
+    model: str = option("runs/sample", "Folder of a training run or a model, or a model on the Hub.")
+    dataset: str | None = option(None, "New rows: file (.csv, .jsonl, .parquet …), folder, or data set on the Hub.")
+    output: str = option("predictions.csv", "File for the predictions: .csv, .jsonl or .parquet.")
+    column: list[str] | None = option(None, "modality=column, where it has another name than at training.")
+    id: str | None = option(None, "Column of the ids; numbers of rows if not given.")
+    missing: Literal["stop", "drop", "fill"] | None = option(
+        None,
+        "What to do with a row that lacks a modality: stop, leave it out, or let the model stand in for it; the last, "
+        "if not given, where the model was trained with such rows, else leave it out.",
+    )
+    root: str | None = option(None, "Folder that paths in the table start from; the table's own if not given.")
+    encoding: str = option("utf-8", "Encoding of a text file.")
+    dataset_config: str | None = option(None, "Configuration of a data set on the Hub.")
+    dataset_revision: str | None = option(None, "Commit, tag or branch of a data set on the Hub.")
+    batch_size: int = option(32, "Rows at once.", at_least=1)
+    num_workers: int = option(1, "Processes that read rows meanwhile.", within="[0, 1024]")
+    trust_remote_code: bool = option(False, "Run code that an encoder's repository brings along.")
+    overwrite: bool = option(False, "Replace --output.")
+
+    def __post_init__(self):
+        check_options(self)
+        if self.dataset is None:
+            raise ValueError("`dataset` is needed: the new rows.")
+        if Path(self.output).suffix.lower() not in WRITERS:
+            raise ValueError(f"`output` must end with {', '.join(WRITERS)}, got {self.output}.")
+        if Path(self.output).exists() and not self.overwrite:
+            raise ValueError(f"{self.output} is there already: replace it by --overwrite, or give another --output.")
+
+
+def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
+    """
+    Predicts the rows of a table, and writes for each its id, labels, probabilities, and each expert's contribution, see
+    [`~fl_i2moe.training.predictions.prediction_table`]. What cannot be read is left out and named in
+    `<output>.skipped.jsonl`. A stopped job goes on after its last whole part.
+
+    Raises:
+        ValueError: the model takes no raw values; a column is not there; no row can be read.
+        OSError: the disk is full.
+    """
+    console, output = create_console(accelerator), Path(arguments.output)
+    model = _load(arguments.model).to(accelerator.device)
+    config = model.config
+    model.load_encoders(trust_remote_code=arguments.trust_remote_code)
+    encoders = {name: model.raw_inputs.load(name) for name in config.modality_order}
+    fills = "fill" if config.fill_missing else "drop"
+    rows, bad_rows = load_rows(
+        arguments.dataset,
+        _sources(model, arguments.column),
+        id_column=arguments.id,
+        missing=arguments.missing or fills,
+        root=arguments.root,
+        encoding=arguments.encoding,
+        config_name=arguments.dataset_config,
+        revision=arguments.dataset_revision,
+    )
+    key = {"model": fingerprint(model), "rows": _digest(rows), **_deciding(arguments)}
+    folder = output.with_name(UNFINISHED + output.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(FileLock(folder / "lock"), f"writing {output}", "; or give another --output"):
+        _begin(folder, key)
+        parts = _parts(folder, len(rows))
+        missing = [part for part in parts if not part.path.exists()]
+        if done := sum(len(part.rows) for part in parts) - sum(len(part.rows) for part in missing):
+            console.print(f"{done:,} of {len(rows):,} rows are predicted already.")
+        with tqdm(desc="predicting", total=len(rows), initial=done, unit=" rows") as bar:
+            for part in missing:
+                tables, skipped = [], []
+                for table, errors in _predict(model, encoders, rows, part, arguments):
+                    tables.append(table)
+                    skipped += [skipped_entry(error) for error in errors]
+                    bar.update(table.num_rows + len(errors))
+                write_json(part.path.with_suffix(".json"), skipped)
+                write_file(part.path, lambda file, tables=tables: pq.write_table(pa.concat_tables(tables), file))
+        entries = [skipped_entry(error) for error in bad_rows]
+        for part in parts:
+            entries += read_json(part.path.with_suffix(".json"), [{str: str}])
+        write = WRITERS[output.suffix.lower()]
+        write_file(output, lambda file: write((pq.read_table(part.path) for part in parts), file))
+        _report(entries, output, console.print)
+    shutil.rmtree(folder)
+
+
+def _load(name: str) -> FLI2MoEModel:
+    """From a folder, or from the Hub."""
+    return load_model(name) if Path(name).is_dir() else FLI2MoEModel.from_pretrained(name).eval()
+
+
+def _sources(model: FLI2MoEModel, renamed: list[str] | None) -> dict[str, Any]:
+    """Modality → what [`load_rows`] reads it from."""
+    config = model.config
+    columns = dict(entry.partition("=")[::2] for entry in renamed or [])
+    if unknown := [name for name in columns if name not in config.modality_order]:
+        raise ValueError(
+            f"`column` names {unknown[0]!r}; the model's modalities are {', '.join(config.modality_order)}."
+            f"{did_you_mean(unknown[0], config.modality_order)}"
+        )
+    return columns
+
+
+def _deciding(arguments: PredictArguments) -> dict[str, Any]:
+    """What a row's prediction depends on beside the model and the rows."""
+    return {name: value for name, value in asdict(arguments).items() if name in ("batch_size", "output")}
+
+
+def _digest(rows: Dataset) -> str:
+    """Of the content of all rows."""
+    digest = hashlib.sha256(str(rows.features).encode())
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def _begin(folder: Path, key: dict[str, Any]) -> None:
+    """Removes the parts of other rows or of another model."""
+    file = folder / "key.json"
+    if file.is_file() and read_json(file, dict) == key:
+        return
+    for path in folder.iterdir():
+        if path.name != "lock":
+            remove(path)
+    write_json(file, key)
+
+
+def _parts(folder: Path, num_rows: int) -> list[Shard]:
+    starts = range(0, num_rows, PART_ROWS)
+    return [
+        Shard(folder, "rows", index, len(starts), range(start, min(start + PART_ROWS, num_rows)), "")
+        for index, start in enumerate(starts)
+    ]
+
+
+def _predict(
+    model: FLI2MoEModel, encoders: Mapping[str, Encoder], rows: Dataset, part: Shard, arguments: PredictArguments
+) -> Iterator[tuple[pa.Table, list[SampleError]]]:
+    """The predictions of a part, batch by batch, and what of it could not be read."""
+    for decoded in decode({"rows": rows}, encoders, [part], arguments.batch_size, arguments.num_workers):
+        ...
+
+
+def _write_csv(tables: Iterator[pa.Table], file: Path) -> None:
+    """Lists as JSON."""
+    writer = None
+    for table in tables:
+        for index, item in enumerate(table.schema):
+            if pa.types.is_nested(item.type):
+                texts = [json.dumps(x, ensure_ascii=False) for x in table[item.name].to_pylist()]
+                table = table.set_column(index, item.name, pa.array(texts, pa.string()))
+        writer = writer or pyarrow.csv.CSVWriter(file, table.schema)
+        writer.write_table(table)
+    writer.close()
+
+
+def _write_json_lines(tables: Iterator[pa.Table], file: Path) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for table in tables:
+            for row in table.to_pylist():
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(tables: Iterator[pa.Table], file: Path) -> None:
+    writer = None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    writer.close()
+
+
+WRITERS: dict[str, Callable[[Iterator[pa.Table], Path], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_json_lines,
+    ".parquet": _write_parquet,
+}
+
+
+def _report(entries: list[dict[str, str]], output: Path, say: Callable[[str], None]) -> None:
+    file = output.with_name(output.name + ".skipped.jsonl")
+    if not entries:
+        file.unlink(missing_ok=True)
+    else:
+        write_text(file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        first = entries[0]
+        say(
+            f"{len(entries):,} rows could not be read and are left out, see {file}; the first, {first['id']}: "
+            f"{first['field']}: {first['reason']}"
+        )
+    say(f"Predictions: {output}")
