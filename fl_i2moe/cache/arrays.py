@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.arrays import ArrayDataset
+from ..data.raw import RawDataset
 from ..model.kind_array import ArrayEncoder
 from ..utils.files import write_file
 
 SMALLEST_SCALE = 1e-6  # of a number's standard deviation, beside its mean: what is smaller is rounding
 
 
-def array_encoders(data: ArrayDataset, standardize: bool = True) -> dict[str, ArrayEncoder]:
+def array_encoders(data: RawDataset, standardize: bool = True) -> dict[str, ArrayEncoder]:
     """
     One encoder for each modality.
 

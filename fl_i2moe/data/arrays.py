@@ -23,7 +23,6 @@ A sample whose label or vector is missing (null, None), in whole or in part, is 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,28 +43,17 @@ from .array_files import (
 )
 from .array_labels import label_values, names_in_file, read_labels
 from .raw import (
-    SPLIT_NAMES,
     OnBadSample,
     ProblemType,
     RawDataset,
     SampleError,
     check_ids,
     label_column,
-    names_of_splits,
-    split_of,
 )
+from .splits import Rows, draw_missing_splits, rows_by_name
 
 MASK_END = "_mask"
 ID_FIELDS = ("ids", "id")
-Rows = NDArray[np.int64]
-
-
-@dataclass
-class ArrayDataset(RawDataset):
-    """Modality columns hold the bytes of a float32 array (T, D), padding left out."""
-
-    feature_sizes: dict[str, int] = field(default_factory=dict)
-    """Modality → D."""
 
 
 def load_arrays(
@@ -84,7 +72,7 @@ def load_arrays(
     replace_non_finite: bool = False,
     mask_zero_vectors: bool = False,
     on_bad_sample: OnBadSample = "stop",
-) -> ArrayDataset:
+) -> RawDataset:
     """
     Reads a file of arrays in the layout above.
 
@@ -102,7 +90,8 @@ def load_arrays(
         on_bad_sample: `"stop"` raises the first `SampleError`, `"skip"` collects them in `bad_samples`.
 
     Returns:
-        A data set whose modalities are of the kind `"array"`. Masked features are left out and gaps closed.
+        A data set whose modalities are of the kind `"array"`: bytes of float32 arrays (T, D), D by `feature_sizes`.
+        Masked features are left out and gaps closed.
 
     Raises:
         SampleError: a sample has numbers that are missing, NaN or infinite, a label that is, or no feature.
@@ -121,7 +110,7 @@ def load_arrays(
 
     ids = _ids(parts, id_field, label_field, path)
     rows_of = _rows_of_splits(parts, label_field, split_field, path)
-    notes = _draw_missing_splits(rows_of, {"validation": validation_share, "test": test_share}, split_seed, path)
+    notes = draw_missing_splits(rows_of, {"validation": validation_share, "test": test_share}, split_seed, path)
     split_names = {row: split for split, rows in rows_of.items() for row in rows.tolist()}
     bad: dict[int, SampleError] = {}
 
@@ -180,7 +169,7 @@ def load_arrays(
     notes.insert(0, f"{path}: {len(good):,} samples, {problem.replace('_', ' ')}, {len(class_names)} outputs")
     sizes = {name: x.values.shape[1] for name, x in sequences.items()}
     bad_samples = [bad[row] for row in sorted(bad)]
-    return ArrayDataset(splits, dict.fromkeys(names, "array"), class_names, problem, bad_samples, notes, sizes)
+    return RawDataset(splits, dict.fromkeys(names, "array"), class_names, problem, bad_samples, notes, sizes)
 
 
 def _choose_modalities(parts: dict[str, Part], asked: Sequence[str] | None, others: set[str], path: Path) -> list[str]:
@@ -259,39 +248,7 @@ def _rows_of_splits(parts: dict[str, Part], label_field: str, split_field: str, 
             raise ValueError(f"{path} has no field {split_field!r} of splits; its fields are {', '.join(part)}.")
         return {"train": np.arange(len(part[label_field]))}
     column = part[split_field]
-    written = [] if isinstance(column, Sequences) else column.tolist()
-    if missing := [str(row) for row, name in enumerate(written) if name is None]:
-        raise ValueError(f"{path}: {split_field!r} has no split in the rows {', '.join(missing[:5])}.")
-    splits = [split_of(name) for name in written]
-    if unknown := list(dict.fromkeys(repr(name) for name, x in zip(written, splits, strict=True) if x is None)):
-        known = ", ".join(f"{split} ({', '.join(names[1:])})" for split, names in SPLIT_NAMES.items())
-        raise ValueError(f"{path}: {split_field!r} holds {', '.join(unknown[:5])}; known splits are {known}.")
-    names_of_splits(written, f"{path}: {split_field!r}")
-    found = np.array(splits)
-    return {split: rows for split in SPLIT_NAMES if len(rows := np.flatnonzero(found == split))}
-
-
-def _draw_missing_splits(rows_of: dict[str, Rows], shares: dict[str, float], seed: int, path: Path) -> list[str]:
-    """Fills `rows_of`, in the order of splits; returns what to tell."""
-    if "train" not in rows_of:
-        raise ValueError(f"{path} has no training samples; its splits are {', '.join(rows_of)}.")
-    rows = rows_of.pop("train")
-    left, notes = np.random.default_rng(seed).permutation(rows), []
-    found = {}
-    for split, share in shares.items():
-        if split in rows_of:
-            found[split] = rows_of.pop(split)
-            continue
-        count = round(share * len(rows))
-        if not 0 < count < len(left):
-            raise ValueError(
-                f"{path} has no {split} samples, and {share:.0%} of its {len(rows):,} training samples make none or "
-                "leave none to train on; give more samples or another share."
-            )
-        found[split], left = np.sort(left[:count]), left[count:]
-        notes.append(f"{split}: {count:,} of the training samples, drawn by seed {seed}")
-    rows_of |= {"train": np.sort(left), **found}
-    return notes
+    return rows_by_name([] if isinstance(column, Sequences) else column.tolist(), split_field, path)
 
 
 def _sequences(part: Part, name: str, mask_zero_vectors: bool, notes: list[str], path: Path) -> Sequences:

@@ -53,6 +53,7 @@ class RawDataset:
         label_names: of the C classes, in the order of the labels.
         bad_samples: with `on_bad_sample="skip"`, what was left out and why.
         notes: counts that a user should read, as sentences.
+        feature_sizes: of modalities that are features already, how many numbers a vector has.
 
     Raises:
         ValueError: two splits are one by their names, one lacks a column, an id is missing, twice in its split or no
@@ -65,6 +66,7 @@ class RawDataset:
     problem_type: ProblemType
     bad_samples: list[SampleError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    feature_sizes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names_of_splits(self.splits, "the raw data")

@@ -10,6 +10,9 @@ Shape letters: B samples, T features of a sequence, D encoder width.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -49,6 +52,49 @@ def as_batch(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4):
         return list(value)
     return [value]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a table holds nothing: null, NaN, no byte, or a text of nothing but spaces."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value == b"" or (isinstance(value, float) and math.isnan(value))
+
+
+def file_from_table(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """`Kind.from_table` for kinds whose values are files: a path, the bytes, or both as `datasets` has them."""
+    if isinstance(value, Mapping):
+        content, path = value.get("bytes"), value.get("path")
+        if not is_missing(content):
+            return {"bytes": content, "path": path}
+        value = path
+    if is_missing(value):
+        return None
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"it holds {str(value)[:60]!r}, which is neither a path nor the bytes of a file")
+    if (place := find_file(str(value), folders)) is not None:
+        return {"bytes": None, "path": place}
+    tried = " and ".join(dict.fromkeys(str(Path(folder, value)) for folder in folders))
+    raise ValueError(f"there is no file {tried or value!s}; mend the path, or say by `root` where such paths begin")
+
+
+def find_file(path: str, folders: Sequence[Path]) -> str | None:
+    """
+    A file with at least one byte, by its absolute path or one that begins in one of the folders; None if there is none.
+    Raises `ValueError` for an address in the web and for an empty file.
+    """
+    if re.match(r"data:|\w[\w+.-]*://", path):
+        raise ValueError(
+            f"{path[:80]!r} is an address; files are not fetched here: download them, and give their paths"
+        )
+    for place in (os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for folder in folders):
+        if os.path.isfile(place):
+            if not os.path.getsize(place):
+                raise ValueError(f"the file {place} has 0 bytes; download or write it again")
+            return place
+    return None
 
 
 @dataclass
@@ -278,6 +324,23 @@ class Kind:
 
     hub_task: ClassVar[str]
     """The Hub's task that is nearest to classifying it."""
+
+    def from_table(self, value: Any, folders: Sequence[Path]) -> Any:
+        """
+        A cell of a user's table as `cell` takes it, or None where the value is missing.
+
+        Args:
+            value: what `datasets` gives for the cell; a mapping for a modality of several columns.
+            folders: where relative paths of files may begin, in this order.
+
+        Raises:
+            ValueError: with the reason why the value cannot be used, as the end of a sentence.
+        """
+        return None if is_missing(value) else value
+
+    def feature_size(self, value: Any) -> int | None:
+        """D of a value from [`from_table`] that is features already; None for what an encoder encodes."""
+        return None
 
     def cell(self, value: Any) -> Any:
         """A raw value, from a reader or a user, as the raw column takes it."""

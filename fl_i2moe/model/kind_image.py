@@ -26,7 +26,7 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum, file_from_table
 from .patch_layout import find_patch_layout
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
@@ -429,6 +429,9 @@ class ImageKind(EncodedKind):
     hub_task = "image-classification"
     main_input, tower, main_tensor = "pixel_values", "vision_config", "pixels"
     default_options: ClassVar = {"resize": "whole"}
+
+    def from_table(self, value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
+        return file_from_table(value, folders)
 
     def cell(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Mapping):

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import tokenizers
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum, is_missing
 
 logger = logging.get_logger(__name__)
 
@@ -339,6 +340,13 @@ class TextKind(EncodedKind):
     hub_task = "text-classification"
     main_input, tower, main_tensor = "input_ids", "text_config", "input_ids"
     default_options: ClassVar = {"max_length": None}
+
+    def from_table(self, value: Any, folders: Sequence[Path]) -> str | None:
+        if is_missing(value):
+            return None
+        text = str(value) if type(value) is int else value  # a year, a code
+        _check_text(text)
+        return text
 
     def content(self, cell: str) -> bytes:
         return _content(cell)

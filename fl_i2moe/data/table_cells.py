@@ -1,0 +1,314 @@
+"""
+Columns of a table as modalities: each cell is checked, and written as its kind stores it.
+
+A table is read twice: once to find what cannot be used, and once more for the columns that are written anew, so that
+pictures whose bytes lie in the table are not copied. Nothing but short notes on each row stays in memory.
+Shape letters: N rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, concatenate_datasets
+from numpy.typing import NDArray
+
+from ..model.configuration_fl_i2moe import did_you_mean
+from ..model.kind import Kind, is_missing
+from ..model.kinds import KINDS
+from .raw import SampleError
+from .table_columns import BATCH, batches, check_columns, example, types_of_texts, values_of
+from .table_sources import Table
+
+Missing = Literal["stop", "drop", "fill"]
+SEVERAL_COLUMNS = "tabular"
+"""The kind of a modality that is made of several columns."""
+
+NUM_EXAMPLES = 3
+NO_HASH = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What a user calls a modality, and the columns that it is made of."""
+
+    name: str
+    kind_name: str
+    columns: tuple[str, ...]
+    is_joined: bool
+    """Whether a value is a mapping, column → cell."""
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.kind_name]
+
+    def value(self, batch: Mapping[str, list[Any]], row: int, folders: Sequence[Path]) -> Any:
+        """What `Kind.cell` takes, None where the modality is missing; raises `ValueError` with the reason alone."""
+        if not self.is_joined:
+            return self.kind.from_table(batch[self.columns[0]][row], folders)
+        cells = {name: batch[name][row] for name in self.columns}
+        if all(map(is_missing, cells.values())):
+            return None
+        return self.kind.from_table({name: None if is_missing(x) else x for name, x in cells.items()}, folders)
+
+
+@dataclass
+class Found:
+    """What reading a table once has shown."""
+
+    problems: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Row → modality, and why its value cannot be used."""
+
+    missing: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Modality → (N,)."""
+
+    sizes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Modality → (N,) numbers of a vector, for features; 0 where there are none."""
+
+    hashes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Column of texts or numbers → (N,), the same for the same value."""
+
+    rewritten: set[str] = field(default_factory=set)
+    """Modalities whose column is not yet as its kind stores it."""
+
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Modality → its first values, for people."""
+
+
+def check_modalities(given: Mapping[str, str | Sequence[str]], reserved: Mapping[str, str]) -> list[Modality]:
+    """
+    Args:
+        given: `modalities` of `load_table`.
+        reserved: names that a modality cannot have → why.
+
+    Raises:
+        ValueError: a kind is unknown, a name is reserved, or a column is named twice.
+    """
+    found = []
+    for name, kind in given.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"`modalities` has the name {name!r}; it must be a column, or a name for several.")
+        if name in reserved:
+            raise ValueError(f"The modality {name!r} cannot be called so: {reserved[name]}. Rename the column.")
+        columns = [name] if isinstance(kind, str) else list(kind)
+        if not columns or not all(isinstance(x, str) for x in columns):
+            raise ValueError(f"`modalities[{name!r}]` must be a kind or a list of columns, got {kind!r}.")
+        kind_name = kind if isinstance(kind, str) else SEVERAL_COLUMNS
+        if kind_name not in KINDS:
+            raise ValueError(
+                f"`modalities[{name!r}]` must be one of {', '.join(KINDS)}, or a list of columns, got {kind_name!r}."
+                f"{did_you_mean(kind_name, KINDS)}"
+            )
+        is_joined = not isinstance(kind, str) or kind_name == SEVERAL_COLUMNS
+        found.append(Modality(name, kind_name, tuple(columns), is_joined))
+    columns = [column for modality in found for column in modality.columns]
+    if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+        raise ValueError(f"The column {twice[0]!r} is given twice in `modalities`; a column is part of one modality.")
+    return found
+
+
+def check_missing(missing: Missing) -> None:
+    if missing not in get_args(Missing):
+        raise ValueError(f"`missing` must be one of {', '.join(get_args(Missing))}, got {missing!r}.")
+
+
+class TableReader:
+    """Reads modalities from tables of the same columns."""
+
+    def __init__(self, tables: Sequence[Table], modalities: Sequence[Modality]) -> None:
+        self.tables = tables
+        self.modalities = modalities
+        self.columns = [column for modality in modalities for column in modality.columns]
+        check_columns(tables, self.columns)
+        joined = [column for modality in modalities if modality.is_joined for column in modality.columns]
+        self.types = types_of_texts(tables, joined)
+        self.features = Features.from_dict({x.name: x.kind.raw_type for x in modalities})
+
+    def find(self, table: Table) -> Found:
+        """Reads a table once."""
+        size = len(table.rows)
+        found = Found()
+        for x in self.modalities:
+            found.missing[x.name] = np.zeros(size, np.bool_)
+            found.sizes[x.name] = np.zeros(size, np.int64)
+            found.examples[x.name] = []
+            if x.is_joined or table.rows.features[x.columns[0]] != self.features[x.name]:
+                found.rewritten.add(x.name)
+        for start, batch in batches(table, self.columns, self.types):
+            for name, values in batch.items():
+                if any(isinstance(x, str | int | float) for x in values):
+                    hashes = found.hashes.setdefault(name, np.full(size, NO_HASH))
+                    hashes[start : start + len(values)] = [hash(x) if _is_scalar(x) else NO_HASH for x in values]
+            for x in self.modalities:
+                self._find_in(x, table, start, batch, found)
+        return found
+
+    def _find_in(
+        self, modality: Modality, table: Table, start: int, batch: Mapping[str, list[Any]], found: Found
+    ) -> None:
+        name, kind, examples = modality.name, modality.kind, found.examples[modality.name]
+        cells = batch[modality.columns[0]]
+        for place in range(len(cells)):
+            row = start + place
+            try:
+                value = modality.value(batch, place, table.folders)
+                cell = None if value is None else kind.cell(value)
+            except ValueError as error:
+                found.problems.setdefault(row, (name, str(error).rstrip(".")))
+                continue
+            if name not in found.rewritten and cell != cells[place]:
+                found.rewritten.add(name)
+            if value is None:
+                found.missing[name][row] = True
+                continue
+            found.sizes[name][row] = kind.feature_size(value) or 0
+            if len(examples) < NUM_EXAMPLES and (text := example(value if modality.is_joined else cells[place])):
+                examples += [text] * (text not in examples)
+
+    def write(self, table: Table, found: Found) -> Dataset:
+        """The modalities' columns as their kinds store them, (N,) rows; null where a value cannot be used."""
+        kept = [x for x in self.modalities if x.name not in found.rewritten]
+        written = [x for x in self.modalities if x.name in found.rewritten]
+        parts = []
+        if kept:
+            parts.append(table.rows.select_columns([x.name for x in kept]))
+        if written:
+            columns = [column for x in written for column in x.columns]
+            source = table.rows.select_columns(columns)
+            part = source.with_format("arrow").map(
+                partial(_cells, written, source.features, self.types, table.folders),
+                batched=True,
+                batch_size=BATCH,
+                remove_columns=columns,
+                features=Features({x.name: self.features[x.name] for x in written}),
+                load_from_cache_file=False,  # files may have come or gone since
+                desc=f"Reading {table.file}",
+            )
+            parts.append(part.with_format(None))
+        return concatenate_datasets(parts, axis=1).select_columns([x.name for x in self.modalities])
+
+
+def _cells(
+    modalities: Sequence[Modality],
+    features: Features,
+    types: Mapping[str, pa.DataType],
+    folders: Sequence[Path],
+    batch: pa.Table,
+) -> dict[str, list[Any]]:
+    values = values_of(batch, features, types)
+    return {x.name: [_cell_or_null(x, values, row, folders) for row in range(len(batch))] for x in modalities}
+
+
+def _cell_or_null(modality: Modality, batch: Mapping[str, list[Any]], row: int, folders: Sequence[Path]) -> Any:
+    try:
+        value = modality.value(batch, row, folders)
+        return None if value is None else modality.kind.cell(value)
+    except ValueError:
+        return None  # reported by `TableReader.find`
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not is_missing(value)
+
+
+def report_problems(
+    table: Table, found: Found, ids: Sequence[str], splits: Sequence[str], sizes: Mapping[str, int], missing: Missing
+) -> tuple[dict[int, SampleError], dict[int, SampleError]]:
+    """
+    Row → why it cannot be used; and row → what it lacks, where it is left out for that.
+
+    Args:
+        ids, splits: (N,), for the messages.
+        sizes: modality → numbers of a vector that every row must have.
+        missing: what to do about missing values.
+
+    Raises:
+        ValueError: with `"stop"`, if a value is missing.
+    """
+    bad: dict[int, SampleError] = {}
+    dropped: dict[int, SampleError] = {}
+
+    def report(into: dict[int, SampleError], row: int, name: str, reason: str) -> None:
+        told = f"row {row} (counted from 0): {reason}"
+        into.setdefault(row, SampleError(splits[row], ids[row], name, table.file, told))
+
+    for row, (name, reason) in found.problems.items():
+        report(bad, row, name, reason)
+    for name, size in sizes.items():
+        own = found.sizes[name]
+        for row in np.flatnonzero((own > 0) & (own != size)).tolist():
+            report(bad, row, name, f"its vectors have {own[row]} numbers, those of most rows have {size}")
+    for name, gaps in found.missing.items():
+        rows = np.flatnonzero(gaps).tolist()
+        if rows and missing == "stop":
+            where = "" if table.split is None else f" (split {table.split!r})"
+            raise ValueError(
+                f"{table.file}{where}: {name!r} is missing in {len(rows):,} of {len(gaps):,} rows, the first is row "
+                f"{rows[0]} (counted from 0). Leave such rows out by missing='drop', keep them without it by "
+                "missing='fill', or fill the cells."
+            )
+        for row in rows if missing == "drop" else ():
+            report(dropped, row, name, "it is missing")
+    if missing == "fill":
+        for row in np.flatnonzero(np.all(list(found.missing.values()), axis=0)).tolist():
+            report(dropped, row, ", ".join(found.missing), "every modality is missing")
+    return bad, dropped
+
+
+def feature_sizes(modalities: Sequence[Modality], found: Sequence[Found]) -> dict[str, int]:
+    """Modality of features → how many numbers the vectors of most rows have."""
+    sizes = {}
+    for x in modalities:
+        own = np.concatenate([part.sizes[x.name] for part in found])
+        if (own > 0).any():
+            sizes[x.name] = int(np.bincount(own[own > 0]).argmax())
+    return sizes
+
+
+def check_leaks(
+    modalities: Sequence[Modality],
+    found: Sequence[Found],
+    labels: NDArray[Any],
+    rows: NDArray[np.int64],
+    label: str,
+    file: str,
+    notes: list[str],
+) -> None:
+    """
+    Looks for columns of texts or numbers that tell the label without anything to learn.
+
+    Args:
+        labels: (N,) or (N, C); of one label a sample alone something is looked for.
+        rows: the samples.
+        notes: gets a sentence on each column whose values and labels go together one to one.
+
+    Raises:
+        ValueError: a column holds the labels themselves.
+    """
+    if labels.ndim == 2:
+        return
+    labels = labels[rows]
+    places = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    own = np.array([hash(x) for x in labels.tolist()], np.int64)
+    for name in [column for modality in modalities for column in modality.columns]:
+        if any(name not in part.hashes for part in found):
+            continue
+        hashes = np.concatenate([part.hashes[name] for part in found])[rows]
+        if (hashes == own).all():
+            raise ValueError(
+                f"{file}: the column {name!r} holds the labels of {label!r} themselves, so that there is nothing to "
+                "learn; leave it out of the modalities."
+            )
+        there = hashes != NO_HASH
+        values = np.unique(hashes[there], return_inverse=True)[1].reshape(-1)
+        num_pairs = len(np.unique(np.stack([values, places[there]]), axis=1).T)
+        num_values, num_labels = len(np.unique(values)), len(np.unique(places[there]))
+        if num_pairs == num_values == num_labels and 1 < num_values <= there.sum() / 2:
+            notes.append(
+                f"The column {name!r} tells {label!r}: each of its {num_values:,} values has a label of its own. If it "
+                "is made from the label, leave it out."
+            )
