@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from fl_i2moe.cache import is_cache, open_cache
-from fl_i2moe.cache.arrays import array_encoders
+from fl_i2moe.cache.fitting import fit_encoders
 from fl_i2moe.comparison.measurements import measure_overhead, measure_robustness
 from fl_i2moe.comparison.systems import (
     COMPARISON_FILES,
@@ -168,7 +168,7 @@ def read(data, encoding):
     """Raw data, and the encoder of each modality."""
     if is_array_file(data.data):
         raw = load_arrays(data.data, **data.reading, on_bad_sample=encoding.on_bad_sample)
-        return raw, array_encoders(raw, data.standardize)
+        return raw, fit_encoders(raw, data.standardize)
     raw = load_layout(data.data, min_label_count=data.min_label_count, on_bad_sample=encoding.on_bad_sample)
     layout = find_layout(data.data)
     if layout in TEXT_LENGTHS and not data.text_encoder and "text_max_length" not in encoding.given:

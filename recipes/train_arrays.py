@@ -19,7 +19,7 @@ for four, three and two modalities, each pooled to one vector; --level feature k
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fl_i2moe.cache.arrays import array_encoders, save_standardization
+from fl_i2moe.cache.fitting import fit_encoders
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.numeric import NumericSettings, write_numeric
 from fl_i2moe.model.sample_encoders import user_cache_dir
@@ -125,15 +125,13 @@ def main():
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
     raw = load_arrays(file, **data.reading, on_bad_sample=encoding.on_bad_sample)
-    encoders = array_encoders(raw, data.standardize)
+    encoders = fit_encoders(raw, data.standardize)
     if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
         accelerator.print(
             "Each modality is one vector: --level pooled cuts it into --num_patches pieces, as I²MoE does."
         )
     cache = encode(raw, encoders, job, accelerator)
     fit(cache, job, accelerator, job.settings(**asdict(data)))
-    if accelerator.is_main_process and data.standardize:
-        save_standardization(encoders, Path(output.output_dir) / "standardization.safetensors")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..model.kind import FrozenEncoder, Preprocessed, checksum
-from ..model.kind_array import ArrayEncoder
+from ..model.kind import FittedEncoder, FrozenEncoder, Preprocessed, checksum
 from ..model.kinds import KINDS
 from ..utils.machine import holding_interrupts
 from .shards import Shard
 
-Encoder = FrozenEncoder | ArrayEncoder
+Encoder = FrozenEncoder | FittedEncoder
 
 
 def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder], layout: int) -> Features:

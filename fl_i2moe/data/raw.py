@@ -53,7 +53,7 @@ class RawDataset:
         label_names: of the C classes, in the order of the labels.
         bad_samples: with `on_bad_sample="skip"`, what was left out and why.
         notes: counts that a user should read, as sentences.
-        feature_sizes: of modalities that are features already, how many numbers a vector has.
+        feature_sizes: modality of arrays → D; its column holds the bytes of float32 arrays (T, D).
 
     Raises:
         ValueError: two splits are one by their names, one lacks a column, an id is missing, twice in its split or no

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ..model.kind import checksum
-from ..model.kinds import ENCODED_KINDS
+from ..model.kinds import KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 
 def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> dict[str, Any]:
     """
-    Encodes one sample, modality → a picture (path, PIL image, uint8 array) or a text, with the model's frozen encoders,
-    as a row that [`~fl_i2moe.explain.explain`] takes. `ValueError` if a modality is missing, or a value or an encoder
-    cannot be read.
+    Encodes one sample, modality → a picture (path, PIL image, uint8 array), a text, an array (D,) or (T, D), or columns
+    of a table (column → value), with the model's frozen encoders, as a row that [`~fl_i2moe.explain.explain`] takes.
+    `ValueError` if a modality is missing, or a value or an encoder cannot be read.
 
     ```python
     >>> explanation = explain(model, raw_sample(model, image="poster.jpg", text="A pianist …"), "Drama")
@@ -27,11 +27,12 @@ def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> di
     row: dict[str, Any] = {"id": sample_id}
     for name in model.config.modality_order:
         encoder = model.raw_inputs.load(name).to(model.device)
-        kind = ENCODED_KINDS[encoder.kind]
+        kind = KINDS[encoder.kind]
         prepared = encoder.preprocess([raw[name]])
         encoded = encoder.encode(prepared.inputs)
-        row[name] = kind.cell(raw[name])
-        row[f"{name}_sha256"] = checksum(kind.content(row[name]))
+        if kind.keeps_raw:
+            row[name] = kind.cell(raw[name])
+            row[f"{name}_sha256"] = checksum(kind.content(row[name]))
         row[f"{name}_features"] = encoded.features[0].half().cpu().numpy()
         row[f"{name}_special_mask"] = encoded.special_mask[0].cpu().numpy()
         [annotation] = prepared.annotations

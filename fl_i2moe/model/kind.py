@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -45,13 +46,6 @@ class Preprocessed:
 def checksum(content: bytes) -> str:
     """Of what was encoded, to know it again."""
     return hashlib.sha256(content).hexdigest()
-
-
-def as_batch(value: Any) -> list[Any]:
-    """A list of raw values as it is, one value (or an array of several pictures) as a list."""
-    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 4):
-        return list(value)
-    return [value]
 
 
 def is_missing(value: Any) -> bool:
@@ -218,6 +212,52 @@ class FrozenEncoder(nn.Module, ABC):
         return hidden_state
 
 
+class FittedEncoder(ABC):
+    """
+    Stands where a [`FrozenEncoder`] stands, for numbers, which need no model: what it does was fitted to the training
+    split and is all in its identity. It computes on the CPU.
+
+    Attributes:
+        notes: what was found in the training split, as sentences.
+    """
+
+    kind: ClassVar[str]
+    feature_size: int
+    max_features: int
+    grid: ClassVar[None] = None
+    notes: Sequence[str] = ()
+
+    @abstractmethod
+    def preprocess(self, values: Sequence[Any]) -> Preprocessed:
+        """Raw values, or cells of the raw column, to what `encode` takes; `ValueError` for one that does not fit."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """As a frozen encoder's."""
+
+    @classmethod
+    @abstractmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> Self:
+        """The inverse of [`identity`]."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        return self
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
+        features, lengths = inputs["features"], inputs["lengths"]
+        mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+        return EncodedFeatures(features, mask, torch.zeros_like(mask))
+
+
+def pad_sequences(sequences: Sequence[NDArray[np.float32]]) -> dict[str, Tensor]:
+    """What a [`FittedEncoder`] encodes, of sequences (T, D): `features` (B, T, D), padded by zeros, `lengths` (B,)."""
+    lengths = [len(x) for x in sequences]
+    features = torch.zeros(len(sequences), max(lengths), sequences[0].shape[1])
+    for row, x in zip(features.numpy(), sequences, strict=True):
+        row[: len(x)] = x
+    return {"features": features, "lengths": torch.tensor(lengths)}
+
+
 def _drop_special(encoded: EncodedFeatures) -> EncodedFeatures:
     """Takes special features out of the sequences and closes the gaps."""
     keep = encoded.feature_mask & ~encoded.special_mask
@@ -303,7 +343,7 @@ class Places:
         )
 
 
-class Kind:
+class Kind(ABC):
     """A kind of raw value. Stateless."""
 
     name: ClassVar[str]
@@ -341,6 +381,8 @@ class Kind:
     def feature_size(self, value: Any) -> int | None:
         """D of a value from [`from_table`] that is features already; None for what an encoder encodes."""
         return None
+    main_tensor: ClassVar[str]
+    """What its preprocessing always gives, by which a preprocessed value is known."""
 
     def cell(self, value: Any) -> Any:
         """A raw value, from a reader or a user, as the raw column takes it."""
@@ -366,18 +408,60 @@ class Kind:
         """Which share of a value its encoder left out; None if nothing."""
         return None
 
+    def as_batch(self, value: Any) -> list[Any]:
+        """A list of raw values as it is, one value as a list."""
+        return list(value) if isinstance(value, (list, tuple)) else [value]
 
-class EncodedKind(Kind, ABC):
-    """A kind of raw value that a Hugging Face model encodes, so that users can give it as it is."""
+    def open(self, value: Any) -> Any:
+        """A raw value as a pipeline's worker reads it."""
+        return value
+
+    def needs_features(self, identity: Mapping[str, Any]) -> str | None:
+        """Why an encoder with this identity takes no raw values, as the end of a sentence; None if it does."""
+        return None
+
+    @abstractmethod
+    def pinned_encoder(
+        self, identity: Mapping[str, Any], modality: str, load: Callable[..., FrozenEncoder]
+    ) -> FrozenEncoder | FittedEncoder:
+        """The encoder with this identity; `load` gives the Hugging Face model of one that has any, by its options."""
+
+    @abstractmethod
+    def load_preprocessor(self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]) -> Any:
+        """The preprocessing with this identity, without the encoder; `load` gives a part of its repository."""
+
+    @abstractmethod
+    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
+        """An example value as Python source."""
+
+    @abstractmethod
+    def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
+        """What happens to a value before the encoder, in one sentence."""
+
+
+class FittedKind(Kind):
+    """A kind of raw value that a [`FittedEncoder`] encodes."""
+
+    main_tensor = "features"
+    encoder: ClassVar[type[FittedEncoder]]
+
+    def pinned_encoder(
+        self, identity: Mapping[str, Any], modality: str, load: Callable[..., FrozenEncoder]
+    ) -> FittedEncoder:
+        return self.encoder.from_identity(identity)
+
+    def load_preprocessor(self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]) -> Any:
+        return self.encoder.from_identity(identity).preprocess
+
+
+class EncodedKind(Kind):
+    """A kind of raw value that a Hugging Face model encodes."""
 
     main_input: ClassVar[str]
     """The main input of its models."""
 
     tower: ClassVar[str]
     """Its part of a two-tower model's configuration."""
-
-    main_tensor: ClassVar[str]
-    """What its preprocessing always gives, by which a preprocessed value is known."""
 
     default_options: ClassVar[dict[str, Any]]
     """Options of its encoders, and their defaults."""
@@ -403,21 +487,12 @@ class EncodedKind(Kind, ABC):
     def pin(self, encoder: FrozenEncoder, identity: Mapping[str, Any], modality: str) -> None:
         """Makes the preprocessing of a loaded encoder that of this identity, or warns where it may differ."""
 
-    @abstractmethod
-    def load_preprocessor(self, identity: Mapping[str, Any], modality: str, load: Callable[..., Any]) -> Any:
-        """The preprocessing with this identity, without the encoder; `load` gives a part of its repository."""
-
-    def open(self, value: Any) -> Any:
-        """A raw value as a pipeline's worker reads it."""
-        return value
-
-    @abstractmethod
-    def example(self, modality: str) -> str:
-        """An example value as Python source."""
-
-    @abstractmethod
-    def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
-        """What happens to a value before the encoder, in one sentence."""
+    def pinned_encoder(
+        self, identity: Mapping[str, Any], modality: str, load: Callable[..., FrozenEncoder]
+    ) -> FrozenEncoder:
+        encoder = load(**self.options_of(identity))
+        self.pin(encoder, identity, modality)
+        return encoder
 
 
 def load_part(auto_class: Any, file: str, name: str, source: str, **kwargs: Any) -> Any:

@@ -6,24 +6,23 @@ Shape letters: B samples, T features of a sequence, D numbers of a feature.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from numbers import Number
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from .kind import EncodedFeatures, Kind, Preprocessed, is_missing
+from .kind import FittedEncoder, FittedKind, Preprocessed, is_missing, pad_sequences
 
 
-@dataclass(frozen=True)
-class ArrayEncoder:
-    """Stands where a frozen encoder stands: bytes of float32 arrays (T, D) in, `(x − mean) / scale` out."""
+@dataclass(frozen=True, eq=False)
+class ArrayEncoder(FittedEncoder):
+    """Arrays (T, D), see [`as_array`], or the bytes of float32 ones, in; `(x − mean) / scale` out."""
 
     feature_size: int
     """D"""
@@ -31,77 +30,122 @@ class ArrayEncoder:
     max_features: int
     """The longest T."""
 
-    mean: Tensor | None = None
+    mean: NDArray[np.float32] | None = None
     """(D,); None where features stay as they are."""
 
-    scale: Tensor | None = None
+    scale: NDArray[np.float32] | None = None
 
     kind = "array"
-    grid = None
 
-    @property
-    def preprocess(self) -> Callable[[list[bytes]], Preprocessed]:
-        return partial(_pad, feature_size=self.feature_size)
+    def preprocess(self, values: Sequence[Any]) -> Preprocessed:
+        return Preprocessed({**pad_sequences([self._standardise(x) for x in values])}, [{} for _ in values])
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
-        features, lengths = inputs["features"], inputs["lengths"]
-        if self.mean is not None:
-            features = (features - self.mean) / self.scale
-        mask = torch.arange(features.shape[1]) < lengths[:, None]
-        return EncodedFeatures(features.masked_fill(~mask[..., None], 0.0), mask, torch.zeros_like(mask))
+    def _standardise(self, value: Any) -> NDArray[np.float32]:
+        if isinstance(value, bytes):
+            if not value or len(value) % (4 * self.feature_size):
+                raise ValueError(f"{len(value)} bytes are no float32 array of {self.feature_size} columns")
+            array = np.frombuffer(value, np.float32).reshape(-1, self.feature_size)
+        else:
+            array = as_array(value)
+        length, width = array.shape
+        if width != self.feature_size:
+            raise ValueError(f"an array has {width} numbers a vector; this modality has {self.feature_size}")
+        if length > self.max_features:
+            raise ValueError(f"an array has {length} vectors; at most {self.max_features} are possible")
+        return array if self.mean is None else (array - self.mean) / self.scale
 
     def identity(self) -> dict[str, Any]:
-        """What the features depend on beside the arrays, as plain JSON."""
-        digest = None
-        if self.mean is not None:
-            digest = hashlib.sha256(torch.cat([self.mean, self.scale]).numpy().tobytes()).hexdigest()
         return {
             "name": "numeric arrays",
             "kind": self.kind,
             "feature_size": self.feature_size,
-            "standardised_by": digest,
+            "max_features": self.max_features,
+            "mean": _shortest(self.mean),
+            "scale": _shortest(self.scale),
         }
 
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> Self:
+        moments = (None if identity[key] is None else np.array(identity[key], np.float32) for key in ("mean", "scale"))
+        return cls(identity["feature_size"], identity["max_features"], *moments)
 
-class ArrayKind(Kind):
+
+class ArrayKind(FittedKind):
     """Arrays of numbers."""
 
     name = "array"
     raw_type: ClassVar = {"dtype": "binary", "_type": "Value"}
     keeps_raw = False
     hub_task = "tabular-classification"
+    encoder = ArrayEncoder
 
-    def from_table(self, value: Any, folders: Sequence[Path]) -> np.ndarray | None:
-        """(T, D) float32, of one vector or a list of vectors, or the JSON text of it."""
-        if is_missing(value):
-            return None
-        try:
-            numbers = json.loads(value) if isinstance(value, str) else value
-            array = np.array(numbers, np.float64)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"it holds {str(value)[:60]!r}; an array is a list of numbers, or a list of such lists of one length"
-            ) from error
-        if not array.size and array.ndim < 3:
-            return None
-        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and told as such
-            array = array.reshape(1, -1).astype(np.float32) if array.ndim < 2 else array.astype(np.float32)
-        if array.ndim > 2 or not np.isfinite(array).all():
-            what = "more than two levels of lists" if array.ndim > 2 else "numbers that are missing, NaN or infinite"
-            raise ValueError(f"it has {what}: {str(value)[:60]}")
-        return array
+    def cell(self, value: Any) -> bytes:
+        return value if isinstance(value, bytes) else as_array(value).tobytes()
+
+    def as_batch(self, value: Any) -> list[Any]:
+        """A list of numbers is one vector, any other list a batch, and so is an array (B, T, D)."""
+        if isinstance(value, (list, tuple)) and value and all(_is_number(x) for x in value):
+            return [value]
+        return list(value) if getattr(value, "ndim", 0) == 3 else super().as_batch(value)
+
+    def open(self, value: Any) -> NDArray[np.float32]:
+        return as_array(value)
+
+    def needs_features(self, identity: Mapping[str, Any]) -> str | None:
+        return None if "mean" in identity else "it was trained by version 0.1.0, which kept no mean and scale with it"
+
+    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
+        return f"[[0.0] * {identity['feature_size']}]"
+
+    def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
+        how = "taken as they are" if identity["mean"] is None else "standardised by the training split"
+        return f"Arrays have {identity['feature_size']} numbers a vector, which are {how}."
+
+    def from_table(self, value: Any, folders: Sequence[Path]) -> NDArray[np.float32] | None:
+        """See [`as_array`]; also the JSON text of an array."""
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"it holds {value[:60]!r}, which is no JSON list of numbers") from error
+        return None if is_missing(value) or (isinstance(value, list) and not value) else as_array(value)
 
     def feature_size(self, value: np.ndarray) -> int:
         return value.shape[1]
 
-    def cell(self, value: Any) -> bytes:
-        return value if isinstance(value, bytes) else np.asarray(value, np.float32).tobytes()
+
+def as_array(value: Any) -> NDArray[np.float32]:
+    """
+    A raw value as an array (T, D).
+
+    Args:
+        value: a number, a vector (D,) or a sequence of vectors (T, D): lists, a NumPy array or a tensor.
+
+    Raises:
+        ValueError: it is something else, ragged or empty, or has numbers that are NaN or infinite.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().double().numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"an array is ragged, its vectors have different lengths: {value!r:.80}") from error
+    if array.dtype.kind not in "biuf" or array.ndim > 2:
+        found = f"{array.ndim} dimensions" if array.dtype.kind in "biuf" else f"{type(value).__name__} {value!r:.80}"
+        raise ValueError(f"an array is numbers, a vector (D,) or vectors (T, D), got {found}")
+    if not array.size:
+        raise ValueError("an array is empty")
+    with np.errstate(over="ignore"):
+        array = np.atleast_2d(array).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("an array has numbers that are NaN or infinite (as 32-bit numbers)")
+    return array
 
 
-def _pad(values: list[bytes], feature_size: int) -> Preprocessed:
-    arrays = [np.frombuffer(value, np.float32).reshape(-1, feature_size) for value in values]
-    lengths = [len(array) for array in arrays]
-    features = torch.zeros(len(arrays), max(lengths), feature_size)
-    for row, array in zip(features.numpy(), arrays, strict=True):
-        row[: len(array)] = array
-    return Preprocessed({"features": features, "lengths": torch.tensor(lengths)}, [{} for _ in values])
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) or getattr(value, "ndim", None) == 0
+
+
+def _shortest(numbers: NDArray[np.float32] | None) -> list[float] | None:
+    """With as few digits as tell 32-bit numbers apart, which makes JSON half as long."""
+    return None if numbers is None else [float(str(x)) for x in numbers]

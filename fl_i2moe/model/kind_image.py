@@ -486,11 +486,14 @@ class ImageKind(EncodedKind):
     ) -> ImagePreprocessor:
         return ImagePreprocessor.from_identity(identity["preprocessing"])  # nothing is fetched
 
+    def as_batch(self, value: Any) -> list[Any]:
+        return list(value) if isinstance(value, np.ndarray) and value.ndim == 4 else super().as_batch(value)
+
     def open(self, value: Any) -> Image.Image:
         is_address = isinstance(value, str) and value.startswith(("http://", "https://"))
         return open_image(_fetch(value) if is_address else value)
 
-    def example(self, modality: str) -> str:
+    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
         return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.jpg"'
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:

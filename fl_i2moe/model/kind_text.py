@@ -380,7 +380,7 @@ class TextKind(EncodedKind):
         _check_tokenizer(sha256, identity, modality)
         return TextPreprocessor(tokenizer, identity["max_length"], identity["special_features"] == "keep", sha256)
 
-    def example(self, modality: str) -> str:
+    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
         return '"A pianist …"'
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:

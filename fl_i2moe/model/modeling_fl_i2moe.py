@@ -220,8 +220,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             is_whole: (B, M), false where a sample shows only a part of a modality, from which a specialised objective
                 lets no other modality learn. All are whole if not given.
             kwargs: instead of `features`, the raw values by the modalities' names: pictures (paths, PIL images, uint8
-                arrays) and texts, one or a list each, or what the processor made of them. The frozen encoders that
-                `config.encoders` names are fetched on first use.
+                arrays), texts, arrays (D,) or (T, D), columns of a table (column → value), one or a list each, or what
+                the processor made of them. A list of numbers is one array. The frozen encoders that `config.encoders`
+                names are fetched on first use.
 
         Raises:
             ValueError: an argument or a modality is unknown; a modality is missing or no tensor; the batch is empty; a

@@ -18,8 +18,8 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .encoders import load_encoder
-from .kind import FrozenEncoder, as_batch
-from .kinds import ENCODED_KINDS
+from .kind import FittedEncoder, FrozenEncoder
+from .kinds import KINDS
 from .sample_encoders import resolve_encoder
 
 logger = logging.get_logger(__name__)
@@ -30,8 +30,8 @@ ENCODERS_FOLDER = "encoders"
 
 def takes_raw_inputs(config: Any) -> bool:
     """Whether every modality of a model's configuration has an encoder that raw values can go through."""
-    encoders = config.encoders or {}
-    return all(encoders.get(name, {}).get("kind") in ENCODED_KINDS for name in config.modality_order)
+    identities = [(config.encoders or {}).get(name, {}) for name in config.modality_order]
+    return all(x.get("kind") in KINDS and KINDS[x["kind"]].needs_features(x) is None for x in identities)
 
 
 @dataclass
@@ -105,7 +105,7 @@ def load_pinned_encoder(
     repository: Repository,
     folder: str | Path | None = None,
     trust_remote_code: bool = False,
-) -> FrozenEncoder:
+) -> FrozenEncoder | FittedEncoder:
     """
     Loads an encoder and makes sure that it is the one whose features the model was trained on.
 
@@ -117,36 +117,38 @@ def load_pinned_encoder(
     Raises:
         ValueError: the encoder cannot be found or read, or has other weights.
     """
-    kind = ENCODED_KINDS[identity["kind"]]
+
+    def load(**options: Any) -> FrozenEncoder:
+        try:
+            name, revision = (str(folder), None) if folder is not None else find_encoder(identity, modality, repository)
+            encoder = load_encoder(
+                name,
+                identity["kind"],
+                name=identity["name"],
+                revision=revision,
+                hidden_layer=identity["hidden_layer"],
+                special_features=identity["special_features"],
+                dtype=getattr(torch, identity["dtype"]),
+                trust_remote_code=trust_remote_code,
+                client_options=repository.client_options,
+                **options,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error} To use a local copy of this encoder: model.load_encoders({{{modality!r}: '<folder>'}})."
+            ) from error
+        found = encoder.identity()["weights_sha256"]
+        if found != identity["weights_sha256"]:
+            raise ValueError(
+                f"The encoder of {modality!r} in {name} is not the one that this model was trained on "
+                f"({identity['name']}, weights {identity['weights_sha256'][:12]}…): its weights are {found[:12]}…."
+            )
+        return encoder
+
     try:
-        name, revision = (str(folder), None) if folder is not None else find_encoder(identity, modality, repository)
-        encoder = load_encoder(
-            name,
-            kind.name,
-            name=identity["name"],
-            revision=revision,
-            hidden_layer=identity["hidden_layer"],
-            special_features=identity["special_features"],
-            dtype=getattr(torch, identity["dtype"]),
-            trust_remote_code=trust_remote_code,
-            client_options=repository.client_options,
-            **kind.options_of(identity),
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{error} To use a local copy of this encoder: model.load_encoders({{{modality!r}: '<folder>'}})."
-        ) from error
+        return KINDS[identity["kind"]].pinned_encoder(identity, modality, load)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The configuration does not say what the encoder of {modality!r} is: {error!r}.") from error
-    found = encoder.identity()
-    if found["weights_sha256"] != identity["weights_sha256"]:
-        raise ValueError(
-            f"The encoder of {modality!r} in {name} is not the one that this model was trained on "
-            f"({identity['name']}, weights {identity['weights_sha256'][:12]}…): its weights are "
-            f"{found['weights_sha256'][:12]}…."
-        )
-    kind.pin(encoder, identity, modality)
-    return encoder
 
 
 def load_preprocessor(
@@ -172,7 +174,7 @@ def load_preprocessor(
                 f"encoder: processor.load_preprocessors({{{modality!r}: '<folder>'}}); the model has load_encoders."
             ) from error
 
-    return ENCODED_KINDS[identity["kind"]].load_preprocessor(identity, modality, load)
+    return KINDS[identity["kind"]].load_preprocessor(identity, modality, load)
 
 
 class PinnedEncoders:
@@ -186,21 +188,22 @@ class PinnedEncoders:
     def __init__(self, identities: Mapping[str, Mapping[str, Any]] | None):
         self.identities = identities or {}
         self.repository = Repository()
-        self._loaded: dict[str, FrozenEncoder] = {}
+        self._loaded: dict[str, FrozenEncoder | FittedEncoder] = {}
 
-    def load(self, modality: str, folder: str | Path | None = None, trust_remote_code: bool = False) -> FrozenEncoder:
+    def load(
+        self, modality: str, folder: str | Path | None = None, trust_remote_code: bool = False
+    ) -> FrozenEncoder | FittedEncoder:
         """
         Raises:
-            ValueError: as [`load_pinned_encoder`]; or the configuration names no encoder.
+            ValueError: as [`load_pinned_encoder`]; or the encoder takes no raw values.
         """
-        if self.identities.get(modality, {}).get("kind") not in ENCODED_KINDS:
-            raise ValueError(
-                f"The model's configuration names no encoder of {modality!r} for pictures or texts: give `features`."
-            )
+        identity = self.identities.get(modality, {})
+        if identity.get("kind") not in KINDS:
+            raise ValueError(f"The model's configuration names no encoder of {modality!r}: give `features`.")
+        if reason := KINDS[identity["kind"]].needs_features(identity):
+            raise ValueError(f"The encoder of {modality!r} takes no raw values, {reason}: give `features`.")
         if folder is not None or modality not in self._loaded:
-            self._loaded[modality] = load_pinned_encoder(
-                self.identities[modality], modality, self.repository, folder, trust_remote_code
-            )
+            self._loaded[modality] = load_pinned_encoder(identity, modality, self.repository, folder, trust_remote_code)
         return self._loaded[modality]
 
     def encode(
@@ -215,11 +218,12 @@ class PinnedEncoders:
             Features (B, T_m, D_m), rounded as a feature cache rounds them (float16), and their mask (B, T_m).
         """
         encoder = self.load(modality)
-        pinned = getattr(torch, self.identities[modality]["dtype"])
+        kind = KINDS[encoder.kind]
+        pinned = getattr(torch, self.identities[modality].get("dtype", "float32"))
         encoder.to(device=device, dtype=pinned if dtype == torch.float32 else dtype)
-        if isinstance(value, Mapping) and ENCODED_KINDS[encoder.kind].main_tensor in value:  # by the processor
+        if isinstance(value, Mapping) and isinstance(value.get(kind.main_tensor), torch.Tensor):  # by the processor
             inputs = value
         else:
-            inputs = encoder.preprocess(as_batch(value)).inputs
+            inputs = encoder.preprocess(kind.as_batch(value)).inputs
         encoded = encoder.encode(inputs)
-        return encoded.features.to(torch.float16), encoded.feature_mask
+        return encoded.features.to(device, torch.float16), encoded.feature_mask.to(device)

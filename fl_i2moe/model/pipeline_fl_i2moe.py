@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .kinds import ENCODED_KINDS
+from .kinds import KINDS
 
 TASK = "image-text-classification"
 FUNCTIONS = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", "regression": "none"}
@@ -25,7 +25,8 @@ class FLI2MoEPipeline(Pipeline):
      'expert_weights': {'uniqueness_image': 0.18, …}, 'contributions': {'uniqueness_image': [0.4, 0.2], …}}
     ```
 
-    A sample is a dictionary with the model's modalities by name; pictures are paths, addresses, PIL images or arrays.
+    A sample is a dictionary with the model's modalities by name; pictures are paths, addresses, PIL images or arrays,
+    columns of a table a dictionary of their own.
     Other keys are left alone, so that rows of a data set can be given as they are. A list gives a list; a data set or
     a generator gives an iterator.
 
@@ -71,7 +72,7 @@ class FLI2MoEPipeline(Pipeline):
             raise ValueError(f"A sample is a dictionary with {order}, got {type(inputs).__name__}.")
         if missing := [name for name in order if inputs.get(name) is None]:
             raise ValueError(f"A sample lacks {missing}; it has {sorted(inputs)}, this model takes {order}.")
-        kinds = {name: ENCODED_KINDS[self.processor.encoders[name]["kind"]] for name in order}
+        kinds = {name: KINDS[self.processor.encoders[name]["kind"]] for name in order}
         return {name: [kinds[name].open(inputs[name])] for name in order}
 
     def _forward(self, model_inputs: dict[str, list[Any]]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Raw pictures and texts → the inputs of an [`FLI2MoEModel`]."""
+"""Raw values → the inputs of an [`FLI2MoEModel`]."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -8,7 +8,8 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .kind import Preprocessed, as_batch
+from .kind import Preprocessed
+from .kinds import KINDS
 from .pinned_encoders import Repository, load_preprocessor, takes_raw_inputs
 
 
@@ -50,7 +51,7 @@ class FLI2MoEProcessor(ProcessorMixin):
         """
         if not takes_raw_inputs(config):
             raise ValueError(
-                "The model's configuration does not name encoders of pictures or texts for all of "
+                "The model's configuration has no encoders that take raw values for all of "
                 f"{config.modality_order}: it takes `features` alone."
             )
         processor = cls({name: config.encoders[name] for name in config.modality_order}, config.modality_order)
@@ -114,7 +115,7 @@ class FLI2MoEProcessor(ProcessorMixin):
         self._check_names(raw)
         if missing := [name for name in self.modality_order if raw.get(name) is None]:
             raise ValueError(f"The inputs lack {missing}; this model takes {self.modality_order}.")
-        batches = {name: as_batch(raw[name]) for name in self.modality_order}
+        batches = {name: KINDS[self.encoders[name]["kind"]].as_batch(raw[name]) for name in self.modality_order}
         sizes = {name: len(batch) for name, batch in batches.items()}
         if len(set(sizes.values())) > 1 or not all(sizes.values()):
             raise ValueError(f"Every modality needs the same number of samples, at least one; got {sizes}.")
@@ -125,12 +126,13 @@ class FLI2MoEProcessor(ProcessorMixin):
         """
         Args:
             return_tensors: `"pt"`; there are no others.
-            raw: modality → a picture (path, PIL image, uint8 array, `{"path": …, "bytes": …}`) or a text, or a list of
-                them, one a sample.
+            raw: modality → a picture (path, PIL image, uint8 array, `{"path": …, "bytes": …}`), a text, an array (D,)
+                or (T, D), or columns of a table (column → value), or a list of them, one a sample. A list of numbers is
+                one array.
 
         Returns:
             Modality → `pixels` (B, rows, columns, 3), uint8; or `input_ids`, `attention_mask`, `special_tokens_mask`
-            (B, T). [`FLI2MoEModel`] takes it as keyword arguments.
+            (B, T); or `features` (B, T, D) and `lengths` (B,). [`FLI2MoEModel`] takes it as keyword arguments.
 
         Raises:
             ValueError: as [`preprocess`]; another `return_tensors`.

@@ -110,7 +110,6 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
     """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
     encoders = {name: x for name, x in (config.encoders or {}).items() if x.get("kind") in ENCODED_KINDS}
-    example, example_value = _examples(config)
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
         _check_comparable(run, row)
@@ -132,7 +131,11 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
             {name: config.modalities[name] for name in config.modality_order}, config.encoders or {}
         ),
         preprocessing=list(
-            dict.fromkeys(ENCODED_KINDS[x["kind"]].describe_preprocessing(x) for x in encoders.values())
+            dict.fromkeys(
+                KINDS[x["kind"]].describe_preprocessing(x)
+                for x in (config.encoders or {}).values()
+                if x.get("kind") in KINDS and KINDS[x["kind"]].needs_features(x) is None
+            )
         ),
         parameters=run.best["parameters"],
         minutes=_minutes([seed["training_seconds"] for seed in results["seeds"].values()]),
@@ -148,8 +151,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         pairs=strongest_pairs(run),
         explained_figures={path.stem for path in run.explanations.glob("*.png")} if run.explanations else set(),
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
-        example=example,
-        example_value=example_value,
+        **(_examples(config) if takes_raw_inputs(config) else {}),
     )
     return ModelCard(f"---\n{card_data(run, options).to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
 
@@ -253,11 +255,11 @@ def _minutes(seconds: Sequence[float]) -> str:
     return "under 1" if high == 0 else f"{low} to {high}" if low < high else str(high)
 
 
-def _examples(config: FLI2MoEConfig) -> tuple[Markup, Markup]:
+def _examples(config: FLI2MoEConfig) -> dict[str, Markup]:
     """A sample as keyword arguments of a call in Python, and as the items of a dictionary."""
-    kinds = {name: (config.encoders or {}).get(name, {}).get("kind") for name in config.modality_order}
-    values = {name: ENCODED_KINDS[x].example(name) if x in ENCODED_KINDS else "…" for name, x in kinds.items()}
+    encoders = config.encoders or {}
+    values = {name: KINDS[encoders[name]["kind"]].example(name, encoders[name]) for name in config.modality_order}
     items = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in values.items())
-    if all(name.isidentifier() and not iskeyword(name) for name in values):
-        return Markup(", ".join(f"{name}={value}" for name, value in values.items())), Markup(items)
-    return Markup("**{" + items + "}"), Markup(items)
+    is_plain = all(name.isidentifier() and not iskeyword(name) for name in values)
+    call = ", ".join(f"{name}={value}" for name, value in values.items()) if is_plain else "**{" + items + "}"
+    return {"example": Markup(call), "example_value": Markup(items)}

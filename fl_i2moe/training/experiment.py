@@ -40,7 +40,7 @@ TRAINING_FILES = JobFiles(
     "training",
     (
         *(f"seed-{'[0-9]' * digits}" for digits in range(1, 11)),  # not a copy that a user calls seed-0-best
-        *("config.json", "model*.safetensors", "standardization.safetensors", "results.json"),
+        *("config.json", "model*.safetensors", "results.json"),
         *("interaction_statistics.json", "figures", "fl_i2moe"),
     ),
 )

@@ -11,12 +11,13 @@ from accelerate import Accelerator
 
 from ..cache import FeatureCache, build_cache, cache_key, open_features
 from ..cache.encoding import Encoder
+from ..cache.fitting import fit_encoders
 from ..cache.key import key_digest
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.encoders import load_encoder
-from ..model.kind import FrozenEncoder
+from ..model.kind import FittedEncoder, FrozenEncoder
 from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
@@ -43,7 +44,10 @@ class EncoderChoice:
 def choose_encoders(
     options: ImageEncoderArguments | TextEncoderArguments, defaults: Mapping[str, str], modalities: Mapping[str, str]
 ) -> dict[str, EncoderChoice]:
-    """Modality → encoder. `defaults`: kind → encoder where the options name none; `modalities`: name → kind."""
+    """
+    Modality → encoder, of those that a Hugging Face model encodes. `defaults`: kind → encoder where the options name
+    none; `modalities`: name → kind.
+    """
     return {
         name: EncoderChoice(
             getattr(options, f"{kind}_encoder") or defaults[kind],
@@ -51,6 +55,7 @@ def choose_encoders(
             getattr(options, f"{kind}_hidden_layer"),
         )
         for name, kind in modalities.items()
+        if kind in ENCODED_KINDS
     }
 
 
@@ -67,20 +72,22 @@ def encode(
     raw: RawDataset, choices: Mapping[str, EncoderChoice | Encoder], job: Job, accelerator: Accelerator
 ) -> FeatureCache:
     """
-    Opens the feature cache of raw data, or builds what it lacks. `choices`: modality → encoder, or which one to load.
+    Opens the feature cache of raw data, or builds what it lacks. `choices`: modality → encoder, or which one to load; a
+    modality of arrays or columns that it lacks gets one that is fitted to the training split, see [`fit_encoders`].
     Raises `ValueError` before anything is encoded where the data lack a split, options do not fit data and encoders, or
     an encoder cannot be had; and where the cache's folder holds another one, or a sample cannot be read.
     """
     check_splits(raw.splits, "The raw data")
     check_metric(job.training.metric, raw.problem_type)
-    encoders = _load_encoders(raw, choices, job.encoding, accelerator)
+    encoders = _load_encoders(raw, {**fit_encoders(raw, leave_out=choices), **choices}, job.encoding, accelerator)
     sizes = {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
     model_config(job.model, raw, sizes)  # refuses before an hour of encoding
     console = create_console(accelerator)
     for name, encoder in encoders.items():
         origin = encoder.identity()["name"]
         console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
-    for note in raw.notes:
+    fitted = (x for x in encoders.values() if isinstance(x, FittedEncoder))
+    for note in [*raw.notes, *(note for x in fitted for note in x.notes)]:
         console.print(note)
     key = cache_key(raw, encoders)
     # one folder for each combination of data and encoders, so that runs share what is encoded already

@@ -16,11 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy._core.multiarray import _reconstruct
-from safetensors.numpy import load_file
 
 from fl_i2moe.cache import build_cache
-from fl_i2moe.cache.arrays import array_encoders, save_standardization
 from fl_i2moe.cache.batching import FeatureRows
+from fl_i2moe.cache.fitting import fit_encoders
 from fl_i2moe.data.array_pickle import read_array_pickle
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.raw import SampleError
@@ -425,7 +424,7 @@ def test_the_cache_holds_standardised_arrays(write, tmp_path):
     fields = make_fields()
     fields["lab"][:, 1] = 7  # the same everywhere
     data = load_arrays(write(lab=fields["lab"]))
-    encoders = array_encoders(data)
+    encoders = fit_encoders(data)
     cache = build_cache(data, encoders, tmp_path / "cache", num_workers=0, progress=False, shard_size=5)
     assert cache.modalities["notes"]["kind"] == "array"
     assert "notes" not in cache.splits["train"].column_names  # not kept twice
@@ -438,23 +437,21 @@ def test_the_cache_holds_standardised_arrays(write, tmp_path):
         assert batch["feature_masks"]["notes"][place].sum() == length
     assert not batch["special_masks"]["notes"].any()
     assert (batch["features"]["lab"][:, :, 1] == 0).all()
-
-    save_standardization(encoders, tmp_path / "standardization.safetensors")
-    saved = load_file(tmp_path / "standardization.safetensors")
-    np.testing.assert_allclose(saved["notes.mean"], train.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(saved["notes.scale"], train.std(axis=0), rtol=1e-5)
+    identity = cache.modalities["notes"]["encoder"]
+    np.testing.assert_allclose(identity["mean"], train.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(identity["scale"], train.std(axis=0), rtol=1e-5)
 
 
 def test_as_they_are_and_too_large_for_float16(write, tmp_path):
     lab = make_fields()["lab"]
     data = load_arrays(write())
-    cache = build_cache(data, array_encoders(data, False), tmp_path / "cache", num_workers=0, progress=False)
+    cache = build_cache(data, fit_encoders(data, False), tmp_path / "cache", num_workers=0, progress=False)
     found = FeatureRows(cache.splits["train"], ["lab"])[list(range(12))]["features"]["lab"]
     np.testing.assert_array_equal(found[:, 0], lab[:12].astype(np.float16))
     lab[2, 0] = 1e6
     large = load_arrays(write(lab=lab))
     with pytest.raises(SampleError, match=r"patient-2.*beyond float16"):
-        build_cache(large, array_encoders(large, False), tmp_path / "other", num_workers=0, progress=False)
-    kept = build_cache(large, array_encoders(large), tmp_path / "standard", num_workers=0, progress=False)
-    with pytest.raises(ValueError, match=r"standardised_by|data.splits"):
-        build_cache(data, array_encoders(data), kept.path, num_workers=0, progress=False)
+        build_cache(large, fit_encoders(large, False), tmp_path / "other", num_workers=0, progress=False)
+    kept = build_cache(large, fit_encoders(large), tmp_path / "standard", num_workers=0, progress=False)
+    with pytest.raises(ValueError, match=r"data\.splits"):
+        build_cache(data, fit_encoders(data), kept.path, num_workers=0, progress=False)

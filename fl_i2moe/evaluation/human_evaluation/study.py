@@ -26,7 +26,7 @@ from ...explain.explanation_data import notes_on
 from ...explain.pages.display import signed
 from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
-from ...model.kinds import ENCODED_KINDS, places_in
+from ...model.kinds import KINDS, places_in
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
@@ -204,7 +204,7 @@ def _check_model(model: FLI2MoEModel, cache: FeatureCache, arguments: DrawArgume
             "weights. Give --num_controls 0."
         )
     check_cache(model, cache)
-    if not any(cache.modalities[name]["kind"] in ENCODED_KINDS for name in config.modality_order):
+    if not any(KINDS[cache.modalities[name]["kind"]].keeps_raw for name in config.modality_order):
         raise ValueError(
             f"The model in {arguments.model} reads arrays of numbers ({', '.join(config.modality_order)}): there is no "
             "picture or text that a reader could judge its expert weights by."

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ...model.kind import Places
 from ...model.kind_image import ImagePlaces
+from ...model.kind_tabular import TabularPlaces
 from ...model.kind_text import TextPlaces
 from .sheet import MUTED, Anchors, Flow, Sheet
 
@@ -65,14 +66,19 @@ class ArrayDrawing(Generic[AnyPlaces]):
         """What a page says and defines once: `remark`, `size`, and the data URIs of a picture."""
         return {"size": None, "remark": "", "color_uri": None, "gray_uri": None}
 
+    def label(self, places: AnyPlaces, index: int) -> str:
+        """What is written where the feature is drawn."""
+        return str(index)
+
     def part(self, places: AnyPlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
         """What the macro needs; `uri_id` is that of the picture that the page defines."""
-        return {"words": [_word(str(i), (i,), marks, places.name_of(i)) for i in marks.shown(places)], "long": False}
+        words = [_word(self.label(places, i), (i,), marks, places.name_of(i)) for i in marks.shown(places)]
+        return {"words": words, "long": False}
 
     def block(self, places: AnyPlaces, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
         """On a figure."""
-        pieces = [piece for index in places.candidates for piece in ((f" {index}", (index,)), (" ", ()))]
-        return TextBlock(pieces, width, size, leading)
+        labels = ((f" {self.label(places, index)}", (index,)) for index in places.candidates)
+        return TextBlock([piece for label in labels for piece in (label, (" ", ()))], width, size, leading)
 
     def thumbnail(self, places: AnyPlaces, pixels: int) -> Image.Image | None:
         """A small picture of the sample."""
@@ -155,7 +161,22 @@ class TextDrawing(ArrayDrawing[TextPlaces]):
         return {"text": places.text[:read], "rest": rest} if rest.strip() else {"text": places.text, "rest": ""}
 
 
-DRAWINGS: dict[str, ArrayDrawing[Any]] = {"image": PictureDrawing(), "text": TextDrawing(), "array": ArrayDrawing()}
+class TabularDrawing(ArrayDrawing[TabularPlaces]):
+    """Columns of a table with their values."""
+
+    def label(self, places: TabularPlaces, index: int) -> str:
+        return places.name_of(index)
+
+    def question(self, places: TabularPlaces) -> dict[str, Any]:
+        return {"text": "\n".join(places.name_of(index) for index in range(places.num_features)), "rest": ""}
+
+
+DRAWINGS: dict[str, ArrayDrawing[Any]] = {
+    "image": PictureDrawing(),
+    "text": TextDrawing(),
+    "array": ArrayDrawing(),
+    "tabular": TabularDrawing(),
+}
 """By the name of a kind."""
 
 
