@@ -1,29 +1,34 @@
 """A tiny model with tiny frozen encoders, raw samples for it, and a folder that looks like the Hub's cache."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, Features, List, Value
 from packaging.requirements import Requirement
 from tiny_encoders import MAKERS, WORDS, noise
 from tiny_models import make_config, make_model
 
 from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
 from fl_i2moe.cache import build_cache
+from fl_i2moe.cache.fitting import fit_encoders
 from fl_i2moe.data.raw import RawDataset
 from fl_i2moe.metrics.figures import save_statistics_figures
 from fl_i2moe.metrics.statistics import compute_statistics
 from fl_i2moe.model.encoders import load_encoder
+from fl_i2moe.model.kinds import KINDS
 from fl_i2moe.utils.files import write_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LABELS = ["Drama", "Comedy", "Thriller"]
+ARRAY_WIDTH = 4
 
 
 def save_encoder(name: str, folder: Path) -> Path:
@@ -34,7 +39,7 @@ def save_encoder(name: str, folder: Path) -> Path:
 
 
 def make_raw(folder: Path, num_samples: int = 5, modalities=None, splits=("test",)) -> RawDataset:
-    """Pictures of different sizes as PNG and texts of different lengths."""
+    """Pictures of different sizes as PNG, texts and arrays of different lengths, columns of a table."""
     modalities = modalities or {"text": "text", "image": "image"}
     rows = []
     for i in range(num_samples):
@@ -44,13 +49,20 @@ def make_raw(folder: Path, num_samples: int = 5, modalities=None, splits=("test"
                 path = folder / f"{name}-{i}.png"
                 noise(20 + 7 * i, 40 - 3 * i, seed=10 * place + i).save(path)
                 row[name] = {"path": str(path), "bytes": None}
+            elif kind == "array":
+                row[name] = np.random.default_rng(i).normal(5, 3, (1 + i % 3, ARRAY_WIDTH)).astype(np.float32).tobytes()
+            elif kind == "tabular":
+                row[name] = json.dumps({"price": 3.5 * i, "colour": "red" if i % 2 else "blüe", "used": i > 2})
             else:
                 row[name] = " ".join(WORDS[: 2 + i])
         rows.append(row)
-    columns = {name: Image(decode=False) if kind == "image" else Value("string") for name, kind in modalities.items()}
-    features = Features({"id": Value("string"), **columns, "labels": List(Value("float32"), length=3)})
+    columns = {name: KINDS[kind].raw_type for name, kind in modalities.items()}
+    features = Features(
+        {"id": Value("string"), **Features.from_dict(columns), "labels": List(Value("float32"), length=3)}
+    )
     data = DatasetDict({split: Dataset.from_list(rows, features=features) for split in splits})
-    return RawDataset(data, modalities, LABELS, "multi_label_classification")
+    sizes = {name: ARRAY_WIDTH for name, kind in modalities.items() if kind == "array"}
+    return RawDataset(data, modalities, LABELS, "multi_label_classification", feature_sizes=sizes)
 
 
 def make_published(folder: Path, modalities=None, names=None, splits=False, **changes):
@@ -63,8 +75,9 @@ def make_published(folder: Path, modalities=None, names=None, splits=False, **ch
     """
     raw = make_raw(folder, modalities=modalities, splits=("train", "validation", "test") if splits else ("test",))
     kinds = {"image": "vit", "text": "roberta"}
-    folders = {name: save_encoder(kinds[kind], folder / f"encoder-{name}") for name, kind in raw.modalities.items()}
-    encoders = {
+    encoded = {name: kind for name, kind in raw.modalities.items() if kind in kinds}
+    folders = {name: save_encoder(kinds[kind], folder / f"encoder-{name}") for name, kind in encoded.items()}
+    encoders: dict[str, Any] = {
         name: load_encoder(
             folders[name],
             kind,
@@ -72,8 +85,9 @@ def make_published(folder: Path, modalities=None, names=None, splits=False, **ch
             **({"max_length": 9} if kind == "text" else {}),
             special_features=changes.pop("special_features", "keep"),
         )
-        for name, kind in raw.modalities.items()
+        for name, kind in encoded.items()
     }
+    encoders |= fit_encoders(raw)
     cache = build_cache(raw, encoders, folder / "cache", progress=False, num_workers=0)
     config = make_config(
         modalities={

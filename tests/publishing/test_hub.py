@@ -1,9 +1,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from published import bare_environment, make_published, run_bare, save_published
+from published import ARRAY_WIDTH, bare_environment, make_published, run_bare, save_published
 from transformers import AutoModel
 
 from fl_i2moe import FLI2MoEModel
@@ -32,25 +33,37 @@ CODE = {
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A model whose encoders have no hub id, as published; its raw samples; an environment without the package."""
+    """
+    A model of all kinds, whose encoders have no hub id, as published; its raw samples; an environment without the
+    package.
+    """
     folder = tmp_path_factory.mktemp("hub")
-    model, raw, _ = make_published(folder, names={"image": "sample:tiny-vit", "text": "sample:tiny-roberta"})
+    modalities = {"text": "text", "image": "image", "specs": "tabular", "visits": "array"}
+    names = {"image": "sample:tiny-vit", "text": "sample:tiny-roberta"}
+    model, raw, _ = make_published(folder, modalities, names, splits=True)
     repository = save_published(model, folder / "repository")
-    for name in raw.modalities:
+    for name in names:
         shutil.move(folder / f"encoder-{name}", repository / "encoders" / name)
     return repository, raw, bare_environment(folder / "environment")
 
 
 def samples(raw):
     split = raw.splits["test"]
-    return {"image": [x["path"] for x in split["image"]], "text": list(split["text"])}
+    return {
+        "image": [x["path"] for x in split["image"]],
+        "text": list(split["text"]),
+        "specs": [json.loads(x) for x in split["specs"]],
+        "visits": [np.frombuffer(x, np.float32).reshape(-1, ARRAY_WIDTH).tolist() for x in split["visits"]],
+    }
 
 
 def test_code_that_is_saved_is_flat_complete_and_small(published):
     repository, _, _ = published
     files = {path.name for path in repository.glob("*.py")}
     assert files >= CODE
-    assert sum((repository / name).stat().st_size for name in files) < 250_000
+    assert (
+        sum((repository / name).stat().st_size for name in files) < 330_000
+    )  # arrays, columns and sound are kinds, too
     config = json.loads((repository / "config.json").read_text())
     assert config["auto_map"] == {
         "AutoConfig": "configuration_fl_i2moe.FLI2MoEConfig",
