@@ -7,7 +7,7 @@ Train FL-I²MoE on your own table: any mix of pictures, texts, sounds, arrays an
 The table is a .csv, .tsv, .json, .jsonl or .parquet file, a folder that `datasets` saved, an imagefolder or
 audiofolder, or a data set on the Hub. Each option of a kind names columns, and each column is a modality; --tabular
 makes one of several columns. What columns and labels hold is guessed and said; options override it. Splits are taken
-from the data or from a column, or drawn. --features <folder or data set on the Hub> starts from a feature cache instead.
+from the data or from a column, or drawn. --features <folder or data set on the Hub> starts from a feature cache.
 """
 
 from fl_i2moe.training.arguments import (

@@ -381,6 +381,7 @@ class Kind(ABC):
     def feature_size(self, value: Any) -> int | None:
         """D of a value from [`from_table`] that is features already; None for what an encoder encodes."""
         return None
+
     main_tensor: ClassVar[str]
     """What its preprocessing always gives, by which a preprocessed value is known."""
 

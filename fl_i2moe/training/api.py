@@ -72,7 +72,7 @@ def train(
     reading, job = parts[0], Job(*parts[1:])
     choices = choose_encoders(modalities, encoders or {}, encoder_revisions, hidden_layers)
     table = Table(data, modalities, [label] if isinstance(label, str) else list(label), choices)
-    settings = {
+    settings: dict[str, Any] = {
         "dataset": str(data) if isinstance(data, str | Path) else "in memory",
         "modalities": dict(modalities),
         "label": table.label,

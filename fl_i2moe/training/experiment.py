@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cache import FeatureCache
+from ..cache.encoding import Encoder
 from ..cache.key import key_digest
 from ..data.raw import RawDataset
 from ..metrics.figures import save_statistics_figures
@@ -64,7 +65,7 @@ def start_job(job: Job, files: JobFiles = TRAINING_FILES) -> Accelerator:
 def run_job(
     job: Job,
     data: Any,
-    read: Callable[[Accelerator], tuple[RawDataset, Mapping[str, EncoderChoice]]],
+    read: Callable[[Accelerator], tuple[RawDataset, Mapping[str, EncoderChoice | Encoder]]],
     needs: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def run_job(
 
     Args:
         data: options of the raw data, a dataclass; without the one that `needs` names there are none.
-        read: reads the raw data, and names the encoder of each modality.
+        read: reads the raw data, and gives the encoder of each modality, or which one to load.
         settings: what identifies the run beside its options.
     """
     from_features = starts_from_features(job.encoding, data, needs)

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from filelock import FileLock
@@ -27,8 +25,6 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.checked_json import read_json
 from ..utils.files import UNFINISHED, remove, write_file, write_json, write_text
 from ..utils.machine import take_lock
-from .loop import Predictions
-from .predictions import prediction_table
 from .recipe import create_console
 from .runs import fingerprint, load_model
 

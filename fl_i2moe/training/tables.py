@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 
 from ..cache.encoding import Encoder
+from ..cache.fitting import fit_encoders
 from ..data.raw import RawDataset
 from ..data.tables import load_table
 from ..model.configuration_fl_i2moe import SHARE, check_options, did_you_mean, option
@@ -194,7 +195,7 @@ def read_table(
         )
     if reading.missing == "fill" and job.model.fill_missing is None:
         job.model.fill_missing = "zero"
-    return raw, {**table.choices, **fit_encoders(raw, reading.standardize, reading.categorical)}
+    return raw, {**table.choices, **fit_encoders(raw, reading.standardize, reading.categorical or ())}
 
 
 def _by_modality(option_name: str, entries: Sequence[str] | None) -> dict[str, str]:
