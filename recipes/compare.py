@@ -212,6 +212,8 @@ def main():
         cache = open_cache(data.data)
     else:
         cache = encode(*read(data, encoding), job, accelerator)
+    if compare.measure == "robustness" and cache.missing:
+        raise ValueError("`measure` robustness takes a modality away, and some samples lack one already.")
     left_out = [x.title for x in systems.values() if x.min_modalities > len(cache.modalities)]
     if left_out:
         console.print(f"With {len(cache.modalities)} modalities this is no other system: {', '.join(left_out)}.")

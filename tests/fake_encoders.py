@@ -146,3 +146,13 @@ def replace_text(raw: RawDataset, split: str, row: int, text: str) -> None:
     texts[row] = text
     columns = raw.splits[split].column_names
     raw.splits[split] = raw.splits[split].remove_columns("text").add_column("text", texts).select_columns(columns)
+
+
+def take_away(raw: RawDataset, split: str, modality: str, rows: list[int]) -> RawDataset:
+    """The same raw data, of which these samples of the split lack the modality."""
+    samples = raw.splits[split]
+    cells = [None if row in rows else cell for row, cell in enumerate(samples[modality])]
+    others = samples.remove_columns(modality)
+    changed = others.add_column(modality, cells, feature=samples.features[modality])
+    raw.splits[split] = changed.select_columns(samples.column_names)
+    return RawDataset(raw.splits, raw.modalities, raw.label_names, raw.problem_type)

@@ -62,7 +62,8 @@ class FeatureRows(torch.utils.data.Dataset):
     `rows[[3, 1, 4]]`, or a `DataLoader`, gives the batch
 
     - `features`: modality → (B, T, D) float16, zero where padded
-    - `feature_masks`: modality → (B, T) bool, true where a feature is real
+    - `feature_masks`: modality → (B, T) bool, true where a feature is real; false throughout, and T at least 1, where
+      samples lack the modality
     - `special_masks`: modality → (B, T) bool, true where a feature is special (CLS, BOS, SEP)
     - `labels`: (B, C) float32, or (B,) int64 for single-label data
     - `ids`: list of B strings
@@ -101,6 +102,7 @@ class FeatureRows(torch.utils.data.Dataset):
         # `select` and its like leave the table as it is and keep a list of rows
         self._indices = None if split._indices is None else split._indices.column(0).to_numpy()
         self.longest = self.longest or dict(zip(modality_order, self.lengths().max(axis=0).tolist(), strict=True))
+        self.longest = {name: max(1, length) for name, length in self.longest.items()}
         most = np.maximum(self._where[:, 2::2].max(axis=0), [self.longest[name] for name in modality_order])
         self._widths = (-(-most // 8) * 8).tolist()  # of each modality's two masks, in bits
         self._mask_bits = np.concatenate(
@@ -135,7 +137,7 @@ class FeatureRows(torch.utils.data.Dataset):
         masks = torch.from_numpy(np.unpackbits(self._mask_bits[table_rows], axis=1).view(np.bool_))
         start = 0
         for index, name in enumerate(self.modality_order):
-            length = -(-lengths[index] // self.pad_to_multiple_of) * self.pad_to_multiple_of
+            length = -(-max(1, lengths[index]) // self.pad_to_multiple_of) * self.pad_to_multiple_of
             length, width = min(length, self.longest[name]), self._widths[index]
             features = self._copy_features(index, where, length)
             if not is_checked and has_non_finite(features):

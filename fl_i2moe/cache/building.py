@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from itertools import chain, groupby
@@ -217,5 +218,9 @@ def _count(records: list[dict[str, Any]]) -> dict[str, Any]:
     for name in records[0]["cut"]:
         num_cut, share = (sum(record["cut"][name][field] for record in records) for field in ("samples", "share"))
         cut[name] = {"samples": num_cut, "mean_share": share / max(1, num_cut)}
+    missing: Counter[str] = Counter()
+    for record in records:
+        missing.update(record.get("missing", {}))
     skipped = sum(len(record["skipped"]) for record in records)
-    return {"samples": sum(record["rows"] for record in records), "skipped": skipped, "cut": cut}
+    samples = sum(record["rows"] for record in records)
+    return {"samples": samples, "skipped": skipped, "cut": cut, "missing": dict(missing)}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..model.kind import FittedEncoder, FrozenEncoder, Preprocessed, checksum
+from ..model.kind import FittedEncoder, FrozenEncoder, Preprocessed, checksum, encode_given, preprocess_given
 from ..model.kinds import KINDS
 from ..utils.machine import holding_interrupts
 from .shards import Shard
@@ -62,7 +62,7 @@ class DecodedBatch:
     shard: Shard
     table: pa.Table
     inputs: dict[str, Preprocessed]
-    checksums: dict[str, list[str]]
+    checksums: dict[str, list[str | None]]
     bad_samples: list[SampleError]
 
 
@@ -86,19 +86,19 @@ class _Decoder(torch.utils.data.Dataset):
             table = table.filter(pa.array([error is None for error in errors]))
             return DecodedBatch(shard, table, *(self._preprocess(table) if table.num_rows else ({}, {})), bad_samples)
 
-    def _preprocess(self, table: pa.Table) -> tuple[dict[str, Preprocessed], dict[str, list[str]]]:
+    def _preprocess(self, table: pa.Table) -> tuple[dict[str, Preprocessed], dict[str, list[str | None]]]:
         inputs, checksums = {}, {}
         for name, preprocess in self.preprocess.items():
             cells, kind = table[name].to_pylist(), KINDS[self.kinds[name]]
-            inputs[name] = preprocess(cells)
+            inputs[name] = preprocess_given(preprocess, cells)
             if kind.keeps_raw:
-                checksums[name] = [checksum(kind.content(cell)) for cell in cells]
+                checksums[name] = [None if cell is None else checksum(kind.content(cell)) for cell in cells]
         return inputs, checksums
 
     def _find_error(self, row: pa.Table, split: str) -> SampleError | None:
         for name, preprocess in self.preprocess.items():
             try:
-                preprocess(row[name].to_pylist())
+                preprocess_given(preprocess, row[name].to_pylist())
             except ValueError as error:
                 return _sample_error(row, 0, split, name, self.kinds[name], str(error))
         return None
@@ -147,9 +147,10 @@ def _as_is(batch: Any) -> Any:
 
 
 def new_record(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
-    """What is counted per shard: samples left out, and per modality that can be cut how many were, by what share."""
+    """What is counted per shard: samples left out, and per modality how many samples lack it, and, if it can be cut,
+    how many were, by what share."""
     cut = {name: {"samples": 0, "share": 0.0} for name, x in encoders.items() if KINDS[x.kind].can_be_cut}
-    return {"skipped": [], "cut": cut}
+    return {"skipped": [], "cut": cut, "missing": {}}
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class BatchEncoder:
     """Turns decoded batches into record batches of the cache.
 
     With `on_bad_sample="stop"` it raises the `SampleError` of the first sample that could not be read, or whose
-    features are none, NaN, infinite or too large for float16.
+    features are none, NaN, infinite or too large for float16. A null cell, of a sample that lacks the modality, becomes
+    an empty sequence.
     """
 
     encoders: Mapping[str, Encoder]
@@ -172,27 +174,31 @@ class BatchEncoder:
         bad: dict[int, SampleError] = {}
         for name, preprocessed in decoded.inputs.items():
             kind = self.encoders[name].kind
-            encoded = self.encoders[name].encode(preprocessed.inputs)
+            encoded = encode_given(self.encoders[name], preprocessed.inputs)
             mask_BT = encoded.feature_mask
             values_ND = encoded.features[mask_BT].to(torch.float16).cpu().numpy()
             lengths_B = mask_BT.sum(dim=1).cpu().numpy()
-            for row, reason in _find_bad_rows(values_ND, lengths_B):
+            is_given = table[name].is_valid().to_numpy()
+            for row, reason in _find_bad_rows(values_ND, lengths_B, is_given):
                 bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, kind, reason))
             special_N = encoded.special_mask[mask_BT].cpu().numpy()
             columns |= _feature_columns(name, values_ND, lengths_B, special_N)
-            cells = [KINDS[kind].annotation_cells(annotation) for annotation in preprocessed.annotations]
+            cells = [{} if x is None else KINDS[kind].annotation_cells(x) for x in preprocessed.annotations]
             for suffix in KINDS[kind].annotation_types:
                 column = f"{name}_{suffix}"
-                columns[column] = pa.array([cell[suffix] for cell in cells], self.schema.field(column).type)
+                columns[column] = pa.array([cell.get(suffix) for cell in cells], self.schema.field(column).type)
         columns |= {f"{name}_sha256": pa.array(x) for name, x in decoded.checksums.items()}
         self._leave_out([bad[row] for row in sorted(bad)], record)
         keep = [row not in bad for row in range(table.num_rows)]
         if not any(keep):
             return None
+        for name in decoded.inputs:
+            if lacking := sum(itertools.compress(table[name].is_null().to_pylist(), keep)):
+                record["missing"][name] = record["missing"].get(name, 0) + lacking
         for name, counts in record["cut"].items():
             cut_share = KINDS[self.encoders[name].kind].cut_share
             for annotation in itertools.compress(decoded.inputs[name].annotations, keep):
-                if (share := cut_share(annotation)) is not None:
+                if annotation is not None and (share := cut_share(annotation)) is not None:
                     counts["samples"] += 1
                     counts["share"] += share
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
@@ -209,8 +215,11 @@ def skipped_entry(error: SampleError) -> dict[str, str]:
     return {"id": error.sample_id} | {name: getattr(error, name) for name in ("split", "field", "file", "reason")}
 
 
-def _find_bad_rows(values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64]) -> list[tuple[int, str]]:
-    bad = [(int(row), "the encoder gave no feature for it") for row in np.flatnonzero(lengths_B == 0)]
+def _find_bad_rows(
+    values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64], is_given: NDArray[np.bool_]
+) -> list[tuple[int, str]]:
+    empty = np.flatnonzero((lengths_B == 0) & is_given)
+    bad = [(int(row), "the encoder gave no feature for it") for row in empty]
     if has_non_finite(values_ND):
         for row, values in enumerate(np.split(values_ND, np.cumsum(lengths_B)[:-1])):
             if has_non_finite(values):

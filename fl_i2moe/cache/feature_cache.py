@@ -10,7 +10,8 @@
 The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
 modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
 each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers);
-`m_sha256` is the checksum of the text or of the picture's file that was encoded.
+`m_sha256` is the checksum of the text or of the picture's file that was encoded. Where a sample lacks a modality, T is
+0, and its other columns are null.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,8 +40,9 @@ class FeatureCache:
             identity).
         splits: each a `Dataset`, or a `StreamedSplit` where [`open_features`] was told not to fetch it.
         skipped: `id`, `split`, `field`, `file` and `reason` of each sample that was left out.
-        counts: per split `samples`, `skipped`, and `cut`: per text modality the number of texts that were longer than
-            the encoder takes and the mean share of their tokens that is gone.
+        counts: per split `samples`, `skipped`, `cut`: per text modality the number of texts that were longer than
+            the encoder takes and the mean share of their tokens that is gone; and `missing`: per modality how many
+            samples lack it, of those that any sample lacks.
     """
 
     path: Path
@@ -53,11 +55,22 @@ class FeatureCache:
     counts: dict[str, dict[str, Any]]
 
     @property
+    def missing(self) -> dict[str, dict[str, int]]:
+        """Split → modality → how many of its samples lack it, where there are any."""
+        found = {split: counts.get("missing", {}) for split, counts in self.counts.items()}
+        return {split: missing for split, missing in found.items() if missing}
+
+    @property
     def notes(self) -> list[str]:
         """Counts that a user should read, as sentences."""
-        if not self.skipped:
-            return self.cut_notes
-        return [*self.cut_notes, f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}"]
+        notes = self.cut_notes + [
+            f"{split}: {count:,} of {self.counts[split]['samples']:,} samples have no {name}"
+            for split, missing in self.missing.items()
+            for name, count in missing.items()
+        ]
+        if self.skipped:
+            notes.append(f"{len(self.skipped):,} samples were left out, see {self.path / 'skipped.jsonl'}")
+        return notes
 
     @property
     def cut_notes(self) -> list[str]:

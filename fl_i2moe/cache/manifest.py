@@ -51,7 +51,12 @@ _MODALITY = {
     "grid": ([int], None),
     "encoder": dict,
 }
-_COUNTS = {"samples": int, "skipped": int, "cut": {str: {"samples": int, "mean_share": float}}}
+_COUNTS = {
+    "samples": int,
+    "skipped": int,
+    "cut": {str: {"samples": int, "mean_share": float}},
+    "missing?": {str: int},
+}
 INFO = {
     "label_names": [str],
     "problem_type": PROBLEM_TYPES,

@@ -23,10 +23,11 @@ RECORD = {
     "rows": int,
     "skipped": [{str: str}],
     "cut": {str: {"samples": int, "share": float}},
+    "missing?": {str: int},
     **dict.fromkeys(("key?", "split?"), str),
     "index?": int,
 }
-"""What lies beside a shard. Records of layout 1 do not say whose they are."""
+"""What lies beside a shard. Records of layout 1 do not say whose they are; those of 0.1.0 have no `missing`."""
 
 
 @dataclass(frozen=True)

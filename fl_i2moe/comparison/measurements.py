@@ -20,7 +20,7 @@ from torch import nn
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means
 from ..metrics.tasks import difference
-from ..model.inputs import FILLS
+from ..model.configuration_fl_i2moe import FILLS
 from ..model.modeling_fl_i2moe import FLI2MoEModel, FLI2MoEOutput
 from ..training.arguments import Job
 from ..training.experiment import describe_machine, keep_json, summarise_runs

@@ -48,7 +48,8 @@ class RawDataset:
     A data set as people see it: pictures, texts and labels, not yet encoded.
 
     Args:
-        splits: `train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`.
+        splits: `train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`. A cell
+            of a modality is null where a sample lacks it.
         modalities: modality column → name of its kind in `KINDS`, whose `raw_type` is the column's.
         label_names: of the C classes, in the order of the labels.
         bad_samples: with `on_bad_sample="skip"`, what was left out and why.
@@ -57,7 +58,8 @@ class RawDataset:
 
     Raises:
         ValueError: two splits are one by their names, one lacks a column, an id is missing, twice in its split or no
-            id, or a sample's label is none of the classes, or not a finite number for each of C labels.
+            id, or a sample's label is none of the classes, or not a finite number for each of C labels; a sample lacks
+            all modalities, or all training samples lack one.
     """
 
     splits: DatasetDict
@@ -82,6 +84,37 @@ class RawDataset:
                 right = f"one of the classes 0 … {count - 1}" if is_class else f"a list of {count} finite numbers"
                 found = table["labels"][row].as_py()
                 raise ValueError(f"sample {ids[row]!r} of split {split!r} has the label {found}; it must be {right}.")
+            self._check_missing(str(split), ids)
+
+    @property
+    def missing(self) -> dict[str, dict[str, int]]:
+        """Split → modality → how many of its samples lack it, where there are any."""
+        found = {str(split): {name: int(x.sum()) for name, x in self._lacks(split).items()} for split in self.splits}
+        return {split: counts for split, counts in found.items() if counts}
+
+    def _lacks(self, split: str) -> dict[str, NDArray[np.bool_]]:
+        """Modality → (N,) whether a sample lacks it, of those that any sample lacks. Reads no value."""
+        samples, lacks = self.splits[split], {}
+        for name in self.modalities:
+            column = samples.data.column(name)
+            if column.null_count:
+                is_null = column.is_null()
+                if samples._indices is not None:  # `select` and its like leave the table as it is
+                    is_null = is_null.take(samples._indices.column(0))
+                if (rows := is_null.to_numpy()).any():
+                    lacks[name] = rows
+        return lacks
+
+    def _check_missing(self, split: str, ids: list[str]) -> None:
+        lacks = self._lacks(split)
+        for name, rows in lacks.items():
+            if split == "train" and rows.all():
+                raise ValueError(f"no sample of split 'train' has a {name!r}: leave this modality out.")
+        if lacks and len(lacks) == len(self.modalities):
+            for row in np.flatnonzero(np.all(list(lacks.values()), axis=0)).tolist():
+                raise ValueError(
+                    f"sample {ids[row]!r} of split {split!r} has no {' and no '.join(lacks)}: take it out of the data."
+                )
 
     def _is_bad(self, labels: pa.ChunkedArray) -> NDArray[np.bool_]:
         """(N,) whether a sample's label is none."""

@@ -12,6 +12,8 @@ from ..model.kind import checksum
 from ..model.kinds import KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
+ONLY_WHOLE = "only samples with all modalities can be explained"
+
 
 def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> dict[str, Any]:
     """
@@ -24,6 +26,8 @@ def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> di
     ```"""
     if sorted(raw) != sorted(model.config.modality_order):
         raise ValueError(f"This model takes {model.config.modality_order}, got {sorted(raw)}.")
+    if missing := [name for name, value in raw.items() if value is None]:
+        raise ValueError(f"The sample has no {missing[0]}: {ONLY_WHOLE}.")
     row: dict[str, Any] = {"id": sample_id}
     for name in model.config.modality_order:
         encoder = model.raw_inputs.load(name).to(model.device)
@@ -78,7 +82,8 @@ class Inputs:
     def from_batch(cls, model: FLI2MoEModel, batch: dict[str, Any]) -> "Inputs":
         """
         From `features`, `feature_masks` and `special_masks` by modality, as `FeatureRows` gives them; `ValueError` if
-        the model is pooled, features do not fit it or are not finite, or a sample has no candidate in some modality.
+        the model is pooled, features do not fit it or are not finite, or a sample lacks a modality, or has no candidate
+        in one.
         """
         config = model.config
         if config.level != "feature":
@@ -103,14 +108,16 @@ class Inputs:
 
 
 def check_batch(batch: dict[str, Any], modality_order: Sequence[str]) -> None:
-    """`ValueError` that names a sample of the batch without a candidate in some modality, or with features that are not
-    finite."""
+    """`ValueError` that names a sample of the batch that lacks a modality, has no candidate in one, or features that
+    are not finite."""
 
     def check(good: Tensor, problem: str) -> None:
         if not good.all():
             row = int((~good).nonzero()[0])
             raise ValueError(f"Sample {batch['ids'][row] if 'ids' in batch else f'in row {row}'} has {problem}.")
 
+    for name in modality_order:
+        check(batch["feature_masks"][name].any(dim=1), f"no {name}: {ONLY_WHOLE}")
     for name in modality_order:
         candidates = batch["feature_masks"][name] & ~batch["special_masks"][name]
         check(candidates.any(dim=1), f"no {name} feature that is not special: nothing to explain")

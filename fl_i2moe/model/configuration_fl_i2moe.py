@@ -37,6 +37,8 @@ TRANSFORMERS_KEYS = frozenset(
 )
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MODALITY_KEYS = {"feature_size", "max_features", "pooling"}
+FILLS = ("random", "zero", "mean")
+"""What can stand for a modality that a sample lacks."""
 
 SHARE = "[0, 1)"
 
@@ -119,6 +121,8 @@ def check_model_options(options: Any) -> None:
         )
     if options.layer_arithmetic == "published" and options.fusion != "transformer":
         raise ValueError(f'`layer_arithmetic="published"` needs `fusion="transformer"`, got {options.fusion!r}.')
+    if options.fill_missing == "mean" and not (options.keep_feature_means or options.perturbation == "mean"):
+        raise ValueError('`fill_missing="mean"` needs `keep_feature_means=True`, by which a model keeps the means.')
     if options.architecture == "dense":  # which has no objective beside its task
         return
     for name, needed in OBJECTIVES[options.objective].needs.items():
@@ -284,12 +288,24 @@ class FLI2MoEConfig(PreTrainedConfig):
     )
     num_perturbed_views: int | None = option(None, "Perturbed views a step, 2 or more; all if not given.", at_least=2)
     keep_feature_means: bool = option(False, "Keep the mean features, to stand in for a missing modality.")
+    fill_missing: str | None = option(
+        None,
+        "What stands for a modality that a sample lacks: noise, drawn anew each time, zeros, or the training set's "
+        "mean, with keep_feature_means; if not given, every sample must have all.",
+        choices=FILLS,
+    )
 
     reweighting: str = option("mlp", "Weights for each sample, or one learned vector.", choices=("mlp", "global"))
     reweighting_temperature: float | int = option(2.0, "Temperature of the softmax over expert weights.", positive=True)
     reweighting_hidden_size: int = option(256, "Width of the reweighting network.", at_least=1)
     num_reweighting_layers: int = option(3, "Layers of the reweighting network.", within="[1, 1024]")
 
+    thresholds: list | None = option(
+        None, "Probability above which each label counts as predicted (multi-label); 0.5 if not given.", internal=True
+    )
+    temperature: float | int | None = option(
+        None, "What logits are divided by before they become probabilities; 1 if not given.", internal=True
+    )
     encoders: dict | None = option(None, "Modality → identity of the encoder of its features.", internal=True)
     interaction_statistics: dict | None = option(None, "Statistics of a data set that was predicted.", internal=True)
 

@@ -12,12 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .configuration_fl_i2moe import FILLS, FLI2MoEConfig
 from .objective import View
-
-FILLS = ("random", "zero", "mean")
-"""What can stand for a modality."""
-
 
 # ---- checks
 
@@ -191,11 +187,25 @@ def complete_inputs(
         elif features[name].dim() == 2 and (lacks := features[name].isnan().all(dim=1)).any():
             features[name] = features[name].masked_fill(lacks.unsqueeze(1), 0)
             missing[name] = lacks
-    if len(missing) == config.num_modalities:
+    if len(missing) == config.num_modalities and len({len(rows) for rows in missing.values()}) == 1:
         nothing = torch.stack(list(missing.values())).all(dim=0)
         if nothing.any():
             raise ValueError(f"Samples in rows {nothing.nonzero().flatten().tolist()} have no modality at all.")
     return features, masks, missing
+
+
+def keep_completed(
+    keep: dict[str, torch.Tensor],
+    features: dict[str, torch.Tensor],
+    completed: dict[str, torch.Tensor],
+    config: FLI2MoEConfig,
+) -> dict[str, torch.Tensor]:
+    """`keep` of the `features`, for what [`complete_inputs`] made of them: sequences may have become longer."""
+    check_tensors(keep, "keep", config)
+    if config.level == "pooled":  # of pseudo-patches, whose number does not change
+        return keep
+    longer = {name: completed[name].shape[1] - x.shape[1] for name, x in features.items()}
+    return {name: F.pad(x, (0, longer.get(name, 0)), value=True) for name, x in keep.items()}
 
 
 def _fill_rows(

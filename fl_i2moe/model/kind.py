@@ -36,11 +36,11 @@ class Preprocessed:
 
     Args:
         inputs: what `encode` takes; every tensor has B rows.
-        annotations: one per sample, what explanations need to know; see each kind's `preprocess`.
+        annotations: one dictionary per sample, what explanations need to know; see each kind's `preprocess`.
     """
 
     inputs: dict[str, Tensor]
-    annotations: list[dict[str, Any]]
+    annotations: list[Any]
 
 
 def checksum(content: bytes) -> str:
@@ -89,6 +89,44 @@ def find_file(path: str, folders: Sequence[Path]) -> str | None:
                 raise ValueError(f"the file {place} has 0 bytes; download or write it again")
             return place
     return None
+
+
+IS_GIVEN = "is_given"
+"""Name among the inputs of an encoder of a mask (B,), false for samples that lack the modality; the other tensors have
+rows for the samples that have it."""
+
+
+def preprocess_given(preprocess: Callable[[list[Any]], Preprocessed], values: list[Any]) -> Preprocessed:
+    """`preprocess` of the values that are not None; where some are, the inputs have [`IS_GIVEN`], and of these the
+    annotation is None."""
+    given = [value for value in values if value is not None]
+    if len(given) == len(values):
+        return preprocess(values)
+    prepared = preprocess(given) if given else Preprocessed({}, [])
+    annotations = iter(prepared.annotations)
+    is_given = torch.tensor([value is not None for value in values], dtype=torch.bool)
+    return Preprocessed(
+        {**prepared.inputs, IS_GIVEN: is_given}, [None if value is None else next(annotations) for value in values]
+    )
+
+
+def encode_given(encoder: Any, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
+    """What the encoder makes of inputs from [`preprocess_given`]: the sequences of samples that lack the modality are
+    empty, their masks false throughout."""
+    if IS_GIVEN not in inputs:
+        return encoder.encode(inputs)
+    is_given = inputs[IS_GIVEN].bool()
+    if not is_given.any():
+        nothing = torch.zeros(len(is_given), 1, dtype=torch.bool)
+        return EncodedFeatures(torch.zeros(len(is_given), 1, encoder.feature_size), nothing, nothing)
+    encoded = encoder.encode({name: x for name, x in inputs.items() if name != IS_GIVEN})
+
+    def spread(x: Tensor) -> Tensor:
+        everywhere = x.new_zeros(len(is_given), *x.shape[1:])
+        everywhere[is_given.to(x.device)] = x
+        return everywhere
+
+    return EncodedFeatures(*(spread(x) for x in (encoded.features, encoded.feature_mask, encoded.special_mask)))
 
 
 @dataclass

@@ -19,11 +19,10 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_fl_i2moe import FLI2MoEConfig, did_you_mean
+from .configuration_fl_i2moe import FILLS, FLI2MoEConfig, did_you_mean
 from .cpu_training import dropout
 from .fusion import init_grouped_weights
 from .inputs import (
-    FILLS,
     ModalityStem,
     View,
     as_bool,
@@ -34,6 +33,7 @@ from .inputs import (
     check_tensors,
     complete_inputs,
     join_masks,
+    keep_completed,
     replaced_slices,
 )
 from .objective import Step, Term, task_loss, weigh
@@ -212,16 +212,17 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             with_interaction_losses: whether to make the objective's terms of the loss, which may need further views;
                 by default in training mode, where the objective's weights are not 0.
             fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
-                `"zero"` or `"mean"` (of the training set, of models that keep it); by default every sample has all. A
-                sample lacks a modality that is not in `features`, one without a true value in its mask, and a pooled
-                vector (B, D) that is NaN throughout.
+                `"zero"` or `"mean"` (of the training set, of models that keep it); `config.fill_missing` if not given,
+                and without both every sample must have all. A sample lacks a modality that is not in `features`, one
+                without a true value in its mask, and a pooled vector (B, D) that is NaN throughout.
             missing_lengths: modality → features that stand for a missing sequence; `max_features` if not given.
             keep: modality → (B, T_m), false where a feature is zeroed, as for [`run_experts`].
             is_whole: (B, M), false where a sample shows only a part of a modality, from which a specialised objective
                 lets no other modality learn. All are whole if not given.
             kwargs: instead of `features`, the raw values by the modalities' names: pictures (paths, PIL images, uint8
                 arrays), texts, arrays (D,) or (T, D), columns of a table (column → value), one or a list each, or what
-                the processor made of them. A list of numbers is one array. The frozen encoders that `config.encoders`
+                the processor made of them. A list of numbers is one array. A modality that is left out or None is
+                missing, in a list None stands for one that a sample lacks. The frozen encoders that `config.encoders`
                 names are fetched on first use.
 
         Raises:
@@ -230,17 +231,22 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 that is not finite; a raw value or an encoder cannot be read; with `fill_missing` a sample has no
                 modality, or there are no means.
         """
+        if fill_missing is None:
+            fill_missing = self.config.fill_missing
         if kwargs or features is None:
             self._check_arguments(kwargs, takes_raw=features is None)
         if features is None:
             if feature_masks is not None:
                 raise ValueError("`feature_masks` belong to `features`, which are not given.")
-            features, feature_masks = self._encode(kwargs)
+            features, feature_masks = self._encode(kwargs, may_lack=fill_missing is not None)
         missing: dict[str, torch.Tensor] = {}
         if fill_missing is not None:
+            given = features
             features, feature_masks, missing = complete_inputs(
-                features, feature_masks, fill_missing, missing_lengths, self.config
+                given, feature_masks, fill_missing, missing_lengths, self.config
             )
+            if keep is not None:
+                keep = keep_completed(keep, given, features, self.config)
         masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
         if is_whole is not None:
             check_is_whole(is_whole, len(features[self.config.modality_order[0]]), self.config)
@@ -425,10 +431,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if not takes_raw:
             raise ValueError(f"With `features` there are no raw inputs; got {sorted(given)}, too.")
 
-    def _encode(self, given: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Features and masks of raw inputs, by modality."""
-        raw = {name: given[name] for name in self.config.modality_order if name in given}
-        check_names(raw, "inputs", self.config, complete=True)
+    def _encode(self, given: dict, may_lack: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Features and masks of raw inputs, by modality; one that all samples lack is left out, if they may lack it."""
+        raw = {name: given[name] for name in self.config.modality_order if given.get(name) is not None}
+        if not may_lack and len(raw) < self.config.num_modalities:
+            check_names(raw, "inputs", self.config, complete=True)
         encoded = {name: self.raw_inputs.encode(name, x, self.device, self.dtype) for name, x in raw.items()}
         return {name: x for name, (x, _) in encoded.items()}, {name: mask for name, (_, mask) in encoded.items()}
 

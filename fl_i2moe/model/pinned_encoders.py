@@ -18,7 +18,7 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .encoders import load_encoder
-from .kind import FittedEncoder, FrozenEncoder
+from .kind import FittedEncoder, FrozenEncoder, encode_given, preprocess_given
 from .kinds import KINDS
 from .sample_encoders import resolve_encoder
 
@@ -211,11 +211,12 @@ class PinnedEncoders:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            value: one raw value or a list of them, or what the processor made of them.
+            value: one raw value or a list of them, of which some may be None, or what the processor made of them.
             device, dtype: of the model. The encoder follows; under a float32 model it computes as it did at training.
 
         Returns:
-            Features (B, T_m, D_m), rounded as a feature cache rounds them (float16), and their mask (B, T_m).
+            Features (B, T_m, D_m), rounded as a feature cache rounds them (float16), and their mask (B, T_m), false
+            throughout where the value is None.
         """
         encoder = self.load(modality)
         kind = KINDS[encoder.kind]
@@ -224,6 +225,6 @@ class PinnedEncoders:
         if isinstance(value, Mapping) and isinstance(value.get(kind.main_tensor), torch.Tensor):  # by the processor
             inputs = value
         else:
-            inputs = encoder.preprocess(kind.as_batch(value)).inputs
-        encoded = encoder.encode(inputs)
+            inputs = preprocess_given(encoder.preprocess, kind.as_batch(value)).inputs
+        encoded = encode_given(encoder, inputs)
         return encoded.features.to(device, torch.float16), encoded.feature_mask.to(device)

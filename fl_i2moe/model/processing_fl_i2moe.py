@@ -8,7 +8,7 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_fl_i2moe import FLI2MoEConfig
-from .kind import Preprocessed
+from .kind import Preprocessed, preprocess_given
 from .kinds import KINDS
 from .pinned_encoders import Repository, load_preprocessor, takes_raw_inputs
 
@@ -106,21 +106,32 @@ class FLI2MoEProcessor(ProcessorMixin):
         characters a token covers.
 
         Args:
-            raw: modality → a value or a list of them.
+            raw: modality → a value or a list of them. None stands for one that a sample lacks, see
+                `FLI2MoEConfig.fill_missing`; a modality that all lack is left out.
 
         Raises:
             ValueError: a modality is missing or unknown, has another number of samples than the others, or a value
-                cannot be read.
+                cannot be read; or all values are None.
         """
         self._check_names(raw)
-        if missing := [name for name in self.modality_order if raw.get(name) is None]:
-            raise ValueError(f"The inputs lack {missing}; this model takes {self.modality_order}.")
-        batches = {name: KINDS[self.encoders[name]["kind"]].as_batch(raw[name]) for name in self.modality_order}
+        if missing := [name for name in self.modality_order if name not in raw]:
+            raise ValueError(
+                f"The inputs lack {missing}; this model takes {self.modality_order}. Give None for one that a sample "
+                "does not have."
+            )
+        batches = {
+            name: KINDS[self.encoders[name]["kind"]].as_batch(raw[name])
+            for name in self.modality_order
+            if raw[name] is not None
+        }
+        if not batches:
+            raise ValueError(f"A sample needs at least one of {self.modality_order}, and all are None.")
         sizes = {name: len(batch) for name, batch in batches.items()}
         if len(set(sizes.values())) > 1 or not all(sizes.values()):
             raise ValueError(f"Every modality needs the same number of samples, at least one; got {sizes}.")
         self.load_preprocessors()
-        return {name: self._preprocessors[name](batch) for name, batch in batches.items()}
+        batches = {name: batch for name, batch in batches.items() if any(value is not None for value in batch)}
+        return {name: preprocess_given(self._preprocessors[name], batch) for name, batch in batches.items()}
 
     def __call__(self, return_tensors: str | None = "pt", **raw: Any) -> BatchFeature:
         """
@@ -132,7 +143,8 @@ class FLI2MoEProcessor(ProcessorMixin):
 
         Returns:
             Modality → `pixels` (B, rows, columns, 3), uint8; or `input_ids`, `attention_mask`, `special_tokens_mask`
-            (B, T); or `features` (B, T, D) and `lengths` (B,). [`FLI2MoEModel`] takes it as keyword arguments.
+            (B, T); or `features` (B, T, D) and `lengths` (B,); where some samples lack it, these of the others, and
+            `is_given` (B,). [`FLI2MoEModel`] takes it as keyword arguments.
 
         Raises:
             ValueError: as [`preprocess`]; another `return_tensors`.

@@ -252,6 +252,8 @@ def _row_order(split: Dataset, cache: FeatureCache, sampling: str, rng: np.rando
 def _subject(row: dict[str, Any], model: FLI2MoEModel, cache: FeatureCache, show_true: bool) -> Subject:
     """`ValueError` where the sample's picture or text is not at hand."""
     modalities = {}
+    if lacking := [name for name in model.config.modality_order if not row[f"{name}_special_mask"]]:
+        raise ValueError(f"Sample {row['id']} has no {lacking[0]}, which a reader would look for.")
     for name in model.config.modality_order:
         described = cache.modalities[name]
         modalities[name] = places_in(row, name, described.get("encoder"), described.get("grid"))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
 from rich.console import Console
@@ -26,7 +27,7 @@ from ...cache.batching import FeatureRows, create_data_loader
 from ...cache.key import key_digest
 from ...data.raw import SampleError
 from ...explain.attribution import check_methods, methods_of
-from ...explain.inputs import check_batch
+from ...explain.inputs import ONLY_WHOLE, check_batch
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...training.recipe import create_console
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
@@ -102,8 +103,8 @@ def _measure_faithfulness(
     file = arguments.folder / FAITHFULNESS_FILE
     results = read_json(file, FAITHFULNESS) if file.is_file() else {}
     split = cache.splits[arguments.split]
-    first = range(min(len(split), arguments.faithfulness_samples or len(split)))
     order = next(iter(models.values())).config.modality_order
+    first = complete_rows(split, order)[: arguments.faithfulness_samples]
     rows = split.select(usable_rows(split, order, first, arguments.on_bad_sample, console))
     how = {"num_random": arguments.num_draws, "seed": arguments.seed, "accelerator": accelerator}
     how["progress"] = accelerator.is_local_main_process
@@ -145,8 +146,17 @@ def choose_rows(
             raise ValueError(f"The split {arguments.split!r} has no samples {missing}; its ids look like {ids[:3]}.")
         rows = [ids.index(sample_id) for sample_id in dict.fromkeys(arguments.sample_ids)]
     else:
-        rows = list(range(min(len(split), arguments.num_samples or len(split))))
+        rows = complete_rows(split, modality_order)
+        if len(rows) < len(split):
+            lacking = f"{len(split) - len(rows):,} of {len(split):,} samples of {arguments.split}"
+            console.print(f"{lacking} lack a modality and are left out: {ONLY_WHOLE}.")
+        rows = rows[: arguments.num_samples]
     return usable_rows(split, modality_order, rows, arguments.on_bad_sample, console)
+
+
+def complete_rows(split: Dataset, modality_order: Sequence[str]) -> list[int]:
+    """The rows of samples that have all modalities."""
+    return np.flatnonzero(FeatureRows(split, modality_order).lengths().min(axis=1)).tolist()
 
 
 def usable_rows(
