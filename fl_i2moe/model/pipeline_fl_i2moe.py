@@ -1,6 +1,6 @@
 """The transformers pipeline "image-text-classification": raw samples → labels, scores and what the experts say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,25 +20,33 @@ class FLI2MoEPipeline(Pipeline):
 
     ```python
     >>> classify = pipeline("image-text-classification", model="someone/fl-i2moe-mmimdb", trust_remote_code=True)
-    >>> classify({"image": "poster.jpg", "text": "A pianist …"}, top_k=2)
-    {'labels': ['Drama', 'Music'], 'scores': [0.93, 0.71],
-     'expert_weights': {'uniqueness_image': 0.18, …}, 'contributions': {'uniqueness_image': [0.4, 0.2], …}}
+    >>> classify(image="poster.jpg", text="A pianist …", top_k=2)
+    [{'label': 'Drama', 'score': 0.93, 'predicted': True, 'contributions': {'uniqueness_image': 0.4, …},
+      'expert_weights': {'uniqueness_image': 0.18, …}},
+     {'label': 'Music', 'score': 0.71, …}]
     ```
 
-    A sample is a dictionary with the model's modalities by name; pictures are paths, addresses, PIL images or arrays,
-    columns of a table a dictionary of their own.
-    Other keys are left alone, so that rows of a data set can be given as they are. A list gives a list; a data set or
-    a generator gives an iterator.
+    A sample is a dictionary with the model's modalities by name, `classify({"image": "poster.jpg", "text": "…"})`;
+    pictures are paths, addresses, PIL images or arrays, columns of a table a dictionary of their own. Other keys are
+    left alone, so that rows of a data set can be given as they are. A list of samples gives a list of such lists, also
+    as `classify(image=[…], text=[…])`; a data set or a generator gives an iterator. A modality may be left out, or
+    None, where the model can fill it (`config.fill_missing`).
 
     Parameters of a call:
-        top_k (`int`, *optional*, defaults to 5):
+        top_k (`int`, *optional*, defaults to 1):
             How many labels, the highest scores first; all if `None`. A regression gives all, in the model's order.
         function_to_apply (`str`, *optional*):
             `"sigmoid"`, `"softmax"` or `"none"`; by default what fits the model's task.
         batch_size, num_workers (`int`): samples at once, and processes that read pictures.
 
-    `contributions` are weight times logit of every expert, for the labels as listed; over the experts they sum to the
-    mixture's logit.
+    Every entry has
+
+        - `label`, and its `score`: a probability, of the logit divided by `config.temperature` if there is one; the
+          logit itself under `"none"`, the number of a regression
+        - `predicted`, of models with several labels a sample: whether the probability is above the label's threshold in
+          `config.thresholds`, 0.5 if there are none
+        - `contributions`: expert → its weight times its logit of the label; they sum to the mixture's logit
+        - `expert_weights`: expert → its weight, which is the sample's and the same in all entries
     """
 
     _load_processor = True
@@ -49,7 +57,10 @@ class FLI2MoEPipeline(Pipeline):
 
     def _sanitize_parameters(self, top_k: Any = "", function_to_apply: str | None = None, **kwargs):
         if kwargs:
-            raise ValueError(f"Unknown parameters {sorted(kwargs)}; there are `top_k` and `function_to_apply`.")
+            raise ValueError(
+                f"Unknown parameters {sorted(kwargs)}; there are `top_k` and `function_to_apply`, and this model's "
+                f"inputs {self.processor.modality_order}."
+            )
         if function_to_apply is not None and function_to_apply not in FUNCTIONS.values():
             raise ValueError(f'`function_to_apply` must be "sigmoid", "softmax" or "none", got {function_to_apply!r}.')
         if top_k not in ("", None) and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
@@ -59,56 +70,79 @@ class FLI2MoEPipeline(Pipeline):
             settings["function_to_apply"] = function_to_apply
         return {}, {}, settings
 
-    def __call__(self, inputs, **kwargs):
+    def __call__(self, inputs=None, **kwargs):
+        order = self.processor.modality_order
+        if by_name := {name: kwargs.pop(name) for name in order if name in kwargs}:
+            if inputs is not None:
+                raise ValueError(f"Give samples, or {', '.join(by_name)} by name, not both.")
+            inputs = _samples(by_name)
+        elif inputs is None:
+            raise ValueError(f"Give a sample, a list of samples, or {order} by name.")
         known = isinstance(inputs, (str, Mapping, list, torch.utils.data.Dataset))
         if not known and hasattr(inputs, "__getitem__"):  # a data set of the `datasets` library, for example
             inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """One sample, its pictures opened (here, so that worker processes do it); lists of one."""
+        """One sample, its pictures opened (here, so that worker processes do it); lists of one, None where it lacks a
+        modality."""
         order = self.processor.modality_order
         if not isinstance(inputs, Mapping):
             raise ValueError(f"A sample is a dictionary with {order}, got {type(inputs).__name__}.")
-        if missing := [name for name in order if inputs.get(name) is None]:
+        given = {name: inputs[name] for name in order if inputs.get(name) is not None}
+        missing = [name for name in order if name not in given]
+        if missing and (not given or self.model.config.fill_missing is None):
             raise ValueError(f"A sample lacks {missing}; it has {sorted(inputs)}, this model takes {order}.")
-        kinds = {name: KINDS[self.processor.encoders[name]["kind"]] for name in order}
-        return {name: [kinds[name].open(inputs[name])] for name in order}
+        kinds = {name: KINDS[self.processor.encoders[name]["kind"]] for name in given}
+        return {name: [kinds[name].open(given[name]) if name in given else None] for name in order}
 
     def _forward(self, model_inputs: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
         output = self.model(**self.processor(**model_inputs))
         return {key: output[key] for key in ("logits", "expert_logits", "expert_weights")}
 
     def postprocess(
-        self, model_outputs: dict[str, torch.Tensor], top_k: int | None = 5, function_to_apply: str | None = None
-    ) -> dict[str, Any]:
+        self, model_outputs: dict[str, torch.Tensor], top_k: int | None = 1, function_to_apply: str | None = None
+    ) -> list[dict[str, Any]]:
         """One sample's outputs, (1, …) each."""
         config = self.model.config
         logits, expert_logits, weights = (
-            model_outputs[key][0].float() for key in ("logits", "expert_logits", "expert_weights")
+            model_outputs[key][0].double() for key in ("logits", "expert_logits", "expert_weights")
         )
+        calibrated = logits / (config.temperature or 1)
         match function_to_apply or FUNCTIONS[config.problem_type]:
             case "sigmoid":
-                scores = logits.sigmoid()
+                scores = calibrated.sigmoid()
             case "softmax":
-                scores = logits.softmax(dim=-1)
+                scores = calibrated.softmax(dim=-1)
             case _:
                 scores = logits
         if config.problem_type == "regression":
             chosen = list(range(len(scores)))
         else:
             chosen = scores.argsort(descending=True, stable=True)[:top_k].tolist()
-        contributions = weights[:, None] * expert_logits
-        return {
-            "labels": [config.id2label[index] for index in chosen],
-            "scores": scores[chosen].tolist(),
-            "expert_weights": dict(zip(config.expert_names, weights.tolist(), strict=True)),
-            "contributions": {name: contributions[e, chosen].tolist() for e, name in enumerate(config.expert_names)},
-        }
+        predicted: list[dict[str, Any]] = [{} for _ in scores]
+        if config.problem_type == "multi_label_classification":
+            thresholds = config.thresholds or [0.5] * len(scores)
+            pairs = zip(calibrated.sigmoid().tolist(), thresholds, strict=True)
+            predicted = [{"predicted": probability > threshold} for probability, threshold in pairs]
+
+        def by_expert(values: torch.Tensor) -> dict[str, float]:
+            return dict(zip(config.expert_names, values.tolist(), strict=True))
+
+        return [
+            {
+                "label": config.id2label[index],
+                "score": scores[index].item(),
+                **predicted[index],
+                "contributions": by_expert(weights * expert_logits[:, index]),
+                "expert_weights": by_expert(weights),
+            }
+            for index in chosen
+        ]
 
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[list[dict[str, Any]]]:
         """As the parent's, which can only put together what a tokenizer or an image processor of its own made."""
         wrapper = PipelineDataset if hasattr(inputs, "__len__") else PipelineIterator
         loader = DataLoader(
@@ -120,6 +154,21 @@ class FLI2MoEPipeline(Pipeline):
         )
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+
+def _samples(by_name: Mapping[str, Any]) -> Mapping[str, Any] | list[Mapping[str, Any]]:
+    """One sample; a list of them where modalities come as lists. None stands for a modality that none has."""
+    given = {name: value for name, value in by_name.items() if value is not None}
+    lengths = {
+        name: len(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+        for name, value in given.items()
+    }
+    if set(lengths.values()) <= {None}:
+        return by_name
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name}: {'one' if length is None else length}" for name, length in lengths.items())
+        raise ValueError(f"Every modality needs one value, or a list of equally many; got {told}.")
+    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
 
 def _collate(samples: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

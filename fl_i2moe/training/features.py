@@ -135,8 +135,8 @@ def model_config(
         for split, missing in data.missing.items():
             counts = ", ".join(f"{count:,} have no {name}" for name, count in missing.items())
             raise ValueError(
-                f"Of the samples of split {split!r} {counts}: say by `fill_missing` what stands for it, such as zero, or "
-                "leave such samples out of the data."
+                f"Of the samples of split {split!r} {counts}: say by `fill_missing` what stands for it, such as zero, "
+                "or leave such samples out of the data."
             )
     config = model.to_config(
         {name: {key: x[key] for key in FEATURE_SIZES} for name, x in described.items()},

@@ -113,12 +113,12 @@ class Explorer:
         """Scores of the labels and weights of the experts, for the components, and the class to explain next."""
         sample = self._check(values)
         try:
-            result = self.classify(sample, top_k=None)
+            entries = self.classify(sample, top_k=None)
         except ValueError as error:
             raise _refusal(str(error)) from error
-        scores = dict(zip(result["labels"], result["scores"], strict=True))
-        weights = {expert_title(name): weight for name, weight in result["expert_weights"].items()}
-        return scores, weights, gr.update(value=result["labels"][0])
+        scores = {entry["label"]: entry["score"] for entry in entries}
+        weights = {expert_title(name): weight for name, weight in entries[0]["expert_weights"].items()}
+        return scores, weights, gr.update(value=entries[0]["label"])
 
     def explain(self, target, *values, progress=gr.Progress()):  # noqa: B008  (how Gradio passes it)
         sample = self._check(values)

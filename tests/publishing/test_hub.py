@@ -90,13 +90,17 @@ assert not [name for name in sys.modules if name.startswith("transformers_module
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 classify = pipeline("image-text-classification", model=folder, trust_remote_code=True)
+# what the Hub's page shows
+shown = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype="auto")
 rows = [dict(zip(given, values)) for values in zip(*given.values())]
 print()  # behind the question that was not answered
 print(json.dumps({
     "refused": refused,
     "raw": model(**given).logits.tolist(),
     "processed": model(**processor(**given, return_tensors="pt")).logits.tolist(),
+    "shown": shown.eval()(**given).logits.tolist(),
     "classified": classify(rows, top_k=None, batch_size=2, function_to_apply="none"),
+    "by_name": classify(**given, top_k=None, function_to_apply="none"),
 }))
 model.save_pretrained(sys.argv[3])
 """
@@ -113,10 +117,10 @@ def test_an_environment_without_the_package_loads_and_predicts(published, tmp_pa
     assert isinstance(model, FLI2MoEModel)  # this package's own class, as it is imported here
     with torch.no_grad():
         expected = model(**samples(raw)).logits
-    for name in ("raw", "processed"):
+    for name in ("raw", "processed", "shown"):
         torch.testing.assert_close(torch.tensor(found[name]), expected, atol=1e-5, rtol=0)
-    for row, result in zip(expected, found["classified"], strict=True):
-        by_label = dict(zip(result["labels"], result["scores"], strict=True))
+    for row, result in zip(expected.repeat(2, 1), found["classified"] + found["by_name"], strict=True):
+        by_label = {entry["label"]: entry["score"] for entry in result}
         given = torch.tensor([by_label[model.config.id2label[index]] for index in range(3)])
         torch.testing.assert_close(given, row, atol=1e-3, rtol=0)
     # what was loaded from there can be saved again, with its code
