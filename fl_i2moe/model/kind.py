@@ -400,9 +400,6 @@ class Kind(ABC):
     places: ClassVar[type[Places]] = Places
     """Where its features lie."""
 
-    hub_task: ClassVar[str]
-    """The Hub's task that is nearest to classifying it."""
-
     def from_table(self, value: Any, folders: Sequence[Path]) -> Any:
         """
         A cell of a user's table as `cell` takes it, or None where the value is missing.

@@ -76,7 +76,6 @@ class ArrayKind(FittedKind):
     name = "array"
     raw_type: ClassVar = {"dtype": "binary", "_type": "Value"}
     keeps_raw = False
-    hub_task = "tabular-classification"
     encoder = ArrayEncoder
 
     def cell(self, value: Any) -> bytes:

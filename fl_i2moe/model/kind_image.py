@@ -426,7 +426,6 @@ class ImageKind(EncodedKind):
     raw_type: ClassVar = {"decode": False, "_type": "Image"}
     annotation_types: ClassVar = {"geometry": {key: {"dtype": "int32", "_type": "Value"} for key in GEOMETRY}}
     places = ImagePlaces
-    hub_task = "image-classification"
     main_input, tower, main_tensor = "pixel_values", "vision_config", "pixels"
     default_options: ClassVar = {"resize": "whole"}
 

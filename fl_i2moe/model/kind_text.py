@@ -337,7 +337,6 @@ class TextKind(EncodedKind):
     }
     can_be_cut = True
     places = TextPlaces
-    hub_task = "text-classification"
     main_input, tower, main_tensor = "input_ids", "text_config", "input_ids"
     default_options: ClassVar = {"max_length": None}
 

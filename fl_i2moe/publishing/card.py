@@ -23,7 +23,7 @@ from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.fusions import FUSIONS
-from ..model.kinds import ENCODED_KINDS, KINDS
+from ..model.kinds import ENCODED_KINDS
 from ..model.objectives import OBJECTIVES
 from ..model.pinned_encoders import takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
@@ -40,6 +40,10 @@ from .card_tables import (
     weights_table,
 )
 
+HUB_TASK = "other"
+"""The Hub's name for our task: it knows none that takes several modalities and gives classes. For a task of
+transformers, and for the one that it works out where a card names none, its page shows `pipeline("<task>", …)`, in which
+no model of ours runs; for this one it shows `AutoModel.from_pretrained`, which works."""
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 HUB_METRICS = {  # ours → the Hub's identifier
     "micro_f1": "f1",
@@ -151,7 +155,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         pairs=strongest_pairs(run),
         explained_figures={path.stem for path in run.explanations.glob("*.png")} if run.explanations else set(),
         figures={path.stem: Markup(f"figures/{path.name}") for path in sorted(run.folder.glob("figures/*.png"))},
-        **(_examples(config) if takes_raw_inputs(config) else {}),
+        example=_example(config) if takes_raw_inputs(config) else None,
     )
     return ModelCard(f"---\n{card_data(run, options).to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
 
@@ -159,10 +163,10 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
 def card_data(run: Run, options: CardOptions) -> ModelCardData:
     """The card's head, which the Hub reads. Its results are those of the published weights: the best seed's."""
     config, best = run.config, run.best["test"]
-    task, name = hub_task(config), options.dataset_name or options.dataset_id or "unnamed"
+    name = options.dataset_name or options.dataset_id or "unnamed"
     evaluations = [
         EvalResult(
-            task_type=task,
+            task_type=HUB_TASK,
             task_name=TASK,
             dataset_type=options.dataset_id or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed",
             dataset_name=name,
@@ -179,7 +183,7 @@ def card_data(run: Run, options: CardOptions) -> ModelCardData:
         license=options.license,
         language=options.language or None,
         library_name="transformers",
-        pipeline_tag=task if task != "other" else None,
+        pipeline_tag=HUB_TASK,
         tags=["fl-i2moe", TASK, "multimodal", "mixture-of-experts", "interpretability", "custom_code"],
         datasets=[options.dataset_id] if options.dataset_id else None,
         metrics=sorted({HUB_METRICS[metric] for metric in best}),
@@ -188,14 +192,6 @@ def card_data(run: Run, options: CardOptions) -> ModelCardData:
         eval_results=evaluations,
         inference=False,  # the Hub's own widget would run neither our code nor two inputs
     )
-
-
-def hub_task(config: FLI2MoEConfig) -> str:
-    """The nearest of the Hub's tasks, which knows no classification of several modalities."""
-    if config.problem_type == "regression":
-        return "other"
-    kinds = {encoder.get("kind") for encoder in (config.encoders or {}).values()}
-    return next((kind.hub_task for name, kind in KINDS.items() if name in kinds), KINDS["array"].hub_task)
 
 
 def evaluation_results(run: Run, options: CardOptions) -> str | None:
@@ -255,11 +251,11 @@ def _minutes(seconds: Sequence[float]) -> str:
     return "under 1" if high == 0 else f"{low} to {high}" if low < high else str(high)
 
 
-def _examples(config: FLI2MoEConfig) -> dict[str, Markup]:
-    """A sample as keyword arguments of a call in Python, and as the items of a dictionary."""
+def _example(config: FLI2MoEConfig) -> Markup:
+    """A sample as keyword arguments of a call in Python."""
     encoders = config.encoders or {}
     values = {name: KINDS[encoders[name]["kind"]].example(name, encoders[name]) for name in config.modality_order}
+    if all(name.isidentifier() and not iskeyword(name) for name in values):
+        return Markup(", ".join(f"{name}={value}" for name, value in values.items()))
     items = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in values.items())
-    is_plain = all(name.isidentifier() and not iskeyword(name) for name in values)
-    call = ", ".join(f"{name}={value}" for name, value in values.items()) if is_plain else "**{" + items + "}"
-    return {"example": Markup(call), "example_value": Markup(items)}
+    return Markup("**{" + items + "}")

@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 from published import make_published, write_run
 from safetensors.torch import load_file, save_file
 from tiny_models import make_config, make_model
+from transformers.pipelines import get_supported_tasks
 
 from fl_i2moe.explain import Explanation
 from fl_i2moe.metrics.markdown import escape
@@ -55,8 +56,10 @@ def test_head_is_what_the_hub_understands(films):
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
         "transformers",
-        "image-classification",
+        "other",
     )
+    # what the Hub shows a pipeline of, which would not take several modalities
+    assert data.pipeline_tag not in get_supported_tasks()
     assert data.base_model == ["openai/clip-vit-base-patch16"]  # the other encoder has no hub id
     assert data.datasets == ["someone/films"]
     assert set(data.metrics) == {"f1", "mean_average_precision", "roc_auc", "accuracy"}
