@@ -16,6 +16,17 @@ SQUARE = {"height": 32, "width": 32}
 TRANSFORMER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
 TINY_SAM = {**VISION, "image_size": 64, "output_channels": 16, "global_attn_indexes": [1], "initializer_range": 0.1}
+SPEECH = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [16] * 3,
+    "conv_kernel": [10, 4, 4],
+    "conv_stride": [8, 4, 4],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
 
@@ -58,6 +69,38 @@ def make_efficientnet():
 def make_text(model_class, config_class, **options):
     config = config_class(**TRANSFORMER, vocab_size=20, max_position_embeddings=20, pad_token_id=1, **options)
     return model_class(config), make_tokenizer(512)
+
+
+def make_speech(model_class, config_class, **options):
+    """One time step each 128 of 8,000 samples a second; the receptive field is 128 + 90 samples."""
+    return model_class(config_class(**SPEECH, **options)), hf.Wav2Vec2FeatureExtractor(sampling_rate=8000)
+
+
+def make_clap():
+    """Always 1 s of 16,000 samples, 100 spectra of 16 bands, which are folded in four."""
+    audio = hf.ClapAudioConfig(
+        spec_size=64,
+        num_mel_bins=16,
+        hidden_size=32,
+        patch_embeds_hidden_size=16,
+        patch_size=4,
+        patch_stride=[4, 4],
+        depths=[1, 1],
+        num_attention_heads=[2, 2],
+        window_size=4,
+        aff_block_r=2,
+        num_classes=4,
+    )
+    text = hf.ClapTextConfig(**TRANSFORMER, vocab_size=20, max_position_embeddings=20)
+    model = hf.ClapModel(hf.ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict()))
+    return model, hf.ClapFeatureExtractor(
+        feature_size=16,
+        sampling_rate=16000,
+        hop_length=160,
+        max_length_s=1,
+        frequency_max=8000,
+        truncation="rand_trunc",
+    )
 
 
 def make_siglip():
@@ -164,4 +207,55 @@ MAKERS = {
         make_tokenizer(20),
     ),
     "mpnet": lambda: make_text(hf.MPNetModel, hf.MPNetConfig),
+    "wav2vec2": lambda: make_speech(hf.Wav2Vec2Model, hf.Wav2Vec2Config),
+    "wav2vec2-layer-norm": lambda: make_speech(
+        hf.Wav2Vec2Model, hf.Wav2Vec2Config, feat_extract_norm="layer", do_stable_layer_norm=True
+    ),
+    "wavlm": lambda: make_speech(hf.WavLMModel, hf.WavLMConfig, num_buckets=8, max_bucket_distance=16),
+    "hubert": lambda: make_speech(hf.HubertModel, hf.HubertConfig),
+    "moonshine": lambda: (
+        hf.MoonshineModel(
+            hf.MoonshineConfig(
+                vocab_size=20,
+                hidden_size=16,
+                intermediate_size=24,
+                encoder_num_hidden_layers=2,
+                decoder_num_hidden_layers=1,
+                encoder_num_attention_heads=2,
+                decoder_num_attention_heads=2,
+            )
+        ),
+        hf.Wav2Vec2FeatureExtractor(sampling_rate=16000, do_normalize=False),
+    ),
+    "ast": lambda: (  # 8 × 3 patches of 8 × 16 in a spectrogram of 1.3 s
+        hf.ASTModel(
+            hf.ASTConfig(
+                **TRANSFORMER, num_mel_bins=32, max_length=128, patch_size=16, time_stride=8, frequency_stride=8
+            )
+        ),
+        hf.ASTFeatureExtractor(num_mel_bins=32, max_length=128),
+    ),
+    "whisper": lambda: (  # always 2 s, 100 time steps
+        hf.WhisperModel(
+            hf.WhisperConfig(
+                vocab_size=20,
+                d_model=16,
+                encoder_layers=2,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=24,
+                decoder_ffn_dim=24,
+                num_mel_bins=16,
+                max_source_positions=100,
+                max_target_positions=8,
+                pad_token_id=0,
+                bos_token_id=0,
+                eos_token_id=0,
+                decoder_start_token_id=0,
+            )
+        ),
+        hf.WhisperFeatureExtractor(feature_size=16, chunk_length=2),
+    ),
+    "clap": make_clap,
 }

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value
+from datasets.table import InMemoryTable
 from datasets.utils import tqdm
 
 from ..model.configuration_fl_i2moe import check_given
@@ -128,5 +130,6 @@ def raw_dataset(
     splits = DatasetDict()
     for split, rows in samples.items():
         cells = [row | {name: kind.cell(row[name]) for name, kind in kinds.items()} for row in rows]
-        splits[split] = Dataset.from_list(cells, features=features)
+        # not from_list, which wants torchcodec for a column of sounds even where nothing is decoded
+        splits[split] = Dataset(InMemoryTable(pa.Table.from_pylist(cells, schema=features.arrow_schema)))
     return RawDataset(splits, dict(modalities), label_names, problem_type, bad_samples, notes)

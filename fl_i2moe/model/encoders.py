@@ -41,14 +41,16 @@ def load_encoder(
     client_options: Mapping[str, Any] | None = None,
     **kind_options: Any,
 ) -> FrozenEncoder:
-    """Loads any Hugging Face vision or text model as a frozen encoder.
+    """Loads any Hugging Face vision, text or audio model as a frozen encoder.
 
-    Of a two-tower model (CLIP, SigLIP, LLaVA) only the tower of this `kind` is used. The encoder is tried out at once:
-    where patches lie is found out, and a text must have the same features alone and beside another one.
+    Of a two-tower model (CLIP, SigLIP, CLAP, LLaVA) only the tower of this `kind` is used. The encoder is tried out at
+    once: where patches and time steps lie is found out, and a text must have the same features alone and beside another
+    one.
 
     Args:
-        name_or_path: a hub id or a local folder with the model (safetensors) and its image processor or tokenizer.
-        kind: of the raw values, a name in [`KINDS`] that takes them: `"image"`, `"text"`.
+        name_or_path: a hub id or a local folder with the model (safetensors) and its image processor, tokenizer or
+            feature extractor.
+        kind: of the raw values, a name in [`KINDS`] that takes them: `"image"`, `"text"`, `"audio"`.
         name: what `identity()` calls the encoder, where that is not `name_or_path`.
         revision: branch, tag or commit of a hub model; `identity()` holds the commit it resolved to.
         hidden_layer: None (or -1) is the last hidden state, as in the paper; 0 … L picks from `hidden_states`, where 0
@@ -59,10 +61,12 @@ def load_encoder(
         client_options: `token`, `cache_dir`, `local_files_only`, as `from_pretrained` takes them.
         kind_options: of pictures `resize`: `"whole"` (default) squeezes them into the input, `"crop"` does the image
             processor's own resizing and centre crop, which loses a third of a poster. Of texts `max_length`, in tokens
-            with the special ones; by default the model's limit, at most 512.
+            with the special ones; by default the model's limit, at most 512. Of sounds `max_seconds`, where they are
+            cut (default 30), and `frames_per_feature`, how many time steps of the encoder one feature is the mean of
+            (default 1).
 
     Raises:
-        ValueError: the model cannot be found or read, is of the other kind, has no safetensors or lacks weights, has no
+        ValueError: the model cannot be found or read, is of another kind, has no safetensors or lacks weights, has no
             fast tokenizer, gives no features that can be placed, or an option does not fit it.
     """
     kind_of_value, options_of_kind = _check_options(kind, special_features, kind_options)
@@ -147,9 +151,9 @@ def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs
     takes = inspect.signature(model.forward).parameters
     if main_input not in takes and any(x.kind == x.POSITIONAL_OR_KEYWORD for x in takes.values()):
         # Towers of pictures that say "input_ids" and mean something else.
-        main_input = next((x.main_input for x in ENCODED_KINDS.values() if x.main_input in takes), None)
-    if main_input != kind.main_input:
-        other = next((x.name for x in ENCODED_KINDS.values() if x.main_input == main_input), None)
+        main_input = next((x for kind in ENCODED_KINDS.values() for x in kind.main_inputs if x in takes), None)
+    if main_input not in kind.main_inputs:
+        other = next((x.name for x in ENCODED_KINDS.values() if main_input in x.main_inputs), None)
         fault = f"is of kind {other!r}, not {kind.name!r}" if other else f"cannot be called with {kind.name}s alone"
         raise ValueError(f"encoder {name!r} ({type(model).__name__}) {fault}")
     missing = set(loading["missing_keys"]) if model is whole else _missing_in(model, whole, loading["missing_keys"])
@@ -176,8 +180,9 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _needed(missing: Collection[str]) -> set[str]:
-    # Many checkpoints come without the pooler; it then holds random numbers, which no feature depends on.
-    return {key for key in missing if "pooler" not in key}
+    # Many checkpoints come without the pooler, or what speech models mask with at training: both then hold random
+    # numbers, which no feature depends on.
+    return {key for key in missing if not any(part in key for part in ("pooler", "masked_spec_embed"))}
 
 
 def _find_tower(name: str, model: nn.Module, config_class: type, kind: EncodedKind) -> Any:

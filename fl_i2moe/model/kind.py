@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -53,42 +51,6 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or value == b"" or (isinstance(value, float) and math.isnan(value))
-
-
-def file_from_table(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
-    """`Kind.from_table` for kinds whose values are files: a path, the bytes, or both as `datasets` has them."""
-    if isinstance(value, Mapping):
-        content, path = value.get("bytes"), value.get("path")
-        if not is_missing(content):
-            return {"bytes": content, "path": path}
-        value = path
-    if is_missing(value):
-        return None
-    if isinstance(value, bytes):
-        return {"bytes": value, "path": None}
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError(f"it holds {str(value)[:60]!r}, which is neither a path nor the bytes of a file")
-    if (place := find_file(str(value), folders)) is not None:
-        return {"bytes": None, "path": place}
-    tried = " and ".join(dict.fromkeys(str(Path(folder, value)) for folder in folders))
-    raise ValueError(f"there is no file {tried or value!s}; mend the path, or say by `root` where such paths begin")
-
-
-def find_file(path: str, folders: Sequence[Path]) -> str | None:
-    """
-    A file with at least one byte, by its absolute path or one that begins in one of the folders; None if there is none.
-    Raises `ValueError` for an address in the web and for an empty file.
-    """
-    if re.match(r"data:|\w[\w+.-]*://", path):
-        raise ValueError(
-            f"{path[:80]!r} is an address; files are not fetched here: download them, and give their paths"
-        )
-    for place in (os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for folder in folders):
-        if os.path.isfile(place):
-            if not os.path.getsize(place):
-                raise ValueError(f"the file {place} has 0 bytes; download or write it again")
-            return place
-    return None
 
 
 IS_GIVEN = "is_given"
@@ -493,8 +455,8 @@ class FittedKind(Kind):
 class EncodedKind(Kind):
     """A kind of raw value that a Hugging Face model encodes."""
 
-    main_input: ClassVar[str]
-    """The main input of its models."""
+    main_inputs: ClassVar[tuple[str, ...]]
+    """What the main input of its models may be called."""
 
     tower: ClassVar[str]
     """Its part of a two-tower model's configuration."""

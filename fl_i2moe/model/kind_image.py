@@ -6,18 +6,13 @@ Shape letters: B samples, D encoder width, C colour channels, H and W pixel rows
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, Self
-from urllib.request import urlopen
 
 import numpy as np
 import PIL
@@ -26,7 +21,8 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum, file_from_table
+from .kind import EncodedFeatures, FrozenEncoder, Preprocessed
+from .kind_file import FileKind, FilePlaces, fetch
 from .patch_layout import find_patch_layout
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
@@ -294,11 +290,12 @@ class FrozenImageEncoder(FrozenEncoder):
 
 
 @dataclass
-class ImagePlaces(Places):
+class ImagePlaces(FilePlaces):
     """A picture, and its grid of patches."""
 
     kind: ClassVar[str] = "image"
     noun: ClassVar[str] = "patches"
+    sense: ClassVar[str] = "see"
 
     size: tuple[int, int] | None = None
     """Width and height."""
@@ -308,12 +305,6 @@ class ImagePlaces(Places):
 
     region: Box | None = None
     """The part of the picture that the grid covers."""
-
-    path: str | None = None
-    """Its file."""
-
-    content: bytes | None = None
-    """The picture itself, where it is not read from its file."""
 
     @property
     def is_placed(self) -> bool:
@@ -350,87 +341,52 @@ class ImagePlaces(Places):
         box = self.box(index)
         return {} if box is None else {"box": box}
 
-    def missing(self) -> str | None:
-        return self._encoded[1]
-
-    def unchecked(self) -> str | None:
-        if self.sha256 is not None or self.missing():
-            return None
-        return "is not known to be the one that was encoded, since the feature cache has no checksum of it: encode anew"
-
-    def picture(self, longest_side: int | None = None) -> Image.Image | None:
-        """The picture that was encoded, in RGB, at most `longest_side` pixels long; None where it is [`missing`]."""
-        content, reason = self._encoded
-        if reason:
-            return None
-        picture = open_image({"path": self.path, "bytes": content})
-        if longest_side and max(picture.size) > longest_side:
-            picture.thumbnail((longest_side, longest_side))
-        return picture
-
-    @cached_property
-    def _encoded(self) -> tuple[bytes | None, str | None]:
-        """The picture's file as it was encoded; where there is none, why. Looked for once."""
-        content, place = self.content, "it"
-        if content is None:
-            if not self.path:
-                return None, "is not in the feature cache: build one from the pictures to see it"
-            place = str(Path(self.path).absolute())
-            try:
-                if not Path(self.path).is_file():
-                    return None, f"is not at {place}: put it there, or a link to it, to see it"
-                content = Path(self.path).read_bytes()
-            except OSError as error:
-                return None, f"cannot be read at {place} ({error.strerror}): make it readable to see it"
-        replaced = f"is not the one that was encoded: {place} has changed; put the encoded one back, or encode anew"
-        if self.sha256 not in (None, checksum(content)):
-            return None, replaced
+    def misfit(self, content: bytes) -> str | None:
         try:
             size = open_image({"path": self.path, "bytes": content}).size
         except ValueError:
-            return None, f"cannot be read: {place} is no picture; put the encoded one there"
-        return (content, None) if size == self.size else (None, replaced)
+            return "is no picture"
+        return None if size == self.size else "changed"
+
+    def picture(self, longest_side: int | None = None) -> Image.Image | None:
+        """The picture that was encoded, in RGB, at most `longest_side` pixels long; None where it is [`missing`]."""
+        if self.file is None:
+            return None
+        picture = open_image(self.file)
+        if longest_side and max(picture.size) > longest_side:
+            picture.thumbnail((longest_side, longest_side))
+        return picture
 
     @classmethod
     def from_row(
         cls, row: Mapping[str, Any], name: str, encoder: Mapping[str, Any], grid: Sequence[int] | None
     ) -> Self:
-        places, geometry, picture = super().from_row(row, name, encoder, grid), row[f"{name}_geometry"], row.get(name)
+        places, geometry = super().from_row(row, name, encoder, grid), row[f"{name}_geometry"]
         num_patches = len(places.candidates)
         grid = grid or _guess_grid(num_patches, (encoder.get("preprocessing") or {}).get("input_size"))
         places.size = geometry["width"], geometry["height"]
         places.grid = (grid[0], grid[1]) if grid and grid[0] * grid[1] == num_patches else None
         left, top, right, bottom = (float(geometry[side]) for side in ("left", "top", "right", "bottom"))
         places.region = (left, top, right, bottom)
-        places.path = (picture or {}).get("path")
-        places.content = (picture or {}).get("bytes")
         return places
-
-    def to_dict(self) -> dict[str, Any]:
-        content = self.content and base64.b64encode(self.content).decode()
-        return {**super().to_dict(), "content": content}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         places = super().from_dict(values)
         for name in ("size", "grid", "region"):
             setattr(places, name, values[name] and tuple(values[name]))
-        places.content = values["content"] and base64.b64decode(values["content"])
         return places
 
 
-class ImageKind(EncodedKind):
+class ImageKind(FileKind):
     """Pictures."""
 
     name = "image"
     raw_type: ClassVar = {"decode": False, "_type": "Image"}
     annotation_types: ClassVar = {"geometry": {key: {"dtype": "int32", "_type": "Value"} for key in GEOMETRY}}
     places = ImagePlaces
-    main_input, tower, main_tensor = "pixel_values", "vision_config", "pixels"
+    main_inputs, tower, main_tensor = ("pixel_values",), "vision_config", "pixels"
     default_options: ClassVar = {"resize": "whole"}
-
-    def from_table(self, value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
-        return file_from_table(value, folders)
 
     def cell(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Mapping):
@@ -440,20 +396,6 @@ class ImageKind(EncodedKind):
         stream = io.BytesIO()
         open_image(value).save(stream, "PNG")
         return {"path": None, "bytes": stream.getvalue()}
-
-    def file_of(self, cell: Mapping[str, Any]) -> str:
-        return cell.get("path") or "-"
-
-    def content(self, cell: Mapping[str, Any]) -> bytes:
-        if cell.get("bytes") is not None:
-            return cell["bytes"]
-        try:
-            return Path(cell["path"]).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{cell['path']}: cannot be read: {error}") from error
-
-    def published_cell(self, cell: Mapping[str, Any]) -> dict[str, Any]:
-        return {"path": re.split(r"[\\/]", cell["path"] or "")[-1] or None, "bytes": None}  # its name, no picture
 
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         return {"geometry": {key: annotation[key] for key in GEOMETRY}}
@@ -489,8 +431,7 @@ class ImageKind(EncodedKind):
         return list(value) if isinstance(value, np.ndarray) and value.ndim == 4 else super().as_batch(value)
 
     def open(self, value: Any) -> Image.Image:
-        is_address = isinstance(value, str) and value.startswith(("http://", "https://"))
-        return open_image(_fetch(value) if is_address else value)
+        return open_image(fetch(value))
 
     def example(self, modality: str, identity: Mapping[str, Any]) -> str:
         return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.jpg"'
@@ -500,15 +441,6 @@ class ImageKind(EncodedKind):
         whole = self.options_of(identity)["resize"] == "whole"
         how = "resized whole, which changes their proportions" if whole else "resized and cut to their centre"
         return f"Pictures are {how}; the encoder sees {height} × {width} pixels."
-
-
-def _fetch(address: str) -> dict[str, Any]:
-    """A picture, not decoded yet: how large it is must be seen first."""
-    try:
-        with urlopen(address, timeout=60) as answer:
-            return {"path": address, "bytes": answer.read()}
-    except (OSError, HTTPException) as error:
-        raise ValueError(f"{address}: could not be fetched: {error}. Give another address, or a file.") from error
 
 
 def _guess_grid(num_patches: int, input_size: Sequence[int] | None) -> tuple[int, int] | None:

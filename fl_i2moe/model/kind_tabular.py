@@ -164,7 +164,6 @@ class TabularKind(FittedKind):
         }
     }
     places = TabularPlaces
-    hub_task = "tabular-classification"
     encoder = TabularEncoder
 
     def cell(self, value: Any) -> str:

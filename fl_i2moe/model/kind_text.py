@@ -337,7 +337,7 @@ class TextKind(EncodedKind):
     }
     can_be_cut = True
     places = TextPlaces
-    main_input, tower, main_tensor = "input_ids", "text_config", "input_ids"
+    main_inputs, tower, main_tensor = ("input_ids",), "text_config", "input_ids"
     default_options: ClassVar = {"max_length": None}
 
     def from_table(self, value: Any, folders: Sequence[Path]) -> str | None:

@@ -7,11 +7,14 @@ from typing import Any
 
 from .kind import EncodedKind, Kind, Places
 from .kind_array import ArrayKind
+from .kind_audio import AudioKind
 from .kind_image import ImageKind
 from .kind_tabular import TabularKind
 from .kind_text import TextKind
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (ImageKind(), TextKind(), ArrayKind(), TabularKind())}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (ImageKind(), TextKind(), AudioKind(), ArrayKind(), TabularKind())
+}
 ENCODED_KINDS: dict[str, EncodedKind] = {name: kind for name, kind in KINDS.items() if isinstance(kind, EncodedKind)}
 """Those that a Hugging Face model encodes."""
 

@@ -151,7 +151,7 @@ class _Fits:
     """How well each patch (P,), in reading order, fits a position, by the changes of bands (bands, T)."""
 
     def __init__(self, change: tuple[Tensor, Tensor], grid: tuple[int, int]):
-        self.shares = [_share_below(x) for x in change]
+        self.shares = [share_below(x) for x in change]
         places = torch.cartesian_prod(*map(torch.arange, grid)).T
         self.bands = [_band_of(place, cells, len(x)) for place, cells, x in zip(places, grid, change, strict=True)]
 
@@ -187,7 +187,7 @@ def _regular(grid: tuple[int, int], length: int) -> Iterator[Tensor]:
         yield from (positions + first for first in range(length - len(order) + 1))
 
 
-def _share_below(change: Tensor) -> Tensor:
+def share_below(change: Tensor) -> Tensor:
     """For every band and position, the share of other bands that change it less: (bands, T)."""
     if len(change) == 1:
         return torch.ones_like(change)
@@ -251,7 +251,7 @@ class _Painting:
             for band, one in enumerate(painted):
                 one.transpose(0, axis)[bands == band] = 0
             hidden = torch.cat([self.encode(batch).float() for batch in painted.split(BATCH_SIZE)])
-            changes.append(_relative(_as_sequence(hidden - plain, self.channels_last).norm(dim=2).cpu()))
+            changes.append(relative_change(_as_sequence(hidden - plain, self.channels_last).norm(dim=2).cpu()))
         return changes[0], changes[1]
 
     def layout(self, positions: Tensor) -> PatchLayout:
@@ -276,7 +276,7 @@ def _band_of(cells: Tensor, num_cells: int, max_bands: int) -> Tensor:
     return cells * min(num_cells, max_bands) // num_cells
 
 
-def _relative(change: Tensor) -> Tensor:
+def relative_change(change: Tensor) -> Tensor:
     """Log of a change (bands, T) over what its position and its band usually change."""
     change = change.double() + 1e-9 * float(change.max()) + 1e-30
     for _ in range(10):

@@ -50,7 +50,7 @@ class CacheArguments:
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
     encoding_batch_size: int = option(32, "Samples an encoder sees at once.", at_least=1)
-    encoding_workers: int = option(1, "Processes that read pictures and texts meanwhile.", within="[0, 1024]")
+    encoding_workers: int = option(1, "Processes that read pictures, texts and sounds meanwhile.", within="[0, 1024]")
     on_bad_sample: Literal["stop", "skip"] = option(
         "stop", "What to do with a sample that cannot be read: stop, or leave it out and write it to skipped.jsonl."
     )
@@ -76,6 +76,10 @@ class EncodingArguments(CacheArguments):
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included.", at_least=1)
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
+    audio_max_seconds: float = option(30.0, "Seconds of a sound that are kept.", positive=True)
+    audio_frames_per_feature: int = option(
+        1, "Time steps of a sound's encoder whose mean is one feature: shorter sequences.", at_least=1
+    )
     encoding_dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Number format the encoders run in.")
     trust_remote_code: bool = option(False, "Run code that an encoder's repository brings along.")
 
@@ -416,7 +420,7 @@ def _for_parser(kind: type) -> type:
             hint = float
         kept: dict[str, Any] = {"default": item.default, "default_factory": item.default_factory}
         metadata = {"help": item.metadata["help"]}
-        if list in map(get_origin, (hint, *get_args(hint))):
+        if any(get_origin(x) is list for x in (hint, *get_args(hint))):
             metadata["action"] = _Collect
         shown.append((item.name, hint, field(**kept, metadata=metadata)))
     heading = re.split("[.;]", kind.__doc__ or "")[0]

@@ -17,6 +17,8 @@ CODE = {
     "fusions.py",
     "inputs.py",
     "kind_array.py",
+    "kind_audio.py",
+    "kind_file.py",
     "kind_image.py",
     "kind_tabular.py",
     "kind_text.py",
