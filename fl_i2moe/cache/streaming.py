@@ -10,6 +10,7 @@ rows need that one of them can get; one that gets fewer begins again with its fi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -22,6 +23,7 @@ from datasets import Dataset, IterableDataset, NamedSplit, load_dataset
 from datasets.distributed import split_dataset_by_node
 from datasets.table import InMemoryTable
 from huggingface_hub.errors import HTTPError
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ..data.raw import SampleError
@@ -85,6 +87,15 @@ class StreamedSplit:
         if rows.num_shards != len(self.rows_per_shard):
             raise ValueError(f"{self.files} are {rows.num_shards} shards, not {len(self.rows_per_shard)}.")
         return rows
+
+    @cached_property
+    def labels(self) -> NDArray[Any]:
+        """(rows,) or (rows, C), in the order of the shards; a pass over the network. Raises as [`open`]."""
+        rows = self.open().select_columns("labels").with_format("numpy")
+        try:
+            return np.concatenate([batch["labels"] for batch in rows.iter(1024)])
+        except READ_ERRORS as error:
+            raise self.broken_off(error) from error
 
     def broken_off(self, error: Exception) -> StreamError:
         """What a user reads when reading fails."""

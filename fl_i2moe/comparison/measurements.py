@@ -60,7 +60,7 @@ def measure_overhead(
 
 def _time(job: Job, cache: FeatureCache, accelerator: Accelerator) -> dict[str, list[float]]:
     accelerator.free_memory()
-    config = model_config(job.model, cache)
+    config = model_config(job, cache)
     set_seed(job.training.seeds[0])
     model = FLI2MoEModel(config)
     if config.keeps_means:

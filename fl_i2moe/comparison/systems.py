@@ -97,12 +97,13 @@ def compare_systems(
     check_splits(cache.splits, f"The feature cache {cache.path}")
     check_metric(job.training.metric, cache.problem_type)
     for own_job in jobs.values():
-        model_config(own_job.model, cache)
+        model_config(own_job, cache)
     settings = job.settings(features=key_digest(cache.key))
     results: dict[str, dict[str, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
     table: dict[str, Any] = {}
     flags = {**job.output.flags, "beside": job.encoding.cache_dir, "is_writer": accelerator.is_main_process}
+    flags["defaults"] = job.defaults
     with held_run_folder(folder, settings, COMPARISON_FILES, **flags):
         accelerator.wait_for_everyone()
         for name, own_job in jobs.items():

@@ -300,12 +300,22 @@ class FLI2MoEConfig(PreTrainedConfig):
     reweighting_hidden_size: int = option(256, "Width of the reweighting network.", at_least=1)
     num_reweighting_layers: int = option(3, "Layers of the reweighting network.", within="[1, 1024]")
 
-    thresholds: list | None = option(
-        None, "Probability above which each label counts as predicted (multi-label); 0.5 if not given.", internal=True
+    class_weights: list | None = option(
+        None, "What a sample of each class, or the positive ones of each label, count in the task loss.", internal=True
+    )
+    label_smoothing: float | int = option(
+        0.0, "Share of a label's probability that goes to all classes alike in the task loss.", within=SHARE
     )
     temperature: float | int | None = option(
-        None, "What logits are divided by before they become probabilities; 1 if not given.", internal=True
+        None,
+        "What logits are divided by before they become probabilities; 1 if not given.",
+        positive=True,
+        internal=True,
     )
+    thresholds: list | None = option(
+        None, "Probability of each label from which it counts as predicted; 0.5 if not given.", internal=True
+    )
+
     encoders: dict | None = option(None, "Modality → identity of the encoder of its features.", internal=True)
     interaction_statistics: dict | None = option(None, "Statistics of a data set that was predicted.", internal=True)
 
@@ -381,6 +391,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         self._validate_modalities()
         check_model_options(self)
         self._validate_sizes()
+        self._validate_labels()
 
     def _validate_modalities(self):
         for name in (*self.modalities, *self.modality_order):
@@ -430,6 +441,25 @@ class FLI2MoEConfig(PreTrainedConfig):
         if self.num_labels == 1 and self.problem_type != "regression":
             # the cosine of two numbers is ±1: no gradient
             raise ValueError(f'`num_labels=1` needs `problem_type="regression"`, got {self.problem_type!r}.')
+
+    def _validate_labels(self):
+        """Checks what belongs to labels against the task and their number."""
+        for name, task in (
+            ("class_weights", "classification"),
+            ("label_smoothing", "classification"),
+            ("temperature", "classification"),
+            ("thresholds", "multi_label_classification"),
+        ):
+            value = getattr(self, name)
+            if value and not self.problem_type.endswith(task):
+                raise ValueError(f"`{name}` is for {task}, this is {self.problem_type}: leave it out.")
+        for name, below in (("class_weights", math.inf), ("thresholds", 1)):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != self.num_labels or not all(type(x) in (int, float) and 0 < x < below for x in values):
+                wanted = "positive, finite numbers" if below == math.inf else "probabilities between 0 and 1"
+                raise ValueError(f"`{name}` must hold {self.num_labels} {wanted}, one for each label, got {values}.")
 
 
 def checked_config(**values: Any) -> FLI2MoEConfig:

@@ -110,8 +110,15 @@ def weigh(expert_weights: torch.Tensor, expert_logits: torch.Tensor) -> torch.Te
 
 
 def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """
-    Cross-entropy, binary cross-entropy with logits, or smooth L1, by `config.problem_type`.
+    r"""
+    Cross-entropy, binary cross-entropy with logits, or smooth L1, by `config.problem_type`: a plain mean over the
+    samples (and labels), so that batches of any sizes add up exactly, whatever `config.class_weights` are:
+
+    - of classes, \\(\frac{1}{B} \sum_b w_{y_b} \mathrm{CE}_b\\), not divided by the batch's \\(\sum_b w_{y_b}\\).
+      Weights whose mean over the training samples is 1 leave the loss its scale;
+    - of labels, \\(w_c\\) is the `pos_weight` of label c.
+
+    Of `config.label_smoothing` ε, a class's target is 1 − ε + ε/C and the others' ε/C; a label's is 1 − ε/2 or ε/2.
 
     Args:
         logits: (B, C).
@@ -122,6 +129,7 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConf
     """
     if not isinstance(labels, torch.Tensor):
         raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}: use `torch.as_tensor`.")
+    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     if config.problem_type == "single_label_classification":
         if labels.shape != logits.shape[:1]:
             raise ValueError(f"Single labels must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")
@@ -129,7 +137,9 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConf
         # of other devices, it would have to be waited for
         if labels.device.type == "cpu" and (bad := labels[(labels < 0) | (labels >= classes)]).numel():
             raise ValueError(f"Single labels must lie in 0 … {classes - 1}, got {bad[0].item()}.")
-        return F.cross_entropy(logits, labels.long())
+        smoothing = config.label_smoothing
+        total = F.cross_entropy(logits, labels.long(), weights, reduction="sum", label_smoothing=smoothing)
+        return total / len(labels)
     if config.problem_type == "regression" and labels.dim() == 1:
         labels = labels.unsqueeze(-1)
     if labels.shape != logits.shape:
@@ -138,4 +148,7 @@ def task_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConf
         raise ValueError("`labels` has NaN or infinite values.")
     if config.problem_type == "regression":
         return F.smooth_l1_loss(logits, labels.to(logits.dtype))
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    targets = labels.to(logits.dtype)
+    if smoothing := config.label_smoothing:
+        targets = targets * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)

@@ -42,8 +42,8 @@ from .card_tables import (
 
 HUB_TASK = "other"
 """The Hub's name for our task: it knows none that takes several modalities and gives classes. For a task of
-transformers, and for the one that it works out where a card names none, its page shows `pipeline("<task>", …)`, in which
-no model of ours runs; for this one it shows `AutoModel.from_pretrained`, which works."""
+transformers, and for the one that it works out where a card names none, its page shows `pipeline("<task>", …)`, in
+which no model of ours runs; for this one it shows `AutoModel.from_pretrained`, which works."""
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 HUB_METRICS = {  # ours → the Hub's identifier
     "micro_f1": "f1",
@@ -113,7 +113,7 @@ class CardOptions:
 def build_card(run: Run, options: CardOptions) -> ModelCard:
     """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
-    encoders = {name: x for name, x in (config.encoders or {}).items() if x.get("kind") in ENCODED_KINDS}
+    encoders = {name: x for name, x in (config.encoders or {}).items() if x.get("kind") in KINDS}
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
         _check_comparable(run, row)

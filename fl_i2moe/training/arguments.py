@@ -136,9 +136,14 @@ class ArrayArguments:
         return {item.name: getattr(self, item.name) for item in fields(ArrayArguments) if item.name != "standardize"}
 
 
+def defaults_of(arguments: Any) -> dict[str, Any]:
+    """Those of a dataclass's fields."""
+    return {x.name: x.default if x.default_factory is MISSING else x.default_factory() for x in fields(arguments)}
+
+
 def given_options(arguments: Any, names: Iterable[str]) -> list[str]:
     """Those of these options of a dataclass that are not at their defaults."""
-    defaults = {x.name: x.default if x.default_factory is MISSING else x.default_factory() for x in fields(arguments)}
+    defaults = defaults_of(arguments)
     return [name for name in names if getattr(arguments, name) != defaults[name]]
 
 
@@ -221,6 +226,9 @@ class TrainingArguments:
     feature_dropout_start: float = option(
         0.35, "Share of epochs before --feature_dropout sets in; the best epoch is one of those after.", within=SHARE
     )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "Let rare classes, or the positive samples of rare labels, count more in the task loss."
+    )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format; Accelerate's if not given.")
@@ -292,9 +300,17 @@ class Job:
 
     def settings(self, **others: Any) -> dict[str, Any]:
         """What decides the result of a run, as plain JSON."""
-        parts = [asdict(part) for part in (self.encoding, self.model, self.training, self.output)]
-        merged = {name: value for part in parts for name, value in part.items() if name not in UNBINDING}
+        merged = {name: value for part in self._parts for name, value in asdict(part).items() if name not in UNBINDING}
         return {**merged, **others}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Of all options: what those mean that the settings of an earlier version do not name."""
+        return {name: value for part in self._parts for name, value in defaults_of(part).items()}
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.encoding, self.model, self.training, self.output
 
 
 class _Parser(HfArgumentParser):

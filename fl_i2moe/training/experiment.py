@@ -109,7 +109,7 @@ def fit(
     """
     check_splits(cache.splits, f"The feature cache {cache.path}")
     metric = check_metric(job.training.metric, cache.problem_type)
-    config = model_config(job.model, cache)
+    config = model_config(job, cache)
     output_dir = Path(job.output.output_dir)
     settings = {
         **settings,
@@ -118,6 +118,7 @@ def fit(
         "features": key_digest(cache.key),
     }
     flags = {**job.output.flags, "beside": job.encoding.cache_dir, "is_writer": accelerator.is_main_process}
+    flags["defaults"] = job.defaults
     with held_run_folder(output_dir, settings, files, **flags):
         accelerator.wait_for_everyone()
         if job.training.report_to:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -22,7 +23,7 @@ from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
 from ..utils.machine import check_memory
-from .arguments import EncodingArguments, ImageEncoderArguments, Job, ModelArguments, TextEncoderArguments, check_metric
+from .arguments import EncodingArguments, ImageEncoderArguments, Job, TextEncoderArguments, check_metric
 from .recipe import create_console
 
 EVALUATION_SPLITS = ("validation", "test")
@@ -81,7 +82,7 @@ def encode(
     check_metric(job.training.metric, raw.problem_type)
     encoders = _load_encoders(raw, {**fit_encoders(raw, leave_out=choices), **choices}, job.encoding, accelerator)
     sizes = {name: {key: getattr(x, key) for key in FEATURE_SIZES} for name, x in encoders.items()}
-    model_config(job.model, raw, sizes)  # refuses before an hour of encoding
+    model_config(job, raw, sizes)  # refuses before an hour of encoding
     console = create_console(accelerator)
     for name, encoder in encoders.items():
         origin = encoder.identity()["name"]
@@ -124,32 +125,58 @@ def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> Fea
 
 
 def model_config(
-    model: ModelArguments, data: RawDataset | FeatureCache, modalities: Mapping[str, Mapping[str, Any]] | None = None
+    job: Job, data: RawDataset | FeatureCache, modalities: Mapping[str, Mapping[str, Any]] | None = None
 ) -> FLI2MoEConfig:
     """
     The configuration of a model on these features; `modalities` gives their sizes where `data` are raw. Raises
     `ValueError` where options do not fit the data.
     """
     described: Mapping[str, Any] = data.modalities if modalities is None else modalities
-    if model.fill_missing is None:
+    if job.model.fill_missing is None:
         for split, missing in data.missing.items():
             counts = ", ".join(f"{count:,} have no {name}" for name, count in missing.items())
             raise ValueError(
                 f"Of the samples of split {split!r} {counts}: say by `fill_missing` what stands for it, such as zero, "
                 "or leave such samples out of the data."
             )
-    config = model.to_config(
+    config = job.model.to_config(
         {name: {key: x[key] for key in FEATURE_SIZES} for name, x in described.items()},
         problem_type=data.problem_type,
         id2label=dict(enumerate(data.label_names)),
         label2id={name: index for index, name in enumerate(data.label_names)},
         encoders={name: x["encoder"] for name, x in described.items() if "encoder" in x},
+        class_weights=balanced_weights(data) if job.training.class_weights == "balanced" else None,
     )
     with torch.device("meta"):
         num_parameters = sum(x.numel() for x in FLI2MoEModel(config).parameters())
     # weights, gradients and the two moments of Adam
     check_memory(16 * num_parameters, "training the model", "lower `hidden_size` or `num_fusion_layers`")
     return config
+
+
+def balanced_weights(data: RawDataset | FeatureCache) -> list[float]:
+    """
+    What makes all classes count alike, (C,): scikit-learn's "balanced" weights N / (C · N_c), whose mean over the
+    training samples is 1; of labels negatives / positives, by which both sides count alike. Raises `ValueError` for a
+    regression, and where a class has no training samples, or a label only positive or only negative ones.
+    """
+    if data.problem_type == "regression":
+        raise ValueError("`class_weights` balanced is for classes and labels; a regression has none: leave it out.")
+    rows = data.splits["train"]
+    streamed = isinstance(rows, StreamedSplit)
+    labels = rows.labels if streamed else rows.select_columns("labels").with_format("numpy")[:]["labels"]
+    is_class = data.problem_type == "single_label_classification"
+    positives = np.bincount(labels, minlength=len(data.label_names)) if is_class else (labels > 0).sum(axis=0)
+    negatives = len(labels) - positives
+    for counts, what in ((positives, "with"), (negatives, "without")):
+        if empty := [name for name, count in zip(data.label_names, counts, strict=True) if not count]:
+            raise ValueError(
+                f"`class_weights` balanced needs training samples with and without each of the {len(counts)} "
+                f"{'classes' if is_class else 'labels'}, but there are none {what} {', '.join(empty[:4])}"
+                f"{' …' if len(empty) > 4 else ''}: take it out, or leave `class_weights` out."
+            )
+    weights = len(labels) / (len(positives) * positives) if is_class else negatives / positives
+    return weights.tolist()
 
 
 def _stream(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCache:

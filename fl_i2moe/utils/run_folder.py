@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -134,18 +134,22 @@ def begin_run_folder(
     resume: bool,
     overwrite: bool,
     beside: str | os.PathLike | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """
     Makes `folder` ready for a run with `settings` (plain JSON): removes what the job wrote there before, or lets the
-    run in it go on. Raises `ValueError` as [`check_run_folder`], where the run to go on with was started with other
-    settings, or where another run is writing into a folder that would be removed.
+    run in it go on; what its settings do not name, since its version had no such option, has its value of `defaults`.
+    Raises `ValueError` as [`check_run_folder`], where the run to go on with was started with other settings, or where
+    another run is writing into a folder that would be removed.
     """
     folder = Path(folder)
     _check_content(folder, files, resume, overwrite, beside)
-    settings = {"job": files.job, **json.loads(json.dumps(settings))}  # as they come back from the file
+    known = {name: value for name, value in (defaults or {}).items() if name in settings}
+    # as they come back from the file
+    settings, known = json.loads(json.dumps([{"job": files.job, **settings}, {"job": files.job, **known}]))
     file = folder / SETTINGS_FILE
     if file.is_file() and resume:
-        stored = {"job": files.job, **read_json(file, dict)}
+        stored = {**known, **read_json(file, dict)}
         different = [
             f"  {name}: {stored.get(name)!r} then, {settings.get(name)!r} now"
             for name in {**stored, **settings}

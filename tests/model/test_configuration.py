@@ -45,6 +45,18 @@ def test_typo_is_refused_with_a_proposal():
         ({"num_perturbed_views": 3}, "2 … 2"),
         ({"num_labels": 1}, "regression"),
         ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_labels": 3, "class_weights": [1.0, 2.0]}, "`class_weights` must hold 3 positive, finite numbers"),
+        ({"num_labels": 2, "class_weights": [1.0, 0]}, r"`class_weights` must hold 2 .* got \[1.0, 0\]"),
+        ({"num_labels": 2, "class_weights": [1.0, float("nan")]}, "`class_weights` must hold 2"),
+        ({"num_labels": 2, "class_weights": "balanced"}, "class_weights"),
+        ({"problem_type": "regression", "class_weights": [1.0, 1.0]}, "`class_weights` is for classification"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must lie in \[0, 1\)"),
+        ({"problem_type": "regression", "label_smoothing": 0.1}, "`label_smoothing` is for classification"),
+        ({"temperature": 0.0}, "`temperature` must be positive"),
+        ({"problem_type": "regression", "temperature": 2}, "`temperature` is for classification"),
+        ({"num_labels": 2, "thresholds": [0.5, 1.0]}, "`thresholds` must hold 2 probabilities between 0 and 1"),
+        ({"num_labels": 2, "thresholds": [0.5, "0.5"]}, "`thresholds` must hold 2"),
+        ({"problem_type": "single_label_classification", "thresholds": [0.5, 0.5]}, "`thresholds` is for multi_label"),
     ],
 )
 def test_contradictions_are_named(changes, message):
