@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ..metrics import markdown
+from ..metrics.calibration import DECISION_METRICS, best_thresholds, log_losses
 from ..metrics.statistics import experts_disagree
 from ..metrics.summaries import CONFIDENCE, describe_draws, interval, plain, resample, weighted_means
-from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, difference, predict
+from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, difference, predict
 from ..metrics.weighted import weighted_metrics
 from ..training.arguments import check_options, option
 from ..training.features import EVALUATION_SPLITS, check_splits
@@ -157,9 +158,10 @@ def compare_predictions(
         Plain JSON; figures are of the test split, and a description is {`mean`, `std`, `min`, `max`} over the seeds.
 
         - `metrics`, and of multi-label problems `own_thresholds`, where each label has its threshold of
-          [`best_thresholds`] on the validation split: run → metric → a description with `values` by seed and, but for
-          the first run, `difference` to it: {`value` of the means over the seeds, `std` of the seeds' differences,
-          `interval`, the middle 95 % of a bootstrap over test samples, drawn alike for all runs and seeds}.
+          [`~fl_i2moe.metrics.calibration.best_thresholds`] on the validation split: run → metric → a description with
+          `values` by seed and, but for the first run, `difference` to it: {`value` of the means over the seeds, `std`
+          of the seeds' differences, `interval`, the middle 95 % of a bootstrap over test samples, drawn alike for all
+          runs and seeds}.
         - `log_loss`, `None` for regression: the same of the mean negative log-likelihood of a label, in nats, which
           overconfident probabilities do not improve.
         - `disagreement`, `None` for regression: run → `own`, about the decisions on which two experts of the model
@@ -183,7 +185,7 @@ def compare_predictions(
             for name, seeds in predictions.items()
         }
         report["own_thresholds"] = {
-            name: {metric: table[metric] for metric in ("micro_f1", "macro_f1", "subset_accuracy")}
+            name: {metric: table[metric] for metric in DECISION_METRICS}
             for name, table in metrics(shifted, threshold=0.5).items()
         }
     if problem_type == "regression":
@@ -201,30 +203,6 @@ def compare_predictions(
         right = [predict(x, problem_type, threshold) == labels for x in seeds]
         report["disagreement"][name] = {"own": _accuracy(right, where[name]), "first": _accuracy(right, first)}
     return report
-
-
-def best_thresholds(logits: FloatArray, labels: IntArray) -> FloatArray:
-    """
-    (C,): for each label the logit above which predicting it has the best F1, halfway between two of (N, C) logits. Of
-    equally good ones it is the nearest to 0; it is 0 for a label without positives.
-    """
-    found = np.zeros(logits.shape[1])
-    for label in np.flatnonzero(labels.any(axis=0)):
-        order = np.argsort(-logits[:, label], kind="stable")
-        scores, hits = logits[order, label], labels[order, label].cumsum()
-        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
-        ends = np.append(scores[1:] < scores[:-1], True)  # equal scores are predicted together
-        between = (scores + np.append(scores[1:], scores[-1] - 2)) / 2
-        best = between[ends & (f1 >= f1[ends].max())]
-        found[label] = best[np.abs(best).argmin()]
-    return found
-
-
-def log_losses(logits: FloatArray, labels: IntArray) -> FloatArray:
-    """Negative log-likelihood of each sample's labels: (N, C) and (N,) classes, or (N, C) and its mean over labels."""
-    if labels.ndim == 1:
-        return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels.astype(np.int64)]
-    return np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(axis=1)
 
 
 def _double(x: torch.Tensor) -> FloatArray:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..utils.files import write_file
 from .tasks import METRICS_BY_PROBLEM, FloatArray, to_float_array
@@ -25,12 +25,18 @@ _INK, _MUTED = "#222222", "#666666"
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#F4F7FA", "#3B8BC2"])  # black numbers stay readable on all of it
 
+_MOST_CLASSES, _FEWER_CLASSES = 50, 30
+"""A confusion matrix shows so many at most; of more, the latter number of those with most errors."""
+_CONFUSION_SIZES = ((12, 0.62, 9, 9), (25, 0.42, 8, 9), (_MOST_CLASSES, 0.225, 5, 7))
+"""Up to so many classes: inches of a cell, and the sizes of its number and of the names."""
 _METRICS = {
     "multi_label_classification": ("micro_f1", "macro_f1", "mAP"),
     "single_label_classification": ("accuracy", "macro_f1", "auroc"),
     "regression": ("mae", "rmse", "pearson"),
 }
 _METRIC_TITLES = {
+    "ece": "expected calibration error",
+    "f1": "F1",
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",
     "auroc": "AUROC",
@@ -59,32 +65,35 @@ def metric_title(metric: str) -> str:
 
 
 def save_statistics_figures(
-    statistics: Mapping[str, Any], expert_weights: ArrayLike | torch.Tensor, output_dir: str | Path
+    statistics: Mapping[str, Any],
+    expert_weights: ArrayLike | torch.Tensor,
+    output_dir: str | Path,
+    confusion: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Path]:
     """
-    Draws the result of `compute_statistics`, of which the violins show the weights (N, E) of every sample.
+    Draws the result of `compute_statistics`, of which the violins show the weights (N, E) of every sample; and the
+    confusion matrix that [`~fl_i2moe.metrics.classes.confusion`] gives, where there is one.
 
     Returns:
         The files written: `expert_weights.png` (Figure 4 of the I²MoE paper), `expert_weights_per_class.png`,
-        `experts_vs_mixture.png` (its Figure 5) and `agreement.png` (its Table 3). Regression has no classes and no
-        agreement, so two of them; a dense model has nothing to weigh or compare, so none. `ValueError` if the weights
-        do not have the shape of the statistics.
+        `experts_vs_mixture.png` (its Figure 5), `agreement.png` (its Table 3) and `confusion_matrix.png`. Regression
+        has no classes and no agreement, so two of them; a dense model has nothing to weigh or compare, so the last
+        alone. `ValueError` if the weights do not have the shape of the statistics.
     """
     weights = to_float_array(expert_weights, "expert_weights")
     expected = (statistics["num_samples"], len(statistics["expert_names"]))
     if weights.shape != expected:
         raise ValueError(f"expert_weights must have shape {expected} as in the statistics, got {weights.shape}")
-    if len(statistics["expert_names"]) == 1:
-        return []
-    folder = Path(output_dir)
-    figures = {
-        folder / "expert_weights.png": _draw_weights(statistics, weights),
-        folder / "experts_vs_mixture.png": _draw_metrics(statistics),
-    }
-    if statistics["expert_weights"]["per_class"] is not None:
-        figures[folder / "expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
-    if statistics["agreement"] is not None:
-        figures[folder / "agreement.png"] = _draw_agreement(statistics)
+    folder, figures = Path(output_dir), {}
+    if len(statistics["expert_names"]) > 1:
+        figures[folder / "expert_weights.png"] = _draw_weights(statistics, weights)
+        figures[folder / "experts_vs_mixture.png"] = _draw_metrics(statistics)
+        if statistics["expert_weights"]["per_class"] is not None:
+            figures[folder / "expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
+        if statistics["agreement"] is not None:
+            figures[folder / "agreement.png"] = _draw_agreement(statistics)
+    if confusion is not None:
+        figures[folder / "confusion_matrix.png"] = _draw_confusion(confusion, statistics["label_names"])
     for path, figure in figures.items():
         save_figure(figure, path)
     return list(figures)
@@ -202,6 +211,57 @@ def _draw_agreement_table(axes: Axes, part: Mapping[str, Any], unit: str) -> Non
     axes.set_xticks([0.5, 1.5], ["mixture right", "mixture wrong"])
     axes.set_yticks([0.5, 1.5], ["all experts\nagree", "experts\ndisagree"])
     hide_frame(axes)
+
+
+def _draw_confusion(confusion: Mapping[str, Mapping[str, int]], label_names: Sequence[str]) -> Figure:
+    names, counts = _most_confused(confusion, label_names)
+    is_part = len(names) < len(label_names)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    if is_part:
+        shares[-1, -1] = np.nan  # what is right there and what is wrong cannot be told apart
+    size, number_font, font = next(x for most, *x in _CONFUSION_SIZES if len(names) <= most)
+    figure = new_figure(3.4 + size * len(names), 2.9 + size * len(names))
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap=_HEAT, aspect="equal", vmin=0, vmax=100)
+    for (row, column), count in np.ndenumerate(counts):
+        if count and np.isfinite(shares[row, column]):
+            text = next(
+                f"{count // unit:,}{letter}" for unit, letter in ((10**6, "M"), (1000, "k"), (1, "")) if count >= unit
+            )
+            axes.text(column, row, text, ha="center", va="center", fontsize=number_font)
+    hide_frame(axes)
+    axes.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=font)
+    axes.set_xticks(range(len(names)), [_shorten(name) for name in names], fontsize=font, rotation=90)
+    axes.xaxis.tick_top()
+    axes.set(ylabel="true class", xlabel="predicted class")
+    figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8, aspect=25)
+    note = "Numbers: samples, k thousands; a row without colour has none."
+    if is_part:
+        note = f"The {len(names) - 1} classes with most errors, of {len(label_names):,}. {note}"
+    return titled(figure, f"What classes are taken for (n = {counts.sum():,} samples)", note)
+
+
+def _most_confused(
+    confusion: Mapping[str, Mapping[str, int]], label_names: Sequence[str]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Names and counts (C, C) of the classes; of very many those with most errors, and all others as the last one."""
+    cells = [(true, predicted, count) for true, row in confusion.items() for predicted, count in row.items()]
+    names = list(label_names)
+    if len(names) > _MOST_CLASSES:
+        errors = dict.fromkeys(names, 0)
+        for true, predicted, count in cells:
+            if true != predicted:
+                errors[true] += count
+                errors[predicted] += count
+        worst = set(sorted(names, key=errors.__getitem__, reverse=True)[:_FEWER_CLASSES])
+        names = [name for name in names if name in worst]
+    place = {name: number for number, name in enumerate(names)}
+    names += ["all others"] * (len(names) < len(label_names))
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for true, predicted, count in cells:
+        counts[place.get(true, -1), place.get(predicted, -1)] += count
+    return names, counts
 
 
 def _draw_heat_map(axes: Axes, values: FloatArray, number: str, maximum: float) -> ScalarMappable:

@@ -37,14 +37,17 @@ def default_metric(problem_type: str) -> tuple[str, bool]:
 
 
 def compute_metrics(
-    logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, problem_type: str, threshold: float = 0.5
+    logits: ArrayLike | torch.Tensor,
+    labels: ArrayLike | torch.Tensor,
+    problem_type: str,
+    threshold: float | ArrayLike = 0.5,
 ) -> dict[str, float]:
     """All metrics of one split.
 
     Args:
         logits: (N, C).
         labels: multi-label (N, C) of 0 and 1; single-label (N,) class indices; regression (N, C), or (N,) if C = 1.
-        threshold: multi-label only; a label is predicted where `sigmoid(logit) > threshold`.
+        threshold: multi-label only, one or (C,); a label is predicted where `sigmoid(logit) > threshold`.
 
     Returns:
         Those of `METRICS_BY_PROBLEM`; `subset_accuracy`: all labels of a sample right; `sign_accuracy`: the right sign
@@ -91,7 +94,7 @@ def difference(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
 
 
-def predict(logits: FloatArray, problem_type: str, threshold: float = 0.5) -> NDArray[Any]:
+def predict(logits: FloatArray, problem_type: str, threshold: float | ArrayLike = 0.5) -> NDArray[Any]:
     """Decisions from logits (…, C): class indices (…), 0 or 1 per label (…, C), or in regression the values themselves.
 
     The threshold is exclusive, as rounding the probability at 0.5 is in the published I²MoE code.
@@ -100,8 +103,9 @@ def predict(logits: FloatArray, problem_type: str, threshold: float = 0.5) -> ND
         return logits
     if problem_type == "single_label_classification":
         return logits.argmax(-1)
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold is a probability between 0 and 1 (both excluded), got {threshold}")
+    threshold = np.asarray(threshold, np.float64)
+    if not ((threshold > 0) & (threshold < 1)).all():
+        raise ValueError(f"threshold is a probability between 0 and 1 (both excluded), got {threshold.tolist()}")
     return (torch.tensor(logits).sigmoid().numpy() > threshold).astype(np.int64)
 
 

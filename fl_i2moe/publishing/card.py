@@ -23,7 +23,7 @@ from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.fusions import FUSIONS
-from ..model.kinds import KINDS
+from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.objectives import OBJECTIVES
 from ..model.pinned_encoders import takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
@@ -113,7 +113,7 @@ class CardOptions:
 def build_card(run: Run, options: CardOptions) -> ModelCard:
     """Raises `ValueError` where the run lacks a file, or a run to compare with was measured on something else."""
     config, results, statistics = run.config, run.results, run.statistics
-    encoders = {name: x for name, x in (config.encoders or {}).items() if x.get("kind") in KINDS}
+    encoders = {name: x for name, x in (config.encoders or {}).items() if x.get("kind") in ENCODED_KINDS}
     rows = [Run.open(folder) for folder in options.compare]
     for row in rows:
         _check_comparable(run, row)

@@ -19,20 +19,24 @@ from rich.table import Table
 from ..cache import FeatureCache
 from ..cache.encoding import Encoder
 from ..cache.key import key_digest
+from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
 from ..metrics.figures import save_statistics_figures
 from ..metrics.markdown import spread
 from ..metrics.statistics import compute_statistics
 from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
+from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.checked_json import read_json
 from ..utils.files import replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
 from ..utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from .arguments import Job, check_metric, starts_from_features
+from .calibration import calibrate, measure
 from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
 from .loop import FittedModel, Predictions, predict_split, train
+from .predictions import PREDICTIONS_FILE, prediction_table, write_predictions
 from .recipe import create_accelerator, create_console
 from .results import read_seed_results
 from .runs import STATISTICS_FILE, fingerprint, load_model
@@ -42,7 +46,7 @@ TRAINING_FILES = JobFiles(
     (
         *(f"seed-{'[0-9]' * digits}" for digits in range(1, 11)),  # not a copy that a user calls seed-0-best
         *("config.json", "model*.safetensors", "results.json"),
-        *("interaction_statistics.json", "figures", "fl_i2moe"),
+        *("interaction_statistics.json", "predictions.parquet", "figures", "fl_i2moe"),
     ),
 )
 """The last are logs of a tracker."""
@@ -133,6 +137,7 @@ def fit(
             "metric": metric,
             "best_seed": best_seed,
             **{split: summarise_runs([run[split] for run in runs.values()]) for split in ("test", "validation")},
+            **_summarise_further(list(runs.values())),
             "seeds": {str(seed): run for seed, run in runs.items()},
             "samples": {split: len(rows) for split, rows in cache.splits.items()},
             "settings": settings,
@@ -161,7 +166,9 @@ def _run_seed(
     file = run_dir / "results.json"
     if file.is_file():  # a resumed job
         finished = read_seed_results(file, cache.problem_type)
-        if missing := [x for x in ("model/config.json", STATISTICS_FILE) if not (run_dir / x).is_file()]:
+        needed = ["model/config.json", STATISTICS_FILE]
+        needed += [PREDICTIONS_FILE] * ("per_class" in finished)  # of 0.1.0 there is none
+        if missing := [x for x in needed if not (run_dir / x).is_file()]:
             raise ValueError(f"{run_dir} has no {missing[0]}: remove it, and run again with --resume.")
         if finished.get("weights", found := fingerprint(load_model(run_dir / "model"))) != found:
             raise ValueError(
@@ -175,21 +182,24 @@ def _run_seed(
     options: dict[str, Any] = {"seed": seed, "metric": metric, "resume": job.output.resume}
     fitted = train(config, cache, job.training, run_dir, accelerator, **options)
     seconds = time.perf_counter() - started
-    order, batch_size = config.modality_order, job.training.batch_size
-    predictions = {
-        split: predict_split(fitted.model, cache.splits[split], order, accelerator, batch_size, f"Evaluating {split}")
-        for split in EVALUATION_SPLITS
-    }
+    predictions = {split: _predict(fitted.model, cache, split, accelerator, job) for split in EVALUATION_SPLITS}
+    calibrate(fitted.model.config, predictions["validation"])
     run: dict[str, Any] = {
-        **{split: x.metrics(cache.problem_type, job.training.threshold) for split, x in predictions.items()},
+        **measure(predictions, fitted.model.config, job.training.threshold),
         "best_epoch": fitted.state.best_epoch + 1,
         "epochs": fitted.state.epoch,
         "training_seconds": round(seconds, 1),
         "weights": fingerprint(fitted.model),
         "parameters": sum(p.numel() for p in fitted.model.parameters()),
     }
+    told = predictions
+    if not isinstance(cache.splits["train"], StreamedSplit):
+        told = {"train": _predict(fitted.model, cache, "train", accelerator, job), **predictions}
     if accelerator.is_main_process:
-        _write_statistics(predictions["test"], fitted, cache, job.training.threshold, run_dir)
+        confusion = run.get("confusion_matrix")
+        _write_statistics(predictions["test"], fitted, cache, job.training.threshold, run_dir, confusion)
+        tables = [prediction_table(x, fitted.model.config, split) for split, x in told.items()]
+        write_predictions(run_dir / PREDICTIONS_FILE, tables)
         write_json(run_dir / "history.json", fitted.state.history)
         write_json(file, run)
         Checkpoints(run_dir, job.training.keep_checkpoints).remove()
@@ -197,8 +207,18 @@ def _run_seed(
     return run
 
 
+def _predict(model: FLI2MoEModel, cache: FeatureCache, split: str, accelerator: Accelerator, job: Job) -> Predictions:
+    order, label = model.config.modality_order, f"Evaluating {split}"
+    return predict_split(model, cache.splits[split], order, accelerator, job.training.batch_size, label)
+
+
 def _write_statistics(
-    predictions: Predictions, fitted: FittedModel, cache: FeatureCache, threshold: float, run_dir: Path
+    predictions: Predictions,
+    fitted: FittedModel,
+    cache: FeatureCache,
+    threshold: float,
+    run_dir: Path,
+    confusion: Mapping[str, Mapping[str, int]] | None,
 ) -> None:
     """Statistics of the test split: as JSON, as figures, and in the model's configuration."""
     statistics = compute_statistics(
@@ -212,16 +232,21 @@ def _write_statistics(
         threshold=threshold,
     )
     write_json(run_dir / STATISTICS_FILE, statistics)
-    replace_files(run_dir / "figures", partial(save_statistics_figures, statistics, predictions.expert_weights))
+
+    def draw(folder: Path) -> None:
+        save_statistics_figures(statistics, predictions.expert_weights, folder, confusion)
+
+    replace_files(run_dir / "figures", draw)
     fitted.model.config.interaction_statistics = statistics
     replace_files(run_dir / "model", fitted.model.config.save_pretrained)
 
 
 def _gather_best(output_dir: Path, seed: int, results: dict[str, Any]) -> None:
-    """Puts the best seed's model, statistics and figures on top of the output folder, and the results beside them."""
+    """Puts the best seed's model, statistics, predictions and figures on top of the output folder, and the results
+    beside them."""
     run_dir = output_dir / f"seed-{seed}"
     model = [path for path in (run_dir / "model").iterdir() if path.is_file()]
-    for source in [*model, run_dir / STATISTICS_FILE]:
+    for source in [*model, run_dir / STATISTICS_FILE, *run_dir.glob(PREDICTIONS_FILE)]:
         replace_files(output_dir, partial(shutil.copy, source))
     for source in (run_dir / "figures").glob("*.png"):
         replace_files(output_dir / "figures", partial(shutil.copy, source))
@@ -244,6 +269,21 @@ def summarise_runs(runs: list[dict[str, float | None]]) -> dict[str, dict[str, f
         std = stdev(values) if len(values) > 1 else None
         summary[name] = {"mean": mean(values) if values else None, "std": std}
     return summary
+
+
+def _summarise_further(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is measured beside the metrics, over the seeds; nothing where an earlier version finished one of them."""
+
+    def summarise(parts: list[dict[str, Any]]) -> dict[str, Any]:
+        if isinstance(next(iter(parts[0].values())), dict):
+            return {name: summarise([part[name] for part in parts]) for name in parts[0]}
+        return summarise_runs(parts)
+
+    return {
+        name: summarise([run[name] for run in runs])
+        for name in ("own_thresholds", "calibration")
+        if all(name in run for run in runs)
+    }
 
 
 def keep_json(file: Path, shape: Any, measure: Callable[[], Any], accelerator: Accelerator) -> Any:
@@ -281,9 +321,12 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
         table.add_column(split, justify="right")
     for name, test in results["test"].items():
         table.add_row(name, spread(name, test), spread(name, results["validation"][name]))
+    own = results.get("own_thresholds", {"test": {}})
+    for name, test in own["test"].items():
+        table.add_row(f"{name}, own thresholds", spread(name, test), spread(name, own["validation"][name]))
     console.print(table)
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
-    names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json"]
+    names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json", PREDICTIONS_FILE]
     for path in [*(output_dir / name for name in names), *sorted((output_dir / "figures").glob("*.png"))]:
         console.print(f"  {path}")
     console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.')

@@ -42,7 +42,7 @@ class Predictions:
     logits: torch.Tensor  # (N, C)
     expert_logits: torch.Tensor  # (N, E, C)
     expert_weights: torch.Tensor  # (N, E)
-    labels: torch.Tensor  # (N, C) or (N,)
+    labels: torch.Tensor | None = None  # (N, C) or (N,); of new data none
 
     def metrics(self, problem_type: str, threshold: float) -> dict[str, float | None]:
         """[`~fl_i2moe.metrics.tasks.compute_metrics`] of the mixture; None where a metric is undefined."""

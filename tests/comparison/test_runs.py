@@ -4,26 +4,22 @@ import json
 import re
 import shutil
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from conftest import reset_accelerate
 from fake_encoders import fake_encoders, write_raw
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import f1_score, log_loss
 
 from fl_i2moe.cache import build_cache
 from fl_i2moe.comparison.runs import (
-    best_thresholds,
     common_seeds,
     common_threshold,
     compare_predictions,
-    log_losses,
     to_markdown,
 )
+from fl_i2moe.metrics.calibration import best_thresholds
 from fl_i2moe.metrics.tasks import METRICS_BY_PROBLEM, compute_metrics
 from fl_i2moe.training import experiment
 from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
@@ -32,26 +28,6 @@ from fl_i2moe.training.loop import Predictions
 from fl_i2moe.training.runs import Run, find_runs
 
 RECIPE = "recipes/compare_runs.py"
-
-
-@given(
-    values=st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=12),
-)
-@settings(max_examples=60, deadline=None)
-def test_no_other_threshold_has_a_better_f1(values):
-    """Against every way to cut the distinct logits in two, and predicting all."""
-    logits = np.array([[value / 2] for value, _ in values])
-    labels = np.array([[int(label)] for _, label in values])
-    threshold = best_thresholds(logits, labels)[0]
-    if not labels.any():
-        assert threshold == 0
-        return
-    distinct = sorted(set(logits[:, 0].tolist()))
-    cuts = [distinct[0] - 1, *((low + high) / 2 for low, high in pairwise(distinct))]
-    scores = {cut: f1_score(labels, logits > cut) for cut in cuts}
-    best = max(scores.values())
-    assert f1_score(labels, logits > threshold) == pytest.approx(best)
-    assert abs(threshold) == min(abs(cut) for cut, score in scores.items() if score == pytest.approx(best))
 
 
 def predictions(problem_type, seed, num_samples=40, num_experts=3, num_classes=4, labels_seed=0) -> Predictions:
@@ -151,12 +127,6 @@ def test_log_losses_against_scikit_learn(problem_type):
         rows = np.repeat(np.arange(40), draw)
         resampled.append(np.mean([loss("second", s, rows) - loss("first", s, rows) for s in range(2)]))
     assert difference["interval"] == pytest.approx(np.percentile(resampled, [2.5, 97.5]))
-
-
-def test_a_log_loss_is_finite_however_sure_a_prediction_is():
-    logits, sure = np.array([[800.0, -800.0]]), np.array([[1, 1]])
-    assert log_losses(logits, sure) == pytest.approx([400])
-    assert log_losses(logits, np.array([1])) == pytest.approx([1600])
 
 
 def test_thresholds_are_those_of_the_validation_split():

@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fl_i2moe.metrics.classes import confusion
 from fl_i2moe.metrics.figures import expert_colors, expert_title, save_statistics_figures
 from fl_i2moe.metrics.statistics import compute_statistics
 from fl_i2moe.utils.files import UNFINISHED
@@ -78,12 +79,55 @@ def test_figures_are_readable(problem_type, modalities, labels, files, tmp_path,
             assert picture.format == "PNG"
             assert max(picture.size) <= 2000
     for name, figure in drawn.items():
-        texts, boxes = zip(*shown_texts(figure), strict=True)
-        low, high = np.array([box.min for box in boxes]), np.array([box.max for box in boxes])
-        cut = ((low < 0) | (high > figure.bbox.size)).any(1)
-        assert [texts[i] for i in np.flatnonzero(cut)] == [], name
-        overlap = ((low[:, None] < high) & (low < high[:, None])).all(2)
-        assert [(texts[i], texts[j]) for i, j in np.argwhere(np.triu(overlap, 1))] == [], name
+        assert_readable(figure, name)
+
+
+def assert_readable(figure, name):
+    """Nothing is cut, and no text lies on another."""
+    texts, boxes = zip(*shown_texts(figure), strict=True)
+    low, high = np.array([box.min for box in boxes]), np.array([box.max for box in boxes])
+    cut = ((low < 0) | (high > figure.bbox.size)).any(1)
+    assert [texts[i] for i in np.flatnonzero(cut)] == [], name
+    overlap = ((low[:, None] < high) & (low < high[:, None])).all(2)
+    assert [(texts[i], texts[j]) for i, j in np.argwhere(np.triu(overlap, 1))] == [], name
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("num_classes", "num_samples", "name"),
+    [
+        (2, 60, "{}"),
+        (12, 30_000, "Topic {}"),
+        (50, 400, "Class {} with a rather long descriptive $name$"),
+        (90, 900, "{}"),
+    ],
+)
+def test_a_confusion_matrix_is_readable(num_classes, num_samples, name, tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    names = [name.format(number) for number in range(num_classes)]
+    labels = rng.integers(num_classes, size=num_samples)
+    said = np.where(rng.random(num_samples) < 0.6, labels, rng.integers(num_classes, size=num_samples))
+    said[labels == 1] = 0
+    table = confusion(np.eye(num_classes)[said], labels, names)
+    statistics = {"num_samples": 1, "expert_names": ["dense"], "label_names": names}
+    [path] = save_statistics_figures(statistics, np.ones((1, 1)), tmp_path, table)
+    assert path.name == "confusion_matrix.png"
+    with Image.open(path) as picture:
+        assert max(picture.size) <= 2000
+    figure = drawn[path.name]
+    assert_readable(figure, path.name)
+    texts = [text for text, _ in shown_texts(figure)]
+    cells = {tuple(x.get_position()[::-1]): x.get_text() for x in figure.axes[0].texts}
+    count = int(((labels == 1) & (said == 0)).sum())
+    assert cells[1, 0] == (str(count) if count < 1000 else f"{count // 1000}k")
+    if num_classes == 90:
+        errors = {c: int(((labels != said) & ((labels == c) | (said == c))).sum()) for c in range(90)}
+        worst = sorted(errors.values(), reverse=True)[29]
+        shown = [x.get_text() for x in figure.axes[0].get_yticklabels()]
+        assert shown[-1] == "all others"
+        assert len(shown) == 31
+        assert all(errors[int(c)] >= worst for c in shown[:-1])
+        assert any(text.startswith("The 30 classes with most errors, of 90.") for text in texts)
 
 
 def test_figures_show_the_numbers(tmp_path, drawn):

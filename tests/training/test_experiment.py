@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from datasets import Features, List, Value
 from fake_encoders import fake_encoders, write_raw
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from transformers import AutoModel
 
 from fl_i2moe.cache import build_cache, open_cache
@@ -63,6 +65,80 @@ def predict_test(folder):
     return logits, batch["labels"]
 
 
+def check_what_is_told(run_dir, results, cache_dir):
+    """Predictions, calibration and metrics of classes of one seed, or of the best one on top, from its model alone."""
+    cache, model = open_cache(cache_dir), AutoModel.from_pretrained(run_dir).eval()
+    config, table = model.config, pq.read_table(run_dir / "predictions.parquet").to_pandas()
+    names, experts = config.label_names, config.expert_names
+    assert list(table["split"]) == [split for split in ("train", "validation", "test") for _ in cache.splits[split]]
+    for split, rows in table.groupby("split"):
+        assert list(rows["id"]) == list(cache.splits[split]["id"])
+        loader = create_data_loader(cache.splits[split], config.modality_order, batch_size=96, shuffle=False)
+        batch = next(iter(loader))
+        with torch.no_grad():
+            output = model(features=batch["features"], feature_masks=batch["feature_masks"])
+        by_expert = np.stack([np.stack(rows[f"contribution_{e}"]) for e in experts], axis=1)  # (N, E, C)
+        weights = rows[[f"weight_{e}" for e in experts]].to_numpy()
+        np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(by_expert, weights[:, :, None] * output.expert_logits.numpy(), atol=1e-4)
+        logits, labels = by_expert.sum(axis=1), batch["labels"].numpy()
+        np.testing.assert_allclose(logits, output.logits.numpy(), atol=1e-4)
+        if config.problem_type == "regression":
+            np.testing.assert_allclose(rows["predicted"], logits[:, 0], atol=1e-4)
+            np.testing.assert_allclose(rows["label"], labels[:, 0])
+            assert config.temperature is None
+            assert config.thresholds is None
+            assert not any(name.startswith("probability_") for name in rows)
+            if split == "test":
+                found = results["per_class"][names[0]]
+                assert found["rmse"] == pytest.approx(np.sqrt(np.mean((logits - labels) ** 2)), rel=1e-4)
+                assert found["pearson"] == pytest.approx(np.corrcoef(logits[:, 0], labels[:, 0])[0, 1], rel=1e-3)
+            continue
+        probabilities = rows[[f"probability_{name}" for name in names]].to_numpy()
+        scaled = torch.tensor(logits) / config.temperature
+        if labels.ndim == 1:
+            np.testing.assert_allclose(probabilities, scaled.softmax(-1), atol=1e-4)
+            assert list(rows["label"]) == [names[y] for y in labels]
+            assert list(rows["predicted"]) == [names[c] for c in probabilities.argmax(axis=1)]
+            true, said, kept = rows["label"], rows["predicted"], {"labels": names}
+        else:
+            np.testing.assert_allclose(probabilities, scaled.sigmoid(), atol=1e-4)
+            said = probabilities > np.array(config.thresholds)
+            for kind, flags in (("label", labels > 0), ("predicted", said)):
+                shown = [[name for name, flag in zip(names, row, strict=True) if flag] for row in flags]
+                assert [list(x) for x in rows[kind]] == shown
+            true, kept = labels, {}
+        if split == "train":
+            continue
+        losses = [
+            log_loss(labels, p, labels=range(len(names)))
+            if labels.ndim == 1
+            else np.mean([log_loss(labels[:, c], p[:, c], labels=[0, 1]) for c in range(len(names))])
+            for p in (probabilities, _plain(logits, labels))
+        ]
+        if labels.ndim == 2:
+            for average in ("micro", "macro"):
+                expected = f1_score(labels, said, average=average, zero_division=0)
+                assert results["own_thresholds"][split][f"{average}_f1"] == pytest.approx(expected)
+        found = results["calibration"][split]
+        assert [found["after"]["log_loss"], found["before"]["log_loss"]] == pytest.approx(losses, rel=1e-3)
+        if split == "validation":
+            assert losses[0] <= losses[1] + 1e-6
+        if split == "test":
+            rates = precision_recall_fscore_support(true, said, average=None, zero_division=0, **kept)
+            for name, *values in zip(names, *rates, strict=True):
+                found = results["per_class"][name]
+                assert [found[x] for x in ("precision", "recall", "f1", "support")] == pytest.approx(values)
+            if labels.ndim == 1:
+                matrix = [[results["confusion_matrix"].get(a, {}).get(b, 0) for b in names] for a in names]
+                assert matrix == confusion_matrix(true, said, labels=names).tolist()
+
+
+def _plain(logits, labels):
+    x = torch.tensor(logits)
+    return (x.softmax(-1) if labels.ndim == 1 else x.sigmoid()).numpy()
+
+
 def best_epochs(folder, metric):
     """Per seed: the epochs of the largest and of the smallest validation metric, counted from 1."""
     best = {}
@@ -91,6 +167,7 @@ def test_single_labels(run, tmp_path):
     assert results["test"]["accuracy"]["mean"] == pytest.approx(accuracy)
     assert accuracy > 0.7
     assert AutoModel.from_pretrained(tmp_path / "run").config.id2label == {0: "short", 1: "middling", 2: "long"}
+    check_what_is_told(tmp_path / "run", results["seeds"]["0"], tmp_path / "cache")
 
 
 def test_regression(run, tmp_path):
@@ -107,6 +184,7 @@ def test_regression(run, tmp_path):
     assert logits.shape == labels.shape == (20, 1)
     mae = (logits - labels).abs().mean().item()
     assert results["seeds"][str(results["best_seed"])]["test"]["mae"] == pytest.approx(mae, rel=1e-4)
+    check_what_is_told(tmp_path / "run", results["seeds"][str(results["best_seed"])], tmp_path / "cache")
     # better than saying the mean each time
     train_labels = torch.tensor(np.array(raw.splits["train"]["labels"]))
     assert mae < 0.7 * (labels - train_labels.mean()).abs().mean()
@@ -143,6 +221,15 @@ def test_trackers_get_settings_losses_and_metrics(run, tmp_path, monkeypatch):
     results = run(write_raw(tmp_path / "raw", SIZES), report_to="list", num_epochs=2, seeds=[3, 5])
     assert ListTracker.configuration["learning_rate"] == "0.01"
     assert ListTracker.finished
+    best = tmp_path / "run" / f"seed-{results['best_seed']}"
+    check_what_is_told(tmp_path / "run", results["seeds"][str(results["best_seed"])], tmp_path / "cache")
+    told = [(folder / "predictions.parquet").read_bytes() for folder in (tmp_path / "run", best)]
+    assert told[0] == told[1]
+    for split in ("test", "validation"):
+        values = [x["own_thresholds"][split]["micro_f1"] for x in results["seeds"].values()]
+        assert results["own_thresholds"][split]["micro_f1"]["mean"] == pytest.approx(np.mean(values))
+        values = [x["calibration"][split]["after"]["ece"] for x in results["seeds"].values()]
+        assert results["calibration"][split]["after"]["ece"]["std"] == pytest.approx(np.std(values, ddof=1))
     logged = ListTracker.logged
     steps = [step for step, _ in logged]
     assert steps == sorted(steps)
@@ -171,6 +258,18 @@ def test_a_resumed_job_knows_a_finished_seed(run, tmp_path):
     (tmp_path / "run" / "results.json").unlink()
     assert run(raw, num_epochs=1, resume=True)["test"] == expected["test"]
     assert not checkpoint.parent.exists()
+    told = tmp_path / "run" / "seed-0" / "predictions.parquet"
+    told.unlink()
+    with pytest.raises(ValueError, match=r"seed-0 has no predictions.parquet: remove it, and run again"):
+        run(raw, num_epochs=1, resume=True)
+    # as 0.1.0 left it
+    file, new = tmp_path / "run" / "seed-0" / "results.json", ("own_thresholds", "calibration", "per_class")
+    file.write_text(json.dumps({k: x for k, x in json.loads(file.read_text()).items() if k not in new}))
+    (tmp_path / "run" / "predictions.parquet").unlink()
+    results = run(raw, num_epochs=1, resume=True)
+    assert results["test"] == expected["test"]
+    assert not {*new} & {*results, *results["seeds"]["0"]}
+    assert not (tmp_path / "run" / "predictions.parquet").exists()
     weights = tmp_path / "run" / "seed-0" / "model" / "model.safetensors"
     save_file({name: x + 1 for name, x in load_file(weights).items()}, weights, {"format": "pt"})
     with pytest.raises(ValueError, match=r"seed-0.model does not hold the weights that were trained: remove "):
