@@ -58,6 +58,9 @@ class ArrayDrawing(Generic[AnyPlaces]):
     has_layers = False
     """Whether its encoder has hidden layers."""
 
+    separator = " "
+    """Between features on a figure."""
+
     def extent(self, places: AnyPlaces) -> str:
         """`49 patches`"""
         return f"{len(places.candidates)} {places.noun}"
@@ -78,7 +81,8 @@ class ArrayDrawing(Generic[AnyPlaces]):
     def block(self, places: AnyPlaces, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
         """On a figure."""
         labels = ((f" {self.label(places, index)}", (index,)) for index in places.candidates)
-        return TextBlock([piece for label in labels for piece in (label, (" ", ()))], width, size, leading)
+        pieces = [piece for label in labels for piece in ((self.separator, ()), label)]
+        return TextBlock(pieces[1:], width, size, leading)
 
     def thumbnail(self, places: AnyPlaces, pixels: int) -> Image.Image | None:
         """A small picture of the sample."""
@@ -163,6 +167,8 @@ class TextDrawing(ArrayDrawing[TextPlaces]):
 
 class TabularDrawing(ArrayDrawing[TabularPlaces]):
     """Columns of a table with their values."""
+
+    separator = " · "
 
     def label(self, places: TabularPlaces, index: int) -> str:
         return places.name_of(index)
