@@ -151,7 +151,7 @@ def _encode_missing(
                     yield batch
                 bar.update(decoded.table.num_rows + len(decoded.bad_samples))
 
-        decoded = decode(raw, encoder.encoders, missing, batch_size, num_workers)
+        decoded = decode(raw.splits, encoder.encoders, missing, batch_size, num_workers)
         for shard, batches in groupby(decoded, attrgetter("shard")):
             record = new_record(encoder.encoders)
             needed = f"the feature cache needs up to {left * bytes_per_sample:,} bytes more. "

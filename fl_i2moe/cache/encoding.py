@@ -69,8 +69,8 @@ class DecodedBatch:
 class _Decoder(torch.utils.data.Dataset):
     """(Shard, rows) → their decoded batch. A bad sample is returned, not raised: workers lose exceptions' types."""
 
-    def __init__(self, raw: RawDataset, encoders: Mapping[str, Encoder]) -> None:
-        self.splits: dict[str, Dataset] = {str(name): split.with_format("arrow") for name, split in raw.splits.items()}
+    def __init__(self, splits: Mapping[str, Dataset], encoders: Mapping[str, Encoder]) -> None:
+        self.splits = {name: split.with_format("arrow") for name, split in splits.items()}
         self.preprocess = {name: encoder.preprocess for name, encoder in encoders.items()}
         self.kinds = {name: encoder.kind for name, encoder in encoders.items()}
 
@@ -110,7 +110,11 @@ def _sample_error(table: pa.Table, row: int, split: str, modality: str, kind: st
 
 
 def decode(
-    raw: RawDataset, encoders: Mapping[str, Encoder], shards: list[Shard], batch_size: int, num_workers: int
+    splits: Mapping[str, Dataset],
+    encoders: Mapping[str, Encoder],
+    shards: list[Shard],
+    batch_size: int,
+    num_workers: int,
 ) -> Iterator[DecodedBatch]:
     """Preprocesses the shards' rows in batches that never cross a shard, in order, ahead of the encoder.
 
@@ -121,7 +125,7 @@ def decode(
         for shard in shards
         for start in range(0, len(shard.rows), batch_size)
     ]
-    return iter(batch_loader(_Decoder(raw, encoders), batch_size=None, sampler=tasks, num_workers=num_workers))
+    return iter(batch_loader(_Decoder(splits, encoders), batch_size=None, sampler=tasks, num_workers=num_workers))
 
 
 class _Worker(multiprocessing.process.BaseProcess):

@@ -375,6 +375,10 @@ class Kind(ABC):
         """
         return None if is_missing(value) else value
 
+    def table_columns(self, identity: Mapping[str, Any]) -> str | list[str]:
+        """What a table's reader is told of a modality with this encoder: its kind, or the columns that make it up."""
+        return self.name
+
     def feature_size(self, value: Any) -> int | None:
         """D of a value from [`from_table`] that is features already; None for what an encoder encodes."""
         return None

@@ -175,6 +175,9 @@ class TabularKind(FittedKind):
     def annotation_cells(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         return {"cells": annotation["cells"]}
 
+    def table_columns(self, identity: Mapping[str, Any]) -> list[str]:
+        return [x["column"] for x in identity["columns"]]
+
     def example(self, modality: str, identity: Mapping[str, Any]) -> str:
         columns = identity["columns"]
         return repr({x["column"]: x["categories"][0] if "categories" in x else round(x["mean"], 2) for x in columns})

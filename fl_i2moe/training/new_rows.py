@@ -11,22 +11,28 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..cache.encoding import Encoder, decode, skipped_entry
+from ..cache.encoding import DecodedBatch, Encoder, decode, skipped_entry
 from ..cache.shards import Shard
 from ..data.raw import SampleError
 from ..data.tables import load_rows
-from ..model.configuration_fl_i2moe import check_options, did_you_mean, option
+from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_options, did_you_mean, option
+from ..model.kind import encode_given
+from ..model.kinds import KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.checked_json import read_json
 from ..utils.files import UNFINISHED, remove, write_file, write_json, write_text
 from ..utils.machine import take_lock
+from .loop import Predictions
+from .predictions import prediction_table, write_predictions
 from .recipe import create_console
 from .runs import fingerprint, load_model
+from .tables import by_modality
 
 PART_ROWS = 1024
 """Rows whose predictions are written at once."""
@@ -80,17 +86,7 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     config = model.config
     model.load_encoders(trust_remote_code=arguments.trust_remote_code)
     encoders = {name: model.raw_inputs.load(name) for name in config.modality_order}
-    fills = "fill" if config.fill_missing else "drop"
-    rows, bad_rows = load_rows(
-        arguments.dataset,
-        _sources(model, arguments.column),
-        id_column=arguments.id,
-        missing=arguments.missing or fills,
-        root=arguments.root,
-        encoding=arguments.encoding,
-        config_name=arguments.dataset_config,
-        revision=arguments.dataset_revision,
-    )
+    rows, bad_rows = _read(encoders, config.fill_missing is not None, arguments)
     key = {"model": fingerprint(model), "rows": _digest(rows), **_deciding(arguments)}
     folder = output.with_name(UNFINISHED + output.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,12 +99,13 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         with tqdm(desc="predicting", total=len(rows), initial=done, unit=" rows") as bar:
             for part in missing:
                 tables, skipped = [], []
-                for table, errors in _predict(model, encoders, rows, part, arguments):
-                    tables.append(table)
-                    skipped += [skipped_entry(error) for error in errors]
-                    bar.update(table.num_rows + len(errors))
+                for batch in decode({"rows": rows}, encoders, [part], arguments.batch_size, arguments.num_workers):
+                    if batch.table.num_rows:
+                        tables.append(_predict(model, encoders, batch))
+                    skipped += [skipped_entry(error) for error in batch.bad_samples]
+                    bar.update(batch.table.num_rows + len(batch.bad_samples))
                 write_json(part.path.with_suffix(".json"), skipped)
-                write_file(part.path, lambda file, tables=tables: pq.write_table(pa.concat_tables(tables), file))
+                write_predictions(part.path, tables or [_nothing(config)])
         entries = [skipped_entry(error) for error in bad_rows]
         for part in parts:
             entries += read_json(part.path.with_suffix(".json"), [{str: str}])
@@ -123,16 +120,33 @@ def _load(name: str) -> FLI2MoEModel:
     return load_model(name) if Path(name).is_dir() else FLI2MoEModel.from_pretrained(name).eval()
 
 
-def _sources(model: FLI2MoEModel, renamed: list[str] | None) -> dict[str, Any]:
-    """Modality → what [`load_rows`] reads it from."""
-    config = model.config
-    columns = dict(entry.partition("=")[::2] for entry in renamed or [])
-    if unknown := [name for name in columns if name not in config.modality_order]:
+def _read(
+    encoders: Mapping[str, Encoder], fills: bool, arguments: PredictArguments
+) -> tuple[Dataset, list[SampleError]]:
+    """The rows, with a column for each modality, and what is left out."""
+    columns = by_modality("column", arguments.column)
+    if unknown := [name for name in columns if name not in encoders]:
         raise ValueError(
-            f"`column` names {unknown[0]!r}; the model's modalities are {', '.join(config.modality_order)}."
-            f"{did_you_mean(unknown[0], config.modality_order)}"
+            f"`column` names {unknown[0]!r}; the model's modalities are {', '.join(encoders)}."
+            f"{did_you_mean(unknown[0], encoders)}"
         )
-    return columns
+    sources = {}
+    for name, encoder in encoders.items():
+        told = KINDS[encoder.kind].table_columns(encoder.identity())
+        if not isinstance(told, str) and name in columns:
+            raise ValueError(f"`column` names {name!r}, which is made of the columns {', '.join(told)}.")
+        sources[columns.get(name, name)] = told
+    rows, bad_rows = load_rows(
+        arguments.dataset,
+        sources,
+        id_column=arguments.id,
+        missing=arguments.missing or ("fill" if fills else "drop"),
+        root=arguments.root,
+        encoding=arguments.encoding,
+        config_name=arguments.dataset_config,
+        revision=arguments.dataset_revision,
+    )
+    return rows.rename_columns({column: name for name, column in columns.items() if column != name}), bad_rows
 
 
 def _deciding(arguments: PredictArguments) -> dict[str, Any]:
@@ -168,12 +182,24 @@ def _parts(folder: Path, num_rows: int) -> list[Shard]:
     ]
 
 
-def _predict(
-    model: FLI2MoEModel, encoders: Mapping[str, Encoder], rows: Dataset, part: Shard, arguments: PredictArguments
-) -> Iterator[tuple[pa.Table, list[SampleError]]]:
-    """The predictions of a part, batch by batch, and what of it could not be read."""
-    for decoded in decode({"rows": rows}, encoders, [part], arguments.batch_size, arguments.num_workers):
-        ...
+@torch.no_grad()
+def _predict(model: FLI2MoEModel, encoders: Mapping[str, Encoder], batch: DecodedBatch) -> pa.Table:
+    features, masks = {}, {}
+    for name, prepared in batch.inputs.items():
+        encoded = encode_given(encoders[name], prepared.inputs)
+        features[name] = encoded.features.to(model.device, torch.float16).to(model.dtype)  # as a cache rounds them
+        masks[name] = encoded.feature_mask.to(model.device)
+    output = model(features=features, feature_masks=masks)
+    values = (x.float().cpu() for x in (output.logits, output.expert_logits, output.expert_weights))
+    predictions = Predictions(batch.table["id"].to_pylist(), *values, labels=None)
+    return prediction_table(predictions, model.config)
+
+
+def _nothing(config: FLI2MoEConfig) -> pa.Table:
+    """Predictions of no row."""
+    experts, labels = config.num_experts, config.num_labels
+    none = Predictions([], torch.zeros(0, labels), torch.zeros(0, experts, labels), torch.zeros(0, experts), None)
+    return prediction_table(none, config)
 
 
 def _write_csv(tables: Iterator[pa.Table], file: Path) -> None:

@@ -26,6 +26,8 @@ def prediction_table(predictions: Predictions, config: FLI2MoEConfig, split: str
     - `probability_<label>` of each of the C labels, under `config.temperature`; none of a regression
     - `weight_<expert>`, which sum to 1, and `contribution_<expert>`, C numbers in the order of the labels: weight times
       the expert's logits. The sum of the contributions is the mixture's logits, before the temperature
+    - `most_important_expert`, which adds most to what is predicted: to the class, above what it adds to the mean class;
+      to the labels together, or where none is predicted, against all; of a regression, most in size
 
     Raises:
         ValueError: predictions do not fit the configuration's labels and experts.
@@ -50,7 +52,25 @@ def prediction_table(predictions: Predictions, config: FLI2MoEConfig, split: str
     contributions = weights.unsqueeze(-1) * predictions.expert_logits
     columns |= {f"weight_{name}": pa.array(weights[:, e].numpy()) for e, name in enumerate(experts)}
     columns |= {f"contribution_{name}": _lists(contributions[:, e]) for e, name in enumerate(experts)}
+    most = _towards(contributions, told, config).argmax(dim=1).tolist()
+    columns["most_important_expert"] = pa.array([experts[e] for e in most], pa.string())
     return pa.table(columns)
+
+
+def _towards(contributions: torch.Tensor, told: torch.Tensor, config: FLI2MoEConfig) -> torch.Tensor:
+    """(N, E), how much each expert adds to what is predicted, from contributions (N, E, C)."""
+    match config.problem_type:
+        case "single_label_classification":
+            # a softmax does not see what is added to all classes
+            centred = contributions - contributions.mean(dim=2, keepdim=True)
+            chosen = decide(told, config)[:, None, None].expand(-1, contributions.shape[1], 1)
+            return centred.gather(2, chosen).squeeze(2)
+        case "multi_label_classification":
+            chosen = decide(told, config).unsqueeze(1)
+            none = ~chosen.any(dim=2, keepdim=True)
+            return torch.where(none, -contributions, contributions * chosen).sum(dim=2)
+        case _:
+            return contributions.abs().sum(dim=2)
 
 
 def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:

@@ -116,13 +116,13 @@ class TableArguments(ReadingArguments):
         """Raises `ValueError` where an option of it is missing or wrong, see [`choose_encoders`]."""
         if not self.label:
             raise ValueError("`label` is needed: the column of what is predicted.")
-        layers = _by_modality("hidden_layer", self.hidden_layer)
+        layers = by_modality("hidden_layer", self.hidden_layer)
         if wrong := next((x for x in layers.values() if not x.isdecimal()), None):
             raise ValueError(f"`hidden_layer` must be column=number, got {wrong!r}.")
         choices = choose_encoders(
             self._modalities,
-            _by_modality("encoder", self.encoder),
-            _by_modality("encoder_revision", self.encoder_revision),
+            by_modality("encoder", self.encoder),
+            by_modality("encoder_revision", self.encoder_revision),
             {name: int(layer) for name, layer in layers.items()},
         )
         return Table(self.dataset, self._modalities, self.label, choices)
@@ -198,7 +198,7 @@ def read_table(
     return raw, {**table.choices, **fit_encoders(raw, reading.standardize, reading.categorical or ())}
 
 
-def _by_modality(option_name: str, entries: Sequence[str] | None) -> dict[str, str]:
+def by_modality(option_name: str, entries: Sequence[str] | None) -> dict[str, str]:
     """`column=value` → its parts."""
     found = {}
     for entry in entries or []:
