@@ -190,8 +190,10 @@ def _predict(model: FLI2MoEModel, encoders: Mapping[str, Encoder], batch: Decode
         features[name] = encoded.features.to(model.device, torch.float16).to(model.dtype)  # as a cache rounds them
         masks[name] = encoded.feature_mask.to(model.device)
     output = model(features=features, feature_masks=masks)
-    values = (x.float().cpu() for x in (output.logits, output.expert_logits, output.expert_weights))
-    predictions = Predictions(batch.table["id"].to_pylist(), *values, labels=None)
+    logits, expert_logits, weights = (
+        x.float().cpu() for x in (output.logits, output.expert_logits, output.expert_weights)
+    )
+    predictions = Predictions(batch.table["id"].to_pylist(), logits, expert_logits, weights, labels=None)
     return prediction_table(predictions, model.config)
 
 
