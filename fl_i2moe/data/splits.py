@@ -129,8 +129,8 @@ def _draw_groups(
                 best, least = held, far
     except ValueError as error:
         raise ValueError(
-            f"{path} has no {split} samples, and its {len(np.unique(groups[rows])):,} groups of training samples are "
-            "too few to draw them from; give more groups, or the splits themselves."
+            f"{path} has no {split} samples, and too few groups to draw them from (left to train on: "
+            f"{len(np.unique(groups[rows]))}); give more groups, or the splits themselves."
         ) from error
     return rows[best]
 

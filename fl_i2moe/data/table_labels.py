@@ -92,27 +92,38 @@ def read_table_labels(
             "between several labels."
         )
     is_missing = column.is_null().to_numpy()
+    values, held = _plain_values(column, title, file)
     examples = list(dict.fromkeys(column.drop_null().slice(0, 1000).to_pylist()))[:3]
     if isinstance(first, ClassLabel):
-        values = column.fill_null(-1).to_numpy()
+        values = np.where(is_missing, -1, values)
         problem = PROBLEMS[label_type or "class"]
         given = list(names or first.names)
         return TableLabels(
             values, is_missing | (values < 0), given, problem, "numbers of named classes", first.names[:3]
         )
     if is_text(column.type) and label_type == "regression":
-        column = _numbers(column, title, file)
-    values, held = _plain_values(column, title, file)
+        values, held = _plain_values(_numbers(column, title, file), title, file)
     if values.dtype.kind == "f":
         is_missing |= np.isnan(values)
     there = values[~is_missing]
     kind: LabelType = label_type or _guess(there, title, held, file)
-    if kind == "class" and len(there) > 2 and len(np.unique(there)) == len(there):
-        raise ValueError(
-            f"{file}: every one of the {len(there):,} labels in {title} is a class of its own, such as {there[0]!r}: "
-            "it looks like an id. Name another column as `label`, or give label_type='regression' for amounts."
-        )
+    if kind == "class":
+        _check_classes(there, title, file)
     return TableLabels(values, is_missing, list(names) if names else None, PROBLEMS[kind], held, examples)
+
+
+def _check_classes(values: NDArray[Any], title: str, file: str) -> None:
+    count = len(np.unique(values))
+    if count < 2:
+        raise ValueError(
+            f"{file}: all {len(values):,} labels in {title} are {values[:1].tolist()[0]!r}; two classes are needed."
+        )
+    if count == len(values) > 2:
+        raise ValueError(
+            f"{file}: every one of the {count:,} labels in {title} is a class of its own, such as "
+            f"{values[:1].tolist()[0]!r}: it looks like an id. Name another column as `label`, or give "
+            "label_type='regression' for amounts."
+        )
 
 
 def _one_type(parts: list[pa.ChunkedArray], tables: Sequence[Table], name: str) -> pa.ChunkedArray:
@@ -165,10 +176,11 @@ def _plain_values(column: pa.ChunkedArray, title: str, file: str) -> tuple[NDArr
     if pa.types.is_integer(kind):
         return column.fill_null(0).to_numpy(), "whole numbers"
     if pa.types.is_floating(kind):
-        return column.fill_null(np.nan).to_numpy().astype(np.float64), "numbers with a fraction"
+        return column.fill_null(np.nan).to_numpy().astype(np.float64), "decimal numbers"
+    held = "values of different types" if isinstance(kind, pa.BaseExtensionType) else str(kind)
     raise ValueError(
-        f"{file}: the label column {title} holds {kind}, such as {_first(column)!r:.60}; labels are texts, numbers, "
-        "booleans, or lists of them."
+        f"{file}: the label column {title} holds {held}, such as {str(_first(column))[:60]}; labels are texts, "
+        "numbers, booleans, or lists of them."
     )
 
 
@@ -189,11 +201,8 @@ def _guess(values: NDArray[Any], title: str, held: str, file: str) -> LabelType:
     limit = len(values) / 2 if is_text else min(MANY_VALUES, len(values) / 10)
     if count > max(FEW_VALUES, limit):
         shown = ", ".join(map(repr, values[:3].tolist()))
-        amounts = "" if is_text else " or amounts (label_type='regression')"
-        raise ValueError(
-            f"{ask}, such as {shown:.120}: an id or a free text is no label. If they are classes, give "
-            f"label_type='class'{amounts}."
-        )
+        other = "an id or a free text, name another column" if is_text else "amounts, label_type='regression'"
+        raise ValueError(f"{ask}, such as {shown:.120}: if they are classes, give label_type='class'; if {other}.")
     return "class"
 
 
@@ -240,6 +249,7 @@ def _lists(
     file: str,
 ) -> TableLabels:
     """One list of labels a row: of texts or whole numbers, or a number for each label."""
+    examples = column.drop_null().slice(0, 3).to_pylist()
     if separator is not None:
         if not is_text(column.type):
             raise ValueError(f"{file}: `label_separator` is for a column of texts, {title} holds {column.type}.")
@@ -255,7 +265,6 @@ def _lists(
         if separator is None:
             is_missing[rows[is_empty]] = True
         rows, inner = rows[~is_empty], inner.drop_null()  # ", " at the end of a text is no label
-    examples = column.drop_null().slice(0, 3).to_pylist()
     if is_list(inner.type) or not (is_text(inner.type) or is_number(inner.type)):
         raise ValueError(f"{file}: the label column {title} holds lists of {inner.type}; give texts or numbers.")
     if label_type == "class":
@@ -324,8 +333,8 @@ def _parse_lists(column: pa.ChunkedArray, title: str, file: str) -> pa.ChunkedAr
             lists.append(None if text is None else json.loads(text))
         except ValueError as error:
             raise ValueError(
-                f"{file}, row {row} (counted from 0): {title} holds {text[:60]!r}, which is no list as JSON writes it "
-                'it, such as ["a", "b"]. Write it so, or put the labels side by side and give `label_separator`.'
+                f"{file}, row {row} (counted from 0): {title} holds {text[:60]!r}, which is no list as JSON writes it, "
+                'such as ["a", "b"]. Write it so, or put the labels side by side and give `label_separator`.'
             ) from error
     try:
         return pa.chunked_array([pa.array(lists)])

@@ -133,6 +133,8 @@ def _ending(path: Path) -> str:
 
 def _opened(found: Dataset | DatasetDict, file: str, folders: tuple[Path, ...]) -> list[Table]:
     splits: dict[Any, Dataset] = {None: found} if isinstance(found, Dataset) else dict(found)
+    if not any(map(len, splits.values())):
+        raise ValueError(f"{file} has no rows.")
     return [Table(name, file, _undecoded(rows), folders) for name, rows in splits.items()]
 
 
@@ -298,9 +300,10 @@ def _explaining(what: str, path: Path) -> Iterator[None]:
             reason = reason.__cause__ or reason.__context__
         if "corresponds to no data" in str(reason):
             raise ValueError(f"{what} has no rows.") from error
-        where = _broken_line(path) if path.is_file() and _ending(path) in (".jsonl", ".ndjson") else ""
         told = str(error if isinstance(error, ValueError) else reason).strip().splitlines() or [type(reason).__name__]
-        raise ValueError(f"{what}{where} cannot be read: {told[0][:300]}. Mend it, or write it again.") from error
+        where = _broken_line(path) if path.is_file() and _ending(path) in (".jsonl", ".ndjson") else None
+        said = where or f" cannot be read: {told[0][:300]}"
+        raise ValueError(f"{what}{said}. Mend it, or write it again.") from error
     finally:
         logging.set_verbosity(level)
 
@@ -312,14 +315,14 @@ def _not_there(what: str, path: Path, error: Exception) -> NoReturn:
     ) from error
 
 
-def _broken_line(path: Path) -> str:
-    """Where a file of JSON lines is broken, as the middle of a sentence."""
+def _broken_line(path: Path) -> str | None:
+    """Where a file of JSON lines is broken, as the end of a sentence."""
     with fsspec.open(str(path), "rb", compression="infer") as file:
         for number, line in enumerate(file, 1):
             try:
                 content = json.loads(line) if line.strip() else {}
             except ValueError as error:
-                return f", line {number} ({error})"
+                return f", line {number} is no JSON: {error}"
             if not isinstance(content, dict):
-                return f", line {number} (it holds a {type(content).__name__}, not an object)"
-    return ""
+                return f", line {number} holds a {type(content).__name__}; each line is an object, column → value"
+    return None

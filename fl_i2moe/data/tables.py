@@ -111,6 +111,8 @@ def load_table(
     if len(own) < 2:
         raise ValueError(f"A mixture needs at least two modalities, got {list(modalities)}; name another column.")
     labels_from = [label] if isinstance(label, str) else list(label)
+    if not labels_from:
+        raise ValueError("`label` names no column; give the one that is to be predicted.")
     _check_once(own, labels_from, id_column, split_column, group_column)
     tables = open_tables(
         source, root=root, encoding=encoding, config_name=config_name, revision=revision, cache_dir=cache_dir
@@ -152,6 +154,7 @@ def load_table(
     if empty := [split for split, rows in kept.items() if not len(rows)]:
         first = next(error for _, error in sorted(bad.items()) if error.split == empty[0])
         raise ValueError(f"{file}: no sample of split {empty[0]!r} is left. The first is left out: {first.reason}.")
+    _check_present(own, found, kept["train"], file)
     classes, class_names, problem = read_labels(
         labels.values[good], labels.names, labels.problem, None, title, Path(file)
     )
@@ -225,8 +228,6 @@ def load_rows(
 def _check_once(
     modalities: Sequence[Modality], labels: Sequence[str], id_column: str | None, split: str | None, group: str | None
 ) -> None:
-    if not labels and (split, group) != (None, None):
-        raise ValueError("`label` names no column.")
     uses: dict[str, str] = {}
     given = [(column, f"modality {x.name!r}") for x in modalities for column in x.columns]
     given += [(column, "label") for column in labels]
@@ -277,6 +278,12 @@ def _problems(
     return bad, dropped
 
 
+def _check_present(modalities: Sequence[Modality], found: Sequence[Found], rows: Rows, file: str) -> None:
+    for x in modalities:
+        if np.concatenate([own.missing[x.name] for own in found])[rows].all():
+            raise ValueError(f"{file}: {x.name!r} is missing in every training sample; leave it out of the modalities.")
+
+
 def _untrained(values: NDArray[Any], good: Rows, splits: NDArray[Any]) -> dict[Any, Rows]:
     """Class without a training sample → its rows."""
     there = np.unique(values[good[splits[good] == "train"]])
@@ -305,7 +312,8 @@ def _notes_on_classes(
     for split, rows in rows_of.items():
         counts = np.bincount(labels[rows], minlength=len(names)) if hot is None else hot[rows].sum(axis=0)
         if absent := [name for name, count in zip(names, counts.tolist(), strict=True) if not count]:
-            notes.append(f"{split} has no sample of {_listed(absent)}: too rare, metrics say nothing about them.")
+            so = "they cannot be learnt" if split == "train" else "its metrics say nothing about them"
+            notes.append(f"{split} has no sample of {_listed(absent)}, so that {so}.")
     counts = np.bincount(labels, minlength=len(names)) if hot is None else hot.sum(axis=0)
     if single := [name for name, count in zip(names, counts.tolist(), strict=True) if count == 1]:
         notes.append(f"One sample is all there is of {_listed(single)}: it cannot be both learnt and tested.")

@@ -136,8 +136,8 @@ class FileKind(EncodedKind):
             raise ValueError(f"it holds {str(value)[:60]!r}, which is neither a path nor the bytes of a file")
         if (place := find_file(str(value), folders)) is not None:
             return {"bytes": None, "path": place}
-        tried = " and ".join(dict.fromkeys(str(Path(folder, value)) for folder in folders))
-        raise ValueError(f"there is no file {tried or value!s}; mend the path, or say by `root` where such paths begin")
+        tried = " or ".join(dict.fromkeys(str(Path(folder, value)) for folder in folders))
+        raise ValueError(f"there is no file {tried}; mend the path, or say by `root` where such paths begin")
 
     def file_of(self, cell: Mapping[str, Any]) -> str:
         return cell.get("path") or "-"
