@@ -1,20 +1,20 @@
 """
 Columns of a table as modalities: each cell is checked, and written as its kind stores it.
 
-A table is read twice: once to find what cannot be used, and once more for the columns that are written anew, so that
-pictures whose bytes lie in the table are not copied. Nothing but short notes on each row stays in memory.
+A column that is already as its kind stores it is checked and stays, so that pictures whose bytes lie in the table are
+not copied; others are written anew. Nothing but short notes on each row stays in memory.
 Shape letters: N rows.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
+from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
 from ..model.configuration_fl_i2moe import did_you_mean
@@ -72,9 +72,6 @@ class Found:
     hashes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Column of texts or numbers → (N,), the same for the same value."""
 
-    rewritten: set[str] = field(default_factory=set)
-    """Modalities whose column is not yet as its kind stores it."""
-
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Modality → its first values, for people."""
 
@@ -120,95 +117,102 @@ class TableReader:
     """Reads modalities from tables of the same columns."""
 
     def __init__(self, tables: Sequence[Table], modalities: Sequence[Modality]) -> None:
-        self.tables = tables
         self.modalities = modalities
-        self.columns = [column for modality in modalities for column in modality.columns]
-        check_columns(tables, self.columns)
+        columns = [column for modality in modalities for column in modality.columns]
+        check_columns(tables, columns)
         joined = [column for modality in modalities if modality.is_joined for column in modality.columns]
         self.types = types_of_texts(tables, joined)
         self.features = Features.from_dict({x.name: x.kind.raw_type for x in modalities})
 
-    def find(self, table: Table) -> Found:
-        """Reads a table once."""
-        size = len(table.rows)
+    def read(self, table: Table) -> tuple[Dataset, Found]:
+        """The modalities' columns as their kinds store them, (N,) rows with null where there is no value, and why."""
         found = Found()
         for x in self.modalities:
-            found.missing[x.name] = np.zeros(size, np.bool_)
-            found.sizes[x.name] = np.zeros(size, np.int64)
+            found.missing[x.name] = np.zeros(len(table.rows), np.bool_)
+            found.sizes[x.name] = np.zeros(len(table.rows), np.int64)
             found.examples[x.name] = []
-            if x.is_joined or table.rows.features[x.columns[0]] != self.features[x.name]:
-                found.rewritten.add(x.name)
-        for start, batch in batches(table, self.columns, self.types):
-            for name, values in batch.items():
-                if any(isinstance(x, str | int | float) for x in values):
-                    hashes = found.hashes.setdefault(name, np.full(size, NO_HASH))
-                    hashes[start : start + len(values)] = [hash(x) if _is_scalar(x) else NO_HASH for x in values]
-            for x in self.modalities:
-                self._find_in(x, table, start, batch, found)
-        return found
+        written: list[Modality] = []
+        kept: list[Modality] = []
+        for x in self.modalities:
+            fits = not x.is_joined and table.rows.features[x.columns[0]] == self.features[x.name]
+            (kept if fits else written).append(x)
+        changed = self._find_changed(table, kept, found) if kept else set()
+        unchanged = [x.name for x in kept if x.name not in changed]
+        parts = [
+            *([table.rows.select_columns(unchanged)] if unchanged else []),
+            *(self._written(table, part, found) for part in (written, [x for x in kept if x.name in changed]) if part),
+        ]
+        return concatenate_datasets(parts, axis=1), found
 
-    def _find_in(
-        self, modality: Modality, table: Table, start: int, batch: Mapping[str, list[Any]], found: Found
-    ) -> None:
-        name, kind, examples = modality.name, modality.kind, found.examples[modality.name]
-        cells = batch[modality.columns[0]]
-        for place in range(len(cells)):
-            row = start + place
-            try:
-                value = modality.value(batch, place, table.folders)
-                cell = None if value is None else kind.cell(value)
-            except ValueError as error:
-                found.problems.setdefault(row, (name, str(error).rstrip(".")))
-                continue
-            if name not in found.rewritten and cell != cells[place]:
-                found.rewritten.add(name)
-            if value is None:
-                found.missing[name][row] = True
-                continue
-            found.sizes[name][row] = kind.feature_size(value) or 0
-            if len(examples) < NUM_EXAMPLES and (text := example(value if modality.is_joined else cells[place])):
-                examples += [text] * (text not in examples)
+    def _find_changed(self, table: Table, modalities: Sequence[Modality], found: Found) -> set[str]:
+        """Checks columns of the right type; gives the modalities that all the same cannot stay as they are."""
+        changed = set()
+        columns = [x.columns[0] for x in modalities]
+        for start, batch in batches(table, columns, self.types):
+            for x in modalities:
+                if self._cells(x, table, start, batch, found) != batch[x.columns[0]]:
+                    changed.add(x.name)
+        return changed
 
-    def write(self, table: Table, found: Found) -> Dataset:
-        """The modalities' columns as their kinds store them, (N,) rows; null where a value cannot be used."""
-        kept = [x for x in self.modalities if x.name not in found.rewritten]
-        written = [x for x in self.modalities if x.name in found.rewritten]
-        parts = []
-        if kept:
-            parts.append(table.rows.select_columns([x.name for x in kept]))
-        if written:
-            columns = [column for x in written for column in x.columns]
-            source = table.rows.select_columns(columns)
-            part = source.with_format("arrow").map(
-                partial(_cells, written, source.features, self.types, table.folders),
+    def _written(self, table: Table, modalities: Sequence[Modality], found: Found) -> Dataset:
+        """Columns written anew, on disk where the table is on disk."""
+        columns = [column for x in modalities for column in x.columns]
+        source = table.rows.select_columns(columns)
+        schema = Features({x.name: self.features[x.name] for x in modalities})
+
+        def write(batch: pa.Table, rows: list[int]) -> pa.Table:
+            values = values_of(batch, source.features, self.types)
+            cells = {x.name: self._cells(x, table, rows[0], values, found) for x in modalities}
+            return pa.table(cells, schema.arrow_schema)
+
+        # by a name of its own each time the same file; never read again, since files may have come or gone
+        name = Hasher.hash([source._fingerprint, [str(x) for x in modalities], [str(x) for x in table.folders]])
+        return (
+            source.with_format("arrow")
+            .map(
+                write,
+                with_indices=True,
                 batched=True,
                 batch_size=BATCH,
                 remove_columns=columns,
-                features=Features({x.name: self.features[x.name] for x in written}),
-                load_from_cache_file=False,  # files may have come or gone since
+                features=schema,
+                new_fingerprint=name,
+                load_from_cache_file=False,
                 desc=f"Reading {table.file}",
             )
-            parts.append(part.with_format(None))
-        return concatenate_datasets(parts, axis=1).select_columns([x.name for x in self.modalities])
+            .with_format(None)
+        )
+
+    def _cells(
+        self, modality: Modality, table: Table, start: int, batch: Mapping[str, list[Any]], found: Found
+    ) -> list[Any]:
+        """Cells of a batch as the raw column takes them; what there is to say goes to `found`."""
+        name, kind, examples = modality.name, modality.kind, found.examples[modality.name]
+        for column in modality.columns:
+            _add_hashes(found, column, start, batch[column], len(table.rows))
+        given = batch[modality.columns[0]]
+        cells: list[Any] = [None] * len(given)
+        for place in range(len(given)):
+            try:
+                value = modality.value(batch, place, table.folders)
+                cells[place] = None if value is None else kind.cell(value)
+            except ValueError as error:
+                found.problems.setdefault(start + place, (name, str(error).rstrip(".")))
+                continue
+            if value is None:
+                found.missing[name][start + place] = True
+                continue
+            if size := kind.feature_size(value):
+                found.sizes[name][start + place] = size
+            if len(examples) < NUM_EXAMPLES and (text := example(value if modality.is_joined else given[place])):
+                examples += [text] * (text not in examples)
+        return cells
 
 
-def _cells(
-    modalities: Sequence[Modality],
-    features: Features,
-    types: Mapping[str, pa.DataType],
-    folders: Sequence[Path],
-    batch: pa.Table,
-) -> dict[str, list[Any]]:
-    values = values_of(batch, features, types)
-    return {x.name: [_cell_or_null(x, values, row, folders) for row in range(len(batch))] for x in modalities}
-
-
-def _cell_or_null(modality: Modality, batch: Mapping[str, list[Any]], row: int, folders: Sequence[Path]) -> Any:
-    try:
-        value = modality.value(batch, row, folders)
-        return None if value is None else modality.kind.cell(value)
-    except ValueError:
-        return None  # reported by `TableReader.find`
+def _add_hashes(found: Found, column: str, start: int, values: Sequence[Any], num_rows: int) -> None:
+    if any(_is_scalar(x) for x in values):
+        hashes = found.hashes.setdefault(column, np.full(num_rows, NO_HASH))
+        hashes[start : start + len(values)] = [hash(x) if _is_scalar(x) else NO_HASH for x in values]
 
 
 def _is_scalar(value: Any) -> bool:

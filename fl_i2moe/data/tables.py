@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
@@ -130,7 +131,7 @@ def load_table(
     for split, rows in rows_of.items():
         splits[rows] = split
 
-    found = [reader.find(table) for table in tables]
+    parts, found = zip(*(reader.read(table) for table in tables), strict=True)
     sizes = feature_sizes(own, found)
     bad, dropped = _problems(tables, found, ids, splits, sizes, missing)
 
@@ -172,7 +173,7 @@ def load_table(
     all_labels = np.zeros((len(ids), *classes.shape[1:]), classes.dtype)
     all_labels[good] = classes
     target = Features({"id": Value("string"), "labels": label_column(problem, len(class_names))})
-    rows = _joined(reader, found, Dataset.from_dict({"id": ids, "labels": all_labels}, target))
+    rows = _beside(parts, {"id": ids, "labels": all_labels}, target)
     rows = rows.select_columns(["id", *modalities, "labels"])
     splits_found = DatasetDict({split: rows.select(own_rows) for split, own_rows in kept.items()})
     bad_samples = [bad[row] for row in sorted(bad)]
@@ -213,14 +214,14 @@ def load_rows(
     reader = TableReader(tables, own)
     ids = row_ids(tables, id_column)
     splits = np.array([table.split or "all" for table in tables for _ in range(len(table.rows))], object)
-    found = [reader.find(table) for table in tables]
+    parts, found = zip(*(reader.read(table) for table in tables), strict=True)
     bad, dropped = _problems(tables, found, ids, splits, feature_sizes(own, found), missing)
     bad = dropped | bad
     good = np.setdiff1d(np.arange(len(ids)), list(bad))
     if not len(good):
         raise ValueError(f"No row of {title_of(tables)} can be used. The first: {bad[min(bad)] if bad else 'none'}")
     target = Features({"id": Value("string"), ROW_COLUMN: Value("int64")})
-    rows = _joined(reader, found, Dataset.from_dict({"id": ids, ROW_COLUMN: np.arange(len(ids))}, target))
+    rows = _beside(parts, {"id": ids, ROW_COLUMN: np.arange(len(ids))}, target)
     rows = rows.select_columns(["id", *modalities, ROW_COLUMN]).select(good)
     return rows, [bad[row] for row in sorted(bad)]
 
@@ -243,10 +244,14 @@ def _check_once(
         uses[column] = use
 
 
-def _joined(reader: TableReader, found: Sequence[Found], more: Dataset) -> Dataset:
+def _beside(parts: Sequence[Dataset], more: Mapping[str, Any], features: Features) -> Dataset:
     """The modalities of all tables one after another, and more columns of N rows beside them."""
-    parts = [reader.write(table, own) for table, own in zip(reader.tables, found, strict=True)]
-    return concatenate_datasets([concatenate_datasets(parts), more], axis=1)
+    columns = [
+        pa.array(list(x) if np.ndim(x) > 1 else x, field.type)
+        for x, field in zip(more.values(), features.arrow_schema, strict=True)
+    ]
+    beside = Dataset(pa.table(columns, features.arrow_schema))
+    return concatenate_datasets([concatenate_datasets(parts), beside], axis=1)
 
 
 def _places(tables: Sequence[Table], rows: Rows) -> Iterator[tuple[int, Table, int]]:

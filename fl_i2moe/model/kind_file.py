@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +41,14 @@ def find_file(path: str, folders: Sequence[Path]) -> str | None:
         raise ValueError(
             f"{path[:80]!r} is an address; files are not fetched here: download them, and give their paths"
         )
-    for place in (os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for folder in folders):
-        if os.path.isfile(place):
-            if not os.path.getsize(place):
+    for folder in folders:
+        place = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+        try:
+            status = os.stat(place)
+        except (OSError, ValueError):  # no file, or no path at all: it is too long, or holds a null character
+            continue
+        if stat.S_ISREG(status.st_mode):
+            if not status.st_size:
                 raise ValueError(f"the file {place} has 0 bytes; download or write it again")
             return place
     return None
