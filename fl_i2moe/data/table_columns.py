@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Features
 
 from ..model.configuration_fl_i2moe import did_you_mean
-from .raw import is_list
 from .table_sources import Table
 
 BATCH = 256
@@ -111,6 +110,13 @@ def is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def type_name(kind: pa.DataType) -> str:
+    """A type, for people."""
+    if isinstance(kind, pa.BaseExtensionType):  # as `datasets` stores JSON of no one type
+        return "values of different types"
+    return "texts" if is_text(kind) else str(kind)
+
+
 def example(value: Any) -> str:
     """A value in a few characters, for people."""
     if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
@@ -126,7 +132,8 @@ def texts_of(table: Table, name: str) -> list[str | None]:
     column = whole_column(table, name, {})
     kind = column.type
     if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind)):
-        given = "lists" if is_list(kind) else str(kind)
-        raise ValueError(f"{table.file}: the column {name!r} holds {given}; it must hold texts or whole numbers.")
+        raise ValueError(
+            f"{table.file}: the column {name!r} holds {type_name(kind)}; it must hold texts or whole numbers."
+        )
     values = values_of(pa.table({name: column}), table.rows.features, {})[name]
     return [None if x is None or not str(x).strip() else str(x) for x in values]

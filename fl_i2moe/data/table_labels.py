@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..model.configuration_fl_i2moe import did_you_mean
 from .raw import ProblemType, is_list
-from .table_columns import is_number, is_text, types_of_texts, whole_column
+from .table_columns import is_number, is_text, type_name, types_of_texts, whole_column
 from .table_sources import Table
 
 LabelType = Literal["class", "multi_label", "regression"]
@@ -142,7 +142,7 @@ def _one_type(parts: list[pa.ChunkedArray], tables: Sequence[Table], name: str) 
     kind = kinds[0]
     if len(kinds) > 1:
         if not all(is_number(x) and not pa.types.is_boolean(x) for x in kinds):
-            told = ", ".join(f"{x.type} in {table.split!r}" for x, table in zip(plain, tables, strict=True))
+            told = ", ".join(f"{type_name(x.type)} in {table.split!r}" for x, table in zip(plain, tables, strict=True))
             raise ValueError(f"{tables[0].file}: {name!r} has labels of different types: {told}. Give one type.")
         kind = pa.int64() if all(pa.types.is_integer(x) for x in kinds) else pa.float64()
     return pa.chunked_array([chunk for x in plain for chunk in x.cast(kind).chunks], kind)
@@ -177,10 +177,9 @@ def _plain_values(column: pa.ChunkedArray, title: str, file: str) -> tuple[NDArr
         return column.fill_null(0).to_numpy(), "whole numbers"
     if pa.types.is_floating(kind):
         return column.fill_null(np.nan).to_numpy().astype(np.float64), "decimal numbers"
-    held = "values of different types" if isinstance(kind, pa.BaseExtensionType) else str(kind)
     raise ValueError(
-        f"{file}: the label column {title} holds {held}, such as {str(_first(column))[:60]}; labels are texts, "
-        "numbers, booleans, or lists of them."
+        f"{file}: the label column {title} holds {type_name(kind)}, such as {str(_first(column))[:60]}; labels are "
+        "texts, numbers, booleans, or lists of them."
     )
 
 
@@ -223,8 +222,8 @@ def _several_columns(
     for name, column in zip(columns, found, strict=True):
         if not is_number(column.type):
             raise ValueError(
-                f"{file}: of several label columns, {name!r} holds {column.type}, such as {_first(column)!r:.60}; "
-                "several columns are zeros and ones, or numbers."
+                f"{file}: of several label columns, {name!r} holds {type_name(column.type)}, such as "
+                f"{_first(column)!r:.60}; several columns are zeros and ones, or numbers."
             )
     values = np.stack([x.cast(pa.float64()).fill_null(np.nan).to_numpy() for x in found], axis=1)
     is_missing = np.isnan(values).any(axis=1)
@@ -252,7 +251,9 @@ def _lists(
     examples = column.drop_null().slice(0, 3).to_pylist()
     if separator is not None:
         if not is_text(column.type):
-            raise ValueError(f"{file}: `label_separator` is for a column of texts, {title} holds {column.type}.")
+            raise ValueError(
+                f"{file}: `label_separator` is for a column of texts, {title} holds {type_name(column.type)}."
+            )
         column = pc.split_pattern(column, separator.strip() or separator)
     is_missing = column.is_null().to_numpy()
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)

@@ -33,7 +33,7 @@ def split_rows(
     seed: int,
 ) -> tuple[dict[str, Rows], list[str]]:
     """
-    Split → its rows, without those that have no label, and what to tell; see `load_table`.
+    Split → its rows, and what to tell; see `load_table`. What has no label is not drawn.
 
     Raises:
         ValueError: a split is unknown, empty, named twice or cannot be drawn; a group is missing, or in two splits.
@@ -44,14 +44,15 @@ def split_rows(
         raise ValueError(f"{told} must be above 0, and together below 1, so that training samples are left.")
     rows_of = _given_splits(tables, split_column, file)
     groups, names = _groups(tables, group_column, file)
-    labelled = np.flatnonzero(~labels.is_missing)
-    rows_of = {split: np.intersect1d(rows, labelled) for split, rows in rows_of.items()}
+    unlabelled = {split: rows[labels.is_missing[rows]] for split, rows in rows_of.items()}
+    rows_of = {split: rows[~labels.is_missing[rows]] for split, rows in rows_of.items()}
     by: NDArray[Any] | None = None
     if labels.problem == "single_label_classification":
         by = np.unique(labels.values, return_inverse=True)[1].reshape(-1)
     elif labels.problem == "multi_label_classification":
         by = labels.values > 0
     notes = draw_missing_splits(rows_of, shares, seed, file, by, groups)
+    rows_of |= {split: np.union1d(rows_of[split], rows) for split, rows in unlabelled.items()}
     if groups is not None:
         check_groups(rows_of, groups, names, file)
     return rows_of, notes

@@ -127,7 +127,7 @@ def load_table(
     ids = row_ids(tables, id_column)
     shares = {"validation": validation_share, "test": test_share}
     rows_of, notes = split_rows(tables, labels, split_column, group_column, shares, split_seed)
-    splits = np.full(len(ids), "train", object)  # also of what has no label to draw by
+    splits = np.empty(len(ids), object)
     for split, rows in rows_of.items():
         splits[rows] = split
 
