@@ -24,6 +24,9 @@ from fl_i2moe.metrics.figures import save_statistics_figures
 from fl_i2moe.metrics.statistics import compute_statistics
 from fl_i2moe.model.encoders import load_encoder
 from fl_i2moe.model.kinds import KINDS
+from fl_i2moe.training.calibration import calibrate, measure
+from fl_i2moe.training.experiment import summarise_runs
+from fl_i2moe.training.loop import Predictions
 from fl_i2moe.utils.files import write_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -187,6 +190,12 @@ def write_run(folder: Path, model, seeds=(0, 1), figures: bool = False) -> dict:
         problem_type=config.problem_type,
     )
     config.interaction_statistics = statistics
+    # what earlier versions did not measure
+    split = Predictions([], torch.tensor(logits["logits"]), None, None, torch.tensor(labels))
+    calibrate(config, split)
+    measured = measure({"test": split, "validation": split}, config, 0.5)
+    for name in ("test", "validation"):
+        del measured[name]
     model.save_pretrained(folder)
     metrics = list(statistics["metrics"]["mixture"])
     runs = {
@@ -197,6 +206,7 @@ def write_run(folder: Path, model, seeds=(0, 1), figures: bool = False) -> dict:
             for split in ("test", "validation")
         }
         | {"best_epoch": 3, "epochs": 5, "training_seconds": 90.0 + 60 * seed, "parameters": 12345}
+        | measured
         for seed in seeds
     }
     results = {
@@ -225,6 +235,11 @@ def write_run(folder: Path, model, seeds=(0, 1), figures: bool = False) -> dict:
         "encoders": config.encoders,
         "machine": {"device": "some CPU", "processes": 1, "torch": "2.13.0", "transformers": "5.23.0"},
     }
+    if "own_thresholds" in measured:
+        results["own_thresholds"] = {
+            split: summarise_runs([run["own_thresholds"][split] for run in runs.values()])
+            for split in ("test", "validation")
+        }
     write_json(folder / "results.json", results)
     write_json(folder / "interaction_statistics.json", statistics)
     if figures:

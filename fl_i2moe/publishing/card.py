@@ -30,11 +30,14 @@ from ..model.pipeline_fl_i2moe import TASK
 from ..training.runs import Run
 from .card_tables import (
     agreement_table,
+    calibration_text,
     class_table,
     encoders_table,
     experts_table,
     faithfulness_table,
+    own_thresholds_table,
     pair_masking_table,
+    per_class_table,
     results_table,
     strongest_pairs,
     weights_table,
@@ -79,6 +82,8 @@ SETTINGS = (
     "optimizer",
     "learning_rate",
     "lr_scheduler",
+    "class_weights",
+    "label_smoothing",
     "batch_size",
     "num_epochs",
     "early_stopping_patience",
@@ -146,6 +151,9 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         settings=_settings(run),
         metric=metric_title(results["metric"]),
         results_table=results_table([run, *rows]),
+        own_thresholds_table=own_thresholds_table(results),
+        per_class_table=per_class_table(run),
+        calibration=calibration_text(run),
         weights_table=weights_table(statistics),
         class_table=class_table(statistics),
         experts_table=experts_table(statistics),
@@ -242,6 +250,7 @@ def _settings(run: Run) -> dict[str, Any]:
         idle.add("num_patches")
     if not config.feature_dropout:
         idle.add("feature_dropout_start")
+    idle.update(name for name in ("class_weights", "label_smoothing") if not getattr(config, name))
     settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
     return {name: value for name, value in settings.items() if name not in idle and value is not None}
 

@@ -32,6 +32,44 @@ def results_table(runs: Sequence[Run]) -> Markup:
     return table(header, rows)
 
 
+def own_thresholds_table(results: Mapping[str, Any]) -> Markup | None:
+    """Metrics of the test split with one threshold for all labels, and with each label's own."""
+    if "own_thresholds" not in results:
+        return None
+    own = results["own_thresholds"]["test"]
+    rows = [
+        [which, *(spread(name, metrics.get(name)) for name in own)]
+        for which, metrics in (("one for all", results["test"]), ("its own for each label", own))
+    ]
+    return table(["threshold", *map(metric_title, own)], rows)
+
+
+def per_class_table(run: Run) -> Markup | None:
+    """Metrics of each class, label or target by the best seed's model on the test split, and thresholds of labels."""
+    if not (per_class := run.best.get("per_class")):
+        return None
+    metrics = list(next(iter(per_class.values())))
+    thresholds = dict(zip(run.config.label_names, run.config.thresholds or [], strict=False))
+    rows = []
+    for name, values in per_class.items():
+        cells = [values[x] if x == "support" else shown(x, values[x]) for x in metrics]
+        rows.append([name, *cells, *([f"{thresholds.get(name, 0.5):.3f}"] if thresholds else [])])
+    titles = ["samples" if x == "support" else metric_title(x) for x in metrics]
+    return table(["", *titles, *(["threshold"] if thresholds else [])], rows)
+
+
+def calibration_text(run: Run) -> Markup:
+    """Whether probabilities are calibrated, and what that changed for the best seed's model on the test split."""
+    if (measured := run.best.get("calibration")) is None or run.config.temperature is None:
+        return Markup("They are not calibrated.")
+    before, after = measured["test"]["before"], measured["test"]["after"]
+    loss, error = (f"from {shown(x, before[x])} to {shown(x, after[x])}" for x in ("log_loss", "ece"))
+    return Markup(
+        f"Logits are divided by `config.temperature`, {run.config.temperature:.2f}, which had the smallest log loss on "
+        f"the validation split. On the test split the log loss went {loss}, the expected calibration error {error} %."
+    )
+
+
 def weights_table(statistics: Mapping[str, Any]) -> Markup:
     rows = []
     for name in statistics["expert_names"]:

@@ -24,6 +24,7 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.sample_encoders import resolve_encoder, user_cache_dir
 from ..utils.machine import check_memory
 from .arguments import EncodingArguments, ImageEncoderArguments, Job, TextEncoderArguments, check_metric
+from .predictions import PREDICTIONS_FILE
 from .recipe import create_console
 
 EVALUATION_SPLITS = ("validation", "test")
@@ -119,6 +120,7 @@ def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> Fea
     for name, rows in cache.splits.items():
         if isinstance(rows, StreamedSplit):
             console.print(f"{name}: {len(rows):,} samples are read in every epoch from {rows.files}")
+            console.print(f"  {PREDICTIONS_FILE} will have none of them.")
     for note in cache.notes:
         console.print(note)
     return cache

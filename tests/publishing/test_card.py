@@ -106,6 +106,49 @@ def test_results_and_weights_are_those_of_the_files(films):
     assert whole[4] == f"{100 * share:.1f} %"
 
 
+def test_results_of_each_class_thresholds_and_temperature(films):
+    card, results, model, _ = films
+    best, config = results["seeds"]["1"], model.config
+    header, *classes = rows(card, "<summary>Results of each class</summary>")
+    assert header == ["", "precision", "recall", "F1", "samples", "average precision", "threshold"]
+    for (name, x), cells, threshold in zip(best["per_class"].items(), classes, config.thresholds, strict=True):
+        assert cells[0] == name
+        assert cells[1:4] == [f"{100 * x[metric]:.1f}" for metric in ("precision", "recall", "f1")]
+        assert cells[4:] == [str(x["support"]), f"{100 * x['average_precision']:.1f}", f"{threshold:.3f}"]
+    header, one, own = rows(
+        card,
+        "`config.thresholds` holds one for each label, which had the best F1 on the validation split:",
+    )
+    assert header[1:] == ["micro-F1", "macro-F1", "subset accuracy"]
+    assert one[1].startswith(f"{100 * results['test']['micro_f1']['mean']:.1f}")
+    assert own[2].startswith(f"{100 * best['own_thresholds']['test']['macro_f1']:.1f}")
+    before, after = (best["calibration"]["test"][when] for when in ("before", "after"))
+    assert f"divided by `config.temperature`, {config.temperature:.2f}, which" in card
+    assert f"log loss went from {before['log_loss']:.3f} to {after['log_loss']:.3f}, the expected" in card
+    assert f"calibration error from {100 * before['ece']:.1f} to {100 * after['ece']:.1f} %." in card
+    assert "not calibrated" not in card
+
+
+def test_the_card_of_a_run_that_measured_less(films, tmp_path):
+    """As 0.1.0 did; and one with a confusion matrix."""
+    _, results, _, folder = films
+    shutil.copytree(folder, tmp_path / "run")
+    new = ("own_thresholds", "calibration", "per_class")
+    old = {name: x for name, x in results.items() if name not in new}
+    old["seeds"] = {seed: {k: x for k, x in run.items() if k not in new} for seed, run in results["seeds"].items()}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(old))
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("temperature", "thresholds"):
+        del config[name]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / "figures" / "confusion_matrix.png").write_bytes(b"drawn")
+    card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit")))
+    assert "Results of each class" not in card
+    assert "config.thresholds" not in card
+    assert "a label counts as predicted from 0.5. They are not calibrated." in card
+    assert "![Confusion matrix](figures/confusion_matrix.png)" in card
+
+
 def test_warnings_use_and_training(films):
     card, _, _, _ = films
     text = " ".join(card.replace("\n> ", "\n").split())
@@ -268,6 +311,7 @@ def test_text_of_users_stays_text(tmp_path):
     assert not [x for x in inline if x.type in ("html_inline", "s_open")]
     assert {x.content.strip() for x in tokens if x.type == "html_block"} <= {
         "<details>\n<summary>Mean weight over the samples of each class</summary>",
+        "<details>\n<summary>Results of each class</summary>",
         "</details>",
     }
     # and nothing is lost: a reader sees the very letters
