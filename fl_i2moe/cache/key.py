@@ -15,6 +15,8 @@ from .encoding import Encoder
 
 FORMAT_VERSION = 1
 _ABSENT = "(absent)"
+LONGEST_VALUE = 200
+"""Characters of a value, such as the means of an array, in a message."""
 
 
 class CacheMismatchError(ValueError):
@@ -64,8 +66,12 @@ def differences(stored: Any, expected: Any, field: str = "") -> Iterator[tuple[s
             below = f"{field}.{name}" if field else name
             yield from differences(stored.get(name, _ABSENT), expected.get(name, _ABSENT), below)
     elif stored != expected:
-        old, new = (_ABSENT if x == _ABSENT else json.dumps(x, ensure_ascii=False) for x in (stored, expected))
-        yield field, old, new
+        yield field, _shown(stored), _shown(expected)
+
+
+def _shown(value: Any) -> str:
+    text = _ABSENT if value == _ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
 
 
 def _split_checksum(split: Dataset, columns: list[str], pool: ThreadPoolExecutor) -> str:

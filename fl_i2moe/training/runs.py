@@ -220,7 +220,9 @@ def check_cache(model: FLI2MoEModel, cache: FeatureCache) -> None:
         different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
         raise ValueError(
             f"The feature cache {cache.path} was made with another encoder of {name} than the model's:\n"
-            + "\n".join(f"  {key}: {found.get(key)!r}, the model's {expected.get(key)!r}" for key in different)
+            + "\n".join(
+                f"  {key}: {found.get(key)!r:.200}, the model's {expected.get(key)!r:.200}" for key in different
+            )
         )
 
 
