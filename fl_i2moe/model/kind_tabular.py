@@ -73,10 +73,13 @@ class CategoryColumn:
 
     def encode(self, value: Value) -> tuple[list[float], str]:
         """As [`NumberColumn.encode`]."""
-        category = category_of(value)
-        places = [float(category == x) for x in self.categories]
+        places, category = [0.0] * self.width, category_of(value)
         shown = "missing" if value is None else value if isinstance(value, str) else json.dumps(value)
-        return places, shown if any(places) or value is None else f"{shown} (unknown)"
+        if category in self.categories:
+            places[self.categories.index(category)] = 1.0
+        elif value is not None:
+            shown += " (unknown)"
+        return places, shown
 
 
 def category_of(value: Value) -> str | None:

@@ -38,7 +38,7 @@ from .inputs import (
 )
 from .objective import Step, Term, task_loss, weigh
 from .objectives import create_objective
-from .pinned_encoders import PinnedEncoders, Repository
+from .pinned_encoders import PinnedEncoders, Repository, check_folders
 from .weights import check_fit, refuse_non_finite, refuse_pickles
 
 
@@ -188,6 +188,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 from.
         """
         check_names(folders or {}, "folders", self.config)
+        check_folders(folders or {}, self.raw_inputs.identities)
         for name in self.config.modality_order:
             self.raw_inputs.load(name, (folders or {}).get(name), trust_remote_code)
 

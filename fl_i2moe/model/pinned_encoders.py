@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .encoders import load_encoder
 from .kind import FittedEncoder, FrozenEncoder, encode_given, preprocess_given
-from .kinds import KINDS
+from .kinds import ENCODED_KINDS, KINDS
 from .sample_encoders import resolve_encoder
 
 logger = logging.get_logger(__name__)
@@ -74,6 +74,13 @@ class Repository:
             logger.warning("%s of %s could not be fetched: %s", path, self.name, error)
             return None
         return Path(snapshot) / path if (Path(snapshot) / path).is_dir() else None
+
+
+def check_folders(folders: Mapping[str, Any], identities: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises `ValueError` where a folder is given for an encoder that has none."""
+    for name in folders:
+        if identities.get(name, {}).get("kind") not in ENCODED_KINDS:
+            raise ValueError(f"{name!r} has no encoder that could lie in a folder: leave {folders[name]} out.")
 
 
 def find_encoder(identity: Mapping[str, Any], modality: str, repository: Repository) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .configuration_fl_i2moe import FLI2MoEConfig
 from .kind import Preprocessed, preprocess_given
 from .kinds import KINDS
-from .pinned_encoders import Repository, load_preprocessor, takes_raw_inputs
+from .pinned_encoders import Repository, check_folders, load_preprocessor, takes_raw_inputs
 
 
 class FLI2MoEProcessor(ProcessorMixin):
@@ -86,6 +86,7 @@ class FLI2MoEProcessor(ProcessorMixin):
         """
         folders = folders or {}
         self._check_names(folders)
+        check_folders(folders, self.encoders)
         for name in self.modality_order:
             repository, identity = self._repository, self.encoders[name]
             if name in folders:

@@ -134,7 +134,6 @@ def test_what_was_guessed_is_said(products):
             r"have 4,996 places together.*such as 'c0', 'c1', 'c2'",
         ),
         (["{}", "no json"], "no training sample has columns of 'specs'"),
-        ([None], "no training sample has columns of 'specs'"),
     ],
 )
 def test_columns_that_cannot_be_fitted(rows, message):

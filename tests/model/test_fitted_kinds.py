@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from published import ARRAY_WIDTH, make_published
+from published import ARRAY_WIDTH, make_published, write_run
 from torch.testing import assert_close
 from transformers import AutoModel
 
@@ -13,8 +13,11 @@ from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
 from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.explain import explain
 from fl_i2moe.explain.inputs import raw_sample
+from fl_i2moe.explain.pages.drawing import drawing_of
 from fl_i2moe.model.kind_array import ArrayEncoder
-from fl_i2moe.model.kinds import KINDS
+from fl_i2moe.model.kinds import KINDS, places_in
+from fl_i2moe.publishing.card import CardOptions, build_card
+from fl_i2moe.training.runs import Run
 
 MODALITIES = {"image": "image", "specs": "tabular", "visits": "array"}
 
@@ -153,6 +156,30 @@ def test_a_model_of_version_0_1_0_takes_features_only(mixed, tmp_path):
         loaded(**values)
     with pytest.raises(ValueError, match="takes `features` alone"):
         FLI2MoEProcessor.from_pretrained(tmp_path)
+
+
+def test_folders_are_for_encoders_that_have_one(mixed, tmp_path):
+    model, _, _ = mixed
+    for refuse in (model.load_encoders, FLI2MoEProcessor.from_config(model.config).load_preprocessors):
+        with pytest.raises(ValueError, match="'specs' has no encoder that could lie in a folder"):
+            refuse({"specs": tmp_path})
+
+
+def test_readers_are_shown_columns(mixed):
+    _, _, cache = mixed
+    places = places_in(cache.splits["test"][3], "specs", cache.modalities["specs"]["encoder"])
+    assert drawing_of(places).question(places)["text"] == "price = 10.5\ncolour = red\nused = true"
+
+
+def test_a_card_says_how_to_give_values(mixed, tmp_path):
+    model, _, _ = mixed
+    write_run(tmp_path / "run", model)
+    run = Run.open(tmp_path / "run")
+    card = str(build_card(run, CardOptions("someone/mixed", "mit")))
+    call = """specs={'price': 7.0, 'colour': 'blüe', 'used': '0'}, visits=[[0.0] * 4]"""
+    assert call in card
+    assert "Numbers are standardised by the training split" in card
+    assert "Arrays have 4 numbers a vector, which are standardised" in card
 
 
 def test_a_damaged_identity_is_told(mixed):
