@@ -196,7 +196,11 @@ def _is_number(column: str, seen: _Seen, name: str, is_categorical: bool) -> boo
 
 def _notes(name: str, seen: dict[str, _Seen], columns: list[NumberColumn | CategoryColumn]) -> list[str]:
     numbers = [x.column for x in columns if isinstance(x, NumberColumn)]
-    categories = [f"{x.column} ({x.width:,})" for x in columns if isinstance(x, CategoryColumn)]
+    categories = [
+        f"{x.column} ({len(set(x.categories) - {None}):,}{' and missing' if None in x.categories else ''})"
+        for x in columns
+        if isinstance(x, CategoryColumn)
+    ]
     notes = [f"{name}: numbers {', '.join(numbers) or 'none'}; categories {', '.join(categories) or 'none'}"]
     if few := [x for x in numbers if seen[x].are_whole and len(seen[x].categories) <= FEW]:
         notes.append(
