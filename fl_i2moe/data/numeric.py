@@ -22,7 +22,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,13 @@ class NumericLabel:
     def value(self, bits: Integers) -> Integers:
         """(…, modalities) bits → (…) labels."""
         return bits.sum(axis=-1) % 2 if self.interaction == "synergy" else bits[..., 0]
+
+
+class HasLabels(Protocol):
+    """The settings of a sample."""
+
+    @property
+    def labels(self) -> Mapping[str, NumericLabel]: ...
 
 
 @dataclass(frozen=True)
@@ -219,7 +226,7 @@ def _write(folder: Path, settings: NumericSettings) -> dict[str, Any]:
     return {"labels": told, "samples": samples}
 
 
-def draw_bits(rng: np.random.Generator, settings: NumericSettings, num_samples: int) -> tuple[Bits, Integers]:
+def draw_bits(rng: np.random.Generator, settings: HasLabels, num_samples: int) -> tuple[Bits, Integers]:
     """
     What is shown of each label, and the labels (N, C).
 
@@ -231,7 +238,7 @@ def draw_bits(rng: np.random.Generator, settings: NumericSettings, num_samples: 
     return min(draws, key=lambda draw: np.abs(np.triu(np.cov(draw[1].T, ddof=0), k=1)).max())
 
 
-def _deal(rng: np.random.Generator, settings: NumericSettings, num_samples: int) -> tuple[Bits, Integers]:
+def _deal(rng: np.random.Generator, settings: HasLabels, num_samples: int) -> tuple[Bits, Integers]:
     shown: Bits = {}
     labels = np.zeros((num_samples, 0), np.int64)
     for name, label in settings.labels.items():

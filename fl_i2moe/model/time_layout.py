@@ -134,13 +134,13 @@ def find_window(extract: Callable[[np.ndarray], Tensor], rate: int, length: int)
         ValueError: it is longer than `LONGEST_WINDOW`.
     """
     rng, end = np.random.default_rng(0), rate // 20
-    noise = rng.normal(0, 0.1, LONGEST_WINDOW * rate).astype(np.float32)
+    noise = rng.normal(0, 0.1, 2 * LONGEST_WINDOW * rate).astype(np.float32)
     if extract(noise[:length]).shape != extract(noise[: length // 2]).shape:
         return None
 
-    def is_random(num_samples: int) -> bool:
-        one, other = (extract(noise[:num_samples]) for _ in range(2))
-        return not torch.equal(one, other)
+    def is_random(num_samples: int, calls: int = 2) -> bool:
+        first = extract(noise[:num_samples])
+        return not all(torch.equal(first, extract(noise[:num_samples])) for _ in range(calls - 1))
 
     def is_beyond(num_samples: int) -> bool:
         """Whether its end does not count."""
@@ -148,13 +148,17 @@ def find_window(extract: Callable[[np.ndarray], Tensor], rate: int, length: int)
         changed[-end:] *= -3
         return is_random(num_samples) or torch.equal(extract(noise[:num_samples]), extract(changed))
 
-    if not is_beyond(len(noise)):
+    longest = LONGEST_WINDOW * rate
+    if not is_beyond(longest):
         raise ValueError(f"an encoder that always sees more than {LONGEST_WINDOW} s is not supported")
-    first = first_enough(is_beyond, len(noise), start=end)
-    if not is_random(first):
+    first = first_enough(is_beyond, longest, start=end)
+    if not is_random(2 * first):
         return first - end
-    hundredth = rate // 100  # which part is chosen may be the same twice where a sound is hardly too long
-    return (first - 1) // hundredth * hundredth
+    hundredth = rate // 100
+    window = (first - 1) // hundredth * hundredth
+    while is_random(window, calls=10):  # of a sound that is hardly too long, the same part may be chosen twice
+        window -= hundredth
+    return window
 
 
 def find_time_layout(encode: Encode, sound: np.ndarray, window: int, num_special: int, name: str) -> TimeLayout:

@@ -1,4 +1,4 @@
-"""The truth about the two built-in samples, as explanations are held against it."""
+"""The truth about the built-in samples, as explanations are held against it."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -9,11 +9,20 @@ import numpy as np
 from ...cache import FeatureCache
 from ...data.numeric import NumericSettings, load_numeric_truth
 from ...data.planted import load_planted_truth, planted_folder_name
+from ...data.planted_sounds import SOUND, TRANSCRIPT, load_sounds_truth
 from ...model.sample_encoders import user_cache_dir
 from ...training.features import check_splits
 from ...training.runs import Run
 from .evaluation import Truth
-from .truth import Evidence, grow, patches_in_boxes, patches_to_features, tokens_in_spans
+from .truth import (
+    Evidence,
+    grow,
+    grow_in_time,
+    patches_in_boxes,
+    patches_to_features,
+    stretches_in_seconds,
+    tokens_in_spans,
+)
 
 Locate = Callable[[dict[str, Any], str], Evidence]
 """A row of the feature cache and a label → where the row shows it."""
@@ -63,7 +72,33 @@ def _numeric_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[s
     return _locate_all(cache, splits, columns, samples, locate), carriers
 
 
-SAMPLES = {frozenset({"array"}): _numeric_truth, frozenset({"image", "text"}): _planted_truth}
+def _sounds_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str]) -> tuple[Truth, dict[str, str]]:
+    """Of the planted sounds: the stretches of each label's tone and the tokens of its word."""
+    planted, cache = load_sounds_truth(_find_sample(runs, data_dir, _table)), runs[0].cache
+    labels, samples = planted["labels"], planted["samples"]
+    _check_names(cache, labels, (SOUND, TRANSCRIPT))
+
+    def locate(row: dict[str, Any], label: str) -> Evidence:
+        features, near, states = {}, {}, {}
+        for name, shown in samples[row["id"]][label].items():
+            if name == SOUND:
+                features[name] = stretches_in_seconds([shown["seconds"]], row[f"{SOUND}_seconds"])
+                near[name] = grow_in_time(features[name], row[f"{SOUND}_special_mask"])
+            else:
+                features[name] = near[name] = tokens_in_spans([shown["span"]], row[f"{TRANSCRIPT}_offsets"])
+            states[name] = shown["bit"]
+        return Evidence(features, near, states)
+
+    columns = [f"{SOUND}_special_mask", f"{SOUND}_seconds", f"{TRANSCRIPT}_offsets"]
+    carriers = {label: labels[label]["carrier"] for label in cache.label_names}
+    return _locate_all(cache, splits, columns, samples, locate), carriers
+
+
+SAMPLES = {
+    frozenset({"array"}): _numeric_truth,
+    frozenset({"image", "text"}): _planted_truth,
+    frozenset({"audio", "text"}): _sounds_truth,
+}
 """Kinds of a sample's modalities → what tells its truth."""
 
 
@@ -72,7 +107,7 @@ def sample_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[str
     Where each label shows in the samples that runs were trained on.
 
     Args:
-        runs: on the same features, of recipes/train_mmimdb.py or recipes/train_arrays.py on its built-in sample.
+        runs: on the same features, of a recipe on its built-in sample; of sounds, on their `clips.csv`.
         data_dir: the sample's folder; by default what the runs' settings name.
         splits: whose samples are wanted.
 
@@ -120,6 +155,12 @@ def _arrays(settings: dict[str, Any]) -> Path:
     if file := settings.get("data_file"):
         return Path(file).expanduser().absolute().parent
     return user_cache_dir() / "numeric" / NumericSettings.from_options(settings).folder_name
+
+
+def _table(settings: dict[str, Any]) -> Path:
+    if not settings.get("dataset"):
+        raise ValueError("The run does not name the table of the planted sounds: give --data_dir.")
+    return Path(settings["dataset"]).expanduser().absolute().parent
 
 
 def _locate_all(

@@ -86,6 +86,32 @@ def tokens_in_spans(spans: Sequence[Sequence[int]], offsets: ArrayLike) -> BoolA
     return found
 
 
+def stretches_in_seconds(tones: Sequence[Sequence[float]], seconds: ArrayLike) -> BoolArray:
+    """
+    The stretches of time (T,) whose middle lies in a tone; for a tone without any, the one that shares most with it, if
+    any does.
+
+    Args:
+        tones: [start, end] in seconds.
+        seconds: (T, 2), the seconds of each feature, as in the feature cache; special features have none.
+    """
+    start, end = np.asarray(seconds, np.float64).reshape(-1, 2).T
+    found = np.zeros(len(start), np.bool_)
+    for first, last in tones:
+        inside = (first <= (start + end) / 2) & ((start + end) / 2 < last) & (end > start)
+        shared = np.minimum(end, last) - np.maximum(start, first)
+        if not inside.any() and shared.max(initial=0) > 0:
+            inside[shared.argmax()] = True
+        found |= inside
+    return found
+
+
+def grow_in_time(stretches: BoolArray, special_mask: ArrayLike) -> BoolArray:
+    """(T,) → the same with the stretches before and after; a special feature is none."""
+    padded = np.pad(stretches, 1)
+    return np.any([padded[i : i + len(stretches)] for i in range(3)], axis=0) & ~np.asarray(special_mask, np.bool_)
+
+
 def patches_to_features(patches: BoolArray, special_mask: ArrayLike) -> BoolArray:
     """(rows, columns) → (T,): the patches, row by row, in a sequence that may hold special features too; `ValueError`
     if the number of its other features is not that of the patches."""

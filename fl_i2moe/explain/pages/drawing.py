@@ -16,10 +16,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ...model.kind import Places
+from ...model.kind_audio import AudioPlaces
 from ...model.kind_image import ImagePlaces
 from ...model.kind_tabular import TabularPlaces
 from ...model.kind_text import TextPlaces
 from .sheet import MUTED, Anchors, Flow, Sheet
+from .sound_strip import SoundStrip, sound_uri
 
 PICTURE_PIXELS = 640
 LONG_TEXT = 700
@@ -66,8 +68,8 @@ class ArrayDrawing(Generic[AnyPlaces]):
         return f"{len(places.candidates)} {places.noun}"
 
     def head(self, places: AnyPlaces, title: str) -> dict[str, Any]:
-        """What a page says and defines once: `remark`, `size`, and the data URIs of a picture."""
-        return {"size": None, "remark": "", "color_uri": None, "gray_uri": None}
+        """What a page says and defines once: `remark`, `size`, and the data URIs of a picture and of a sound."""
+        return {"size": None, "remark": "", "color_uri": None, "gray_uri": None, "sound_uri": None}
 
     def label(self, places: AnyPlaces, index: int) -> str:
         """What is written where the feature is drawn."""
@@ -93,45 +95,80 @@ class ArrayDrawing(Generic[AnyPlaces]):
         return {"num_features": places.num_features}
 
 
-class PictureDrawing(ArrayDrawing[ImagePlaces]):
-    """A picture under its grid of patches."""
+class PictureDrawing(ArrayDrawing[AnyPlaces]):
+    """What is shown as a picture, its features in boxes."""
 
     macro = "picture"
     is_picture = True
     has_layers = True
 
-    def extent(self, places: ImagePlaces) -> str:
-        return f"{places.grid[0]} × {places.grid[1]} patches"
+    def view(self, places: AnyPlaces) -> Any:
+        """What is shown: `size`, `picture(longest side)`, None if `missing()`, and the `box` of a feature in it."""
+        return places
 
-    def head(self, places: ImagePlaces, title: str) -> dict[str, Any]:
-        picture = places.picture(PICTURE_PIXELS)
-        is_part = places.region != (0, 0, *places.size)
-        return {
-            "size": places.size,
-            "remark": f"Only the part of the {title} under the patches was encoded." if is_part else "",
+    def remark(self, places: AnyPlaces, title: str) -> str:
+        """What of the value was not encoded."""
+        return ""
+
+    def head(self, places: AnyPlaces, title: str) -> dict[str, Any]:
+        view = self.view(places)
+        picture = view.picture(PICTURE_PIXELS)
+        return super().head(places, title) | {
+            "size": view.size,
+            "remark": self.remark(places, title),
             "color_uri": None if picture is None else data_uri(picture, 82),
             "gray_uri": None if picture is None else data_uri(faded(picture), 78),
         }
 
-    def part(self, places: ImagePlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
-        width, height = places.size
-        patches = [_patch(places, index, marks) for index in marks.shown(places)]
+    def part(self, places: AnyPlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
+        view = self.view(places)
+        width, height = view.size
+        unit = round(max(width / 330, height / 400), 3)
+        lower = lowered_badges(view, marks.ranks)
+        patches = [_patch(view, index, marks, lower.get(index, 0) * 12 * unit) for index in marks.shown(places)]
         return {
-            "size": places.size,
-            "unit": round(max(width / 330, height / 400), 3),
-            "uri_id": None if places.missing() else uri_id,
+            "size": view.size,
+            "unit": unit,
+            "uri_id": None if view.missing() else uri_id,
             "patches": [patch for patch in patches if patch["width"] > 0 and patch["height"] > 0],
         }
 
-    def block(self, places: ImagePlaces, width: float, size: float, leading: float) -> "PictureBlock":
-        return PictureBlock(places, min(width / places.size[0], 280 / places.size[1]))
+    def block(self, places: AnyPlaces, width: float, size: float, leading: float) -> "PictureBlock":
+        view = self.view(places)
+        return PictureBlock(view, min(width / view.size[0], 280 / view.size[1]))
 
-    def thumbnail(self, places: ImagePlaces, pixels: int) -> Image.Image | None:
-        return places.picture(pixels)
+    def thumbnail(self, places: AnyPlaces, pixels: int) -> Image.Image | None:
+        return self.view(places).picture(pixels)
 
-    def question(self, places: ImagePlaces) -> dict[str, Any]:
-        picture = places.picture(PICTURE_PIXELS)
+    def question(self, places: AnyPlaces) -> dict[str, Any]:
+        picture = self.view(places).picture(PICTURE_PIXELS)
         return {"uri": data_uri(picture, 82), "size": picture.size}
+
+
+class GridDrawing(PictureDrawing[ImagePlaces]):
+    """A picture under its grid of patches."""
+
+    def extent(self, places: ImagePlaces) -> str:
+        return f"{places.grid[0]} × {places.grid[1]} patches"
+
+    def remark(self, places: ImagePlaces, title: str) -> str:
+        is_part = places.region != (0, 0, *places.size)
+        return f"Only the part of the {title} under the patches was encoded." if is_part else ""
+
+
+class SoundDrawing(PictureDrawing[AudioPlaces]):
+    """A sound as its waveform, over its seconds."""
+
+    def view(self, places: AudioPlaces) -> SoundStrip:
+        return SoundStrip(places)
+
+    def remark(self, places: AudioPlaces, title: str) -> str:
+        sound = places.sound()
+        is_part = sound is not None and sound.seconds > places.end + 0.01
+        return f"Only the first {places.end:.1f} s of the {title} were encoded." if is_part else ""
+
+    def head(self, places: AudioPlaces, title: str) -> dict[str, Any]:
+        return super().head(places, title) | {"sound_uri": sound_uri(places)}
 
 
 class TextDrawing(ArrayDrawing[TextPlaces]):
@@ -178,8 +215,9 @@ class TabularDrawing(ArrayDrawing[TabularPlaces]):
 
 
 DRAWINGS: dict[str, ArrayDrawing[Any]] = {
-    "image": PictureDrawing(),
+    "image": GridDrawing(),
     "text": TextDrawing(),
+    "audio": SoundDrawing(),
     "array": ArrayDrawing(),
     "tabular": TabularDrawing(),
 }
@@ -206,10 +244,15 @@ def faded(picture: Image.Image) -> Image.Image:
     return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])
 
 
-def _patch(places: ImagePlaces, index: int, marks: Marks) -> dict[str, Any]:
-    left, top, right, bottom = places.box(index)
+def lowered_badges(view: Any, ranks: Mapping[int, str]) -> dict[int, int]:
+    """Ranked feature → how many badges lower its own stands, so that those of neighbours in a row do not cover it."""
+    return {index: place % getattr(view, "badge_rows", 1) for place, index in enumerate(sorted(ranks))}
+
+
+def _patch(view: Any, index: int, marks: Marks, lower: float) -> dict[str, Any]:
+    left, top, right, bottom = view.box(index)
     score = None if marks.scores is None else round(float(marks.scores[index]), 3)
-    name = places.name_of(index)
+    name = view.name_of(index)
     return {
         "class": "heat" if marks.ids is None else "patch",
         "id": marks.ids and marks.ids[index],
@@ -217,6 +260,7 @@ def _patch(places: ImagePlaces, index: int, marks: Marks) -> dict[str, Any]:
         "y": round(top, 2),
         "width": round(right - left, 2),
         "height": round(bottom - top, 2),
+        "badge_y": round(top + lower, 2),
         "score": score,
         "rank": marks.ranks.get(index),
         "title": name if score is None else f"{name}: {score:.2f}",
@@ -260,31 +304,29 @@ class PictureBlock:
 
     is_picture = True
 
-    def __init__(self, places: ImagePlaces, scale: float):
-        self.places, self.scale = places, scale
-        self.width, self.height = (side * scale for side in places.size)
+    def __init__(self, view: Any, scale: float):
+        self.view, self.scale = view, scale
+        self.width, self.height = (side * scale for side in view.size)
 
     def draw_scores(self, sheet: Sheet, left: float, top: float, scores: np.ndarray, ranks: Mapping[int, str]) -> None:
         self._draw(sheet, left, top, gray=True)
-        for index in self.places.candidates:
+        for index in self.view.candidates:
             sheet.shade(*self._box(index, left, top), float(scores[index]))
-        for index, rank in ranks.items():
-            self._outline(sheet, self._box(index, left, top), "white", rank)
+        self._outline(sheet, {index: self._box(index, left, top) for index in ranks}, "white", ranks)
 
     def draw_ends(self, sheet: Sheet, left: float, top: float, ranks: Mapping[int, str], color: str) -> Anchors:
         self._draw(sheet, left, top, gray=False)
         boxes = {index: self._box(index, left, top) for index in ranks}
-        for index, rank in ranks.items():
-            self._outline(sheet, boxes[index], color, rank)
+        self._outline(sheet, boxes, color, ranks)
         return {index: (x + width / 2, y + height / 2) for index, (x, y, width, height) in boxes.items()}
 
     def _box(self, index: int, x: float, y: float) -> tuple[float, float, float, float]:
         """Left, top, width, height on the sheet."""
-        left, top, right, bottom = (side * self.scale for side in self.places.box(index))
+        left, top, right, bottom = (side * self.scale for side in self.view.box(index))
         return x + left, y + top, right - left, bottom - top
 
     def _draw(self, sheet: Sheet, left: float, top: float, gray: bool) -> None:
-        picture = self.places.picture(900)
+        picture = self.view.picture(900)
         if picture is None:
             sheet.axes.add_patch(Rectangle((left, top), self.width, self.height, color="#e8e8e4", linewidth=0))
             middle = left + self.width / 2, top + self.height / 2
@@ -296,8 +338,12 @@ class PictureBlock:
         sheet.axes.imshow(pixels, extent=extent, aspect="auto", zorder=0)
         sheet.axes.set(**limits)  # an image moves them
 
-    @staticmethod
-    def _outline(sheet: Sheet, box: tuple[float, float, float, float], color: str, rank: str) -> None:
-        sheet.frame(*box, edgecolor="#111111", linewidth=2.2, zorder=3)
-        sheet.frame(*box, edgecolor=color, linewidth=1, zorder=3)
-        sheet.badge(*box[:2], rank)
+    def _outline(
+        self, sheet: Sheet, boxes: Mapping[int, tuple[float, float, float, float]], color: str, ranks: Mapping[int, str]
+    ) -> None:
+        lower = lowered_badges(self.view, ranks)
+        for index, rank in ranks.items():
+            x, y, width, height = boxes[index]
+            sheet.frame(x, y, width, height, edgecolor="#111111", linewidth=2.2, zorder=3)
+            sheet.frame(x, y, width, height, edgecolor=color, linewidth=1, zorder=3)
+            sheet.badge(x, y + 9 * lower[index], rank)

@@ -47,6 +47,7 @@ def render_page(explanation: ExplanationData, index_href: str | None = None, top
             | drawing_of(places).head(places, modality_title(name))
             for number, (name, places) in enumerate(explanation.modalities.items())
         ],
+        nouns=" and ".join(dict.fromkeys(places.noun for places in explanation.modalities.values())),
         experts=experts,
         total_weight=explanation.expert_weights.sum(),
         cards=[page.card(name) for name in explanation.importance],
@@ -80,9 +81,10 @@ class _Page:
         parts = []
         for modality, scores in self.explanation.importance[name].items():
             best = self.explanation.top_features(name, modality, SHOWN_FEATURES)
+            noun = self.explanation.modalities[modality].noun
             strongest = "; ".join(f"{feature.name} ({score:.2f})" for feature, score in best) or "none"
             part = self._part(modality, "gray", Marks(feature_ranks(self.explanation, name, modality), scores))
-            part["label"] = f"{part['title']} under its heat map. Strongest patches: {strongest}"
+            part["label"] = f"{part['title']} under its heat map. Strongest {noun}: {strongest}"
             parts.append(part | {"strongest": strongest})
         subtitle = " · ".join(facts) or "importance averaged over the experts by their weights"
         return {"title": title, "color": self.colors.get(name, MIXTURE_COLOR), "subtitle": subtitle, "parts": parts}
@@ -97,7 +99,9 @@ class _Page:
                 for index, numbers in pair_ranks(pairs, name).items()
             }
             parts[name] = self._part(name, "color", Marks(ranks, ids=self.ids[name]))
-            parts[name]["label"] = f"{parts[name]['title']} with the patches of the pairs, numbered by rank"
+            parts[name]["label"] = (
+                f"{parts[name]['title']} with the {modalities[name].noun} of the pairs, numbered by rank"
+            )
         left = [name for name, x in modalities.items() if drawing_of(x).is_picture]
         if len(left) in (0, len(parts)):  # no picture, or nothing else
             left = list(parts)[: len(parts) // 2]
