@@ -213,7 +213,7 @@ class FrozenAudioEncoder(FrozenEncoder):
                 count = StepCount.in_window(num_steps(len(noise)), window)
                 shortest = first_enough(lambda n: _or_zero(num_steps)(n) > 0, len(noise))
         except ValueError as error:
-            raise ValueError(f"{self._title} {error}; use another encoder, or a larger max_seconds") from error
+            raise ValueError(f"{self._title} {error}; use another encoder") from error
         keep_special = self.special_features == "keep"
         return AudioPreprocessor(
             extractor, names, max_seconds, longest, shortest, count, window, layout, frames_per_feature, keep_special

@@ -58,8 +58,8 @@ def open_sound(value: Any, max_seconds: float = math.inf) -> Sound:
             value = {"array": array, "sampling_rate": rate}
         if isinstance(value, Mapping) and value.get("array") is not None:
             array, rate = _one_channel(value["array"]), value.get("sampling_rate")
-            if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0 < rate < math.inf:
-                raise ValueError(f"its sampling rate is {rate!r}; give samples a second, a number above 0")
+            if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 1 <= rate < math.inf:
+                raise ValueError(f"its sampling rate is {rate!r}; give samples a second, a number of at least 1")
             return _checked(array, round(float(rate)), len(array) / float(rate), max_seconds)
         if isinstance(value, Mapping):
             content = value.get("bytes")

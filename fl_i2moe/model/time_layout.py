@@ -84,7 +84,7 @@ class StepCount:
 
         Args:
             count: number of samples → number of steps.
-            longest: samples to try at most.
+            longest: samples to try at most; there are several steps in so many.
 
         Returns:
             The rule, and the fewest samples that it holds for.
@@ -93,15 +93,14 @@ class StepCount:
             ValueError: the number of steps does not grow evenly.
         """
         total = count(longest)
-        if total < 4:
-            raise ValueError(f"gives {total} features for {longest} samples, too few to tell when each of them is")
         last = min(10, total)
 
-        def first_of(steps: int) -> int:
-            return first_enough(lambda num_samples: count(num_samples) >= steps, longest)
+        def first_of(steps: int, start: int) -> int:
+            return first_enough(lambda num_samples: count(num_samples) >= steps, longest, start)
 
-        first, second = first_of(1), first_of(2)
-        scale, samples = last - 2, first_of(last) - second
+        first = first_of(1, 1)
+        second = first_of(2, first)
+        scale, samples = last - 2, first_of(last, second) - second
         if samples % scale == 0:
             scale, samples = 1, samples // scale
         rule = cls(scale, 2 * samples - scale * second, samples)
@@ -138,7 +137,7 @@ def find_window(extract: Callable[[np.ndarray], Tensor], rate: int, length: int)
     if extract(noise[:length]).shape != extract(noise[: length // 2]).shape:
         return None
 
-    def is_random(num_samples: int, calls: int = 2) -> bool:
+    def is_random(num_samples: int, calls: int) -> bool:
         first = extract(noise[:num_samples])
         return not all(torch.equal(first, extract(noise[:num_samples])) for _ in range(calls - 1))
 
@@ -146,13 +145,14 @@ def find_window(extract: Callable[[np.ndarray], Tensor], rate: int, length: int)
         """Whether its end does not count."""
         changed = noise[:num_samples].copy()
         changed[-end:] *= -3
-        return is_random(num_samples) or torch.equal(extract(noise[:num_samples]), extract(changed))
+        first, again, other = (extract(sound) for sound in (noise[:num_samples], noise[:num_samples], changed))
+        return not torch.equal(first, again) or torch.equal(first, other)
 
     longest = LONGEST_WINDOW * rate
-    if not is_beyond(longest):
-        raise ValueError(f"an encoder that always sees more than {LONGEST_WINDOW} s is not supported")
     first = first_enough(is_beyond, longest, start=end)
-    if not is_random(2 * first):
+    if first == longest and not is_beyond(first):
+        raise ValueError(f"an encoder that always sees more than {LONGEST_WINDOW} s is not supported")
+    if not is_random(2 * first, calls=2):
         return first - end
     hundredth = rate // 100
     window = (first - 1) // hundredth * hundredth
@@ -195,6 +195,11 @@ def find_time_layout(encode: Encode, sound: np.ndarray, window: int, num_special
     changes_KT = torch.cat([_as_sequence(other - hidden).norm(dim=2) for other in others]).cpu()
     shares_KT = share_below(relative_change(changes_KT)).numpy()
     length = shares_KT.shape[1]
+    if length - num_special < NUM_STRETCHES:
+        raise ValueError(
+            f"encoder {name!r} gives {length} features for a sound of {len(sound):,} samples, too few to tell when "
+            "each of them is: let sounds be longer (max_seconds)"
+        )
     best: tuple[float, TimeLayout] | None = None
     for layout in _layouts(length, num_special):
         steps = layout.steps_of(length)

@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from ...model.kind_audio import AudioPlaces
 from ...model.sound import import_soundfile
 
-WIDTH, WAVE, HEIGHT = 660, 112, 140
+WIDTH, WAVE, HEIGHT = 660, 140, 172
 """Of the strip, of the waveform above the axis, and of both."""
 
 MARGIN = 14
 SCALE = 2
 """Pixels drawn for each unit of the strip."""
 
-PAPER, INK, AXIS = "#ffffff", "#3b4a5a", "#58585e"
+PAPER, INK, AXIS = "#ffffff", "#3b4a5a", "#1c1c1e"
 LARGEST_FILE = 1_000_000
 """Bytes of a sound that a page holds."""
 
@@ -58,17 +58,16 @@ class SoundStrip:
     @cached_property
     def _whole(self) -> Image.Image:
         image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), PAPER)
-        draw, font = ImageDraw.Draw(image), ImageFont.load_default(21 * SCALE)
+        draw, font = ImageDraw.Draw(image), ImageFont.load_default(24 * SCALE)
         sound, middle = self.places.sound(), WAVE * SCALE / 2
         if sound is None:
             draw.text((WIDTH * SCALE / 2, middle), "sound not at hand", AXIS, font, anchor="mm")
         else:
-            columns = (WIDTH - 2 * MARGIN) * SCALE
+            start, columns = MARGIN * SCALE, (WIDTH - 2 * MARGIN) * SCALE
             low, high = envelope(sound.samples[: max(1, round(self.places.end * sound.rate))], columns)
             half = (middle - 4) / max(float(np.abs([low, high]).max()), 1e-9)
             for column, (bottom, top) in enumerate(zip(low, high, strict=True)):
-                x = MARGIN * SCALE + column
-                draw.line((x, middle - top * half, x, middle - bottom * half), INK)
+                draw.line([(start + column, middle - top * half), (start + column, middle - bottom * half)], INK)
         axis = WAVE * SCALE
         draw.line((MARGIN * SCALE, axis, (WIDTH - MARGIN) * SCALE, axis), AXIS, SCALE)
         for tick in ticks(self.places.end):
@@ -87,9 +86,9 @@ def envelope(samples: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def ticks(end: float) -> list[float]:
-    """From 0 on, five to ten of them, at round seconds."""
+    """From 0 on, at most eight of them, at round seconds."""
     power = 10.0 ** math.floor(math.log10(max(end, 1e-3) / 5))
-    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if end / (factor * power) <= 10)
+    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if end / (factor * power) <= 7)
     return [round(number * step, 6) for number in range(math.floor(end / step + 1e-6) + 1)]
 
 
