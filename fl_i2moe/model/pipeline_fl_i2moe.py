@@ -75,13 +75,32 @@ class FLI2MoEPipeline(Pipeline):
         if by_name := {name: kwargs.pop(name) for name in order if name in kwargs}:
             if inputs is not None:
                 raise ValueError(f"Give samples, or {', '.join(by_name)} by name, not both.")
-            inputs = _samples(by_name)
+            inputs = self._samples(by_name)
         elif inputs is None:
             raise ValueError(f"Give a sample, a list of samples, or {order} by name.")
         known = isinstance(inputs, (str, Mapping, list, torch.utils.data.Dataset))
         if not known and hasattr(inputs, "__getitem__"):  # a data set of the `datasets` library, for example
             inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
+
+    def _samples(self, by_name: Mapping[str, Any]) -> Mapping[str, Any] | list[Mapping[str, Any]]:
+        """One sample; a list of them where modalities come as lists. None stands for a modality that none has."""
+        batches, lengths = {}, {}
+        for name, value in by_name.items():
+            if value is None:
+                continue
+            if isinstance(value, Sequence) and not isinstance(value, str | bytes | list | tuple):
+                value = list(value)  # a column of a data set
+            batch = batches[name] = KINDS[self.processor.encoders[name]["kind"]].as_batch(value)
+            lengths[name] = None if len(batch) == 1 and batch[0] is value else len(batch)
+        if not batches:
+            return by_name
+        if set(lengths.values()) <= {None, 1} and None in lengths.values():
+            return {name: batch[0] for name, batch in batches.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name}: {'one' if length is None else length}" for name, length in lengths.items())
+            raise ValueError(f"Every modality needs one value, or a list of equally many; got {told}.")
+        return [dict(zip(batches, values, strict=True)) for values in zip(*batches.values(), strict=True)]
 
     def preprocess(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
         """One sample, its pictures opened (here, so that worker processes do it); lists of one, None where it lacks a
@@ -154,21 +173,6 @@ class FLI2MoEPipeline(Pipeline):
         )
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
-
-
-def _samples(by_name: Mapping[str, Any]) -> Mapping[str, Any] | list[Mapping[str, Any]]:
-    """One sample; a list of them where modalities come as lists. None stands for a modality that none has."""
-    given = {name: value for name, value in by_name.items() if value is not None}
-    lengths = {
-        name: len(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
-        for name, value in given.items()
-    }
-    if set(lengths.values()) <= {None}:
-        return by_name
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name}: {'one' if length is None else length}" for name, length in lengths.items())
-        raise ValueError(f"Every modality needs one value, or a list of equally many; got {told}.")
-    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
 
 def _collate(samples: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
