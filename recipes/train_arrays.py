@@ -22,7 +22,7 @@ from pathlib import Path
 from fl_i2moe.cache.fitting import fit_encoders
 from fl_i2moe.data.arrays import load_arrays
 from fl_i2moe.data.numeric import NumericSettings, write_numeric
-from fl_i2moe.model.sample_encoders import user_cache_dir
+from fl_i2moe.model.sample_encoders import find_in_user_cache
 from fl_i2moe.training.arguments import (
     ArrayArguments,
     CacheArguments,
@@ -118,7 +118,7 @@ def main():
         file = Path(data.data_file)
     else:
         settings = NumericSettings.from_options(vars(data))
-        folder = user_cache_dir() / "numeric" / settings.folder_name
+        folder = find_in_user_cache("numeric", settings.folder_name)
         accelerator.print(
             f"Arrays: a built-in sample with known interactions, {folder}. Give your own with --data_file."
         )

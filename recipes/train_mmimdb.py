@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
-from fl_i2moe.model.sample_encoders import user_cache_dir
+from fl_i2moe.model.sample_encoders import find_in_user_cache
 from fl_i2moe.training.arguments import (
     EncodingArguments,
     ImageEncoderArguments,
@@ -81,7 +81,7 @@ def main():
             data_dir, labels, encoders = Path(data.data_dir), data.labels, ENCODERS["mmimdb"]
             accelerator.print(f"Films: {data_dir}")
         else:
-            data_dir = user_cache_dir() / "planted" / planted_folder_name(data.num_films, data.sample_seed)
+            data_dir = find_in_user_cache("planted", planted_folder_name(data.num_films, data.sample_seed))
             labels, encoders = data.labels, SAMPLE_ENCODERS
             if not (labels or data.min_label_count):
                 labels = list(PLANTED_GENRES)

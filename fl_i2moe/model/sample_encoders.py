@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def resolve_encoder(name: str, cache_dir: str | Path | None = None) -> str:
 
     Args:
         name: `"sample:efficientnet-lite0"`, `"sample:minilm"`, a hub id or a folder.
-        cache_dir: where converted encoders are kept; default `$FL_I2MOE_CACHE` or `~/.cache/fl_i2moe`.
+        cache_dir: where converted encoders are kept; [`user_cache_dir`] if not given.
 
     Raises:
         ValueError: an unknown sample encoder, a missing package, or a file that is not the expected one.
@@ -64,11 +65,32 @@ def resolve_encoder(name: str, cache_dir: str | Path | None = None) -> str:
 
 def user_cache_dir() -> Path:
     """
-    Where encoders, feature caches and the planted sample are kept: `$FL_I2MOE_CACHE` or `~/.cache/fl_i2moe`. Raises
-    `ValueError` where the variable is set, and empty, or the home folder is not known.
+    Where encoders, feature caches and the planted sample are kept: `$FL_I2MOE_CACHE`, else `fl_i2moe` in `$HF_HOME`,
+    else in `$XDG_CACHE_HOME`, else in `~/.cache`. Raises `ValueError` where the first is set, and empty, or the home
+    folder is not known.
     """
-    folder = os.environ.get("FL_I2MOE_CACHE", "~/.cache/fl_i2moe")
-    check_given("FL_I2MOE_CACHE", folder)
+    if (own := os.environ.get("FL_I2MOE_CACHE")) is not None:
+        check_given("FL_I2MOE_CACHE", own)
+        return _from_home(own)
+    above = next((folder for name in ("HF_HOME", "XDG_CACHE_HOME") if (folder := os.environ.get(name))), "~/.cache")
+    return _from_home(above) / "fl_i2moe"
+
+
+def find_in_user_cache(*parts: str) -> Path:
+    """
+    A place in [`user_cache_dir`], or the one in `~/.cache/fl_i2moe`, where older versions kept everything, if only that
+    is there and `$FL_I2MOE_CACHE` is not set. Raises as [`user_cache_dir`].
+    """
+    place = user_cache_dir().joinpath(*parts)
+    if place.exists() or "FL_I2MOE_CACHE" in os.environ:
+        return place
+    with suppress(RuntimeError):  # no home folder is known
+        older = Path.home().joinpath(".cache", "fl_i2moe", *parts)
+        return older if older.exists() else place
+    return place
+
+
+def _from_home(folder: str) -> Path:
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
@@ -78,7 +100,8 @@ def user_cache_dir() -> Path:
 def _encoder_dir(name: str, sample: SampleEncoder, cache_dir: str | Path | None) -> Path:
     # The files' hashes are part of the folder's name, so that another version of a package cannot meet an old folder.
     version = hashlib.sha256(json.dumps(sample.files, sort_keys=True).encode()).hexdigest()[:8]
-    return Path(cache_dir or user_cache_dir()) / "encoders" / f"{name.removeprefix(PREFIX)}-{version}"
+    parts = "encoders", f"{name.removeprefix(PREFIX)}-{version}"
+    return Path(cache_dir, *parts) if cache_dir else find_in_user_cache(*parts)
 
 
 def _find_package(name: str, package: str) -> Path:

@@ -39,7 +39,7 @@ from ..utils.machine import tell_launcher
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
 UNBINDING = {"output_dir", "resume", "overwrite", "report_to", "checkpoint_steps", "keep_checkpoints", "num_workers"}
-UNBINDING |= {"num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
+UNBINDING |= {"tracker_project", "run_name", "num_threads", "cache_dir", "encoding_batch_size", "encoding_workers"}
 
 
 @dataclass
@@ -241,6 +241,10 @@ class TrainingArguments:
     keep_checkpoints: int = option(2, "Checkpoints that are kept.", at_least=1)
     bucket_by_length: bool = option(False, "Batch sequences of similar length: less padding, less random batches.")
     report_to: str | None = option(None, "Accelerate's trackers: tensorboard, wandb, … or all.")
+    tracker_project: str = option("fl_i2moe", "Project, or experiment, that trackers file the run under.")
+    run_name: str | None = option(
+        None, "The run's name in trackers; that of --output_dir if not given, and always so in TensorBoard."
+    )
     num_workers: int = option(0, "Processes that read the cache; 0 reads it between the steps.", within="[0, 1024]")
     num_threads: int | None = option(None, "CPU threads a process; all cores if not given.", within="[1, 1024]")
 

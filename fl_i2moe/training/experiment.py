@@ -37,7 +37,7 @@ from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
 from .loop import FittedModel, Predictions, predict_split, train
 from .predictions import PREDICTIONS_FILE, prediction_table, write_predictions
-from .recipe import create_accelerator, create_console
+from .recipe import LOGS_FOLDER, create_accelerator, create_console, init_trackers
 from .results import read_seed_results
 from .runs import STATISTICS_FILE, fingerprint, load_model
 
@@ -46,10 +46,10 @@ TRAINING_FILES = JobFiles(
     (
         *(f"seed-{'[0-9]' * digits}" for digits in range(1, 11)),  # not a copy that a user calls seed-0-best
         *("config.json", "model*.safetensors", "results.json"),
-        *("interaction_statistics.json", "predictions.parquet", "figures", "fl_i2moe"),
+        *("interaction_statistics.json", "predictions.parquet", "figures", LOGS_FOLDER, "fl_i2moe"),
     ),
 )
-"""The last are logs of a tracker."""
+"""The last are logs of trackers, of 0.1.0 in a folder named after the project."""
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -123,10 +123,10 @@ def fit(
     }
     flags = {**job.output.flags, "beside": job.encoding.cache_dir, "is_writer": accelerator.is_main_process}
     flags["defaults"] = job.defaults
-    with held_run_folder(output_dir, settings, files, **flags):
+    places = {"cache_dir": _place_of(cache, output_dir)}
+    with held_run_folder(output_dir, settings, files, **flags, places=places):
         accelerator.wait_for_everyone()
-        if job.training.report_to:
-            accelerator.init_trackers("fl_i2moe", {key: str(value) for key, value in settings.items()})
+        init_trackers(accelerator, job.training, output_dir, settings)
 
         runs = {
             seed: _run_seed(seed, config, cache, job, accelerator, metric, output_dir / f"seed-{seed}")
@@ -151,6 +151,14 @@ def fit(
         if not quiet:
             _report(create_console(accelerator), results, output_dir)
         return results
+
+
+def _place_of(cache: FeatureCache, output_dir: Path) -> str | None:
+    """Where the run finds its features again; None where they do not lie on the disk whole."""
+    if any(isinstance(rows, StreamedSplit) for rows in cache.splits.values()):
+        return None
+    path, folder = cache.path.resolve(), output_dir.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _run_seed(

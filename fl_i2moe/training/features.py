@@ -21,7 +21,7 @@ from ..model.encoders import load_encoder
 from ..model.kind import FittedEncoder, FrozenEncoder
 from ..model.kinds import ENCODED_KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
-from ..model.sample_encoders import resolve_encoder, user_cache_dir
+from ..model.sample_encoders import find_in_user_cache, resolve_encoder
 from ..utils.machine import check_memory
 from .arguments import EncodingArguments, ImageEncoderArguments, Job, TextEncoderArguments, check_metric
 from .predictions import PREDICTIONS_FILE
@@ -93,7 +93,7 @@ def encode(
         console.print(note)
     key = cache_key(raw, encoders)
     # one folder for each combination of data and encoders, so that runs share what is encoded already
-    cache_dir = job.encoding.cache_dir or user_cache_dir() / "features" / key_digest(key)
+    cache_dir = job.encoding.cache_dir or find_in_user_cache("features", key_digest(key))
     console.print(f"Feature cache: {cache_dir}")
     cache = build_cache(
         raw,

@@ -5,14 +5,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from io import TextIOWrapper
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from datasets import disable_progress_bars
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -22,6 +23,16 @@ from .arguments import TrainingArguments
 
 INTERRUPTED = 128 + signal.SIGINT
 GO_ON = "what is finished is kept; go on by the same command, with --resume if it has it"
+LOGS_FOLDER = "logs"
+"""Of trackers, in the output folder."""
+RUN_NAMES = {
+    "clearml": "task_name",
+    "mlflow": "run_name",
+    "swanlab": "experiment_name",
+    "trackio": "name",
+    "wandb": "name",
+}
+"""Tracker → the argument that names a run; the others of Accelerate have none."""
 OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory|storage size calculation overflowed"
 
 
@@ -93,11 +104,15 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         mixed_precision=training.mixed_precision,
         step_scheduler_with_optimizer=False,
         log_with=training.report_to,
-        project_dir=output_dir,
+        # each tracker's files in one folder, whatever it calls them
+        project_config=ProjectConfiguration(output_dir, os.path.join(output_dir, LOGS_FOLDER)),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],  # while another process writes data
     )
     if training.report_to and not accelerator.log_with:  # Accelerate only warns
         raise ValueError(f"`report_to` {training.report_to}: no such tracker is installed.")
+    project = Path(training.tracker_project)  # some trackers take it for a folder
+    if project.is_absolute() or ".." in project.parts:
+        raise ValueError(f"`tracker_project` {project} leads out of the run's folder: give a name.")
     if accelerator.device.type == "cpu":
         if accelerator.mixed_precision == "fp16":  # Accelerate would compute in float32 and not say so
             raise ValueError("Mixed precision fp16 needs a GPU; use bf16 or no.")
@@ -107,6 +122,16 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
         torch.set_num_threads(training.num_threads or max(1, usable_cores() // accelerator.num_processes))
         keep_freed_memory()
     return accelerator
+
+
+def init_trackers(
+    accelerator: Accelerator, training: TrainingArguments, output_dir: str | Path, settings: Mapping[str, Any]
+) -> None:
+    """Starts those that `report_to` names; does nothing without it."""
+    if training.report_to:
+        name = training.run_name or Path(output_dir).resolve().name
+        names = {tracker: {argument: name} for tracker, argument in RUN_NAMES.items()}
+        accelerator.init_trackers(training.tracker_project, {key: str(x) for key, x in settings.items()}, names)
 
 
 def single_process() -> Accelerator:

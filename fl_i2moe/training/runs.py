@@ -8,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..cache import FeatureCache, open_cache, open_features
+from ..cache import FeatureCache, is_cache, open_cache, open_features
+from ..cache.key import key_digest
+from ..cache.manifest import read_key
 from ..metrics.statistics import read_statistics
 from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_given
 from ..model.encoders import hash_weights
 from ..model.fusions import FUSIONS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
-from ..model.sample_encoders import user_cache_dir
+from ..model.sample_encoders import find_in_user_cache
 from ..utils.checked_json import read_json
 from ..utils.run_folder import SETTINGS_FILE
 from .results import RESULTS_FILE, read_results
@@ -22,8 +24,14 @@ from .results import RESULTS_FILE, read_results
 STATISTICS_FILE = "interaction_statistics.json"
 
 
-SETTINGS = {"features?": str, "threshold?": float, "data_dir?": (str, None), "data_file?": (str, None), str: Any}
-"""Those of a training that are looked at later; `features` is the digest of the cache's key."""
+SETTINGS = {
+    "features?": str,
+    "threshold?": float,
+    **dict.fromkeys(("cache_dir?", "data_dir?", "data_file?"), (str, None)),
+    str: Any,
+}
+"""Those of a training that are looked at later; `features` is the digest of the cache's key, `cache_dir` where it lies,
+from the run's folder on."""
 
 
 @dataclass
@@ -173,10 +181,11 @@ def fingerprint(model: FLI2MoEModel) -> str:
 
 def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split: str | None = None) -> FeatureCache:
     """
-    Opens the feature cache that the model in `model_dir` was trained on; raises `ValueError` where there is none.
+    Opens the feature cache that the model in `model_dir` was trained on: where its run remembers it, or in the user's
+    cache. Raises `ValueError` where there is none.
 
     Args:
-        cache_dir: the cache's folder, where it is not in the user's cache; or a data set on the Hub.
+        cache_dir: the cache's folder, where it has moved; or a data set on the Hub.
         split: fetch this split alone from the Hub.
     """
     check_given("model_dir", model_dir)
@@ -186,10 +195,16 @@ def find_cache(model_dir: str | Path, cache_dir: str | Path | None = None, split
     folder, settings = _find_settings(model_dir)
     if (digest := settings.get("features")) is None:
         raise ValueError(f"No {SETTINGS_FILE} says which features {model_dir} was trained on: give --cache_dir.")
-    if not (path := user_cache_dir() / "features" / digest).is_dir():
+    was = ""
+    if remembered := settings.get("cache_dir"):
+        place = folder / remembered
+        if is_cache(place) and key_digest(read_key(place)["key"]) == digest:
+            return open_cache(place)
+        was = f", and {place}, where it was, {'holds other features now' if is_cache(place) else 'is gone'}"
+    if not (path := find_in_user_cache("features", digest)).is_dir():
         raise ValueError(
-            f"The feature cache {digest} that the run in {folder} was trained on is not in {user_cache_dir()}: "
-            "give its folder by --cache_dir."
+            f"The feature cache {digest} that the run in {folder} was trained on is not in {path.parent}{was}: give "
+            "its folder by --cache_dir."
         )
     return open_cache(path)
 

@@ -135,16 +135,18 @@ def begin_run_folder(
     overwrite: bool,
     beside: str | os.PathLike | None = None,
     defaults: Mapping[str, Any] | None = None,
+    places: Mapping[str, Any] | None = None,
 ) -> None:
     """
     Makes `folder` ready for a run with `settings` (plain JSON): removes what the job wrote there before, or lets the
     run in it go on; what its settings do not name, since its version had no such option, has its value of `defaults`.
-    Raises `ValueError` as [`check_run_folder`], where the run to go on with was started with other settings, or where
-    another run is writing into a folder that would be removed.
+    `places`, where things lie that the run uses, are written down beside the settings, and may have changed. Raises
+    `ValueError` as [`check_run_folder`], where the run to go on with was started with other settings, or where another
+    run is writing into a folder that would be removed.
     """
     folder = Path(folder)
     _check_content(folder, files, resume, overwrite, beside)
-    known = {name: value for name, value in (defaults or {}).items() if name in settings}
+    known, places = {name: value for name, value in (defaults or {}).items() if name in settings}, places or {}
     # as they come back from the file
     settings, known = json.loads(json.dumps([{"job": files.job, **settings}, {"job": files.job, **known}]))
     file = folder / SETTINGS_FILE
@@ -153,7 +155,7 @@ def begin_run_folder(
         different = [
             f"  {name}: {stored.get(name)!r} then, {settings.get(name)!r} now"
             for name in {**stored, **settings}
-            if stored.get(name) != settings.get(name)
+            if name not in places and stored.get(name) != settings.get(name)
         ]
         if different:
             raise ValueError(
@@ -162,6 +164,8 @@ def begin_run_folder(
                 + "\nGive the same ones to resume it, or --overwrite to replace it."
             )
         _remove_unfinished(folder, files)
+        if not places.items() <= stored.items():
+            write_json(file, {**read_json(file, dict), **places})
         return
     folder.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(folder, files)
@@ -174,7 +178,7 @@ def begin_run_folder(
         # each goes at once, so that a kill leaves none by halves
         for number, path in enumerate(doomed):
             path.rename(Path(removed) / str(number))
-        write_json(file, settings)
+        write_json(file, {**settings, **places})
 
 
 def _remove_unfinished(folder: Path, files: JobFiles) -> None:

@@ -14,7 +14,7 @@ from kills import killed_before
 
 from fl_i2moe.model import sample_encoders
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.model.sample_encoders import SAMPLE_ENCODERS, resolve_encoder
+from fl_i2moe.model.sample_encoders import SAMPLE_ENCODERS, find_in_user_cache, resolve_encoder, user_cache_dir
 
 
 def package_dir(name):
@@ -110,6 +110,29 @@ def test_cache_dir_from_the_environment(tmp_path, monkeypatch):
     package_dir("sample:efficientnet-lite0")
     monkeypatch.setenv("FL_I2MOE_CACHE", str(tmp_path))
     assert Path(resolve_encoder("sample:efficientnet-lite0")).is_relative_to(tmp_path)
+
+
+def test_the_users_cache_lies_where_the_ecosystem_puts_it(tmp_path, monkeypatch):
+    names = ("FL_I2MOE_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    old = tmp_path / ".cache" / "fl_i2moe"
+    assert user_cache_dir() == old
+    places = [tmp_path / "own", tmp_path / "hf" / "fl_i2moe", tmp_path / "xdg" / "fl_i2moe"]
+    for name, place in list(zip(names, places, strict=True))[::-1]:
+        monkeypatch.setenv(name, str(place if name == names[0] else place.parent))
+        assert user_cache_dir() == place
+    monkeypatch.setenv("HF_HOME", "~/hf")
+    (old / "features" / "abc").mkdir(parents=True)  # by an older version
+    assert find_in_user_cache("features", "abc") == places[0] / "features" / "abc"  # what the user says holds
+    monkeypatch.delenv("FL_I2MOE_CACHE")
+    assert find_in_user_cache("features", "abc") == old / "features" / "abc"
+    assert find_in_user_cache("features", "new") == places[1] / "features" / "new"
+    (places[1] / "features" / "abc").mkdir(parents=True)
+    assert find_in_user_cache("features", "abc") == places[1] / "features" / "abc"
+    monkeypatch.setenv("HF_HOME", "")  # as if it were not set
+    assert user_cache_dir() == places[2]
 
 
 def test_changed_file_is_refused(tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
 """Whole jobs in this process, on numbers: other kinds of labels, trackers, and what is refused at the start."""
 
 import json
+import shutil
+from inspect import signature
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, MLflowTracker
 from datasets import Features, List, Value
-from fake_encoders import fake_encoders, write_raw
+from fake_encoders import fake_encoders, take_away, write_raw
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from transformers import AutoModel
@@ -20,6 +22,9 @@ from fl_i2moe.training import features as run_features
 from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.training.experiment import fit, start_job
 from fl_i2moe.training.features import EncoderChoice, encode
+from fl_i2moe.training.recipe import RUN_NAMES
+from fl_i2moe.training.runs import Run, find_cache, find_runs
+from fl_i2moe.utils.checked_json import read_json
 
 SIZES = {"train": 96, "validation": 32, "test": 20}
 
@@ -28,10 +33,10 @@ SIZES = {"train": 96, "validation": 32, "test": 20}
 def run(tmp_path, monkeypatch, fresh_accelerate, no_figures):
     """Runs a job with fake encoders on the CPU; returns its results."""
 
-    def start(raw, *, model=None, resume=False, **training):
+    def start(raw, *, model=None, resume=False, cache="cache", **training):
         options = {"num_epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "num_threads": 1, **training}
         job = Job(
-            EncodingArguments(cache_dir=str(tmp_path / "cache"), encoding_workers=0),
+            EncodingArguments(cache_dir=str(tmp_path / cache), encoding_workers=0),
             ModelArguments(hidden_size=16, num_attention_heads=2, num_fusion_layers=1, dropout=0.1, **(model or {})),
             TrainingArguments(**options),
             OutputArguments(str(tmp_path / "run"), resume=resume),
@@ -201,6 +206,7 @@ class ListTracker(GeneralTracker):
     def __init__(self, run_name, **options):
         super().__init__()
         self.run_name = run_name
+        type(self).project, type(self).options = run_name, options
 
     @property
     def tracker(self):
@@ -218,8 +224,12 @@ class ListTracker(GeneralTracker):
 
 def test_trackers_get_settings_losses_and_metrics(run, tmp_path, monkeypatch):
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "list", ListTracker)  # what register_tracker_class does
-    results = run(write_raw(tmp_path / "raw", SIZES), report_to="list", num_epochs=2, seeds=[3, 5])
+    monkeypatch.setitem(RUN_NAMES, "list", "name")
+    raw, names = write_raw(tmp_path / "raw", SIZES), {"tracker_project": "films", "run_name": "first"}
+    results = run(raw, report_to="list", num_epochs=2, seeds=[3, 5], **names)
     assert ListTracker.configuration["learning_rate"] == "0.01"
+    assert not names.keys() & ListTracker.configuration.keys()
+    assert (ListTracker.project, ListTracker.options) == ("films", {"name": "first"})
     assert ListTracker.finished
     best = tmp_path / "run" / f"seed-{results['best_seed']}"
     check_what_is_told(tmp_path / "run", results["seeds"][str(results["best_seed"])], tmp_path / "cache")
@@ -280,6 +290,9 @@ def test_a_resumed_job_knows_a_finished_seed(run, tmp_path):
     ("training", "model", "message"),
     [
         ({"report_to": "nosuch"}, {}, "nosuch"),
+        ({"tracker_project": "../films"}, {}, r"`tracker_project` \.\./films leads out of the run's folder"),
+        ({"tracker_project": ""}, {}, "`tracker_project` is empty"),
+        ({"run_name": " "}, {}, "`run_name` is empty"),
         ({"report_to": "clearml"}, {}, "`report_to` clearml: no such tracker is installed"),
         ({"mixed_precision": "fp16"}, {}, "fp16 needs a GPU"),
         ({"metric": "mae"}, {}, "micro_f1"),
@@ -292,6 +305,39 @@ def test_refused_before_anything_is_encoded(run, tmp_path, training, model, mess
         run(write_raw(tmp_path / "raw", SIZES), model=model, **training)
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_finds_its_features_again(run, tmp_path, monkeypatch):
+    """Also where samples lack a modality, and where both have moved."""
+    monkeypatch.setenv("FL_I2MOE_CACHE", str(tmp_path / "user"))
+    raw = take_away(write_raw(tmp_path / "raw", {"train": 20, "validation": 8, "test": 6}), "test", "text", [1])
+    run(raw, model={"fill_missing": "zero"}, num_epochs=1)
+    features, folder = tmp_path / "cache", tmp_path / "run"
+    assert find_cache(folder).path == find_cache(folder / "seed-0" / "model").path == features
+    assert Run.open(folder).cache.missing == {"test": {"text": 1}}
+    before = read_json(folder / "run.json", dict)
+
+    features.rename(tmp_path / "away")
+    with pytest.raises(ValueError, match=rf"not in {tmp_path}/user/features, and {features}, .*is gone: .*--cache_dir"):
+        find_cache(folder)
+    (tmp_path / "away").rename(folder / "kept")
+    run(
+        raw, model={"fill_missing": "zero"}, num_epochs=1, resume=True, cache="run/kept"
+    )  # another place is no obstacle
+    assert read_json(folder / "run.json", dict) == before | {"cache_dir": "kept"}
+    folder.rename(tmp_path / "elsewhere")
+    assert find_runs([str(tmp_path / "elsewhere")])[0].cache.path == tmp_path / "elsewhere" / "kept"
+
+    other = write_raw(tmp_path / "other", {"train": 3, "validation": 3, "test": 3}, seed=1)
+    shutil.rmtree(tmp_path / "elsewhere" / "kept")
+    build_cache(other, fake_encoders(), tmp_path / "elsewhere" / "kept", num_workers=0, progress=False)
+    with pytest.raises(ValueError, match=r"kept, where it was, holds other features now: give its folder by --cache"):
+        find_cache(tmp_path / "elsewhere")
+
+
+def test_run_names_are_arguments_that_trackers_take():
+    assert RUN_NAMES["mlflow"] in signature(MLflowTracker).parameters
+    assert set(RUN_NAMES) <= set(LOGGER_TYPE_TO_CLASS)
 
 
 def test_a_split_that_is_missing_is_named(run, tmp_path):

@@ -10,7 +10,7 @@ from ...cache import FeatureCache
 from ...data.numeric import NumericSettings, load_numeric_truth
 from ...data.planted import load_planted_truth, planted_folder_name
 from ...data.planted_sounds import SOUND, TRANSCRIPT, load_sounds_truth
-from ...model.sample_encoders import user_cache_dir
+from ...model.sample_encoders import find_in_user_cache
 from ...training.features import check_splits
 from ...training.runs import Run
 from .evaluation import Truth
@@ -148,13 +148,13 @@ def _find_sample(runs: Sequence[Run], data_dir: str | None, find: Callable[[dict
 
 def _films(settings: dict[str, Any]) -> Path:
     sample = planted_folder_name(settings.get("num_films"), settings.get("sample_seed"))
-    return Path(settings.get("data_dir") or user_cache_dir() / "planted" / sample)
+    return Path(settings.get("data_dir") or find_in_user_cache("planted", sample))
 
 
 def _arrays(settings: dict[str, Any]) -> Path:
     if file := settings.get("data_file"):
         return Path(file).expanduser().absolute().parent
-    return user_cache_dir() / "numeric" / NumericSettings.from_options(settings).folder_name
+    return find_in_user_cache("numeric", NumericSettings.from_options(settings).folder_name)
 
 
 def _table(settings: dict[str, Any]) -> Path:
