@@ -24,7 +24,7 @@ from .results import RESULTS_FILE, read_results
 STATISTICS_FILE = "interaction_statistics.json"
 
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "features?": str,
     "threshold?": float,
     **dict.fromkeys(("cache_dir?", "data_dir?", "data_file?"), (str, None)),

@@ -116,7 +116,9 @@ def test_columns_that_are_named_categorical_and_numbers_as_they_are():
 def test_what_was_guessed_is_said(products):
     rows = [{**row, "stars": i % 5, "serial": f"s{i}"} for i, row in enumerate(products)]
     notes = fit_encoders(table(rows))["specs"].notes
-    assert notes[0] == ("specs: numbers price, größe, stars; categories colour (3), used (2), maker (2 and missing), serial (200)")
+    assert notes[0] == (
+        "specs: numbers price, größe, stars; categories colour (3), used (2), maker (2 and missing), serial (200)"
+    )
     assert "stars has at most 20 different whole numbers" in notes[1]
     assert "serial never has the same value twice" in notes[2]
 
