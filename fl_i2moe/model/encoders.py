@@ -9,7 +9,9 @@ Frozen Hugging Face encoders, which turn raw values into feature sequences.
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,22 @@ def _find(name_or_path: str | Path) -> str:
     return str(name_or_path)
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of a checkpoint's weights that a tower does not have: what matters is checked here."""
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
+
+
+@_without_report()
 def _load_model(name: str, source: str, config: Any, kind: EncodedKind, **kwargs: Any) -> tuple[nn.Module, str]:
     tower = getattr(config, kind.tower, None) or config
     options = {"use_safetensors": True, "output_loading_info": True, **kwargs}

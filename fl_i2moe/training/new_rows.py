@@ -67,8 +67,6 @@ class PredictArguments:
             raise ValueError("`dataset` is needed: the new rows.")
         if Path(self.output).suffix.lower() not in WRITERS:
             raise ValueError(f"`output` must end with {', '.join(WRITERS)}, got {self.output}.")
-        if Path(self.output).exists() and not self.overwrite:
-            raise ValueError(f"{self.output} is there already: replace it by --overwrite, or give another --output.")
 
 
 def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
@@ -78,17 +76,21 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     `<output>.skipped.jsonl`. A stopped job goes on after its last whole part.
 
     Raises:
-        ValueError: the model takes no raw values; a column is not there; no row can be read.
+        ValueError: the output is there already; the model takes no raw values; a column is not there; no row can be
+            read.
         OSError: the disk is full.
     """
     console, output = create_console(accelerator), Path(arguments.output)
+    folder = output.with_name(f"{UNFINISHED}{output.name}-parts")
+    if output.exists() and not arguments.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed at its very end
+        raise ValueError(f"{output} is there already: replace it by --overwrite, or give another --output.")
     model = _load(arguments.model).to(accelerator.device)
     config = model.config
     model.load_encoders(trust_remote_code=arguments.trust_remote_code)
     encoders = {name: model.raw_inputs.load(name) for name in config.modality_order}
     rows, bad_rows = _read(encoders, config.fill_missing is not None, arguments)
     key = {"model": fingerprint(model), "rows": _digest(rows), **_deciding(arguments)}
-    folder = output.with_name(UNFINISHED + output.name)
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(FileLock(folder / "lock"), f"writing {output}", "; or give another --output"):
         _begin(folder, key)

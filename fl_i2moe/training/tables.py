@@ -169,8 +169,8 @@ def choose_encoders(
         if unknown := [name for name in given if name not in encoded]:
             what = "needs no encoder" if unknown[0] in modalities else "is no modality"
             raise ValueError(
-                f"`{option_name}` names {unknown[0]!r}, which {what}; {', '.join(map(repr, encoded)) or 'nothing'} has "
-                f"an encoder.{did_you_mean(unknown[0], encoded)}"
+                f"`{option_name}` names {unknown[0]!r}, which {what}; encoders are for "
+                f"{', '.join(encoded) or 'pictures, texts and sounds'}.{did_you_mean(unknown[0], encoded)}"
             )
     return {
         name: EncoderChoice(encoders.get(name, DEFAULT_ENCODERS[kind]), revisions.get(name), hidden_layers.get(name))
