@@ -135,7 +135,7 @@ def _find(name_or_path: str | Path) -> str:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Without transformers' table of a checkpoint's weights that a tower does not have: what matters is checked here."""
+    """Without transformers' table of weights that a tower does not have: what matters is checked here."""
 
     def is_no_report(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
