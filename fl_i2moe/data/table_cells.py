@@ -6,6 +6,7 @@ not copied; others are written anew. Nothing but short notes on each row stays i
 Shape letters: N rows.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
-from datasets.fingerprint import Hasher
+from datasets.fingerprint import Hasher, generate_random_fingerprint, get_temporary_cache_files_directory
 from numpy.typing import NDArray
 
 from ..model.configuration_fl_i2moe import did_you_mean
@@ -165,8 +166,11 @@ class TableReader:
             cells = {x.name: self._cells(x, table, rows[0], values, found) for x in modalities}
             return pa.table(cells, schema.arrow_schema)
 
-        # by a name of its own each time the same file; never read again, since files may have come or gone
-        name = Hasher.hash([source._fingerprint, [str(x) for x in modalities], [str(x) for x in table.folders]])
+        # never read again, since files may have come or gone, and so always in the same place
+        place = Hasher.hash([source._fingerprint, *map(str, modalities), *map(str, table.folders)])
+        folder = Path(source.cache_files[0]["filename"]).parent if source.cache_files else None
+        if folder and not os.access(folder, os.W_OK):
+            folder = Path(get_temporary_cache_files_directory())
         return (
             source.with_format("arrow")
             .map(
@@ -176,8 +180,9 @@ class TableReader:
                 batch_size=BATCH,
                 remove_columns=columns,
                 features=schema,
-                new_fingerprint=name,
+                cache_file_name=str(folder / f"cache-{place}.arrow") if folder else None,
                 load_from_cache_file=False,
+                new_fingerprint=generate_random_fingerprint(),
                 desc=f"Reading {table.file}",
             )
             .with_format(None)

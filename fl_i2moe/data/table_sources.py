@@ -9,12 +9,13 @@ import codecs
 import csv
 import glob
 import json
+import mimetypes
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,6 +37,7 @@ SEPARATORS = ",;\t|"
 FILES_OF_SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 METADATA = "metadata"
 """A table of this name describes the files beside it."""
+FILE_NAME = "file_name"
 
 HINTS = {
     **dict.fromkeys((".npz", ".pkl", ".pickle"), "arrays are read by `load_arrays` (recipes/train_arrays.py)"),
@@ -152,8 +154,10 @@ def _open_folder(
     if any((folder / name).is_file() for name in FILES_OF_SAVED):
         with _explaining(str(folder), folder):
             return _opened(datasets.load_from_disk(str(folder)), str(folder), (*own, folder))
-    files = sorted(x for x in folder.iterdir() if x.is_file() and _ending(x) in LOADERS and x.name[0] not in "._")
-    if files and config_name is None and all(x.stem.lower() != METADATA for x in files):
+    files = [] if config_name is not None else _tables_in(folder)
+    if metadata := _metadata(files):
+        return [_described(_open_file(metadata, None, own, encoding, options))]
+    if files:
         if len(files) == 1 and _split_in(files[0]) is None:
             return [_open_file(files, None, own, encoding, options)]
         shards: dict[str | None, list[Path]] = {}
@@ -165,9 +169,39 @@ def _open_folder(
                 "or name all after their splits, such as train.csv and test.csv."
             )
         return [_open_file(x, split, own, encoding, options) for split, x in shards.items()]
+    below = {x: _metadata(_tables_in(x)) for x in sorted(folder.iterdir()) if x.is_dir() and split_of(x.name)}
+    if any(below.values()) and config_name is None:
+        if lacking := [x for x, metadata in below.items() if not metadata]:
+            raise ValueError(f"{lacking[0]} has no table {METADATA}.csv as the other splits have; add it.")
+        return [_described(_open_file(x, sub.name, own, encoding, options)) for sub, x in below.items()]
     with _explaining(str(folder), folder):
         found = datasets.load_dataset(str(folder), name=config_name, **options)
     return _opened(found, str(folder), (*own, folder))
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    return sorted(x for x in folder.iterdir() if x.is_file() and _ending(x) in LOADERS and x.name[0] not in "._")
+
+
+def _metadata(files: list[Path]) -> list[Path]:
+    return [x for x in files if x.name.split(".")[0].lower() == METADATA]
+
+
+def _described(table: Table) -> Table:
+    """
+    A table of metadata with the names that `datasets` gives its columns of files: `image` or `audio` for `file_name`,
+    `front` for `front_file_name`.
+    """
+    names = {}
+    for name in table.rows.column_names:
+        if name == FILE_NAME:
+            kind = mimetypes.guess_type(str(table.rows[0][name]))[0] or FILE_NAME
+            names[name] = kind.split("/")[0]
+        elif name.endswith(f"_{FILE_NAME}"):
+            names[name] = name.removesuffix(f"_{FILE_NAME}")
+    if twice := [new for new in names.values() if new in table.rows.column_names and new not in names]:
+        raise ValueError(f"{table.file} has a column {twice[0]!r}, as the files would be called; rename it.")
+    return replace(table, rows=table.rows.rename_columns(names))
 
 
 def _split_in(file: Path) -> str | None:
@@ -292,6 +326,10 @@ def _explaining(what: str, path: Path) -> Iterator[None]:
         _not_there(what, path, error)
     except ConnectionError as error:
         _not_there(what, path, error)
+    except ImportError as error:
+        raise ValueError(
+            f"{what} needs a package that is not installed ({error}). Install it, or give a table of the files' paths."
+        ) from error
     except StopIteration as error:
         raise ValueError(f"{what} has no rows.") from error
     except Exception as error:  # builders raise anything for a file that they cannot read

@@ -2,7 +2,7 @@ import gzip
 import json
 
 import pytest
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 
 from fl_i2moe.data.table_sources import open_tables
 
@@ -132,6 +132,43 @@ def test_a_folder_of_tables_is_cut_by_their_names(tmp_path, cache):
     (folder / "train-00002-of-00002.csv").write_text("b\n1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has the columns \['b'\], .* has \['a'\]; they must be the same"):
         open_tables(folder, cache_dir=cache)
+
+
+def test_metadata_of_files_has_the_names_of_datasets(tmp_path, cache):
+    content = "file_name,front_file_name,text\na/0.{0},b/0.png,x\n"
+    for ending, name in (("png", "image"), ("wav", "audio")):
+        folder = tmp_path / ending
+        (folder / "a").mkdir(parents=True)
+        (folder / "a" / f"0.{ending}").write_bytes(b"x")  # nothing is decoded
+        (folder / "metadata.csv").write_text(content.format(ending), encoding="utf-8")
+        [table] = open_tables(folder, cache_dir=cache)
+        assert table.rows[0] == {name: f"a/0.{ending}", "front": "b/0.png", "text": "x"}
+        assert table.folders == (folder,)
+    for split in ("train", "val"):
+        (tmp_path / "cut" / split).mkdir(parents=True)
+        (tmp_path / "cut" / split / "metadata.jsonl").write_text(json.dumps({"file_name": f"{split}.png"}), "utf-8")
+    assert {
+        x.split: (x.rows["image"][0], x.folders[0].name) for x in open_tables(tmp_path / "cut", cache_dir=cache)
+    } == {
+        "train": ("train.png", "train"),
+        "val": ("val.png", "val"),
+    }
+    (tmp_path / "cut" / "val" / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"cut/val has no table metadata\.csv as the other splits have"):
+        open_tables(tmp_path / "cut", cache_dir=cache)
+
+
+def test_a_name_is_looked_for_on_the_hub(monkeypatch, tmp_path):
+    asked = {}
+
+    def load(path, **options):
+        asked.update(options, path=path)
+        return DatasetDict(train=Dataset.from_dict({"a": [1]}), dev=Dataset.from_dict({"a": [2, 3]}))
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    tables = open_tables("someone/products", config_name="small", revision="v1", cache_dir=tmp_path)
+    assert asked == {"path": "someone/products", "name": "small", "revision": "v1", "cache_dir": str(tmp_path)}
+    assert [(x.split, x.rows["a"][:]) for x in tables] == [("train", [1]), ("dev", [2, 3])]
 
 
 def test_what_datasets_says_of_a_plain_table(tmp_path, cache):
