@@ -22,7 +22,7 @@ from ..model.configuration_fl_i2moe import did_you_mean
 from ..model.kind import Kind, is_missing
 from ..model.kinds import KINDS
 from .raw import SampleError
-from .table_columns import BATCH, batches, check_columns, example, types_of_texts, values_of
+from .table_columns import BATCH, batches, check_columns, check_scalars, example, types_of_texts, values_of
 from .table_sources import Table
 
 Missing = Literal["stop", "drop", "fill"]
@@ -122,6 +122,7 @@ class TableReader:
         columns = [column for modality in modalities for column in modality.columns]
         check_columns(tables, columns)
         joined = [column for modality in modalities if modality.is_joined for column in modality.columns]
+        check_scalars(tables, joined)
         self.types = types_of_texts(tables, joined)
         self.features = Features.from_dict({x.name: x.kind.raw_type for x in modalities})
 

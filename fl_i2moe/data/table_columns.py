@@ -33,6 +33,18 @@ def check_columns(tables: Sequence[Table], names: Iterable[str]) -> None:
                 )
 
 
+def check_scalars(tables: Sequence[Table], names: Iterable[str]) -> None:
+    """Raises `ValueError` if a column that is one of several in a modality holds no numbers, texts or booleans."""
+    for table in tables:
+        for name in names:
+            kind = table.rows.features.arrow_schema.field(name).type
+            if not (is_text(kind) or is_number(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)):
+                raise ValueError(
+                    f"{table.file}: the column {name!r} holds {type_name(kind)}; columns that make one modality hold "
+                    "numbers, texts or booleans. Write it as such (of a date, say, the year as a number)."
+                )
+
+
 def types_of_texts(tables: Sequence[Table], names: Iterable[str]) -> dict[str, pa.DataType]:
     """Column → type of the numbers or booleans that its texts stand for, where all of them do in all of the tables."""
     written = [table for table in tables if table.holds_texts]
@@ -86,6 +98,8 @@ def values_of(batch: pa.Table, features: Features, types: Mapping[str, pa.DataTy
         column = batch[name]
         if name in types:
             column = without_gaps(column).cast(types[name])
+        elif pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
         values = column.to_pylist()
         if isinstance(features[name], ClassLabel):
             names = features[name].names

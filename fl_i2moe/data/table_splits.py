@@ -52,9 +52,9 @@ def split_rows(
     elif labels.problem == "multi_label_classification":
         by = labels.values > 0
     notes = draw_missing_splits(rows_of, shares, seed, file, by, groups)
-    rows_of |= {split: np.union1d(rows_of[split], rows) for split, rows in unlabelled.items()}
     if groups is not None:
         check_groups(rows_of, groups, names, file)
+    rows_of |= {split: np.union1d(rows_of[split], rows) for split, rows in unlabelled.items()}
     return rows_of, notes
 
 

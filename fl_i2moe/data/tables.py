@@ -114,12 +114,12 @@ def load_table(
     labels_from = [label] if isinstance(label, str) else list(label)
     if not labels_from:
         raise ValueError("`label` names no column; give the one that is to be predicted.")
-    _check_once(own, labels_from, id_column, split_column, group_column)
+    others = {"`id_column`": id_column, "`split_column`": split_column, "`group_column`": group_column}
+    _check_uses(own, labels_from, others)
     tables = open_tables(
         source, root=root, encoding=encoding, config_name=config_name, revision=revision, cache_dir=cache_dir
     )
-    others = [x for x in (id_column, split_column, group_column) if x is not None]
-    check_columns(tables, [*labels_from, *others])
+    check_columns(tables, [*labels_from, *(x for x in others.values() if x is not None)])
     file, title = title_of(tables), ", ".join(labels_from)
     reader = TableReader(tables, own)
 
@@ -206,7 +206,6 @@ def load_rows(
     """
     check_missing(missing)
     own = check_modalities(modalities, {"id": OWN_COLUMNS["id"], ROW_COLUMN: "this column holds the rows' numbers"})
-    _check_once(own, [], id_column, None, None)
     tables = open_tables(
         source, root=root, encoding=encoding, config_name=config_name, revision=revision, cache_dir=cache_dir
     )
@@ -226,22 +225,18 @@ def load_rows(
     return rows, [bad[row] for row in sorted(bad)]
 
 
-def _check_once(
-    modalities: Sequence[Modality], labels: Sequence[str], id_column: str | None, split: str | None, group: str | None
-) -> None:
-    uses: dict[str, str] = {}
-    given = [(column, f"modality {x.name!r}") for x in modalities for column in x.columns]
-    given += [(column, "label") for column in labels]
-    given += [(x, use) for x, use in ((id_column, "id"), (split, "split"), (group, "group")) if x is not None]
-    for column, use in given:
+def _check_uses(modalities: Sequence[Modality], labels: Sequence[str], others: Mapping[str, str | None]) -> None:
+    """Raises `ValueError` if a label is also something else. `others`: use → column."""
+    uses = {column: f"as modality {x.name!r}" for x in modalities for column in x.columns}
+    uses |= {column: f"as {use}" for use, column in others.items() if column is not None}
+    for number, column in enumerate(labels):
         if not isinstance(column, str):
-            raise ValueError(f"The column of the {use} must be a name, got {column!r}.")
-        if column in uses and {use, uses[column]} != {"id", "group"}:
+            raise ValueError(f"`label` must be the name of a column, or a list of names, got {column!r}.")
+        if column in uses or column in labels[:number]:
             raise ValueError(
-                f"The column {column!r} is given twice, as {uses[column]} and as {use}: a model would be told what it "
-                "has to find out, or learn from names. Give each column one use."
+                f"The column {column!r} is given twice, as label and {uses.get(column, 'as label')}: there would be "
+                "nothing to learn. Give it one use."
             )
-        uses[column] = use
 
 
 def _beside(parts: Sequence[Dataset], more: Mapping[str, Any], features: Features) -> Dataset:

@@ -1,5 +1,7 @@
 import csv
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +293,9 @@ def test_columns_of_one_modality_keep_their_types(tmp_path, rows, tabular, cache
     assert found["0"] == {"width": 1.5, "count": 3, "new": True, "code": "007"}
     assert type(found["0"]["count"]) is int
     assert found["1"] == {"width": None, "count": None, "new": False, "code": "x"}
+    rows["price"] = [Decimal("1.5")] * NUM_ROWS
+    priced = load(rows, {"text": "text", "specs": ["price"]})
+    assert json.loads(samples(priced)["1"]["specs"]) == {"price": 1.5}
     features = Features(
         {"text": Value("string"), "label": Value("string"), "colour": ClassLabel(names=["red", "blue"])}
     )
@@ -353,8 +358,12 @@ def test_columns_that_tell_the_label(rows, tabular):
         ({}, {"modalities": {"picture": "image", "txet": "text"}}, r"has no column 'txet'\. Did you mean `text`\?"),
         ({}, {"label": "lable"}, r"has no column 'lable'\. Did you mean `label`\?"),
         ({}, {"id_column": "nr"}, "has no column 'nr'"),
-        ({}, {"modalities": KINDS_OF | {"label": "text"}}, "column 'label' is given twice, as modality 'label' and as"),
-        ({}, {"id_column": "label"}, "column 'label' is given twice, as label and as id"),
+        (
+            {},
+            {"modalities": KINDS_OF | {"label": "text"}},
+            "column 'label' is given twice, as label and as modality 'label'",
+        ),
+        ({}, {"id_column": "label"}, "column 'label' is given twice, as label and as `id_column`"),
         (
             {},
             {"modalities": {"picture": "image", "x": ["picture", "text"]}},
@@ -368,6 +377,12 @@ def test_columns_that_tell_the_label(rows, tabular):
             "'id' cannot be called so: this column holds the samples'",
         ),
         ({}, {"modalities": {"labels": "text", "text": "text"}}, "'labels' cannot be called so"),
+        ({}, {"label": ["label", "label"]}, "column 'label' is given twice, as label and as label"),
+        (
+            {"day": [date(2026, 1, 1)] * 30},
+            {"modalities": {"text": "text", "x": ["day"]}},
+            "'day' holds date32.* a number",
+        ),
         ({}, {"label": []}, "`label` names no column"),
         ({}, {"missing": "keep"}, "`missing` must be one of stop, drop, fill, got 'keep'"),
         ({}, {"on_bad_sample": "drop"}, "on_bad_sample must be one of"),
@@ -431,6 +446,19 @@ def test_splits_of_a_data_set_are_kept_and_the_missing_one_is_drawn(rows):
     unlabelled = table.remove_columns("label").add_column("label", [None] * NUM_ROWS)
     with pytest.raises(ValueError, match=r"no sample of split 'test' is left\. The first .*: the label is missing"):
         load(DatasetDict({"train": table, "test": unlabelled}), on_bad_sample="skip")
+
+
+def test_groups_stay_together_and_ids_may_be_a_modality(rows):
+    rows = rows | {"person": [f"p{row // 3}" for row in range(NUM_ROWS)], "label": ["a", "b", None] * 10}
+    raw = load(rows, group_column="person", id_column="text", on_bad_sample="skip")
+    assert len(raw.bad_samples) == 10
+    people = [{int(row["text"].split()[-1]) // 3 for row in split} for split in raw.splits.values()]
+    assert sum(map(len, people)) == len(set().union(*people)) == 10
+    assert all(row["id"] == row["text"] for row in raw.splits["train"])
+    with pytest.raises(ValueError, match="the group 'p0' is in both 'train' and 'test'"):
+        load(rows | {"s": ["train", "test", "dev"] * 10}, group_column="person", split_column="s")
+    with pytest.raises(ValueError, match="'person' has no group in the rows 29"):
+        load(rows | {"person": [*rows["person"][:29], None]}, group_column="person")
 
 
 def test_rows_to_predict_are_read_without_labels(rows):
