@@ -410,9 +410,13 @@ class Kind(ABC):
         """Which share of a value its encoder left out; None if nothing."""
         return None
 
+    def is_batch(self, value: Any) -> bool:
+        """Whether it is several raw values, one a sample: a list, or a column of a data set."""
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
     def as_batch(self, value: Any) -> list[Any]:
-        """A list of raw values as it is, one value as a list."""
-        return list(value) if isinstance(value, (list, tuple)) else [value]
+        """Several raw values as a list, one value as a list of one."""
+        return list(value) if self.is_batch(value) else [value]
 
     def open(self, value: Any) -> Any:
         """A raw value as a pipeline's worker reads it."""

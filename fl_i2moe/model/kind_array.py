@@ -81,11 +81,11 @@ class ArrayKind(FittedKind):
     def cell(self, value: Any) -> bytes:
         return value if isinstance(value, bytes) else as_array(value).tobytes()
 
-    def as_batch(self, value: Any) -> list[Any]:
+    def is_batch(self, value: Any) -> bool:
         """A list of numbers is one vector, any other list a batch, and so is an array (B, T, D)."""
-        if isinstance(value, (list, tuple)) and value and all(_is_number(x) for x in value):
-            return [value]
-        return list(value) if getattr(value, "ndim", 0) == 3 else super().as_batch(value)
+        if super().is_batch(value):
+            return not len(value) or not all(_is_number(x) for x in value)
+        return getattr(value, "ndim", 0) == 3
 
     def open(self, value: Any) -> NDArray[np.float32]:
         return as_array(value)
@@ -94,7 +94,7 @@ class ArrayKind(FittedKind):
         return None if "mean" in identity else "it was trained by version 0.1.0, which kept no mean and scale with it"
 
     def example(self, modality: str, identity: Mapping[str, Any]) -> str:
-        return f"[[0.0] * {identity['feature_size']}]"
+        return f"[0.0] * {identity['feature_size']}"
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
         how = "taken as they are" if identity["mean"] is None else "standardised by the training split"

@@ -381,10 +381,10 @@ class AudioKind(FileKind):
     def open(self, value: Any) -> Sound:
         return open_sound(fetch(value))
 
-    def as_batch(self, value: Any) -> list[Any]:
+    def is_batch(self, value: Any) -> bool:
         """Samples of a sound and their rate, `(array, rate)`, are one value."""
         is_pair = isinstance(value, tuple) and len(value) == 2 and any(isinstance(x, Number) for x in value)
-        return [value] if is_pair else super().as_batch(value)
+        return not is_pair and super().is_batch(value)
 
     def example(self, modality: str, identity: Mapping[str, Any]) -> str:
         return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.wav"'

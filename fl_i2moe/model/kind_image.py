@@ -427,8 +427,8 @@ class ImageKind(FileKind):
     ) -> ImagePreprocessor:
         return ImagePreprocessor.from_identity(identity["preprocessing"])  # nothing is fetched
 
-    def as_batch(self, value: Any) -> list[Any]:
-        return list(value) if isinstance(value, np.ndarray) and value.ndim == 4 else super().as_batch(value)
+    def is_batch(self, value: Any) -> bool:
+        return (isinstance(value, np.ndarray) and value.ndim == 4) or super().is_batch(value)
 
     def open(self, value: Any) -> Image.Image:
         return open_image(fetch(value))

@@ -1,6 +1,6 @@
 """The transformers pipeline "image-text-classification": raw samples → labels, scores and what the experts say."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .kind import Kind
 from .kinds import KINDS
 
 TASK = "image-text-classification"
@@ -75,32 +76,13 @@ class FLI2MoEPipeline(Pipeline):
         if by_name := {name: kwargs.pop(name) for name in order if name in kwargs}:
             if inputs is not None:
                 raise ValueError(f"Give samples, or {', '.join(by_name)} by name, not both.")
-            inputs = self._samples(by_name)
+            inputs = _samples(by_name, self._kinds)
         elif inputs is None:
             raise ValueError(f"Give a sample, a list of samples, or {order} by name.")
         known = isinstance(inputs, (str, Mapping, list, torch.utils.data.Dataset))
         if not known and hasattr(inputs, "__getitem__"):  # a data set of the `datasets` library, for example
             inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
-
-    def _samples(self, by_name: Mapping[str, Any]) -> Mapping[str, Any] | list[Mapping[str, Any]]:
-        """One sample; a list of them where modalities come as lists. None stands for a modality that none has."""
-        batches, lengths = {}, {}
-        for name, value in by_name.items():
-            if value is None:
-                continue
-            if isinstance(value, Sequence) and not isinstance(value, str | bytes | list | tuple):
-                value = list(value)  # a column of a data set
-            batch = batches[name] = KINDS[self.processor.encoders[name]["kind"]].as_batch(value)
-            lengths[name] = None if len(batch) == 1 and batch[0] is value else len(batch)
-        if not batches:
-            return by_name
-        if set(lengths.values()) <= {None, 1} and None in lengths.values():
-            return {name: batch[0] for name, batch in batches.items()}
-        if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{name}: {'one' if length is None else length}" for name, length in lengths.items())
-            raise ValueError(f"Every modality needs one value, or a list of equally many; got {told}.")
-        return [dict(zip(batches, values, strict=True)) for values in zip(*batches.values(), strict=True)]
 
     def preprocess(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
         """One sample, its pictures opened (here, so that worker processes do it); lists of one, None where it lacks a
@@ -112,8 +94,11 @@ class FLI2MoEPipeline(Pipeline):
         missing = [name for name in order if name not in given]
         if missing and (not given or self.model.config.fill_missing is None):
             raise ValueError(f"A sample lacks {missing}; it has {sorted(inputs)}, this model takes {order}.")
-        kinds = {name: KINDS[self.processor.encoders[name]["kind"]] for name in given}
-        return {name: [kinds[name].open(given[name]) if name in given else None] for name in order}
+        return {name: [self._kinds[name].open(given[name]) if name in given else None] for name in order}
+
+    @property
+    def _kinds(self) -> dict[str, Kind]:
+        return {name: KINDS[identity["kind"]] for name, identity in self.processor.encoders.items()}
 
     def _forward(self, model_inputs: dict[str, list[Any]]) -> dict[str, torch.Tensor]:
         output = self.model(**self.processor(**model_inputs))
@@ -173,6 +158,18 @@ class FLI2MoEPipeline(Pipeline):
         )
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+
+def _samples(by_name: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Mapping[str, Any] | list[Mapping[str, Any]]:
+    """One sample; a list of them where modalities come as lists. None stands for a modality that none has."""
+    given = {name: value for name, value in by_name.items() if value is not None}
+    lengths = {name: len(value) if kinds[name].is_batch(value) else None for name, value in given.items()}
+    if set(lengths.values()) <= {None}:
+        return by_name
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name}: {'one' if length is None else length}" for name, length in lengths.items())
+        raise ValueError(f"Every modality needs one value, or a list of equally many; got {told}.")
+    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
 
 def _collate(samples: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -51,7 +51,12 @@ def test_raw_values_give_what_cached_features_give(mixed, tmp_path):
         assert_close(found.float(), batch["features"][name].float() * batch["feature_masks"][name][..., None])
     classify = FLI2MoEPipeline(model=loaded, processor=processor, task="image-text-classification")
     rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-    classify(rows, batch_size=2)
+    by_row = classify(rows, batch_size=2, top_k=None, function_to_apply="none")
+    assert by_row == classify(**values, top_k=None, function_to_apply="none", batch_size=2)
+    for result, logits in zip(by_row, expected, strict=True):
+        found = {x["label"]: x["score"] for x in result}
+        assert [found[label] for label in loaded.config.label_names] == pytest.approx(logits.tolist(), abs=1e-3)
+    assert len(classify(image=rows[0]["image"], specs=rows[0]["specs"], visits=[0.0] * ARRAY_WIDTH)[0]) > 1
     one = {name: x[2] for name, x in values.items()}
     assert_close(loaded(**one).logits, expected[2:3], atol=1e-5, rtol=0)
 
@@ -176,7 +181,7 @@ def test_a_card_says_how_to_give_values(mixed, tmp_path):
     write_run(tmp_path / "run", model)
     run = Run.open(tmp_path / "run")
     card = str(build_card(run, CardOptions("someone/mixed", "mit")))
-    call = """specs={'price': 7.0, 'colour': 'blüe', 'used': '0'}, visits=[[0.0] * 4]"""
+    call = """specs={'price': 7.0, 'colour': 'blüe', 'used': '0'}, visits=[0.0] * 4"""
     assert call in card
     assert "Numbers are standardised by the training split" in card
     assert "Arrays have 4 numbers a vector, which are standardised" in card
