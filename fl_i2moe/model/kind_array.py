@@ -121,10 +121,12 @@ def as_array(value: Any) -> NDArray[np.float32]:
         value: a number, a vector (D,) or a sequence of vectors (T, D): lists, a NumPy array or a tensor.
 
     Raises:
-        ValueError: it is something else, ragged or empty, or has numbers that are NaN or infinite.
+        ValueError: it is something else, ragged or empty, or has numbers that are masked, NaN or infinite.
     """
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().double().numpy()
+        value = value.detach().cpu().to_dense().double().numpy()
+    if np.ma.is_masked(value):
+        raise ValueError("an array has numbers that are masked")
     try:
         array = np.asarray(value)
     except ValueError as error:

@@ -231,7 +231,9 @@ class PinnedEncoders:
         encoder.to(device=device, dtype=pinned if dtype == torch.float32 else dtype)
         if isinstance(value, Mapping) and isinstance(value.get(kind.main_tensor), torch.Tensor):  # by the processor
             inputs = value
+        elif batch := kind.as_batch(value):
+            inputs = preprocess_given(encoder.preprocess, batch).inputs
         else:
-            inputs = preprocess_given(encoder.preprocess, kind.as_batch(value)).inputs
+            raise ValueError(f"{modality!r} is empty: give at least one sample.")
         encoded = encode_given(encoder, inputs)
         return encoded.features.to(device, torch.float16), encoded.feature_mask.to(device)

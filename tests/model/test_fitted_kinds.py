@@ -90,6 +90,8 @@ BAD = [
     ("visits", ["1, 2, 3, 4"], "an array is numbers, .* got str '1, 2, 3, 4'"),
     ("visits", [[[1, None, 2, 3]]], "an array is numbers, .* got list"),
     ("visits", np.zeros((1, 2, 2, 4)), "4 dimensions"),
+    ("visits", [np.ma.masked_array([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 0])], "numbers that are masked"),
+    ("visits", [], "'visits' is empty: give at least one sample"),
     ("visits", b"12345", "5 bytes are no float32 array of 4 columns"),
     ("specs", {"price": 1, "color": "red", "used": True}, "'colour' is not there.*Did you mean `color`"),
     ("specs", {"price": "cheap", "colour": "red", "used": True}, "column 'price' takes numbers, got 'cheap'"),
