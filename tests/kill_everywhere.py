@@ -31,9 +31,10 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parents[1]
 # what the forks share: importing takes longer than any job
 SHARED = ("comparison.runs", "comparison.systems", "evaluation.ground_truth.run", "evaluation.human_evaluation.study")
-SHARED += ("evaluation.run.explanations", "publishing.model", "training.experiment")
+SHARED += ("evaluation.run.explanations", "publishing.model", "training.experiment", "training.new_rows")
 TINY = ["--num_samples=60", "--num_tokens=6", "--evidence_tokens=1", "--labels_per_kind=1", "--num_epochs=2"]
 TINY += ["--batch_size=16", "--hidden_size=8", "--num_attention_heads=2", "--num_threads=1", "--checkpoint_steps=4"]
+TABLE = ["--dataset=PLACE/table.csv", "--tabular", "size=width,height", "look=colour,shape"]
 EXPLAIN = ["recipes/explain.py", "--model=RUN", "--num_samples=1", "--interactions=none", "--measurements=none"]
 MEASURE = ["recipes/explain.py", "--model=RUN", "--num_samples=1", "--method=random", "--num_coalitions=1"]
 MEASURE += ["--num_draws=1", "--faithfulness_samples=1", "--output_dir=PLACE/measured"]
@@ -59,6 +60,13 @@ def train(*options: str) -> list[str]:
 JOBS = {
     "train": Job(train("--output_dir=RUN"), again="--resume"),
     "resume": Job(train("--output_dir=RUN", "--resume"), start_at=100),
+    "train table": Job(
+        ["recipes/train.py", *TABLE, "--label=kind", *TINY[4:], "--output_dir=PLACE/table"], again="--resume"
+    ),
+    "predict": Job(
+        ["recipes/predict.py", "--model=PLACE/table", "--dataset=PLACE/table.csv", "--output=PLACE/predictions.csv"],
+        ("train table",),
+    ),
     "overwrite": Job(train("--output_dir=RUN", "--overwrite", "--learning_rate=0.01"), ("train",)),
     "another model": Job(train("--output_dir=PLACE/second", "--architecture=dense"), ("train",), "--resume"),
     "explain": Job(EXPLAIN, ("train",)),
@@ -106,6 +114,12 @@ def run(job: Job, place: Path, again: bool = False) -> Callable[[], None]:
     return start
 
 
+def write_table(file: Path) -> None:
+    rows = ["width,height,colour,shape,kind"]
+    rows += [f"{i % 7},{i % 5},{'rgb'[i % 3]},{'oval' if i % 2 else 'box'},{'ab'[i % 2]}" for i in range(60)]
+    file.write_text("\n".join(rows), encoding="utf-8")
+
+
 def content(place: Path) -> dict[str, bytes]:
     """File → what is in it, without times and the place itself."""
     found = {}
@@ -132,6 +146,7 @@ def kill(name: str, work: Path, start: int, every: int) -> Counter:
     before.mkdir(parents=True)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
+    write_table(place / "table.csv")
     never = 10**9
     for earlier in job.after:
         killed_before(never, run(JOBS[earlier], place), place, log)

@@ -34,6 +34,7 @@ from .recipe import create_console
 from .runs import fingerprint, load_model
 from .tables import by_modality
 
+THERE = "is there already: replace it by --overwrite, or give another --output."
 PART_ROWS = 1024
 """Rows whose predictions are written at once."""
 
@@ -82,9 +83,8 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     """
     console, output = create_console(accelerator), Path(arguments.output)
     folder = output.with_name(f"{UNFINISHED}{output.name}-parts")
-    if output.exists() and not arguments.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed at its very end
-        raise ValueError(f"{output} is there already: replace it by --overwrite, or give another --output.")
+    if output.exists() and not arguments.overwrite and not folder.exists():
+        raise ValueError(f"{output} {THERE}")
     model = _load(arguments.model).to(accelerator.device)
     config = model.config
     model.load_encoders(trust_remote_code=arguments.trust_remote_code)
@@ -96,6 +96,8 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         _begin(folder, key)
         parts = _parts(folder, len(rows))
         missing = [part for part in parts if not part.path.exists()]
+        if missing and output.exists() and not arguments.overwrite:  # else it was killed at its very end
+            raise ValueError(f"{output} {THERE}")
         if done := sum(len(part.rows) for part in parts) - sum(len(part.rows) for part in missing):
             console.print(f"{done:,} of {len(rows):,} rows are predicted already.")
         with tqdm(desc="predicting", total=len(rows), initial=done, unit=" rows") as bar:
