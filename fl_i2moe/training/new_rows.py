@@ -83,6 +83,12 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     """
     console, output = create_console(accelerator), Path(arguments.output)
     folder = output.with_name(f"{UNFINISHED}{output.name}-parts")
+    done = folder.with_name(f"{folder.name}-done")
+    if done.exists():  # the job was killed when all was written
+        shutil.rmtree(done)
+        if output.exists() and not arguments.overwrite:
+            console.print(f"Predictions: {output}")
+            return
     if output.exists() and not arguments.overwrite and not folder.exists():
         raise ValueError(f"{output} {THERE}")
     model = _load(arguments.model).to(accelerator.device)
@@ -96,7 +102,7 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         _begin(folder, key)
         parts = _parts(folder, len(rows))
         missing = [part for part in parts if not part.path.exists()]
-        if missing and output.exists() and not arguments.overwrite:  # else it was killed at its very end
+        if missing and output.exists() and not arguments.overwrite:  # else it was killed when the output was written
             raise ValueError(f"{output} {THERE}")
         if done := sum(len(part.rows) for part in parts) - sum(len(part.rows) for part in missing):
             console.print(f"{done:,} of {len(rows):,} rows are predicted already.")
@@ -116,7 +122,8 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         write = WRITERS[output.suffix.lower()]
         write_file(output, lambda file: write((pq.read_table(part.path) for part in parts), file))
         _report(entries, output, console.print)
-    shutil.rmtree(folder)
+    folder.rename(done)
+    shutil.rmtree(done)
 
 
 def _load(name: str) -> FLI2MoEModel:
