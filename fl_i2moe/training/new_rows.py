@@ -83,9 +83,9 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     """
     console, output = create_console(accelerator), Path(arguments.output)
     folder = output.with_name(f"{UNFINISHED}{output.name}-parts")
-    done = folder.with_name(f"{folder.name}-done")
-    if done.exists():  # the job was killed when all was written
-        shutil.rmtree(done)
+    finished = folder.with_name(f"{folder.name}-done")
+    if finished.exists():  # the job was killed when all was written
+        shutil.rmtree(finished)
         if output.exists() and not arguments.overwrite:
             console.print(f"Predictions: {output}")
             return
@@ -122,8 +122,8 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         write = WRITERS[output.suffix.lower()]
         write_file(output, lambda file: write((pq.read_table(part.path) for part in parts), file))
         _report(entries, output, console.print)
-    folder.rename(done)
-    shutil.rmtree(done)
+    folder.rename(finished)
+    shutil.rmtree(finished)
 
 
 def _load(name: str) -> FLI2MoEModel:
