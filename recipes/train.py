@@ -8,6 +8,10 @@ The table is a .csv, .tsv, .json, .jsonl or .parquet file, a folder that `datase
 audiofolder, or a data set on the Hub. Each option of a kind names columns, and each column is a modality; --tabular
 makes one of several columns. What columns and labels hold is guessed and said; options override it. Splits are taken
 from the data or from a column, or drawn. --features <folder or data set on the Hub> starts from a feature cache.
+
+A folder in the layout of MM-IMDb, ENRICO or MMHS150K needs no columns; presets have the papers' settings:
+
+    accelerate launch recipes/train.py --preset enrico --dataset <ENRICO folder> --output_dir runs/enrico
 """
 
 from fl_i2moe.training.arguments import (
@@ -19,14 +23,19 @@ from fl_i2moe.training.arguments import (
     parse_arguments,
 )
 from fl_i2moe.training.experiment import run_job
-from fl_i2moe.training.published import DATA_SETS, published_presets
+from fl_i2moe.training.published import TEXT_LENGTHS, published_presets
 from fl_i2moe.training.recipe import run_recipe
 from fl_i2moe.training.tables import TableArguments, read_table
 
-# "default": what the options say of themselves, I²MoE's settings for MM-IMDb; further ones are those of other data
-PRESETS = {"default": {}}
-for data_set in DATA_SETS:
-    PRESETS |= published_presets(data_set, data_set)
+PRESETS = {
+    "default": {},  # what the options say of themselves: I²MoE's settings for MM-IMDb
+    **published_presets("mmimdb", "mmimdb", text_max_length=TEXT_LENGTHS["mmimdb"]),
+    **published_presets("enrico", "enrico"),
+    **published_presets("mmimdb", "mmhs150k", text_max_length=TEXT_LENGTHS["mmhs150k"]),
+    **published_presets("adni", "adni"),
+    **published_presets("mimic", "mimic"),
+    **published_presets("mosi", "mosi"),
+}
 
 
 def main():

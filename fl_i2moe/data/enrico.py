@@ -14,6 +14,7 @@ from .raw import OnBadSample, RawDataset, check_ids
 
 BROKEN_WIREFRAMES = ("50105", "50109")
 PICTURES = {"screenshot": "screenshots/{}.jpg", "wireframe": "wireframes/{}.png"}
+MODALITIES = dict.fromkeys(PICTURES, "image")
 TOPICS_FILE = "design_topics.csv"
 LAYOUT = f"ENRICO layout: {TOPICS_FILE}, screenshots/<id>.jpg and wireframes/<id>.png"
 
@@ -50,8 +51,7 @@ def load_enrico(data_dir: str | Path, *, on_bad_sample: OnBadSample = "stop") ->
 
     samples, bad_samples = files.read_samples(data_dir, _split(list(topics)), read, on_bad_sample)
     notes = [f"Left out for their broken wireframes: {', '.join(broken)}."] if broken else []
-    kinds = dict.fromkeys(PICTURES, "image")
-    return files.raw_dataset(samples, kinds, label_names, "single_label_classification", bad_samples, notes)
+    return files.raw_dataset(samples, MODALITIES, label_names, "single_label_classification", bad_samples, notes)
 
 
 def _read_topics(file: Path) -> dict[str, str]:

@@ -1,29 +1,28 @@
 """Which published layout a folder has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.configuration_fl_i2moe import check_given
-from .enrico import TOPICS_FILE, load_enrico
-from .mmhs150k import TRUTH_FILE, load_mmhs150k
-from .mmimdb import load_mmimdb
+from . import enrico, mmhs150k, mmimdb
 from .raw import OnBadSample, RawDataset
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is published: its title, a file that no other layout has, and its reader."""
+    """How a data set is published: its title, a file that no other layout has, its modalities, and its reader."""
 
     title: str
     file: str
+    modalities: Mapping[str, str]
     load: Callable[..., RawDataset]
 
 
 LAYOUTS = {
-    "mmimdb": Layout("MM-IMDb", "split.json", load_mmimdb),
-    "enrico": Layout("ENRICO", TOPICS_FILE, load_enrico),
-    "mmhs150k": Layout("MMHS150K", TRUTH_FILE, load_mmhs150k),
+    "mmimdb": Layout("MM-IMDb", "split.json", mmimdb.MODALITIES, mmimdb.load_mmimdb),
+    "enrico": Layout("ENRICO", enrico.TOPICS_FILE, enrico.MODALITIES, enrico.load_enrico),
+    "mmhs150k": Layout("MMHS150K", mmhs150k.TRUTH_FILE, mmhs150k.MODALITIES, mmhs150k.load_mmhs150k),
 }
 
 

@@ -10,13 +10,14 @@ from datasets import Dataset, DatasetDict
 
 from ..cache.encoding import Encoder
 from ..cache.fitting import fit_encoders
+from ..data.layouts import LAYOUTS, find_layout, load_layout
 from ..data.raw import RawDataset
 from ..data.tables import load_table
 from ..model.configuration_fl_i2moe import SHARE, check_options, did_you_mean, option
 from ..model.kinds import ENCODED_KINDS
-from .arguments import Job
+from .arguments import Job, given_options
 from .features import EncoderChoice
-from .published import CLIP, ROBERTA
+from .published import CLIP, ENCODERS, ROBERTA
 
 DEFAULT_ENCODERS = {"image": CLIP, "text": ROBERTA, "audio": "facebook/wav2vec2-base-960h"}
 """Kind → encoder where none is named: the papers' for pictures and texts."""
@@ -39,7 +40,7 @@ class Table:
     """In the order of the experts."""
 
     label: Sequence[str]
-    """Columns."""
+    """Columns; none of a folder in a published layout, see [`~fl_i2moe.data.layouts`]."""
 
     choices: Mapping[str, EncoderChoice]
     """From [`choose_encoders`]."""
@@ -114,18 +115,30 @@ class TableArguments(ReadingArguments):
 
     def to_table(self) -> Table:
         """Raises `ValueError` where an option of it is missing or wrong, see [`choose_encoders`]."""
-        if not self.label:
+        layout = self._layout()
+        if not self.label and not layout:
             raise ValueError("`label` is needed: the column of what is predicted.")
+        modalities = dict(LAYOUTS[layout].modalities) if layout else self._modalities
         layers = by_modality("hidden_layer", self.hidden_layer)
         if wrong := next((x for x in layers.values() if not x.isdecimal()), None):
             raise ValueError(f"`hidden_layer` must be column=number, got {wrong!r}.")
         choices = choose_encoders(
-            self._modalities,
+            modalities,
             by_modality("encoder", self.encoder),
             by_modality("encoder_revision", self.encoder_revision),
             {name: int(layer) for name, layer in layers.items()},
+            ENCODERS[layout] if layout else DEFAULT_ENCODERS,
         )
-        return Table(self.dataset, self._modalities, self.label, choices)
+        return Table(self.dataset, modalities, self.label or (), choices)
+
+    def _layout(self) -> str | None:
+        """The published layout of the folder that is named without columns."""
+        if self.label or self._modalities or not Path(self.dataset).is_dir():
+            return None
+        layout = find_layout(self.dataset)
+        if given := given_options(self, [item.name for item in fields(ReadingArguments)]):
+            raise ValueError(f"`{given[0]}` is for tables; {self.dataset} has the {LAYOUTS[layout].title} layout.")
+        return layout
 
     @property
     def _modalities(self) -> dict[str, str | list[str]]:
@@ -148,9 +161,10 @@ def choose_encoders(
     encoders: Mapping[str, str],
     revisions: Mapping[str, str] | None = None,
     hidden_layers: Mapping[str, int] | None = None,
+    defaults: Mapping[str, str] = DEFAULT_ENCODERS,
 ) -> dict[str, EncoderChoice]:
     """
-    Modality → encoder, of those whose kind has encoders. Raises `ValueError` where there is one modality alone, or an
+    Modality → encoder, of those whose kind has encoders; `defaults` are by kind. Raises `ValueError` where there is one modality alone, or an
     encoder is given for something else.
     """
     if len(modalities) < 2:
@@ -173,7 +187,7 @@ def choose_encoders(
                 f"{', '.join(encoded) or 'pictures, texts and sounds'}.{did_you_mean(unknown[0], encoded)}"
             )
     return {
-        name: EncoderChoice(encoders.get(name, DEFAULT_ENCODERS[kind]), revisions.get(name), hidden_layers.get(name))
+        name: EncoderChoice(encoders.get(name, defaults[kind]), revisions.get(name), hidden_layers.get(name))
         for name, kind in encoded.items()
     }
 
@@ -186,13 +200,12 @@ def read_table(
     [`~fl_i2moe.data.tables.load_table`]. A model on rows that lack a modality is told to stand in for it.
     """
     with accelerator.main_process_first():  # the others find the tables that it converted
-        raw = load_table(
-            table.source,
-            table.modalities,
-            label=table.label,
-            on_bad_sample=job.encoding.on_bad_sample,
-            **reading.options,
-        )
+        on_bad_sample = job.encoding.on_bad_sample
+        if table.label:
+            options = {"label": table.label, "on_bad_sample": on_bad_sample, **reading.options}
+            raw = load_table(table.source, table.modalities, **options)
+        else:
+            raw = load_layout(table.source, on_bad_sample=on_bad_sample)
     if reading.missing == "fill" and job.model.fill_missing is None:
         job.model.fill_missing = "zero"
     return raw, {**table.choices, **fit_encoders(raw, reading.standardize, reading.categorical or ())}
