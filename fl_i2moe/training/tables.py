@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from ..cache.encoding import Encoder
 from ..cache.fitting import fit_encoders
-from ..data.layouts import LAYOUTS, find_layout, load_layout
+from ..data.layouts import LAYOUTS, load_layout
 from ..data.raw import RawDataset
 from ..data.tables import load_table
 from ..model.configuration_fl_i2moe import SHARE, check_options, did_you_mean, option
@@ -133,9 +133,11 @@ class TableArguments(ReadingArguments):
 
     def _layout(self) -> str | None:
         """The published layout of the folder that is named without columns."""
-        if self.label or self._modalities or not Path(self.dataset).is_dir():
+        folder = Path(self.dataset)
+        found = [name for name, layout in LAYOUTS.items() if (folder / layout.file).is_file()]
+        if self.label or self._modalities or len(found) != 1:
             return None
-        layout = find_layout(self.dataset)
+        [layout] = found
         if given := given_options(self, [item.name for item in fields(ReadingArguments)]):
             raise ValueError(f"`{given[0]}` is for tables; {self.dataset} has the {LAYOUTS[layout].title} layout.")
         return layout
