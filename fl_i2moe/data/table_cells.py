@@ -86,13 +86,15 @@ def check_modalities(given: Mapping[str, str | Sequence[str]], reserved: Mapping
     Raises:
         ValueError: a kind is unknown, a name is reserved, or a column is named twice.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`modalities` must map columns to their kinds ({', '.join(KINDS)}), got {given!r}.")
     found = []
     for name, kind in given.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"`modalities` has the name {name!r}; it must be a column, or a name for several.")
         if name in reserved:
             raise ValueError(f"The modality {name!r} cannot be called so: {reserved[name]}. Rename the column.")
-        columns = [name] if isinstance(kind, str) else list(kind)
+        columns = [name] if isinstance(kind, str) else list(kind or ())
         if not columns or not all(isinstance(x, str) for x in columns):
             raise ValueError(f"`modalities[{name!r}]` must be a kind or a list of columns, got {kind!r}.")
         kind_name = kind if isinstance(kind, str) else SEVERAL_COLUMNS

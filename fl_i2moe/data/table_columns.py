@@ -16,6 +16,8 @@ from .table_sources import Table
 
 BATCH = 256
 """Rows; pictures may lie in the cells, byte by byte."""
+CODE = r"^[+-]?(0\d|\d{19})"
+"""Digits that are no number: "007", or more of them than 64 bits hold."""
 GAPS = ("na", "n/a", "nan", "null", "none")
 """Words that stand for a number that is missing."""
 
@@ -25,6 +27,8 @@ def check_columns(tables: Sequence[Table], names: Iterable[str]) -> None:
     for table in tables:
         known = table.rows.column_names
         for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"A column is given by its name, got {name!r}.")
             if name not in known:
                 where = "" if table.split is None else f" (split {table.split!r})"
                 shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
@@ -58,7 +62,7 @@ def _type_of_texts(tables: Sequence[Table], name: str) -> pa.DataType | None:
         for batch in table.rows.select_columns([name]).with_format("arrow").iter(10_000):
             values = without_gaps(batch[name]).drop_null()
             is_empty &= not len(values)
-            if pc.any(pc.match_substring_regex(values, r"^[+-]?0\d")).as_py():  # a code, such as "007"
+            if pc.any(pc.match_substring_regex(values, CODE)).as_py():
                 return None
             kinds = [kind for kind in kinds if _can_be(values, kind)]
             if not kinds:

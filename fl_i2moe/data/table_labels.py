@@ -69,6 +69,8 @@ def read_table_labels(
     """
     if label_type not in (None, *get_args(LabelType)):
         raise ValueError(f"`label_type` must be one of {', '.join(get_args(LabelType))}, got {label_type!r}.")
+    if isinstance(names, str):
+        raise ValueError(f"`label_names` must be a list of names, got {names!r}.")
     if separator is not None and (not separator or label_type not in (None, "multi_label") or len(columns) > 1):
         raise ValueError(
             f"`label_separator` {separator!r} is what stands between several labels in one column of texts: it must "
@@ -109,7 +111,8 @@ def read_table_labels(
     kind: LabelType = label_type or _guess(there, title, held, file)
     if kind == "class":
         _check_classes(there, title, file)
-    return TableLabels(values, is_missing, list(names) if names else None, PROBLEMS[kind], held, examples)
+    given = list(names) if names else [str(False), str(True)] if values.dtype.kind == "b" else None
+    return TableLabels(values, is_missing, given, PROBLEMS[kind], held, examples)
 
 
 def _check_classes(values: NDArray[Any], title: str, file: str) -> None:
@@ -172,7 +175,7 @@ def _plain_values(column: pa.ChunkedArray, title: str, file: str) -> tuple[NDArr
     if is_text(kind):
         return np.array(column.fill_null("").to_pylist(), np.str_), "texts"
     if pa.types.is_boolean(kind):
-        return np.where(column.fill_null(False).to_numpy(), "True", "False"), "booleans"
+        return column.fill_null(False).to_numpy(), "booleans"
     if pa.types.is_integer(kind):
         return column.fill_null(0).to_numpy(), "whole numbers"
     if pa.types.is_floating(kind):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import fsspec
@@ -27,6 +27,7 @@ from datasets.exceptions import DatasetNotFoundError
 from datasets.utils import logging
 
 from ..model.configuration_fl_i2moe import check_given
+from ..utils.checked_json import unique_keys
 from .raw import split_of
 
 LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
@@ -100,7 +101,7 @@ def open_tables(
         return _open_folder(path.absolute(), own, encoding, config_name, options)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source)) or _ending(path) in {*LOADERS, *HINTS}:
         raise ValueError(f"{path} is no file and no folder{_near(path)}.")
-    with _explaining(f"the data set {source!r}", path):
+    with _explaining(f"the data set {str(source)!r}", path):
         found = datasets.load_dataset(str(source), name=config_name, revision=revision, **options)
     return _opened(found, str(source), (*own, Path.cwd()))
 
@@ -322,14 +323,17 @@ def _explaining(what: str, path: Path) -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)  # the reason is told once, below
     try:
         yield
-    except DatasetNotFoundError as error:
-        _not_there(what, path, error)
-    except ConnectionError as error:
-        _not_there(what, path, error)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"{path} is no file and no folder here{_near(path)}, and {what} cannot be had from the Hub: "
+            f"{str(error).splitlines()[0]:.200}"
+        ) from error
     except ImportError as error:
         raise ValueError(
             f"{what} needs a package that is not installed ({error}). Install it, or give a table of the files' paths."
         ) from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{what} holds no table, and no files that `datasets` makes one of.") from error
     except StopIteration as error:
         raise ValueError(f"{what} has no rows.") from error
     except Exception as error:  # builders raise anything for a file that they cannot read
@@ -346,19 +350,12 @@ def _explaining(what: str, path: Path) -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _not_there(what: str, path: Path, error: Exception) -> NoReturn:
-    raise ValueError(
-        f"{path} is no file and no folder here{_near(path)}, and {what} cannot be had from the Hub: "
-        f"{str(error).splitlines()[0]:.200}"
-    ) from error
-
-
 def _broken_line(path: Path) -> str | None:
     """Where a file of JSON lines is broken, as the end of a sentence."""
     with fsspec.open(str(path), "rb", compression="infer") as file:
         for number, line in enumerate(file, 1):
             try:
-                content = json.loads(line) if line.strip() else {}
+                content = json.loads(line, object_pairs_hook=unique_keys) if line.strip() else {}
             except ValueError as error:
                 return f", line {number} is no JSON: {error}"
             if not isinstance(content, dict):

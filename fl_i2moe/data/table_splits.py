@@ -39,9 +39,10 @@ def split_rows(
         ValueError: a split is unknown, empty, named twice or cannot be drawn; a group is missing, or in two splits.
     """
     file = title_of(tables)
-    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        told = " and ".join(f"`{split}_share` {share}" for split, share in shares.items())
-        raise ValueError(f"{told} must be above 0, and together below 1, so that training samples are left.")
+    is_number = all(isinstance(share, int | float) for share in shares.values())
+    if not is_number or min(shares.values()) <= 0 or sum(shares.values()) >= 1:
+        told = " and ".join(f"`{split}_share` {share!r}" for split, share in shares.items())
+        raise ValueError(f"{told} must be numbers above 0, and together below 1, so that training samples are left.")
     rows_of = _given_splits(tables, split_column, file)
     groups, names = _groups(tables, group_column, file)
     unlabelled = {split: rows[labels.is_missing[rows]] for split, rows in rows_of.items()}

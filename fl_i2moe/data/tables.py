@@ -111,7 +111,7 @@ def load_table(
     own = check_modalities(modalities, OWN_COLUMNS)
     if len(own) < 2:
         raise ValueError(f"A mixture needs at least two modalities, got {list(modalities)}; name another column.")
-    labels_from = [label] if isinstance(label, str) else list(label)
+    labels_from = [label] if isinstance(label, str) else list(label or ())
     if not labels_from:
         raise ValueError("`label` names no column; give the one that is to be predicted.")
     others = {"`id_column`": id_column, "`split_column`": split_column, "`group_column`": group_column}

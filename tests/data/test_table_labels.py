@@ -29,7 +29,7 @@ def hot(lists, names):
     [
         (["b", "a", "b"] * 4, {}, "single", ["b", "a", "b"] * 4),
         ([3, 1, 3] * 4, {}, "single", [3, 1, 3] * 4),
-        ([True, False] * 6, {}, "single", ["True", "False"] * 6),
+        ([True, False] * 6, {}, "single", [True, False] * 6),
         ([0.5, 1.0, 2.0] * 4, {}, "regression", [0.5, 1.0, 2.0] * 4),
         ([1.0, 2.0] * 6, {"label_type": "class"}, "single", [1.0, 2.0] * 6),
         ([1.0, 2.0] * 6, {"label_type": "regression"}, "regression", [1.0, 2.0] * 6),
@@ -59,7 +59,11 @@ def test_what_a_csv_file_writes_is_read_by_what_all_rows_hold():
     assert read(["a", "NA", "a", "NA"], holds_texts=True).values.tolist() == ["a", "NA", "a", "NA"]  # a class
     assert read(["01", "02", "01"], holds_texts=True).values.tolist() == ["01", "02", "01"]  # codes
     assert read(["1.5", "2", "nan"], holds_texts=True).problem == "regression"
-    assert read(["true", "False", ""], holds_texts=True).values[:2].tolist() == ["True", "False"]
+    flags = read(["true", "False", ""], holds_texts=True)
+    assert (flags.values[:2].tolist(), flags.names) == ([True, False], ["False", "True"])
+    assert read(["true", "False", ""], holds_texts=True, names=["no", "yes"]).names == ["no", "yes"]
+    long = [f"1234567890123456789{digit}" for digit in (0, 1, 0)]
+    assert read(long, holds_texts=True).values.tolist() == long  # no number of 64 bits
     assert read(["1", "2", "1"]).values.tolist() == ["1", "2", "1"]  # texts elsewhere are meant as texts
 
 
@@ -145,6 +149,7 @@ def test_several_columns():
             {"separator": ",", "label_type": "class"},
             "fits one `label` .* and no `label_type` but multi_label",
         ),
+        (["a", "b"], {"names": "ab"}, "`label_names` must be a list of names, got 'ab'"),
         ([[["a"]], [["b"]]], {}, "'y' holds lists of list"),
     ],
 )

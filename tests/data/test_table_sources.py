@@ -76,6 +76,7 @@ def test_csv_cells_are_texts_as_they_are_written(read):
         ("t.csv", HEADER + 'a,"b\nc,d\n', "line 3: it cannot be read as CSV"),
         ("t.jsonl", "", "has no rows"),
         ("t.jsonl", '{"a": 1}\n{"a": \n', r"line 2 is no JSON"),
+        ("t.jsonl", '{"a": 1, "a": 2}\n', "line 1 is no JSON: it has 'a' twice"),
         ("t.jsonl", '{"a": 1}\n[1]\n', "line 2 holds a list; each line is an object"),
         ("t.json", "[{]", "cannot be read: .*Mend it, or write it again"),
         ("t.parquet", "PAR1", "cannot be read: Parquet file size is 4 bytes"),
@@ -108,7 +109,7 @@ def test_what_is_no_source(tmp_path, monkeypatch):
         open_tables(IterableDataset.from_generator(lambda: iter(())))
     with pytest.raises(ValueError, match="the data set has no rows"):
         open_tables(Dataset.from_dict({"a": []}))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="/nothing holds no table, and no files that `datasets` makes one of"):
         open_tables(_empty(tmp_path / "nothing"), cache_dir=tmp_path)
 
 

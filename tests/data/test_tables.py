@@ -224,6 +224,15 @@ def test_pictures_as_bytes_and_decoded_ones_stay_as_they_are(rows, pictures):
         assert (sample["picture"]["bytes"] or (pictures / f"{name}.png").read_bytes()) == content[int(name)]
 
 
+def test_bytes_in_a_file_are_not_copied(tmp_path, rows, pictures, cache):
+    features = Features({"picture": Image(decode=False), "text": Value("string"), "label": Value("string")})
+    cells = [{"bytes": (pictures / f"{row}.png").read_bytes(), "path": f"{row}.png"} for row in range(NUM_ROWS)]
+    Dataset.from_dict(rows | {"picture": cells}, features).to_parquet(tmp_path / "t.parquet")
+    raw = load_table(tmp_path / "t.parquet", KINDS_OF, label="label", cache_dir=cache)
+    assert {Path(x["filename"]).name for x in raw.splits["train"].cache_files} == {"parquet-train.arrow"}
+    assert all(x["picture"] == cells[int(name)] for name, x in samples(raw).items())
+
+
 def test_folders_of_pictures_with_metadata_and_with_classes(tmp_path, cache):
     for row in range(12):
         for folder in ("plain", f"classes/{('train', 'test')[row % 2]}/{'ab'[row // 2 % 2]}"):
@@ -383,13 +392,18 @@ def test_columns_that_tell_the_label(rows, tabular):
             {"modalities": {"text": "text", "x": ["day"]}},
             "'day' holds date32.* a number",
         ),
+        ({}, {"label": None}, "`label` names no column"),
+        ({}, {"modalities": ["picture", "text"]}, "`modalities` must map columns to their kinds"),
+        ({}, {"modalities": {"picture": None, "text": "text"}}, r"`modalities\['picture'\]` must be a kind or a list"),
+        ({}, {"id_column": 0}, "A column is given by its name, got 0"),
+        ({}, {"test_share": "a"}, "`test_share` 'a' must be numbers above 0"),
         ({}, {"label": []}, "`label` names no column"),
         ({}, {"missing": "keep"}, "`missing` must be one of stop, drop, fill, got 'keep'"),
         ({}, {"on_bad_sample": "drop"}, "on_bad_sample must be one of"),
         (
             {},
             {"test_share": 0.95},
-            "`validation_share` 0.1 and `test_share` 0.95 must be above 0, and together below 1",
+            "`validation_share` 0.1 and `test_share` 0.95 must be numbers above 0, and together below 1",
         ),
         ({"label": ["a", *["b"] * 28, None]}, {}, "sample '29' .* bad 'label': row 29 .*: the label is missing"),
         ({"label": [0.5] * 29 + [float("inf")]}, {}, "sample '29' .*: the label is infinite"),
