@@ -111,7 +111,9 @@ def read_table_labels(
     kind: LabelType = label_type or _guess(there, title, held, file)
     if kind == "class":
         _check_classes(there, title, file)
-    given = list(names) if names else [str(False), str(True)] if values.dtype.kind == "b" else None
+    given = list(names) if names else None
+    if values.dtype.kind == "b" and kind == "class":
+        given = given or [str(False), str(True)]
     return TableLabels(values, is_missing, given, PROBLEMS[kind], held, examples)
 
 
@@ -119,7 +121,8 @@ def _check_classes(values: NDArray[Any], title: str, file: str) -> None:
     count = len(np.unique(values))
     if count < 2:
         raise ValueError(
-            f"{file}: all {len(values):,} labels in {title} are {values[:1].tolist()[0]!r}; two classes are needed."
+            f"{file}: all {len(values):,} labels in {title} are {''.join(map(repr, values[:1].tolist()))}; two classes "
+            "are needed."
         )
     if count == len(values) > 2:
         raise ValueError(
@@ -140,7 +143,7 @@ def _one_type(parts: list[pa.ChunkedArray], tables: Sequence[Table], name: str) 
             )
     plain = [_plain(part) for part in parts]
     kinds = list(dict.fromkeys(x.type for x in plain if not pa.types.is_null(x.type)))
-    if not kinds:
+    if all(x.null_count == len(x) for x in plain):
         raise ValueError(f"{tables[0].file}: the label column {name!r} is empty in every row.")
     kind = kinds[0]
     if len(kinds) > 1:

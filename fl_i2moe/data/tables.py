@@ -164,7 +164,7 @@ def load_table(
     notes = [
         f"{file}: {len(good):,} samples, {', '.join(f'{len(rows):,} for {split}' for split, rows in kept.items())}",
         *(f"{x.name}: {x.kind_name}, such as {held[x.name] or 'nothing'}" for x in own),
-        f"{title}: {labels.held}, taken for {TOLD[problem]}: {_listed(class_names)}; such as "
+        f"{title}: {labels.held}, read as {TOLD[problem]}: {_listed(class_names)}; such as "
         f"{', '.join(map(example, labels.examples))}",
         *notes,
         *_notes_on_gaps(found, missing),

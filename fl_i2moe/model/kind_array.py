@@ -105,7 +105,7 @@ class ArrayKind(FittedKind):
         if isinstance(value, str) and value.strip():
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"it holds {value[:60]!r}, which is no JSON list of numbers") from error
         return None if is_missing(value) or (isinstance(value, list) and not value) else as_array(value)
 
@@ -129,7 +129,7 @@ def as_array(value: Any) -> NDArray[np.float32]:
         raise ValueError("an array has numbers that are masked")
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"an array is ragged, its vectors have different lengths: {value!r:.80}") from error
     if array.dtype.kind not in "biuf" or array.ndim > 2:
         found = f"{array.ndim} dimensions" if array.dtype.kind in "biuf" else f"{type(value).__name__} {value!r:.80}"

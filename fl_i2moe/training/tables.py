@@ -166,8 +166,8 @@ def choose_encoders(
     defaults: Mapping[str, str] = DEFAULT_ENCODERS,
 ) -> dict[str, EncoderChoice]:
     """
-    Modality → encoder, of those whose kind has encoders; `defaults` are by kind. Raises `ValueError` where there is one modality alone, or an
-    encoder is given for something else.
+    Modality → encoder, of those whose kind has encoders; `defaults` are by kind. Raises `ValueError` where there is one
+    modality alone, or an encoder is given for something else.
     """
     if len(modalities) < 2:
         found = f"only {next(iter(modalities))!r} is given" if modalities else "none is given"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 
 from fl_i2moe.data.arrays import load_arrays
@@ -150,18 +150,24 @@ def test_drawings_and_their_texts_as_a_table_are_the_same_samples(tmp_path, cach
 def test_arrays_as_a_table_are_the_same_samples(tmp_path, cache):
     own = load_arrays(SHARED / "rosmap" / "rosmap.npz")
     arrays = np.load(SHARED / "rosmap" / "rosmap.npz")
-    splits = DatasetDict(
+    cut = DatasetDict(
         {
             split: Dataset.from_dict({name: arrays[f"{name}_{end}"] for name in (*own.modalities, "labels")})
             for split, end in (("train", "tr"), ("test", "te"))
         }
     ).rename_column("labels", "disease")
-    splits.save_to_disk(tmp_path / "rosmap")
+    cut.save_to_disk(tmp_path / "rosmap")
     raw = load_table(tmp_path / "rosmap", own.modalities, label="disease", cache_dir=cache)
     assert raw.feature_sizes == own.feature_sizes
     assert samples(raw) == samples(own)
     assert raw.splits["test"]["id"][:] == own.splits["test"]["id"][:]
     assert len(raw.splits["validation"]) == len(own.splits["validation"])  # evenly drawn, and so other ones
+    split_of = {name: split for split, rows in own.splits.items() for name in rows["id"]}
+    names = [f"{split}-{row}" for split, rows in cut.items() for row in range(len(rows))]
+    whole = concatenate_datasets([cut["train"], cut["test"]]).add_column("name", names)
+    whole.add_column("part", [split_of[name] for name in names]).to_parquet(tmp_path / "whole.parquet")
+    options = {"label": "disease", "id_column": "name", "split_column": "part", "cache_dir": cache}
+    assert_same(load_table(tmp_path / "whole.parquet", own.modalities, **options), own)
 
 
 def test_csv_json_parquet_arrow_and_memory_give_one_data_set(tmp_path, rows, cache):
@@ -333,7 +339,7 @@ def test_arrays_are_lists_of_numbers_or_json(tmp_path, rows, cache):
     ):
         with pytest.raises(SampleError, match=rf"sample '4' .* 'v': row 4 \(counted from 0\): .*{reason}"):
             load(rows | {"v": [*vectors[:4], cell, *vectors[5:]]}, modalities)
-    for cell in ("[[1, 2], [3]]", "1 2", "[1, null]", '["a"]', "[[[1, 2]]]"):
+    for cell in ("[[1, 2], [3]]", "1 2", "[1, null]", '["a"]', "[[[1, 2]]]", "[1" + "0" * 400 + "]"):
         with pytest.raises(SampleError, match=r"sample '4' .* 'v': row 4 "):
             load(rows | {"v": [*map(json.dumps, vectors[:4]), cell, *map(json.dumps, vectors[5:])]}, modalities)
 
@@ -341,7 +347,7 @@ def test_arrays_are_lists_of_numbers_or_json(tmp_path, rows, cache):
 def test_what_was_understood_is_said(rows):
     notes = load(rows).notes
     assert "text: text, such as 'text, of 0', 'text, of 1', 'text, of 2'" in notes
-    assert "label: texts, taken for classes (label_type='class'): a, b, c; such as 'a', 'b', 'c'" in notes
+    assert "label: texts, read as classes (label_type='class'): a, b, c; such as 'a', 'b', 'c'" in notes
     assert "the data set: 30 samples, 21 for train, 3 for validation, 6 for test" in notes
     rare = load(rows | {"label": ["rare", *["a", "b"] * 14, "a"]}).notes
     assert "One sample is all there is of rare: it cannot be both learnt and tested." in rare
