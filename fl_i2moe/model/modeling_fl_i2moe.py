@@ -438,6 +438,12 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if not may_lack and len(raw) < self.config.num_modalities:
             check_names(raw, "inputs", self.config, complete=True)
         encoded = {name: self.raw_inputs.encode(name, x, self.device, self.dtype) for name, x in raw.items()}
+        for name, (_, mask) in encoded.items():
+            if not may_lack and (lacking := (~mask.any(dim=1)).nonzero().flatten().tolist()):
+                raise ValueError(
+                    f"`{name}` has no feature in rows {lacking}; `fill_missing` says what stands for a missing "
+                    "modality."
+                )
         return {name: x for name, (x, _) in encoded.items()}, {name: mask for name, (_, mask) in encoded.items()}
 
     def _embed(

@@ -79,6 +79,8 @@ class FLI2MoEPipeline(Pipeline):
             inputs = _samples(by_name, self._kinds)
         elif inputs is None:
             raise ValueError(f"Give a sample, a list of samples, or {order} by name.")
+        if isinstance(inputs, list) and not inputs:  # in which transformers would look for a first sample
+            return []
         known = isinstance(inputs, (str, Mapping, list, torch.utils.data.Dataset))
         if not known and hasattr(inputs, "__getitem__"):  # a data set of the `datasets` library, for example
             inputs = (row for row in inputs)

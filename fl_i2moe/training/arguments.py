@@ -252,6 +252,9 @@ class TrainingArguments:
         check_options(self)
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("`early_stopping_patience` counts from the best epoch: it needs `load_best_model_at_end`.")
+        project = Path(self.tracker_project)  # some trackers take it for a folder
+        if project.is_absolute() or ".." in project.parts:
+            raise ValueError(f"`tracker_project` {project} leads out of the run's folder: give a name.")
         if self.weight_decay and self.optimizer == "adam":
             raise ValueError("`weight_decay` needs `optimizer` adamw.")
         if not all(0 <= seed < 2**32 for seed in self.seeds):  # what NumPy takes

@@ -110,9 +110,6 @@ def create_accelerator(training: TrainingArguments, output_dir: str) -> Accelera
     )
     if training.report_to and not accelerator.log_with:  # Accelerate only warns
         raise ValueError(f"`report_to` {training.report_to}: no such tracker is installed.")
-    project = Path(training.tracker_project)  # some trackers take it for a folder
-    if project.is_absolute() or ".." in project.parts:
-        raise ValueError(f"`tracker_project` {project} leads out of the run's folder: give a name.")
     if accelerator.device.type == "cpu":
         if accelerator.mixed_precision == "fp16":  # Accelerate would compute in float32 and not say so
             raise ValueError("Mixed precision fp16 needs a GPU; use bf16 or no.")

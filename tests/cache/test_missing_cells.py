@@ -1,5 +1,6 @@
 """Samples that lack a modality, from a null cell of the raw data to a batch, and to a model that learns with them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from fake_encoders import fake_encoders, image_features, take_away, text_features, write_raw
+from rich.console import Console
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache, cache_key, open_cache
 from fl_i2moe.cache.batching import FeatureRows, create_data_loader, feature_means
 from fl_i2moe.cache.streaming import FeatureStream, StreamedSplit
 from fl_i2moe.evaluation.human_evaluation.study import _subject
-from fl_i2moe.evaluation.run.explanations import complete_rows
+from fl_i2moe.evaluation.run.arguments import ExplainArguments
+from fl_i2moe.evaluation.run.explanations import choose_rows
 from fl_i2moe.explain import explain
-from fl_i2moe.training.arguments import ModelArguments, TrainingArguments
+from fl_i2moe.training.arguments import CacheArguments, Job, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.training.features import model_config
 from fl_i2moe.training.loop import predict_split, train
 
@@ -39,6 +42,10 @@ def cache(raw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     # batches of 4 and shards of 8: some batches have no text at all
     return build_cache(raw, fake_encoders(), folder, batch_size=4, shard_size=8, num_workers=0, progress=False)
+
+
+def job(**model):
+    return Job(CacheArguments(), ModelArguments(**model), TrainingArguments(), OutputArguments())
 
 
 def features_by_hand(raw, split, row):
@@ -67,6 +74,10 @@ def test_a_null_cell_is_an_empty_sequence(raw, cache):
     expected = {"train": {"text": 6, "image": 3}, "validation": {"image": 1}, "test": {"text": 1}}
     assert raw.missing == cache.missing == open_cache(cache.path).missing == expected
     assert "train: 6 of 23 samples have no text" in cache.notes
+    older = {
+        split: {name: x for name, x in counts.items() if name != "missing"} for split, counts in cache.counts.items()
+    }
+    assert replace(cache, counts=older).missing == {}  # version 0.1.0 counted none, and let none in
 
 
 def test_batches_means_and_streams(raw, cache):
@@ -119,10 +130,10 @@ def test_a_model_has_to_say_what_stands_for_it(raw, cache):
     sizes = {name: {"feature_size": 2, "max_features": 8} for name in ORDER}
     for data, given in ((raw, sizes), (cache, None)):
         with pytest.raises(ValueError, match=r"split 'train' 3 have no image, 6 have no text: say by `fill_missing`"):
-            model_config(ModelArguments(), data, given)
+            model_config(job(), data, given)
     with pytest.raises(ValueError, match="needs `keep_feature_means=True`"):
         ModelArguments(fill_missing="mean")
-    assert model_config(ModelArguments(fill_missing="zero"), cache).fill_missing == "zero"
+    assert model_config(job(fill_missing="zero"), cache).fill_missing == "zero"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,7 @@ def test_a_model_has_to_say_what_stands_for_it(raw, cache):
 def test_training_with_missing_modalities(cache, tmp_path, fill, level, bucket):
     """Thinned features too; what is learned says of a sample without a text what the model says of its image alone."""
     config = model_config(
-        ModelArguments(
+        job(
             hidden_size=8,
             num_attention_heads=2,
             num_fusion_layers=1,
@@ -166,9 +177,13 @@ def test_a_model_without_it_is_as_before():
     assert FLI2MoEConfig.from_dict(values).fill_missing is None
 
 
-def test_only_whole_samples_are_explained(cache):
-    assert complete_rows(cache.splits["test"], ORDER) == [0, 1, 3, 4, 5, 6, 7, 8]
-    options = ModelArguments(hidden_size=8, num_attention_heads=2, fill_missing="zero")
+def test_only_whole_samples_are_explained(cache, capsys):
+    arguments = ExplainArguments(model="-", num_samples=3)
+    assert choose_rows(arguments, cache, ORDER, Console()) == [0, 1, 3]
+    assert "1 of 9 samples of test lack a modality and are left out: only samples with all" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"test-2 has no text: .* Leave it out by --on_bad_sample skip"):
+        choose_rows(ExplainArguments(model="-", sample_ids=["test-2"]), cache, ORDER, Console())
+    options = job(hidden_size=8, num_attention_heads=2, fill_missing="zero")
     model = FLI2MoEModel(model_config(options, cache)).eval()
     model.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="test-2 has no text: only samples with all modalities can be explained"):

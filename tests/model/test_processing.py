@@ -229,8 +229,10 @@ def test_samples_that_lack_a_modality(published, classify, monkeypatch):
         with pytest.raises(ValueError, match=r"lacks|at least one"):
             call({"image": None, "text": None})
     monkeypatch.setattr(model.config, "fill_missing", None)
-    with pytest.raises(ValueError, match=r"rows \[0\]; `fill_missing`"):
-        model(**columns)
+    for one in (model, model.train()):
+        with pytest.raises(ValueError, match=r"`text` has no feature in rows \[0\]; `fill_missing`"):
+            one(**columns)
+    model.eval()
     with pytest.raises(ValueError, match=r"lacks \['image'\]"):
         model(text="the fox")
     assert model(text="the fox", fill_missing="random").logits.shape == (1, 3)
@@ -268,6 +270,7 @@ def test_pipeline_takes_lists_data_sets_and_generators(published, classify):
             assert scores_of(result) == pytest.approx(scores_of(other), abs=1e-3)
             assert result[0]["expert_weights"] == pytest.approx(other[0]["expert_weights"], abs=1e-3)
 
+    assert classify([]) == classify(text=[], image=[]) == []
     same(classify(rows, top_k=3))
     same(classify(rows, batch_size=2, top_k=3))
     same(classify(rows, batch_size=2, num_workers=1, top_k=3))
