@@ -23,6 +23,8 @@ MAX_WIDTH = 4096
 """Of the vector of a column, which has places for all columns of its modality."""
 FEW = 20
 """So many different whole numbers may be names of categories; a reader is told."""
+MANY_BYTES = 2**14
+"""In a feature cache, of one sample's columns; a reader is told of more."""
 BATCH = 1000
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ].*)?")
 
@@ -211,6 +213,12 @@ def _notes(name: str, seen: dict[str, _Seen], columns: list[NumberColumn | Categ
         notes.append(
             f"{name}: {', '.join(unique)} never has the same value twice in the training split, so it tells nothing of "
             "new samples: leave it out"
+        )
+    if (size := 2 * len(columns) * sum(x.width for x in columns)) > MANY_BYTES:
+        widest = max(columns, key=lambda x: x.width)
+        notes.append(
+            f"{name}: a sample takes {size / 1000:,.0f} kB in the feature cache, most of it for the categories of "
+            f"{widest.column}; leave it out, or give it as a text, if that is too much"
         )
     return notes
 

@@ -121,6 +121,9 @@ def test_what_was_guessed_is_said(products):
     )
     assert "stars has at most 20 different whole numbers" in notes[1]
     assert "serial never has the same value twice" in notes[2]
+    wide = [{"code": f"c{i % 600}", **{f"n{j}": i * 0.5 for j in range(14)}} for i in range(700)]
+    last = fit_encoders(table(wide))["specs"].notes[-1]
+    assert "a sample takes 18 kB in the feature cache, most of it for the categories of code" in last
 
 
 @pytest.mark.parametrize(
