@@ -139,7 +139,7 @@ def as_array(value: Any) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         array = np.atleast_2d(array).astype(np.float32)
     if not np.isfinite(array).all():
-        raise ValueError("an array has numbers that are NaN or infinite (as 32-bit numbers)")
+        raise ValueError(f"an array has numbers that are NaN or infinite (as 32-bit numbers): {value!s:.80}")
     return array
 
 

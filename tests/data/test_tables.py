@@ -14,8 +14,6 @@ from fl_i2moe.data.enrico import load_enrico
 from fl_i2moe.data.mmimdb import load_mmimdb
 from fl_i2moe.data.raw import SampleError
 from fl_i2moe.data.tables import load_rows, load_table
-from fl_i2moe.model.kind import Kind
-from fl_i2moe.model.kinds import KINDS
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NUM_ROWS = 30
@@ -45,20 +43,6 @@ def rows(pictures):
         "text": [f"text, of {row}" for row in range(NUM_ROWS)],
         "label": ["abc"[row % 3] for row in range(NUM_ROWS)],
     }
-
-
-@pytest.fixture
-def tabular(monkeypatch):
-    """The kind of several columns, or where there is none yet, the least that the reader needs of it."""
-
-    class Columns(Kind):
-        name = "tabular"
-        raw_type = {"dtype": "string", "_type": "Value"}  # noqa: RUF012
-
-        def cell(self, value):
-            return json.dumps(value, allow_nan=False)
-
-    monkeypatch.setitem(KINDS, "tabular", KINDS.get("tabular", Columns()))
 
 
 def load(rows, modalities=KINDS_OF, label="label", **options):
@@ -264,7 +248,7 @@ def test_folders_of_pictures_with_metadata_and_with_classes(tmp_path, cache):
     assert sorted(Path(x["path"]).name for x in kept["image"]) == sorted(names)
 
 
-def test_values_that_are_missing_stop_are_dropped_or_stay_as_null(rows, tabular):
+def test_values_that_are_missing_stop_are_dropped_or_stay_as_null(rows):
     texts = [*rows["text"]]
     texts[3], texts[7], texts[9] = None, "", " \n"
     paths = [*rows["picture"]]
@@ -294,7 +278,7 @@ def test_values_that_are_missing_stop_are_dropped_or_stay_as_null(rows, tabular)
     ]
 
 
-def test_columns_of_one_modality_keep_their_types(tmp_path, rows, tabular, cache):
+def test_columns_of_one_modality_keep_their_types(tmp_path, rows, cache):
     columns = {
         "width": ["1.5", "NA"] * 15,
         "count": ["3", ""] * 15,
@@ -334,7 +318,7 @@ def test_arrays_are_lists_of_numbers_or_json(tmp_path, rows, cache):
             assert sample["s"] == np.float32(sequences[int(name)]).tobytes()
     for cell, reason in (
         ([1.0, 2.0, 3.0], "its vectors have 3 numbers, those of most rows have 2"),
-        ([1.0, float("nan")], r"it has numbers that are missing, NaN or infinite: \[1\.0, nan\]"),
+        ([1.0, float("nan")], r"numbers that are NaN or infinite .*\[1\.0, nan\]"),
         ([1e39, 0.0], "NaN or infinite"),
     ):
         with pytest.raises(SampleError, match=rf"sample '4' .* 'v': row 4 \(counted from 0\): .*{reason}"):
@@ -354,7 +338,7 @@ def test_what_was_understood_is_said(rows):
     assert "test has no sample of rare, so that its metrics say nothing about them." in rare
 
 
-def test_columns_that_tell_the_label(rows, tabular):
+def test_columns_that_tell_the_label(rows):
     with pytest.raises(ValueError, match="the column 'text' holds the labels of 'label' themselves"):
         load(rows | {"text": rows["label"]})
     twin = [ord(x) for x in rows["label"]]
@@ -428,7 +412,7 @@ def test_columns_that_tell_the_label(rows, tabular):
         ({"s": ["test"] * 30}, {"split_column": "s"}, "has no training samples; its splits are test"),
     ],
 )
-def test_what_does_not_fit_is_refused(rows, tabular, change, options, message):
+def test_what_does_not_fit_is_refused(rows, change, options, message):
     with pytest.raises(ValueError, match=message):
         load(rows | change, **options)
 

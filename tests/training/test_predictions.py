@@ -32,6 +32,7 @@ def test_columns_and_sums(tmp_path):
         *(f"probability_{name}" for name in labels),
         *(f"weight_{name}" for name in experts),
         *(f"contribution_{name}" for name in experts),
+        "most_important_expert",
     ]
     assert table["split"].to_pylist() == ["train"] * 7 + ["test"] * 7
     assert table["label"].to_pylist()[:2] == [["LABEL_1"], ["LABEL_0", "LABEL_2"]]
@@ -61,7 +62,15 @@ def test_new_data_have_no_label(problem_type):
 def test_dense_models_and_no_samples():
     config = make_config(problem_type=REGRESSION, num_labels=1, architecture="dense")
     table = prediction_table(told(config, torch.ones(7)), config, "test")
-    assert table.column_names == ["id", "split", "label", "predicted", "weight_dense", "contribution_dense"]
+    assert table.column_names == [
+        "id",
+        "split",
+        "label",
+        "predicted",
+        "weight_dense",
+        "contribution_dense",
+        "most_important_expert",
+    ]
     assert table["label"].to_pylist() == [1.0] * 7
     assert prediction_table(told(make_config(), num_samples=0), make_config()).num_rows == 0
 
@@ -73,3 +82,21 @@ def test_predictions_of_another_model_are_refused():
     x.ids = x.ids[:3]
     with pytest.raises(ValueError, match=r"3 samples, .* got \(7, 4, 3\)"):
         prediction_table(x, make_config())
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI, REGRESSION])
+def test_the_most_important_expert_adds_most_to_what_is_predicted(problem_type):
+    config = make_config(problem_type=problem_type)
+    labels, experts = config.label_names, config.expert_names
+    x = told(config, None)
+    for row in prediction_table(x, config).to_pylist():
+        adds = {}
+        for name in experts:
+            by_label = dict(zip(labels, row[f"contribution_{name}"], strict=True))
+            if problem_type == SINGLE:
+                adds[name] = by_label[row["predicted"]] - sum(by_label.values()) / len(labels)
+            elif problem_type == MULTI:
+                adds[name] = sum(by_label[x] for x in row["predicted"]) if row["predicted"] else -sum(by_label.values())
+            else:
+                adds[name] = sum(abs(value) for value in by_label.values())
+        assert row["most_important_expert"] == max(adds, key=adds.get)
