@@ -260,7 +260,8 @@ def _lists(
             raise ValueError(
                 f"{file}: `label_separator` is for a column of texts, {title} holds {type_name(column.type)}."
             )
-        column = pc.split_pattern(column, separator.strip() or separator)
+        # an empty text has none of the labels: a file of texts cannot say so in another way
+        column = pc.split_pattern(pc.fill_null(column, ""), separator.strip() or separator)
     is_missing = column.is_null().to_numpy()
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     rows = np.repeat(np.arange(len(column)), lengths)
@@ -297,6 +298,8 @@ def _lists(
         )
     hot, found = _multi_hot(values, rows, len(column), _class_names(feature), names, title, file)
     held = "lists of labels" if separator is None else f"labels with {separator!r} between them"
+    if num_empty := int((~hot.any(axis=1) & ~is_missing).sum()):
+        held += f", {num_empty:,} rows without any"
     return TableLabels(hot, is_missing, found, PROBLEMS["multi_label"], held, examples)
 
 

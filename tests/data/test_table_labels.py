@@ -195,3 +195,10 @@ def test_a_label_of_each_type_reaches_the_data_set():
         assert len(rows) == NUM_ROWS
         assert all(map(fits, rows))
     assert np.isfinite(numbers).all()
+
+
+def test_an_empty_text_has_none_of_the_labels():
+    labels = read(["a, b", None, "", "b"], separator=", ")
+    assert labels.values.tolist() == [[1, 1], [0, 0], [0, 0], [0, 1]]
+    assert not labels.is_missing.any()
+    assert "2 rows without any" in labels.held
