@@ -13,6 +13,7 @@ from fl_i2moe.evaluation.ground_truth.truth import (
     describe,
     find_carriers,
     grow,
+    grow_in_time,
     micro_f1,
     patches_in_boxes,
     patches_to_features,
@@ -20,6 +21,7 @@ from fl_i2moe.evaluation.ground_truth.truth import (
     replacement_costs,
     right_experts,
     right_pairs,
+    stretches_in_seconds,
     tokens_in_spans,
 )
 from fl_i2moe.explain.game import Player
@@ -65,6 +67,17 @@ def test_tokens_of_a_span_by_hand():
     assert tokens_in_spans([[3, 4]], offsets).tolist() == [0, 0, 0, 0, 0, 0]
     assert tokens_in_spans([[0, 1], [9, 11]], offsets).tolist() == [0, 1, 0, 1, 1, 0]
     assert not tokens_in_spans([[40, 44]], offsets).any()
+
+
+def test_stretches_of_a_tone_by_hand():
+    """Two special features, then stretches of 0.2 s, whose middles are 0.1, 0.3, 0.5, 0.7 and, of the last, 0.85."""
+    seconds = [[0, 0], [0, 0], [0, 0.2], [0.2, 0.4], [0.4, 0.6], [0.6, 0.8], [0.8, 0.9]]
+    assert stretches_in_seconds([[0.25, 0.6]], seconds).tolist() == [0, 0, 0, 1, 1, 0, 0]
+    assert stretches_in_seconds([[0.31, 0.42]], seconds).tolist() == [0, 0, 0, 1, 0, 0, 0]  # no middle: most of it
+    assert stretches_in_seconds([[0.0, 0.15], [0.8, 2]], seconds).tolist() == [0, 0, 1, 0, 0, 0, 1]
+    assert not stretches_in_seconds([[1.0, 1.2]], seconds).any()  # behind what was encoded
+    near = grow_in_time(np.array([0, 0, 1, 0, 0, 0, 1], bool), [1, 1, 0, 0, 0, 0, 0])
+    assert near.tolist() == [0, 0, 1, 1, 0, 1, 1]
 
 
 def test_patches_keep_their_places_among_special_features():
