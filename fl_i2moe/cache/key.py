@@ -84,7 +84,8 @@ def _split_checksum(split: Dataset, columns: list[str], pool: ThreadPoolExecutor
 
 
 def _content_checksum(value: Any) -> bytes:
-    """Of a text, of the bytes of a picture {"path", "bytes"}, or of numbers; of a missing value one that none has."""
+    """Of a text, of the bytes of a picture or sound {"path", "bytes"}, or of numbers; of a missing value one that none
+    has."""
     if value is None:
         return bytes(hashlib.sha256().digest_size)
     if isinstance(value, str):

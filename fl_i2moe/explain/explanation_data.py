@@ -66,10 +66,10 @@ class Feature:
     """Position in the modality's sequence."""
 
     name: str
-    """What a person calls it: the token's text, or row and column of the patch."""
+    """What a person calls it: the token's text, row and column of the patch, the seconds of a stretch."""
 
     place: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Where it lies, in the words of its kind: `box`, or `token` and `span`."""
+    """Where it lies, in the words of its kind: `box`, `token` and `span`, or `seconds`."""
 
     @property
     def box(self) -> Box | None:

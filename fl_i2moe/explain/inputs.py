@@ -17,9 +17,10 @@ ONLY_WHOLE = "only samples with all modalities can be explained"
 
 def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> dict[str, Any]:
     """
-    Encodes one sample, modality → a picture (path, PIL image, uint8 array), a text, an array (D,) or (T, D), or columns
-    of a table (column → value), with the model's frozen encoders, as a row that [`~fl_i2moe.explain.explain`] takes.
-    `ValueError` if a modality is missing, or a value or an encoder cannot be read.
+    Encodes one sample, modality → a picture (path, PIL image, uint8 array), a text, a sound (path, or samples and
+    rate), an array (D,) or (T, D), or columns of a table (column → value), with the model's frozen encoders, as a row
+    that [`~fl_i2moe.explain.explain`] takes. `ValueError` if a modality is missing, or a value or an encoder cannot be
+    read.
 
     ```python
     >>> explanation = explain(model, raw_sample(model, image="poster.jpg", text="A pianist …"), "Drama")

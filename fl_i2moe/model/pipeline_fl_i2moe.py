@@ -28,17 +28,17 @@ class FLI2MoEPipeline(Pipeline):
     ```
 
     A sample is a dictionary with the model's modalities by name, `classify({"image": "poster.jpg", "text": "…"})`;
-    pictures are paths, addresses, PIL images or arrays, columns of a table a dictionary of their own. Other keys are
-    left alone, so that rows of a data set can be given as they are. A list of samples gives a list of such lists, also
-    as `classify(image=[…], text=[…])`; a data set or a generator gives an iterator. A modality may be left out, or
-    None, where the model can fill it (`config.fill_missing`).
+    pictures are paths, addresses, PIL images or arrays, sounds paths, addresses, or samples with their rate, columns of
+    a table a dictionary of their own. Other keys are left alone, so that rows of a data set can be given as they are. A
+    list of samples gives a list of such lists, also as `classify(image=[…], text=[…])`; a data set or a generator gives
+    an iterator. A modality may be left out, or None, where the model can fill it (`config.fill_missing`).
 
     Parameters of a call:
         top_k (`int`, *optional*, defaults to 1):
             How many labels, the highest scores first; all if `None`. A regression gives all, in the model's order.
         function_to_apply (`str`, *optional*):
             `"sigmoid"`, `"softmax"` or `"none"`; by default what fits the model's task.
-        batch_size, num_workers (`int`): samples at once, and processes that read pictures.
+        batch_size, num_workers (`int`): samples at once, and processes that read pictures and sounds.
 
     Every entry has
 

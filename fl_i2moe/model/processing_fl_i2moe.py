@@ -104,7 +104,7 @@ class FLI2MoEProcessor(ProcessorMixin):
     def preprocess(self, **raw: Any) -> dict[str, Preprocessed]:
         """
         As a call, and with what explanations need to know: where the grid of patches lies in a picture, which
-        characters a token covers.
+        characters a token covers, when a time step of a sound is.
 
         Args:
             raw: modality → a value or a list of them. None stands for one that a sample lacks, see
@@ -138,14 +138,15 @@ class FLI2MoEProcessor(ProcessorMixin):
         """
         Args:
             return_tensors: `"pt"`; there are no others.
-            raw: modality → a picture (path, PIL image, uint8 array, `{"path": …, "bytes": …}`), a text, an array (D,)
-                or (T, D), or columns of a table (column → value), or a list of them, one a sample. A list of numbers is
-                one array.
+            raw: modality → a picture (path, PIL image, uint8 array, `{"path": …, "bytes": …}`), a text, a sound (path,
+                `{"path": …, "bytes": …}`, `{"array": …, "sampling_rate": …}`), an array (D,) or (T, D), or columns of a
+                table (column → value), or a list of them, one a sample. A list of numbers is one array.
 
         Returns:
             Modality → `pixels` (B, rows, columns, 3), uint8; or `input_ids`, `attention_mask`, `special_tokens_mask`
-            (B, T); or `features` (B, T, D) and `lengths` (B,); where some samples lack it, these of the others, and
-            `is_given` (B,). [`FLI2MoEModel`] takes it as keyword arguments.
+            (B, T); or what a sound's feature extractor makes, and its sizes; or `features` (B, T, D) and `lengths`
+            (B,); where some samples lack it, these of the others, and `is_given` (B,). [`FLI2MoEModel`] takes it as
+            keyword arguments.
 
         Raises:
             ValueError: as [`preprocess`]; another `return_tensors`.

@@ -471,7 +471,7 @@ def test_preprocess_travels_to_workers_without_the_weights(make_folder):
 def test_wrong_options(make_folder):
     folder = make_folder("clip")
     for options, message in (
-        ({"kind": "audio"}, "kind='audio' is unknown; choose one of image, text"),
+        ({"kind": "smell"}, "kind='smell' is unknown; choose one of image, text, audio"),
         ({"kind": "image", "special_features": "no"}, "special_features='no' is unknown"),
         ({"kind": "image", "resize": "pad"}, "resize='pad' is unknown"),
         ({"kind": "image", "max_length": 7}, "max_length=7 was given for an encoder of kind 'image'"),
