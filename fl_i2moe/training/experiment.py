@@ -336,5 +336,6 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json", PREDICTIONS_FILE]
     for path in [*(output_dir / name for name in names), *sorted((output_dir / "figures").glob("*.png"))]:
-        console.print(f"  {path}")
+        if path.is_file():  # of a seed that an earlier version finished there are no predictions
+            console.print(f"  {path}")
     console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.')
