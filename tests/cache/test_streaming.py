@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_encoders import fake_encoders, write_raw
@@ -211,6 +212,9 @@ def test_a_run_on_streamed_features(hub, cache, tmp_path):
     expected = (tmp_path / "run" / "model.safetensors").read_bytes()
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["samples"] == SIZES
+    assert "predictions.parquet will have none of them" in done.stdout
+    told = pq.read_table(tmp_path / "run" / "predictions.parquet")["split"].to_pylist()
+    assert told == ["validation"] * SIZES["validation"] + ["test"] * SIZES["test"]
 
     hub.downloads_left = 10  # within the second epoch
     broken = train(hub, tmp_path / "home", tmp_path / "again", "--num_workers=1")

@@ -46,10 +46,10 @@ def loss(logits, labels, temperature):
 def test_no_temperature_of_a_grid_is_better(problem_type, true_temperature):
     logits, labels = drawn(problem_type, true_temperature)
     found = best_temperature(logits, labels)
-    grid = np.geomspace(*TEMPERATURES, 61)
+    grid = np.geomspace(*TEMPERATURES, 41)
     losses = [loss(logits, labels, t) for t in grid]
     assert loss(logits, labels, found) <= min(losses) + 1e-9
-    assert found == pytest.approx(grid[np.argmin(losses)], rel=0.06)
+    assert found == pytest.approx(grid[np.argmin(losses)], rel=0.08)
     assert found == pytest.approx(true_temperature, rel=0.3)
 
 
@@ -144,6 +144,7 @@ def test_thresholds_stay_probabilities():
     FLI2MoEConfig(**{k: getattr(config, k) for k in ("problem_type", "thresholds", "temperature")}, num_labels=2)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_model_that_predicts_nan_is_named():
     logits, labels = drawn(SINGLE, 1.0, num_samples=5)
     logits[2, 1] = np.nan

@@ -8,6 +8,7 @@ import time
 from itertools import chain
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
@@ -228,6 +229,12 @@ def test_two_processes_equal_one_with_the_doubled_batch(train, launch, tmp_path)
     assert [x["machine"]["processes"] for x in results] == [1, 2]
     for name, value in results[0]["test"].items():
         assert results[1]["test"][name]["mean"] == pytest.approx(value["mean"], abs=1e-3), name
+    # each sample once, in the order of its split
+    tables = [pq.read_table(tmp_path / name / "predictions.parquet") for name in ("one", "two")]
+    assert tables[0]["id"] == tables[1]["id"]
+    assert len(tables[0]) == sum(results[0]["samples"].values())
+    weights = [table["weight_synergy"].to_numpy() for table in tables]
+    assert weights[1] == pytest.approx(weights[0], abs=1e-3)
 
 
 def test_the_encoders_stay_as_they_are(shared, tmp_path, no_figures, monkeypatch):

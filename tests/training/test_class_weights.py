@@ -124,9 +124,9 @@ def test_labels_of_a_streamed_split(tmp_path):
     assert balanced_weights(cache) == expected
 
 
-@pytest.mark.parametrize(("batch_size", "steps"), [(10, 2), (7, 3)])
-def test_a_step_is_one_backward_pass_over_its_samples(tmp_path, monkeypatch, batch_size, steps):
+def test_a_step_is_one_backward_pass_over_its_samples(tmp_path, monkeypatch):
     """Also of a short last batch, and where batches hold different classes: 26 samples, most of them of class 0."""
+    batch_size, steps = 7, 3
     raw = make_raw(tmp_path, ([0, 0, 0, 1, 0, 2, 0] * 4)[:26])
     cache = build_cache(raw, fake_encoders(), tmp_path / "cache", num_workers=0, progress=False)
     own = job(class_weights="balanced", batch_size=batch_size, gradient_accumulation_steps=steps, max_grad_norm=0.0)
