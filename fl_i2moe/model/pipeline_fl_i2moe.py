@@ -10,6 +10,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .kind import Kind
 from .kinds import KINDS
+from .probabilities import decide, probabilities
 
 TASK = "image-text-classification"
 FUNCTIONS = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", "regression": "none"}
@@ -128,9 +129,7 @@ class FLI2MoEPipeline(Pipeline):
             chosen = scores.argsort(descending=True, stable=True)[:top_k].tolist()
         predicted: list[dict[str, Any]] = [{} for _ in scores]
         if config.problem_type == "multi_label_classification":
-            thresholds = config.thresholds or [0.5] * len(scores)
-            pairs = zip(calibrated.sigmoid().tolist(), thresholds, strict=True)
-            predicted = [{"predicted": probability > threshold} for probability, threshold in pairs]
+            predicted = [{"predicted": x} for x in decide(probabilities(logits, config), config).tolist()]
 
         def by_expert(values: torch.Tensor) -> dict[str, float]:
             return dict(zip(config.expert_names, values.tolist(), strict=True))

@@ -142,9 +142,9 @@ def test_published_and_loaded_without_the_package(hub, films, tmp_path, monkeypa
     assert len(found) == 2
     for logits, result in found:
         torch.testing.assert_close(torch.tensor(logits), expected.logits, atol=1e-5, rtol=0)
-        assert result["labels"] == [model.config.id2label[int(label)] for label in labels[:2]]
-        assert result["scores"] == pytest.approx(scores[:2].tolist(), abs=1e-4)
-        assert sum(result["expert_weights"].values()) == pytest.approx(1)
+        assert [entry["label"] for entry in result] == [model.config.id2label[int(label)] for label in labels[:2]]
+        assert [entry["score"] for entry in result] == pytest.approx(scores[:2].tolist(), abs=1e-4)
+        assert sum(result[0]["expert_weights"].values()) == pytest.approx(1)
     assert f"GET /{MODEL}/resolve/" in "\n".join(hub.requests)
     assert not any(b"hf_someone" in path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
 
