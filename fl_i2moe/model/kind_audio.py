@@ -196,7 +196,11 @@ class FrozenAudioEncoder(FrozenEncoder):
             return self._hidden_state(self._cast({name: inputs[name] for name in names}))
 
         def num_steps(num_samples: int) -> int:
-            return layout.arrange(hidden_state(noise[:num_samples]))[1].shape[1]
+            steps = layout.arrange(hidden_state(noise[:num_samples]))[1]
+            return steps.shape[1] if steps.isfinite().all() else 0  # one spectrum has no standard deviation
+
+        def is_extracted(num_samples: int) -> bool:
+            return bool(extract(extractor, noise[:num_samples])[main].isfinite().all())
 
         window = find_window(lambda sound: extract(extractor, sound)[main], rate, len(noise))
         if window is not None:
@@ -211,7 +215,7 @@ class FrozenAudioEncoder(FrozenEncoder):
                 count, shortest = StepCount.measured(_or_zero(num_steps), len(noise))
             else:
                 count = StepCount.in_window(num_steps(len(noise)), window)
-                shortest = first_enough(lambda n: _or_zero(num_steps)(n) > 0, len(noise))
+                shortest = first_enough(lambda n: _or_zero(is_extracted)(n) > 0, len(noise))
         except ValueError as error:
             raise ValueError(f"{self._title} {error}; use another encoder") from error
         keep_special = self.special_features == "keep"
@@ -249,12 +253,12 @@ class FrozenAudioEncoder(FrozenEncoder):
         return EncodedFeatures(features, feature_mask, feature_mask & (places < layout.num_special))
 
 
-def _or_zero(num_steps: Callable[[int], int]) -> Callable[[int], int]:
-    """No step where the model or its feature extractor cannot do with so few samples."""
+def _or_zero(of: Callable[[int], int]) -> Callable[[int], int]:
+    """0 where the model or its feature extractor cannot do with so few samples."""
 
     def count(num_samples: int) -> int:
         try:
-            return num_steps(num_samples)
+            return of(num_samples)
         except (ValueError, RuntimeError, AssertionError):
             return 0
 
