@@ -22,9 +22,8 @@ from fl_i2moe.cache.key import cache_key
 from fl_i2moe.data.raw import RawDataset, SampleError
 from fl_i2moe.explain.explanation_data import notes_on
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.model.kind import as_batch
 from fl_i2moe.model.kind_audio import AudioPlaces
-from fl_i2moe.model.kinds import ENCODED_KINDS, places_from_dict, places_in
+from fl_i2moe.model.kinds import ENCODED_KINDS, KINDS, places_from_dict, places_in
 from fl_i2moe.model.pinned_encoders import PinnedEncoders
 from fl_i2moe.model.processing_fl_i2moe import FLI2MoEProcessor
 
@@ -234,8 +233,8 @@ def test_every_form_of_a_sound_is_the_same(speech, tmp_path):
     forms += [kind.open(path), *(kind.cell(form) for form in forms if not isinstance(form, Decoded))]
     found = speech.preprocess(forms).inputs["input_values"]
     assert (found - found[0]).abs().max() < 1e-6
-    assert as_batch((samples, 8000)) == [(samples, 8000)]
-    assert len(as_batch([path, path])) == 2
+    assert KINDS["audio"].as_batch((samples, 8000)) == [(samples, 8000)]
+    assert len(KINDS["audio"].as_batch([path, path])) == 2
     assert kind.cell((samples, 8000)) == kind.cell((samples, 8000))  # byte by byte, whenever it is written
 
 
