@@ -50,7 +50,8 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     Args:
         default: a list is copied for every instance.
         metadata: `choices`, a tuple of values; `at_least`, a number; `positive=True`; `within`, an interval such as
-            `"[0, 1)"`; `internal=True` for what is no option of the command line.
+            `"[0, 1)"`; `internal=True` for what is no option of the command line; `repeatable=True` for a list that may
+            be given in parts there.
     """
     metadata = {"help": help, **metadata}
     if isinstance(default, list):

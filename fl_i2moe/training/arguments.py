@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -432,7 +432,7 @@ def given_path(text: str) -> Path:
 def _for_parser(kind: type) -> type:
     """
     A dataclass as `HfArgumentParser` takes it: all metadata go to argparse, which knows no bounds; choices are a type,
-    a number has one type, and an option that takes a list may be given several times.
+    a number has one type, and a list that is `repeatable` may be given in parts.
     """
     hints, shown = get_type_hints(kind), []
     for item in fields(kind):
@@ -443,7 +443,7 @@ def _for_parser(kind: type) -> type:
             hint = float
         kept: dict[str, Any] = {"default": item.default, "default_factory": item.default_factory}
         metadata = {"help": item.metadata["help"]}
-        if any(get_origin(x) is list for x in (hint, *get_args(hint))):
+        if item.metadata.get("repeatable"):
             metadata["action"] = _Collect
         shown.append((item.name, hint, field(**kept, metadata=metadata)))
     heading = re.split("[.;]", kind.__doc__ or "")[0]

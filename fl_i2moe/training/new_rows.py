@@ -46,7 +46,9 @@ class PredictArguments:
     model: str = option("runs/sample", "Folder of a training run or a model, or a model on the Hub.")
     dataset: str | None = option(None, "New rows: file (.csv, .jsonl, .parquet …), folder, or data set on the Hub.")
     output: str = option("predictions.csv", "File for the predictions: .csv, .jsonl or .parquet.")
-    column: list[str] | None = option(None, "modality=column, where it has another name than at training.")
+    column: list[str] | None = option(
+        None, "modality=column, where it has another name than at training.", repeatable=True
+    )
     id: str | None = option(None, "Column of the ids; numbers of rows if not given.")
     missing: Literal["stop", "drop", "fill"] | None = option(
         None,

@@ -89,23 +89,33 @@ class TableArguments(ReadingArguments):
     """Which table, what its columns hold, and which encoders they go through."""
 
     dataset: str | None = option(None, "File (.csv, .jsonl, .parquet …), folder, or data set on the Hub.")
-    image: list[str] | None = option(None, "Columns of pictures, each a modality: files, or the pictures themselves.")
-    text: list[str] | None = option(None, "Columns of texts, each a modality.")
-    audio: list[str] | None = option(None, "Columns of sounds, each a modality.")
-    array: list[str] | None = option(None, "Columns of vectors or sequences of vectors, each a modality.")
+    image: list[str] | None = option(
+        None, "Columns of pictures, each a modality: files, or the pictures themselves.", repeatable=True
+    )
+    text: list[str] | None = option(None, "Columns of texts, each a modality.", repeatable=True)
+    audio: list[str] | None = option(None, "Columns of sounds, each a modality.", repeatable=True)
+    array: list[str] | None = option(
+        None, "Columns of vectors or sequences of vectors, each a modality.", repeatable=True
+    )
     tabular: list[str] | None = option(
         None,
         "Columns of numbers and categories that make one modality together, called tabular; name=column,column for "
         "another name, or several such modalities.",
+        repeatable=True,
     )
-    label: list[str] | None = option(None, "Column of what is predicted; several columns for several labels.")
+    label: list[str] | None = option(
+        None, "Column of what is predicted; several columns for several labels.", repeatable=True
+    )
     encoder: list[str] | None = option(
         None,
         "column=encoder: Hub id or folder; CLIP for pictures, RoBERTa for texts, Wav2Vec2 for sounds if not given.",
+        repeatable=True,
     )
-    encoder_revision: list[str] | None = option(None, "column=commit, tag or branch of its encoder.")
+    encoder_revision: list[str] | None = option(None, "column=commit, tag or branch of its encoder.", repeatable=True)
     hidden_layer: list[str] | None = option(
-        None, "column=hidden layer taken, 0 for embeddings; the last if not given. Earlier layers mix positions less."
+        None,
+        "column=hidden layer taken, 0 for embeddings; the last if not given. Earlier layers mix positions less.",
+        repeatable=True,
     )
 
     def __post_init__(self):

@@ -251,6 +251,6 @@ def test_films_and_features_must_belong_together(work, refusal, tmp_path):
 
 
 def test_features_of_other_kinds_have_no_truth():
-    cache = SimpleNamespace(path="sounds", splits=["test"], modalities={"a": {"kind": "audio"}, "b": {"kind": "text"}})
-    with pytest.raises(ValueError, match="sounds is of kind audio and text, the built-in samples are of array or"):
+    cache = SimpleNamespace(path="sounds", splits=["test"], modalities={"a": {"kind": "audio"}, "b": {"kind": "image"}})
+    with pytest.raises(ValueError, match="sounds is of kind audio and image, the built-in samples are of array or"):
         sample_truth([SimpleNamespace(cache=cache)], None, ["test"])
