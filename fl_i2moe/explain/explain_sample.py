@@ -38,8 +38,8 @@ def explain(
     **options: Any,
 ) -> Explanation:
     """
-    Explains the prediction of one class for one sample: importance of patches and tokens for every expert, and how
-    pairs of them interact.
+    Explains the prediction of one class for one sample: importance of its features for every expert, and how pairs of
+    them interact.
 
     Args:
         sample: a row of a feature cache, `cache.splits["test"][5]`, or what `inputs.raw_sample` gives.
@@ -120,6 +120,8 @@ def explain(
         importance={expert: {name: _array(x[0]) for name, x in of.items()} for expert, of in scores.items()},
         pair_tables=tables,
         settings=settings,
+        temperature=config.temperature,
+        thresholds=config.thresholds,
     )
 
 

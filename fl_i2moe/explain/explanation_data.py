@@ -53,6 +53,8 @@ _SAVED = {
     "importance": {str: {str: [float]}},
     "pair_tables": {str: _SAVED_PAIRS},
     "settings": dict,
+    "temperature?": (float, None),
+    "thresholds?": ([float], None),
     "notes?": [str],
 }
 
@@ -140,6 +142,10 @@ class ExplanationData:
     settings: dict[str, Any] = field(default_factory=dict)
     """What else decided the scores, as plain JSON."""
 
+    temperature: float | None = None
+    thresholds: list[float] | None = None
+    """Those of the model's configuration: of its probabilities, and of the labels that it predicts."""
+
     @property
     def target_name(self) -> str:
         return self.label_names[self.target]
@@ -151,22 +157,23 @@ class ExplanationData:
 
     @property
     def probabilities(self) -> FloatArray | None:
-        """(C,), the mixture's; None for a regression."""
+        """(C,), the mixture's, under the temperature; None for a regression."""
         if self.problem_type == "regression":
             return None
+        logits = self.logits / (self.temperature or 1)
         if self.problem_type == "single_label_classification":
-            odds = np.exp(self.logits - self.logits.max())
+            odds = np.exp(logits - logits.max())
             return odds / odds.sum()
-        return 1 / (1 + np.exp(-self.logits))
+        return 1 / (1 + np.exp(-logits))
 
     @property
     def predicted_classes(self) -> list[int]:
-        """The class with the highest logit; of a multi-label model those whose probability is above one half."""
-        if self.problem_type == "regression":
-            return []
+        """The class with the highest logit; of a multi-label model those whose probability is above their threshold,
+        one half if there is none."""
         if self.problem_type == "single_label_classification":
             return [int(self.logits.argmax())]
-        return np.flatnonzero(self.logits > 0).tolist()
+        probabilities = self.probabilities
+        return [] if probabilities is None else np.flatnonzero(probabilities > (self.thresholds or 0.5)).tolist()
 
     @property
     def notes(self) -> list[str]:
@@ -209,7 +216,7 @@ class ExplanationData:
         return [(self.feature(modality, index), float(scores[index])) for index in order[:top]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON; pictures by their path, or as they are where they have no file."""
+        """As plain JSON; pictures and sounds by their path, or as they are where they have no file."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values |= {"format": FORMAT_VERSION, "target_name": self.target_name, "notes": self.notes}
         values["modalities"] = {name: places.to_dict() for name, places in self.modalities.items()}
@@ -227,7 +234,7 @@ class ExplanationData:
             raise ValueError(f"no explanation of format {FORMAT_VERSION}: `format` is {values.get('format')!r}")
         check_json(values, _SAVED)
         _check_sizes(values)
-        values = {item.name: values[item.name] for item in fields(cls)}
+        values = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         values["modalities"] = {name: _places(name, x) for name, x in values["modalities"].items()}
         values |= {name: np.array(values[name], np.float64) for name in _ARRAYS}
         values["importance"] = {
@@ -272,6 +279,7 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
     checks: list[tuple[str, Any, Any]] = [
         ("target_name", values["target_name"], classes[target] if 0 <= target < len(classes) else "no class"),
         ("logits", len(values["logits"]), len(classes)),
+        ("thresholds", len(values.get("thresholds") or classes), len(classes)),
         ("expert_weights", len(values["expert_weights"]), len(experts)),
         ("expert_logits", [*map(len, values["expert_logits"])], [len(classes)] * len(experts)),
     ]

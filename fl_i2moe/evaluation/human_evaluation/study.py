@@ -24,10 +24,10 @@ from ...cache.key import key_digest
 from ...explain.explain_sample import true_targets
 from ...explain.explanation_data import notes_on
 from ...explain.pages.display import signed
-from ...metrics.tasks import predict
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
 from ...model.kinds import KINDS, places_in
 from ...model.modeling_fl_i2moe import FLI2MoEModel
+from ...model.probabilities import probabilities
 from ...training.arguments import check_options, option
 from ...training.runs import check_cache, find_cache, fingerprint, load_model
 from ...utils.files import write_json, write_text
@@ -273,13 +273,13 @@ def _predicted(logits_C: torch.Tensor, config: FLI2MoEConfig) -> list[str]:
     names = config.label_names
     if config.problem_type == "regression":
         return _values(logits_C.tolist(), names)
-    is_single = config.problem_type == "single_label_classification"
-    probabilities = (logits_C.softmax(-1) if is_single else logits_C.sigmoid()).tolist()
-    threshold = (config.interaction_statistics or {}).get("threshold") or 0.5
-    decided = predict(logits_C.numpy(), config.problem_type, threshold)
-    chosen = [int(decided)] if is_single else np.flatnonzero(decided).tolist()
-    chosen.sort(key=lambda index: -probabilities[index])
-    return [f"{names[index]} {100 * probabilities[index]:.0f} %" for index in chosen] or ["no class"]
+    told = probabilities(logits_C, config).numpy()
+    if config.problem_type == "single_label_classification":
+        chosen = [int(told.argmax())]
+    else:
+        own = config.thresholds or (config.interaction_statistics or {}).get("threshold") or 0.5
+        chosen = sorted(np.flatnonzero(told > own).tolist(), key=lambda index: -told[index])
+    return [f"{names[index]} {100 * told[index]:.0f} %" for index in chosen] or ["no class"]
 
 
 def _values(values: list[float], names: list[str]) -> list[str]:
