@@ -1,6 +1,6 @@
 """The transformers pipeline "image-text-classification": raw samples → labels, scores and what the experts say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from .kinds import KINDS
 from .probabilities import decide, probabilities
 
 TASK = "image-text-classification"
-FUNCTIONS = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax", "regression": "none"}
+FUNCTIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "sigmoid": lambda logits, temperature: (logits / temperature).sigmoid(),
+    "softmax": lambda logits, temperature: (logits / temperature).softmax(dim=-1),
+    "none": lambda logits, temperature: logits,
+}
 
 
 class FLI2MoEPipeline(Pipeline):
@@ -63,7 +67,7 @@ class FLI2MoEPipeline(Pipeline):
                 f"Unknown parameters {sorted(kwargs)}; there are `top_k` and `function_to_apply`, and this model's "
                 f"inputs {self.processor.modality_order}."
             )
-        if function_to_apply is not None and function_to_apply not in FUNCTIONS.values():
+        if function_to_apply is not None and function_to_apply not in FUNCTIONS:
             raise ValueError(f'`function_to_apply` must be "sigmoid", "softmax" or "none", got {function_to_apply!r}.')
         if top_k not in ("", None) and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
             raise ValueError(f"`top_k` must be a whole number, at least 1, or None; got {top_k!r}.")
@@ -88,7 +92,7 @@ class FLI2MoEPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """One sample, its pictures opened (here, so that worker processes do it); lists of one, None where it lacks a
+        """One sample, its files opened (here, so that worker processes do it); lists of one, None where it lacks a
         modality."""
         order = self.processor.modality_order
         if not isinstance(inputs, Mapping):
@@ -115,21 +119,15 @@ class FLI2MoEPipeline(Pipeline):
         logits, expert_logits, weights = (
             model_outputs[key][0].double() for key in ("logits", "expert_logits", "expert_weights")
         )
-        calibrated = logits / (config.temperature or 1)
-        match function_to_apply or FUNCTIONS[config.problem_type]:
-            case "sigmoid":
-                scores = calibrated.sigmoid()
-            case "softmax":
-                scores = calibrated.softmax(dim=-1)
-            case _:
-                scores = logits
+        told = probabilities(logits, config)
+        scores = FUNCTIONS[function_to_apply](logits, config.temperature or 1) if function_to_apply else told
         if config.problem_type == "regression":
             chosen = list(range(len(scores)))
         else:
             chosen = scores.argsort(descending=True, stable=True)[:top_k].tolist()
         predicted: list[dict[str, Any]] = [{} for _ in scores]
         if config.problem_type == "multi_label_classification":
-            predicted = [{"predicted": x} for x in decide(probabilities(logits, config), config).tolist()]
+            predicted = [{"predicted": x} for x in decide(told, config).tolist()]
 
         def by_expert(values: torch.Tensor) -> dict[str, float]:
             return dict(zip(config.expert_names, values.tolist(), strict=True))
