@@ -22,7 +22,7 @@ from ..cache.shards import Shard
 from ..data.raw import SampleError
 from ..data.tables import load_rows
 from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_options, did_you_mean, option
-from ..model.kind import encode_given
+from ..model.kind import IS_GIVEN
 from ..model.kinds import KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..utils.checked_json import read_json
@@ -113,7 +113,7 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
                 tables, skipped = [], []
                 for batch in decode({"rows": rows}, encoders, [part], arguments.batch_size, arguments.num_workers):
                     if batch.table.num_rows:
-                        tables.append(_predict(model, encoders, batch))
+                        tables.append(_predict(model, batch))
                     skipped += [skipped_entry(error) for error in batch.bad_samples]
                     bar.update(batch.table.num_rows + len(batch.bad_samples))
                 write_json(part.path.with_suffix(".json"), skipped)
@@ -196,13 +196,9 @@ def _parts(folder: Path, num_rows: int) -> list[Shard]:
 
 
 @torch.no_grad()
-def _predict(model: FLI2MoEModel, encoders: Mapping[str, Encoder], batch: DecodedBatch) -> pa.Table:
-    features, masks = {}, {}
-    for name, prepared in batch.inputs.items():
-        encoded = encode_given(encoders[name], prepared.inputs)
-        features[name] = encoded.features.to(model.device, torch.float16).to(model.dtype)  # as a cache rounds them
-        masks[name] = encoded.feature_mask.to(model.device)
-    output = model(features=features, feature_masks=masks)
+def _predict(model: FLI2MoEModel, batch: DecodedBatch) -> pa.Table:
+    # a modality that all of them lack has no other inputs
+    output = model(**{name: x.inputs for name, x in batch.inputs.items() if x.inputs.keys() != {IS_GIVEN}})
     logits, expert_logits, weights = (
         x.float().cpu() for x in (output.logits, output.expert_logits, output.expert_weights)
     )
