@@ -3,9 +3,9 @@ Publish a feature cache as a data set: shards with their checksums, key and card
 
     python hub/publish_features.py --features <feature cache> --repo_id someone/mmimdb-features --license other
 
-A training run prints the folder of its cache. Texts are part of the cache and are published with it; pictures are not.
-Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>` writes the very same files into a
-folder.
+A training run prints the folder of its cache. Texts and columns of tables are published with it; pictures and sounds
+are not. Needs a token that may write (`hf auth login`, or HF_TOKEN). `--dry_run <folder>` writes the very same files
+into a folder.
 """
 
 from dataclasses import dataclass, field

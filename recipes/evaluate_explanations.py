@@ -3,9 +3,10 @@ Check explanations against the interactions that are planted in the built-in sam
 
     python recipes/evaluate_explanations.py --models runs/sample runs/dense --output_dir runs/ground_truth
 
-Each of `--models` is the output folder of recipes/train_mmimdb.py or recipes/train_arrays.py on its sample, with one
-trained model a seed, or the folder of one model. It leaves ground_truth.json, ground_truth.md and carriers.png. A
-second start skips the models that are measured already.
+Each of `--models` is the output folder of recipes/train_mmimdb.py or recipes/train_arrays.py on its sample, or of
+recipes/train.py on the clips of fl_i2moe.data.planted_sounds, with one trained model a seed, or the folder of one
+model. It leaves ground_truth.json, ground_truth.md and carriers.png. A second start skips the models that are measured
+already.
 """
 
 from dataclasses import dataclass

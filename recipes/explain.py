@@ -1,5 +1,5 @@
 """
-Explain a trained model's predictions: which expert, which patches and tokens, which pairs.
+Explain a trained model's predictions: which expert, which patches, words or seconds, which pairs.
 
     python recipes/explain.py --model runs/mmimdb --split test --num_samples 64
 

@@ -54,7 +54,7 @@ def build_cache(
         num_workers: processes that decode ahead of the encoder; 0 decodes in between.
         on_bad_sample: `"stop"` at the first bad sample, or `"skip"` it and write it to `skipped.jsonl`.
         progress: show a bar on each machine's first process, for that process's share.
-        key: `cache_key(raw, encoders)`, where it is known already; it hashes all pictures.
+        key: `cache_key(raw, encoders)`, where it is known already; it hashes all raw values.
 
     Raises:
         SampleError: a sample cannot be read, or its features are none, NaN, infinite or too large for float16.

@@ -7,11 +7,12 @@
       skipped.jsonl       one line per sample that was left out
       <split>/            a data set as `datasets.load_from_disk` reads it: Arrow shards, each with its checksum
 
-The columns are the raw ones (`id`, `labels`, a text or the path of an image per modality, nothing of an array) and per
-modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with `m_offsets` (T, 2) for texts (characters of
-each token) and `m_geometry` for images (the region of the picture, in its pixels, that the grid of patches covers);
-`m_sha256` is the checksum of the text or of the picture's file that was encoded. Where a sample lacks a modality, T is
-0, and its other columns are null.
+The columns are the raw ones (`id`, `labels`, and per modality a text, the path of a picture or sound, or columns of a
+table as JSON; nothing of an array) and per modality `m` `m_features` (T, D) float16 and `m_special_mask` (T,), with
+`m_offsets` (T, 2) for texts (characters of each token), `m_seconds` (T, 2) for sounds (start and end), `m_cells` (T, 2)
+for columns (name and value) and `m_geometry` for pictures (the region, in pixels, that the grid of patches covers);
+`m_sha256` is the checksum of the raw value that was encoded, of pictures and sounds of the file. Where a sample lacks a
+modality, T is 0, and its other columns are null.
 """
 
 from collections.abc import Collection, Mapping
@@ -40,8 +41,8 @@ class FeatureCache:
             identity).
         splits: each a `Dataset`, or a `StreamedSplit` where [`open_features`] was told not to fetch it.
         skipped: `id`, `split`, `field`, `file` and `reason` of each sample that was left out.
-        counts: per split `samples`, `skipped`, `cut`: per text modality the number of texts that were longer than
-            the encoder takes and the mean share of their tokens that is gone; and `missing`: per modality how many
+        counts: per split `samples`, `skipped`, `cut`: per modality of texts or sounds the number of those that were
+            longer than the encoder takes and the mean share of them that is gone; and `missing`: per modality how many
             samples lack it, of those that any sample lacks.
     """
 
@@ -74,11 +75,10 @@ class FeatureCache:
 
     @property
     def cut_notes(self) -> list[str]:
-        """How many texts were cut, as sentences."""
+        """How many texts and sounds were cut, as sentences."""
         return [
             f"{split}: {cut['samples']:,} of {counts['samples']:,} {name}s are longer than "
-            f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} of their "
-            "tokens on average"
+            f"{self.modalities[name]['max_features']} features and were cut, by {cut['mean_share']:.0%} on average"
             for split, counts in self.counts.items()
             for name, cut in counts["cut"].items()
             if cut["samples"]

@@ -26,7 +26,7 @@ class CacheMismatchError(ValueError):
 def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any]:
     """Format, data and encoders, as nested JSON.
 
-    The data enter by their content (ids, texts, the bytes of the pictures, labels), not by where they lie.
+    The data enter by their content (ids, texts, the bytes of files, labels), not by where they lie.
     """
     columns = ["id", *raw.modalities, "labels"]
     with ThreadPoolExecutor() as pool:

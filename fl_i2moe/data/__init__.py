@@ -1,1 +1,1 @@
-"""Raw data sets: each module turns one published layout into a `RawDataset`."""
+"""Raw data sets: tables, published layouts, arrays and generated samples become a `RawDataset`."""

@@ -45,7 +45,7 @@ class SampleError(ValueError):
 @dataclass
 class RawDataset:
     """
-    A data set as people see it: pictures, texts and labels, not yet encoded.
+    A data set as people see it: raw values of several modalities and labels, not yet encoded.
 
     Args:
         splits: `train`, `validation` and `test`, with the columns `id` (string), one per modality, and `labels`. A cell

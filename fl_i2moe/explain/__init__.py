@@ -1,4 +1,4 @@
-"""Explanations of a trained model: which expert, which patches and tokens, which pairs."""
+"""Explanations of a trained model: which expert, which features, which pairs."""
 
 from .explain_sample import explain
 from .explanation import Explanation

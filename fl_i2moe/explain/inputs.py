@@ -88,9 +88,7 @@ class Inputs:
         """
         config = model.config
         if config.level != "feature":
-            raise ValueError(
-                "Explanations need a feature-level model; this one is pooled; its inputs are not patches and tokens."
-            )
+            raise ValueError("Explanations need a feature-level model; this one is pooled: it sees no single features.")
         check_batch(batch, config.modality_order)
         features, masks, special = (
             {name: batch[kind][name].to(model.device) for name in config.modality_order}

@@ -23,6 +23,7 @@ from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.fusions import FUSIONS
+from ..model.kind import Places
 from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.objectives import OBJECTIVES
 from ..model.pinned_encoders import takes_raw_inputs
@@ -136,6 +137,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         labels=config.label_names,
         raw=takes_raw_inputs(config),
         encoders=encoders,
+        nouns=" and ".join(dict.fromkeys(_places(config, name).noun for name in config.modality_order)),
         encoders_table=encoders_table(
             {name: config.modalities[name] for name in config.modality_order}, config.encoders or {}
         ),
@@ -258,6 +260,11 @@ def _settings(run: Run) -> dict[str, Any]:
 def _minutes(seconds: Sequence[float]) -> str:
     low, high = (round(value / 60) for value in (min(seconds), max(seconds)))
     return "under 1" if high == 0 else f"{low} to {high}" if low < high else str(high)
+
+
+def _places(config: FLI2MoEConfig, modality: str) -> type[Places]:
+    kind = (config.encoders or {}).get(modality, {}).get("kind")
+    return KINDS[kind].places if kind in KINDS else Places
 
 
 def _example(config: FLI2MoEConfig) -> Markup:

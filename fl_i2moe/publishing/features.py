@@ -25,8 +25,9 @@ def write_features(
     cache: FeatureCache, folder: str | Path, repo_id: str, *, license: str, dataset_name: str | None = None
 ) -> None:
     """
-    Writes a cache as the repository of a data set, which opens again as a cache of the same key. Pictures are
-    left out, and their paths cut to the file's name; texts stay, as explanations show them. `license` is that of the
+    Writes a cache as the repository of a data set, which opens again as a cache of the same key. Pictures
+    and sounds are left out, and their paths cut to the file's name; texts and columns of tables stay, as explanations
+    show them. `license` is that of the
     data, by the Hub's identifier. Raises `ValueError` where the folder is not empty.
     """
     validate_repo_id(repo_id)
@@ -77,7 +78,7 @@ def features_card(cache: FeatureCache, repo_id: str, *, license: str, dataset_na
 
 
 def _copy_shard(source: Shard, target: Shard, kinds: dict[str, Kind]) -> None:
-    """A shard without pictures, which are named by their files alone."""
+    """A shard without pictures and sounds, which are named by their files alone."""
     record = {key: value for key, value in source.record().items() if key not in ("sha256", "rows")}
     record["skipped"] = [_skipped_entry(entry) for entry in record["skipped"]]
     with pa.memory_map(str(source.path)) as file:

@@ -97,9 +97,7 @@ class Explorer:
         self.model = FLI2MoEModel.from_pretrained(name).eval()
         self.config = self.model.config
         if not takes_raw_inputs(self.config):
-            raise ValueError(
-                f"{name} takes no pictures and texts, only features: there is nothing to type in or upload."
-            )
+            raise ValueError(f"{name} takes no raw values, only features: there is nothing to type in or upload.")
         processor = FLI2MoEProcessor.from_pretrained(name)
         self.classify = FLI2MoEPipeline(
             model=self.model, processor=processor, task="image-text-classification", device="cpu"

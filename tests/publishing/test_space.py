@@ -146,7 +146,7 @@ def test_examples_behind_links_are_not_published(tmp_path):
 
 def test_a_model_without_raw_inputs_is_refused(app, tmp_path):
     make_model(make_config()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="takes no pictures and texts, only features"):
+    with pytest.raises(ValueError, match="takes no raw values, only features"):
         app.Explorer(str(tmp_path))
 
 

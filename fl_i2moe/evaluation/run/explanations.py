@@ -124,7 +124,7 @@ def load_explainable(folder: str | Path) -> FLI2MoEModel:
     """A feature-level model; `ValueError` where the folder holds none."""
     model = load_model(folder)
     if model.config.level != "feature":
-        raise ValueError(f"The model in {folder} is pooled: it sees no patches and tokens that could be explained.")
+        raise ValueError(f"The model in {folder} is pooled: it sees no single features that could be explained.")
     return model
 
 
