@@ -314,7 +314,7 @@ class FLI2MoEConfig(PreTrainedConfig):
         internal=True,
     )
     thresholds: list | None = option(
-        None, "Probability of each label from which it counts as predicted; 0.5 if not given.", internal=True
+        None, "Probability above which each label counts as predicted; 0.5 if not given.", internal=True
     )
 
     encoders: dict | None = option(None, "Modality → identity of the encoder of its features.", internal=True)

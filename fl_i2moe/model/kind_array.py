@@ -38,7 +38,7 @@ class ArrayEncoder(FittedEncoder):
     kind = "array"
 
     def preprocess(self, values: Sequence[Any]) -> Preprocessed:
-        return Preprocessed({**pad_sequences([self._standardise(x) for x in values])}, [{} for _ in values])
+        return Preprocessed(pad_sequences([self._standardise(x) for x in values]), [{} for _ in values])
 
     def _standardise(self, value: Any) -> NDArray[np.float32]:
         if isinstance(value, bytes):

@@ -330,7 +330,7 @@ class AudioPlaces(FilePlaces):
 class AudioKind(FileKind):
     """Sounds."""
 
-    name = "audio"
+    name, ending = "audio", ".wav"
     raw_type: ClassVar = {"decode": False, "_type": "Audio"}
     annotation_types: ClassVar = {
         "seconds": {
@@ -389,9 +389,6 @@ class AudioKind(FileKind):
         """Samples of a sound and their rate, `(array, rate)`, are one value."""
         is_pair = isinstance(value, tuple) and len(value) == 2 and any(isinstance(x, Number) for x in value)
         return not is_pair and super().is_batch(value)
-
-    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
-        return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.wav"'
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
         preprocessing = identity["preprocessing"]

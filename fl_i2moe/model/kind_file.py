@@ -127,6 +127,9 @@ class FilePlaces(Places):
 class FileKind(EncodedKind):
     """A kind whose raw column holds `{"path", "bytes"}`."""
 
+    ending: ClassVar[str]
+    """Of such a file's name."""
+
     def from_table(self, value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
         """A path, the bytes, or both as `datasets` has them."""
         if isinstance(value, Mapping):
@@ -155,6 +158,9 @@ class FileKind(EncodedKind):
             return Path(cell["path"]).read_bytes()
         except OSError as error:
             raise ValueError(f"{cell['path']}: cannot be read: {error}") from error
+
+    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
+        return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}{self.ending}"'
 
     def published_cell(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         return {"path": re.split(r"[\\/]", cell["path"] or "")[-1] or None, "bytes": None}  # its name alone

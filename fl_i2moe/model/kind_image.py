@@ -381,7 +381,7 @@ class ImagePlaces(FilePlaces):
 class ImageKind(FileKind):
     """Pictures."""
 
-    name = "image"
+    name, ending = "image", ".jpg"
     raw_type: ClassVar = {"decode": False, "_type": "Image"}
     annotation_types: ClassVar = {"geometry": {key: {"dtype": "int32", "_type": "Value"} for key in GEOMETRY}}
     places = ImagePlaces
@@ -432,9 +432,6 @@ class ImageKind(FileKind):
 
     def open(self, value: Any) -> Image.Image:
         return open_image(fetch(value))
-
-    def example(self, modality: str, identity: Mapping[str, Any]) -> str:
-        return f'"{"".join(x if x.isascii() and x.isalnum() else "-" for x in modality)}.jpg"'
 
     def describe_preprocessing(self, identity: Mapping[str, Any]) -> str:
         height, width = identity["preprocessing"]["input_size"]

@@ -115,7 +115,7 @@ class TabularEncoder(FittedEncoder):
                 cells.append([column.column, _short(shown)])
             sequences.append(array)
             annotations.append({"cells": cells})
-        return Preprocessed({**pad_sequences(sequences)}, annotations)
+        return Preprocessed(pad_sequences(sequences), annotations)
 
     def identity(self) -> dict[str, Any]:
         return {"name": "columns of a table", "kind": self.kind, "columns": [asdict(x) for x in self.columns]}

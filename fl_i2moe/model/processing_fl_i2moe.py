@@ -1,13 +1,12 @@
 """Raw values → the inputs of an [`FLI2MoEModel`]."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_fl_i2moe import FLI2MoEConfig
+from .configuration_fl_i2moe import FLI2MoEConfig, did_you_mean
 from .kind import Preprocessed, preprocess_given
 from .kinds import KINDS
 from .pinned_encoders import Repository, check_folders, load_preprocessor, takes_raw_inputs
@@ -97,8 +96,7 @@ class FLI2MoEProcessor(ProcessorMixin):
 
     def _check_names(self, given: Iterable[str]) -> None:
         if unknown := [name for name in given if name not in self.modality_order]:
-            close = get_close_matches(unknown[0], self.modality_order, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(unknown[0], self.modality_order)
             raise ValueError(f"Unknown inputs {unknown}; this model takes {self.modality_order}.{hint}")
 
     def preprocess(self, **raw: Any) -> dict[str, Preprocessed]:

@@ -1,7 +1,7 @@
 """What recipes/train.py does, from Python."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import Field, asdict, fields
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from ..model.configuration_fl_i2moe import did_you_mean
-from .arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
+from .arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments, defaults_of
 from .experiment import run_job
 from .runs import Run
 from .tables import Modalities, ReadingArguments, Table, choose_encoders, read_table
@@ -88,16 +88,13 @@ def _options() -> dict[str, Field]:
     return {item.name: item for part in PARTS for item in fields(part) if item.name not in own}
 
 
-def _default(item: Field) -> Any:
-    return item.default_factory() if item.default_factory is not MISSING else item.default
-
-
-_LISTED = [f"        {x.name} = {_default(x)!r}: {x.metadata['help']}" for x in _options().values()]
+_DEFAULTS = {name: x for part in PARTS for name, x in defaults_of(part).items()}
+_LISTED = [f"        {name} = {_DEFAULTS[name]!r}: {x.metadata['help']}" for name, x in _options().items()]
 train.__doc__ = f"{train.__doc__}\n    Options:\n" + "\n".join(_LISTED)
 _SIGNATURE = signature(train)  # by which editors and notebooks complete
 train.__signature__ = _SIGNATURE.replace(  # type: ignore[attr-defined]
     parameters=[
         *(x for x in _SIGNATURE.parameters.values() if x.kind != Parameter.VAR_KEYWORD),
-        *(Parameter(x.name, Parameter.KEYWORD_ONLY, default=_default(x)) for x in _options().values()),
+        *(Parameter(name, Parameter.KEYWORD_ONLY, default=_DEFAULTS[name]) for name in _options()),
     ]
 )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     model.load_encoders(trust_remote_code=arguments.trust_remote_code)
     encoders = {name: model.raw_inputs.load(name) for name in config.modality_order}
     rows, bad_rows = _read(encoders, config.fill_missing is not None, arguments)
-    key = {"model": fingerprint(model), "rows": _digest(rows), **_deciding(arguments)}
+    key = {"model": fingerprint(model), "rows": _digest(rows), "batch_size": arguments.batch_size}
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(FileLock(folder / "lock"), f"writing {output}", "; or give another --output"):
         _begin(folder, key)
@@ -160,11 +160,6 @@ def _read(
         revision=arguments.dataset_revision,
     )
     return rows.rename_columns({column: name for name, column in columns.items() if column != name}), bad_rows
-
-
-def _deciding(arguments: PredictArguments) -> dict[str, Any]:
-    """What a row's prediction depends on beside the model and the rows."""
-    return {name: value for name, value in asdict(arguments).items() if name in ("batch_size", "output")}
 
 
 def _digest(rows: Dataset) -> str:

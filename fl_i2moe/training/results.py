@@ -14,13 +14,13 @@ SPLITS = ("test", "validation")
 
 _METRICS = {str: (float, None)}
 _SUMMARIES = {str: {"mean": (float, None), "std": (float, None)}}  # over the seeds
-_BY_SPLIT = {"test": _METRICS, "validation": _METRICS}
+_BY_SPLIT = dict.fromkeys(SPLITS, _METRICS)
 _CALIBRATION = {when: {"log_loss": float, "ece": float} for when in ("before", "after")}
 SEED_RESULTS = {
     **_BY_SPLIT,
     # what follows earlier versions did not measure, see `measure` in `calibration.py`
     "own_thresholds?": _BY_SPLIT,
-    "calibration?": {"test": _CALIBRATION, "validation": _CALIBRATION},
+    "calibration?": dict.fromkeys(SPLITS, _CALIBRATION),
     "per_class?": {str: _METRICS},
     "confusion_matrix?": {str: {str: int}},
     "best_epoch": int,
@@ -34,8 +34,8 @@ RESULTS = {
     "best_seed": int,
     "test": _SUMMARIES,
     "validation": _SUMMARIES,
-    "own_thresholds?": {"test": _SUMMARIES, "validation": _SUMMARIES},
-    "calibration?": dict.fromkeys(("test", "validation"), dict.fromkeys(("before", "after"), _SUMMARIES)),
+    "own_thresholds?": dict.fromkeys(SPLITS, _SUMMARIES),
+    "calibration?": dict.fromkeys(SPLITS, dict.fromkeys(("before", "after"), _SUMMARIES)),
     "seeds": {str: SEED_RESULTS},
     "samples": {"test": int, str: int},  # by split
     "settings": dict,

@@ -79,7 +79,7 @@ def test_a_training_runs_folder_has_a_processor_too(tmp_path):
 def test_what_the_processor_refuses(published):
     processor = AutoProcessor.from_pretrained(published[3])
     image = Image.new("RGB", (30, 20))
-    with pytest.raises(ValueError, match=r"Unknown inputs \['imag'\].*Did you mean 'image'"):
+    with pytest.raises(ValueError, match=r"Unknown inputs \['imag'\].*Did you mean `image`"):
         processor(imag=image, text="the fox")
     with pytest.raises(ValueError, match=r"lack \['image'\]"):
         processor(text="the fox")
@@ -102,7 +102,7 @@ def test_a_local_copy_of_a_tokenizer(tmp_path, monkeypatch):
     expected = r"(?s)tokenizer\.json of 'text' \(nobody/no-such-model\).*load_preprocessors\(\{'text': '<folder>'\}\)"
     with pytest.raises(ValueError, match=expected):
         processor(**rows_of(raw)[0])
-    with pytest.raises(ValueError, match=r"Unknown inputs \['txt'\].*Did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"Unknown inputs \['txt'\].*Did you mean `text`"):
         processor.load_preprocessors({"txt": tmp_path / "encoder-text"})
     processor.load_preprocessors({"text": tmp_path / "encoder-text"})
     assert processor(**rows_of(raw)[0])["text"]["input_ids"].shape[0] == 1
