@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..cache.encoding import DecodedBatch, Encoder, decode, skipped_entry
 from ..cache.shards import Shard
 from ..data.raw import SampleError
+from ..data.table_cells import Missing
 from ..data.tables import load_rows
 from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_options, did_you_mean, option
 from ..model.kind import IS_GIVEN
@@ -50,7 +51,7 @@ class PredictArguments:
         None, "modality=column, where it has another name than at training.", repeatable=True
     )
     id: str | None = option(None, "Column of the ids; numbers of rows if not given.")
-    missing: Literal["stop", "drop", "fill"] | None = option(
+    missing: Missing | None = option(
         None,
         "What to do with a row that lacks a modality: stop, leave it out, or let the model stand in for it; the last, "
         "if not given, where the model was trained with such rows, else leave it out.",

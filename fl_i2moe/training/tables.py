@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
@@ -12,6 +12,8 @@ from ..cache.encoding import Encoder
 from ..cache.fitting import fit_encoders
 from ..data.layouts import LAYOUTS, load_layout
 from ..data.raw import RawDataset
+from ..data.table_cells import Missing
+from ..data.table_labels import LabelType
 from ..data.tables import load_table
 from ..model.configuration_fl_i2moe import SHARE, check_options, did_you_mean, option
 from ..model.kinds import ENCODED_KINDS
@@ -50,7 +52,7 @@ class Table:
 class ReadingArguments:
     """How a table is read. What an option leaves open is guessed from the columns, and said."""
 
-    label_type: Literal["class", "multi_label", "regression"] | None = option(
+    label_type: LabelType | None = option(
         None, "What the labels are: one class a sample, several labels, or numbers; guessed if not given."
     )
     label_separator: str | None = option(None, "What stands between several labels in one text, such as ', '.")
@@ -61,7 +63,7 @@ class ReadingArguments:
     validation_share: float = option(0.1, "Share of the training rows to validate on, if none are given.", within=SHARE)
     test_share: float = option(0.2, "Share of the training rows to test on, if none are given.", within=SHARE)
     split_seed: int = option(0, "Seed of that draw.", at_least=0)
-    missing: Literal["stop", "drop", "fill"] = option(
+    missing: Missing = option(
         "stop", "What to do with a row that lacks a modality: stop, leave it out, or let the model stand in for it."
     )
     root: str | None = option(None, "Folder that paths in the table start from; the table's own if not given.")
@@ -69,7 +71,9 @@ class ReadingArguments:
     dataset_config: str | None = option(None, "Configuration of a data set on the Hub.")
     dataset_revision: str | None = option(None, "Commit, tag or branch of a data set on the Hub.")
     categorical: list[str] | None = option(None, "Columns of numbers whose values are categories, not amounts.")
-    standardize: bool = option(True, "Scale arrays to mean 0 and standard deviation 1 over the training split.")
+    standardize: bool = option(
+        True, "Scale arrays and columns of numbers to mean 0 and standard deviation 1 over the training split."
+    )
 
     def __post_init__(self):
         check_options(self)
