@@ -49,6 +49,8 @@ _SAVED = {
     "expert_weights": [float],
     "expert_logits": [[float]],
     "logits": [float],
+    "temperature?": (float, None),
+    "thresholds?": ([float], None),
     "method": str,
     "importance": {str: {str: [float]}},
     "pair_tables": {str: _SAVED_PAIRS},

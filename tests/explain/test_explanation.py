@@ -12,8 +12,10 @@ from explained import SENTENCE, make_explainable, make_explanation
 from fl_i2moe.explain import Explanation, explain
 from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.pages.sample_page import render_page
+from fl_i2moe.model.configuration_fl_i2moe import FLI2MoEConfig
 from fl_i2moe.model.kind_text import Piece
 from fl_i2moe.model.kinds import places_in
+from fl_i2moe.model.probabilities import decide, probabilities
 
 # ---- where features lie ----------------------------------------------------------------------------------------------
 
@@ -271,6 +273,29 @@ def test_predictions_by_kind_of_task():
     assert explanation.probabilities.sum() == pytest.approx(1)
     explanation.problem_type = "regression"
     assert (explanation.predicted_classes, explanation.true_classes, explanation.probabilities) == ([], [], None)
+
+
+def test_probabilities_and_predictions_are_the_calibrated_models():
+    explanation = make_explanation()
+    explanation.logits = np.array([0.5, -1.0, 2.0])
+    explanation.temperature, explanation.thresholds = 2.0, [0.6, 0.3, 0.5]
+    calibrated = FLI2MoEConfig(
+        modalities={"image": {"feature_size": 2, "max_features": 2}, "text": {"feature_size": 2, "max_features": 2}},
+        id2label=dict(enumerate(explanation.label_names)),
+        problem_type=explanation.problem_type,
+        temperature=2.0,
+        thresholds=[0.6, 0.3, 0.5],
+    )
+    expected = probabilities(torch.tensor(explanation.logits), calibrated)
+    np.testing.assert_allclose(explanation.probabilities, expected)
+    assert explanation.predicted_classes == [1, 2] == decide(expected, calibrated).nonzero().flatten().tolist()
+
+    saved = explanation.to_dict()
+    assert Explanation.from_dict(saved).predicted_classes == [1, 2]
+    with pytest.raises(ValueError, match="`thresholds` does not fit"):
+        Explanation.from_dict({**saved, "thresholds": [0.5]})
+    before = Explanation.from_dict({key: x for key, x in saved.items() if key not in ("temperature", "thresholds")})
+    assert before.predicted_classes == [0, 2]
 
 
 def test_features_without_importance_are_not_ranked():
