@@ -21,7 +21,7 @@ from fl_i2moe.training.runs import Run
 class PublishArguments:
     """What is published, where, and what its card says."""
 
-    model: str = field(metadata={"help": "Folder of a training run, as recipes/train_mmimdb.py leaves it."})
+    model: str = field(metadata={"help": "Folder of a training run, as recipes/train.py leaves it."})
     repo_id: str = field(metadata={"help": "Repository on the Hub, <name>/<model>; made if it does not exist."})
     private: bool = option(False, "Make a new repository private.")
     dry_run: str | None = option(None, "Write the files into this folder and publish nothing.")

@@ -16,7 +16,7 @@ UNBINDING |= {"faithfulness_samples", "num_threads", "cache_dir", "features", "c
 class ExplainArguments:
     """What is explained, and how."""
 
-    model: str = field(metadata={"help": "Folder of a trained model, as recipes/train_mmimdb.py leaves it."})
+    model: str = field(metadata={"help": "Folder of a trained model, as recipes/train.py leaves it."})
     split: str = option("test", "Split of the feature cache.")
     num_samples: int | None = option(64, "Samples to explain, from the start of the split.", at_least=1)
     sample_ids: list[str] = option([], "Explain these samples instead.")
