@@ -55,8 +55,6 @@ _SAVED = {
     "importance": {str: {str: [float]}},
     "pair_tables": {str: _SAVED_PAIRS},
     "settings": dict,
-    "temperature?": (float, None),
-    "thresholds?": ([float], None),
     "notes?": [str],
 }
 

@@ -263,11 +263,6 @@ def test_predictions_by_kind_of_task():
     explanation.logits = np.array([0.5, -1.0, 2.0])
     assert explanation.predicted_classes == [0, 2]
     np.testing.assert_allclose(explanation.probabilities, 1 / (1 + np.exp(-explanation.logits)))
-    explanation.temperature, explanation.thresholds = 2.0, [0.6, 0.3, 0.7]
-    np.testing.assert_allclose(explanation.probabilities, 1 / (1 + np.exp(-explanation.logits / 2)))
-    assert explanation.predicted_classes == [1, 2]
-    back = Explanation.from_dict(explanation.to_dict())
-    assert (back.temperature, back.thresholds) == (2.0, [0.6, 0.3, 0.7])
     explanation.problem_type, explanation.labels = "single_label_classification", [1.0]
     assert (explanation.predicted_classes, explanation.true_classes) == ([2], [1])
     assert explanation.probabilities.sum() == pytest.approx(1)
