@@ -362,6 +362,9 @@ class Kind(ABC):
     places: ClassVar[type[Places]] = Places
     """Where its features lie."""
 
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What reads its values, beside what every model needs."""
+
     def from_table(self, value: Any, folders: Sequence[Path]) -> Any:
         """
         A cell of a user's table as `cell` takes it, or None where the value is missing.

@@ -340,6 +340,7 @@ class AudioKind(FileKind):
     }
     can_be_cut = True
     places = AudioPlaces
+    packages = ("soundfile", "soxr")
     main_inputs, tower, main_tensor = ("input_values", "input_features"), "audio_config", "num_samples"
     default_options: ClassVar = {"max_seconds": 30.0, "frames_per_feature": 1}
 

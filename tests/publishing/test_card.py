@@ -106,6 +106,26 @@ def test_results_and_weights_are_those_of_the_files(films):
     assert whole[4] == f"{100 * share:.1f} %"
 
 
+def test_inputs_and_packages_are_those_of_the_kinds(films, tmp_path):
+    card, _, model, _ = films
+    assert "Its inputs are the\ntokens and patches of frozen encoders." in card
+    assert 'pip install torch "transformers>=5.23" pillow\n' in card
+    preprocessing = {"max_samples": 16000, "feature_extractor": {"sampling_rate": 16000}}
+    sound = {"kind": "audio", "name": "a/b", "revision": "0" * 40, "preprocessing": preprocessing}
+    sound |= {"hidden_layer": None, "special_features": "keep", "dtype": "float32"}
+    columns = {
+        "kind": "tabular",
+        "name": "columns of a table",
+        "columns": [{"column": "age", "mean": 0.0, "scale": 1.0, "has_missing": False}],
+    }
+    model = make_model(model.config)
+    values = {**model.config.to_dict(), "encoders": {"image": sound, "text": columns}}
+    model = make_model(type(model.config).from_dict(values))
+    card, _ = card_of(tmp_path / "run", model)
+    assert "Its inputs are the\ncolumns and stretches of its modalities." in card
+    assert 'pip install torch "transformers>=5.23" pillow soundfile soxr\n' in card
+
+
 def test_results_of_each_class_thresholds_and_temperature(films):
     card, results, model, _ = films
     best, config = results["seeds"]["1"], model.config
