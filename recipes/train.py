@@ -6,8 +6,9 @@ Train FL-I²MoE on your own table: any mix of pictures, texts, sounds, arrays an
 
 The table is a .csv, .tsv, .json, .jsonl or .parquet file, a folder that `datasets` saved, an imagefolder or
 audiofolder, or a data set on the Hub. Each option of a kind names columns, and each column is a modality; --tabular
-makes one of several columns. What columns and labels hold is guessed and said; options override it. Splits are taken
-from the data or from a column, or drawn. --features <folder or data set on the Hub> starts from a feature cache.
+makes one of several columns. Experts are in the order image, text, audio, array, tabular. What columns and labels hold
+is guessed and said; options override it. Splits are taken from the data or from a column, or drawn. --features <folder
+or data set on the Hub> starts from a feature cache.
 
 A folder in the layout of MM-IMDb, ENRICO or MMHS150K needs no columns; presets have the papers' settings:
 
@@ -32,9 +33,9 @@ PRESETS = {
     **published_presets("mmimdb", "mmimdb", text_max_length=TEXT_LENGTHS["mmimdb"]),
     **published_presets("enrico", "enrico"),
     **published_presets("mmimdb", "mmhs150k", text_max_length=TEXT_LENGTHS["mmhs150k"]),
-    **published_presets("adni", "adni"),
-    **published_presets("mimic", "mimic"),
-    **published_presets("mosi", "mosi"),
+    **published_presets("adni", "adni", level="pooled"),
+    **published_presets("mimic", "mimic", level="pooled"),
+    **published_presets("mosi", "mosi", level="pooled"),
 }
 
 

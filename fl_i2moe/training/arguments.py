@@ -432,10 +432,11 @@ def given_path(text: str) -> Path:
 def _for_parser(kind: type) -> type:
     """
     A dataclass as `HfArgumentParser` takes it: all metadata go to argparse, which knows no bounds; choices are a type,
-    a number has one type, and a list that is `repeatable` may be given in parts.
+    a number has one type, and a list that is `repeatable` may be given in parts. What it inherits comes last.
     """
     hints, shown = get_type_hints(kind), []
-    for item in fields(kind):
+    own = kind.__annotations__
+    for item in sorted(fields(kind), key=lambda item: item.name not in own):
         hint = hints[item.name]
         if choices := item.metadata.get("choices"):
             hint = Literal[choices]
