@@ -168,6 +168,7 @@ def test_a_page_without_pairs_or_classes(explanation):
     assert not page.find("button")
     assert not page.find("script")
     assert "probability" not in " ".join(page.text("dd"))
+    assert page.text("dd")[:2] == [signed(explanation.logits[1]), signed(0.0)], "what the model says, and what is true"
 
 
 def test_the_index_links_every_page(tmp_path, explanation):
