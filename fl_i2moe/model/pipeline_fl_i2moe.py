@@ -83,7 +83,8 @@ class FLI2MoEPipeline(Pipeline):
                 raise ValueError(f"Give samples, or {', '.join(by_name)} by name, not both.")
             inputs = _samples(by_name, self._kinds)
         elif inputs is None:
-            raise ValueError(f"Give a sample, a list of samples, or {order} by name.")
+            given = ", ".join(kwargs) or "nothing"
+            raise ValueError(f"Give a sample, a list of samples, or {order} by name; got {given}.")
         if isinstance(inputs, list) and not inputs:  # in which transformers would look for a first sample
             return []
         known = isinstance(inputs, (str, Mapping, list, torch.utils.data.Dataset))

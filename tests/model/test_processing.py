@@ -183,7 +183,8 @@ def test_modalities_by_name(published, classify):
         ]
     for given, message in (
         ({"inputs": rows[0], "text": "the fox"}, "Give samples, or text by name, not both"),
-        ({}, r"Give a sample, a list of samples, or \['text', 'image'\] by name"),
+        ({}, r"Give a sample, a list of samples, or \['text', 'image'\] by name; got nothing"),
+        ({"picture": "a.jpg"}, r"or \['text', 'image'\] by name; got picture"),
         ({**columns, "text": "the fox"}, "a list of equally many; got text: one, image: 5"),
         ({**columns, "text": ["the", "fox"]}, "got text: 2, image: 5"),
         ({"text": "the fox"}, r"A sample lacks \['image'\]"),
