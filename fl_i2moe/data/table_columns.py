@@ -142,7 +142,10 @@ def example(value: Any) -> str:
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+    if len(text) <= 40:
+        return text
+    close = text[-1] if isinstance(value, str) else ""
+    return text[: 39 - len(close)] + "…" + close
 
 
 def texts_of(table: Table, name: str) -> list[str | None]:

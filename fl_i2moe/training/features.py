@@ -87,7 +87,7 @@ def encode(
     console = create_console(accelerator)
     for name, encoder in encoders.items():
         origin = encoder.identity()["name"]
-        console.print(f"{name}: {encoder.max_features} × {encoder.feature_size} features from {origin}")
+        console.print(f"{name}: at most {encoder.max_features} × {encoder.feature_size} features from {origin}")
     fitted = (x for x in encoders.values() if isinstance(x, FittedEncoder))
     for note in [*raw.notes, *(note for x in fitted for note in x.notes)]:
         console.print(note)
@@ -115,7 +115,7 @@ def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> Fea
         cache = _stream(encoding, accelerator) if encoding.stream_features else open_features(encoding.features)
     console = create_console(accelerator)
     for name, x in cache.modalities.items():
-        console.print(f"{name}: {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
+        console.print(f"{name}: at most {x['max_features']} × {x['feature_size']} features from {x['encoder']['name']}")
     console.print(f"Feature cache: {cache.path}")
     for name, rows in cache.splits.items():
         if isinstance(rows, StreamedSplit):
