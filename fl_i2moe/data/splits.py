@@ -76,7 +76,8 @@ def draw_missing_splits(
         else:
             held = left[:count] if labels is None else _draw_evenly(left, count, seed, labels)
         found[split], left = np.sort(held), left[~np.isin(left, held)]
-        notes.append(f"{split}: {len(held):,} of the training samples, drawn by seed {seed}")
+        kept_together = "" if groups is None else ", groups kept together"
+        notes.append(f"{split}: {len(held):,} of the training samples, drawn by seed {seed}{kept_together}")
     rows_of |= {"train": np.sort(np.concatenate([kept, left])), **found}
     return notes
 

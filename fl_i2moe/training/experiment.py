@@ -322,7 +322,7 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
 
 def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None:
     seeds = results["seeds"]
-    title = f"Test split, {results['samples']['test']:,} samples"
+    title = f"Test split, {results['samples']['test']:,} samples; shares in per cent"
     table = Table(title=title + (f", mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else ""))
     table.add_column("metric")
     for split in ("test", "validation"):

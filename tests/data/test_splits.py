@@ -47,7 +47,8 @@ def test_groups_stay_together_and_classes_even():
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 10)
     labels = (generator.random(60) < 0.3).astype(int)[groups]
-    rows_of, _ = draw(600, labels, groups)
+    rows_of, notes = draw(600, labels, groups)
+    assert all(note.endswith(", groups kept together") for note in notes)
     assert sum(len(set(groups[rows])) for rows in rows_of.values()) == 60  # each in one split
     for split, share in (("validation", 0.1), ("test", 0.2)):
         assert abs(len(rows_of[split]) - share * 600) <= 10
