@@ -50,6 +50,8 @@ TRAINING_FILES = JobFiles(
     ),
 )
 """The last are logs of trackers, of 0.1.0 in a folder named after the project."""
+FEW_SAMPLES = 100
+"""For the choice of a temperature and thresholds; a user is told."""
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -333,6 +335,8 @@ def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None
     for name, test in own["test"].items():
         table.add_row(f"{name}, own thresholds", spread(name, test), spread(name, own["validation"][name]))
     console.print(table)
+    if "calibration" in results and (count := results["samples"]["validation"]) < FEW_SAMPLES:
+        console.print(f"Temperature and thresholds come from {count} validation samples: with so few they are rough.")
     console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
     names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json", PREDICTIONS_FILE]
     for path in [*(output_dir / name for name in names), *sorted((output_dir / "figures").glob("*.png"))]:
