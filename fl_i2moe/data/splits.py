@@ -100,6 +100,8 @@ def _strata(labels: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _draw_evenly(rows: Rows, count: int, seed: int, labels: NDArray[Any]) -> Rows:
+    if count == len(rows):
+        return rows
     strata = _strata(labels[rows])
     names, counts = np.unique(strata, return_counts=True)
     if len(names) and counts.min() < 2:  # the only one that occurs once joins others, for scikit-learn

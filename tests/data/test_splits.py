@@ -43,6 +43,13 @@ def test_training_has_every_class_however_rare(seed):
     assert (hot[rows_of["train"]].any(axis=0) == hot.any(axis=0)).all()
 
 
+def test_so_few_samples_that_a_split_takes_all_that_are_left():
+    labels = np.array([0, 1, 0, 1])
+    rows_of, _ = draw(4, labels, shares={"validation": 0.25, "test": 0.25})
+    assert {split: len(rows) for split, rows in rows_of.items()} == {"train": 2, "validation": 1, "test": 1}
+    assert set(labels[rows_of["train"]]) == {0, 1}
+
+
 def test_groups_stay_together_and_classes_even():
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 10)
