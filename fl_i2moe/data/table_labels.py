@@ -32,6 +32,10 @@ FEW_VALUES = 20
 """So many different whole numbers may be classes, whatever the number of rows."""
 MANY_VALUES = 100
 """More different whole numbers are asked about."""
+MANY_TEXTS = 1000
+"""More different texts are asked about."""
+MOST_CLASSES = 50_000
+"""Each prediction holds a number for every class, and one of each expert."""
 
 
 @dataclass
@@ -130,6 +134,11 @@ def _check_classes(values: NDArray[Any], title: str, file: str) -> None:
             f"{values[:1].tolist()[0]!r}: it looks like an id. Name another column as `label`, or give "
             "label_type='regression' for amounts."
         )
+    if count > MOST_CLASSES:
+        raise ValueError(
+            f"{file}: {title} has {count:,} classes, at most {MOST_CLASSES:,} are possible; put rare ones into one "
+            "class, or give label_type='regression' for amounts."
+        )
 
 
 def _one_type(parts: list[pa.ChunkedArray], tables: Sequence[Table], name: str) -> pa.ChunkedArray:
@@ -203,7 +212,7 @@ def _guess(values: NDArray[Any], title: str, held: str, file: str) -> LabelType:
             )
         return "regression"
     is_text = values.dtype.kind == "U"
-    limit = len(values) / 2 if is_text else min(MANY_VALUES, len(values) / 10)
+    limit = min(MANY_TEXTS, len(values) / 2) if is_text else min(MANY_VALUES, len(values) / 10)
     if count > max(FEW_VALUES, limit):
         shown = ", ".join(map(repr, values[:3].tolist()))
         other = "an id or a free text, name another column" if is_text else "amounts, label_type='regression'"
@@ -233,15 +242,36 @@ def _several_columns(
             )
     values = np.stack([x.cast(pa.float64()).fill_null(np.nan).to_numpy() for x in found], axis=1)
     is_missing = np.isnan(values).any(axis=1)
-    kind = label_type or _guess_columns(values[~is_missing])
+    if label_type == "class":
+        raise ValueError(
+            f"{file}: the label columns {', '.join(columns)} are several labels and no one class; name one column, or "
+            "leave `label_type` out."
+        )
+    kind = label_type or _guess_columns(values[~is_missing], ", ".join(columns), file)
+    if kind == "multi_label" and len(others := np.argwhere(~is_missing[:, None] & ~np.isin(values, (0, 1)))):
+        row, place = others[0].tolist()
+        raise ValueError(
+            f"{file}: the label column {columns[place]!r} holds {values[row, place]:g} in row {row} (counted from 0); "
+            "of several label columns each is zeros and ones. Mend the row, or give label_type='regression'."
+        )
     held = "columns of zeros and ones" if kind == "multi_label" else "columns of numbers"
     return TableLabels(
         values, is_missing, list(names or columns), PROBLEMS[kind], held, values[~is_missing][:3].tolist()
     )
 
 
-def _guess_columns(values: NDArray[Any]) -> LabelType:
-    return "multi_label" if np.isin(values, (0, 1)).all() else "regression"
+def _guess_columns(values: NDArray[Any], title: str, file: str) -> LabelType:
+    """What (N, C) labels without gaps are; raises `ValueError` that asks where they may be two things."""
+    if np.isin(values, (0, 1)).all():
+        return "multi_label"
+    different = np.unique(values)
+    if len(different) <= FEW_VALUES and (different == np.round(different)).all():
+        raise ValueError(
+            f"{file}: the labels in {title} are {len(different)} different whole numbers, such as "
+            f"{', '.join(f'{x:g}' for x in different[:5])}: several labels are zeros and ones; if they are amounts, "
+            "give label_type='regression'."
+        )
+    return "regression"
 
 
 def _lists(
@@ -286,7 +316,7 @@ def _lists(
         matrix = np.full((len(column), int(whole[0])), np.nan)
         matrix[~is_missing] = values[np.isin(rows, np.flatnonzero(~is_missing))].reshape(-1, int(whole[0]))
         is_missing |= np.isnan(matrix).any(axis=1)
-        kind = label_type or _guess_columns(matrix[~is_missing])
+        kind = label_type or _guess_columns(matrix[~is_missing], title, file)
         given = list(names) if names else None
         held = "lists of zeros and ones" if kind == "multi_label" else "lists of numbers"
         return TableLabels(matrix, is_missing, given, PROBLEMS[kind], held, examples)

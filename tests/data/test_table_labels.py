@@ -40,6 +40,7 @@ def hot(lists, names):
         (list(range(150)) * 10, {}, "asked", "150 different ones in 1,500 rows, such as 0, 1, 2: if they are classes"),
         (list(range(25)) * 3, {}, "asked", "if amounts, label_type='regression'"),
         ([0.0, 1.0, 2.0] * 4, {}, "asked", r"decimal numbers, 3 different ones .* all whole \(0\.0, 1\.0, 2\.0\)"),
+        ([f"t{i}" for i in range(1001)] * 3, {}, "asked", "1,001 different ones .* if they are classes, give"),
         ([f"t{i}" for i in range(25)] + ["t1"], {}, "asked", "if an id or a free text, name another column"),
     ],
 )
@@ -125,6 +126,14 @@ def test_several_columns():
     assert (amounts.problem, amounts.values.tolist()) == ("regression", [[1.5, 1], [0, 0]])
     with pytest.raises(ValueError, match="of several label columns, 'wind' holds texts, such as 'strong'"):
         read_columns(rain=[1, 0], wind=["strong", "x"])
+    with pytest.raises(ValueError, match=r"wind are 3 different whole numbers, such as 0, 1, 2: .* if they are amou"):
+        read_columns(rain=[1, 0], wind=[2, 1])
+    for label_type, message in (
+        ("class", "rain, wind are several labels and no one class"),
+        ("multi_label", r"'wind' holds 2 in row 1 \(counted from 0\); .* zeros and ones"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_table_labels([table(rain=[1, 0], wind=[1, 2])], ["rain", "wind"], label_type, None, None)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +144,11 @@ def test_several_columns():
             ["a", "b", "c"],
             {"label_type": "class"},
             "every one of the 3 labels in 'y' is a class of its own, such as 'a'",
+        ),
+        (
+            list(range(50_001)) * 2,
+            {"label_type": "class"},
+            "'y' has 50,001 classes, at most 50,000 are possible; put rare ones",
         ),
         ([" ", "", ""], {}, "the label column 'y' is empty in every row"),
         ([None] * 3, {}, "the label column 'y' is empty in every row"),
