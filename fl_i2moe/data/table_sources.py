@@ -120,6 +120,8 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 
 
 def _near(path: Path) -> str:
+    if path.is_symlink():
+        return ", but a link that leads nowhere"
     try:
         names = [x.name for x in path.parent.iterdir()]
     except OSError:
@@ -293,11 +295,13 @@ def _check_csv(files: list[Path], codec: str) -> tuple[list[str], str]:
         with fsspec.open(str(path), "rt", encoding=codec, compression="infer") as file:
             first = re.sub('"[^"]*"', "", file.readline())
         counts = {x: first.count(x) for x in SEPARATORS}
-        separator = "\t" if _ending(path) == ".tsv" else max(SEPARATORS, key=lambda x: counts[x])
+        is_tsv = _ending(path) == ".tsv" and "\t" in first
+        separator = "\t" if is_tsv else max(SEPARATORS, key=lambda x: counts[x])
         with _records(path, codec, separator) as records:
-            names: list[str] = next(records, [])
+            names: list[str] | None = next(records, None)
             if not names:
-                raise ValueError(f"{path} is empty; its first line names the columns.")
+                what = "is empty" if names is None else "begins with an empty line"
+                raise ValueError(f"{path} {what}; its first line names the columns.")
             names = [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # as pandas calls it
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ValueError(f"{path} has several columns of one name: {', '.join(map(repr, twice))}; rename them.")
@@ -344,7 +348,7 @@ def _explaining(what: str, path: Path) -> Iterator[None]:
             raise ValueError(f"{what} has no rows.") from error
         told = str(error if isinstance(error, ValueError) else reason).strip().splitlines() or [type(reason).__name__]
         where = _broken_line(path) if path.is_file() and _ending(path) in (".jsonl", ".ndjson") else None
-        said = where or f" cannot be read: {told[0][:300]}"
+        said = where or f" cannot be read: {told[0][:300].rstrip('.!')}"
         raise ValueError(f"{what}{said}. Mend it, or write it again.") from error
     finally:
         logging.set_verbosity(level)

@@ -62,6 +62,7 @@ def test_csv_cells_are_texts_as_they_are_written(read):
     assert read("t [1]*.CSV", content) == expected
     long = "x" * 200_000  # more than Python's csv allows at first
     assert read("long.csv", HEADER + f"a,{long}\n")["text"] == [long]
+    assert list(read("commas.tsv", HEADER + "a,b\n")) == ["name", "text"]
     assert list(read("index.csv", ",text\n0,a\n")) == ["Unnamed: 0", "text"]
 
 
@@ -69,6 +70,7 @@ def test_csv_cells_are_texts_as_they_are_written(read):
     ("name", "content", "message"),
     [
         ("t.csv", "", "is empty; its first line names the columns"),
+        ("t.csv", "\n" + HEADER + "a,b\n", "begins with an empty line; its first line names the columns"),
         ("t.csv", HEADER, "has no rows below its first line"),
         ("t.csv", "a,b,a\n1,2,3\n", "has several columns of one name: 'a'; rename them"),
         ("t.csv", HEADER + "a,b\na,b,c\n", r"line 3: there are 3 cells, the first line names 2 columns \(name, text\)"),
@@ -95,6 +97,9 @@ def test_what_is_no_source(tmp_path, monkeypatch):
     (tmp_path / "tweets.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"/tweet\.csv is no file and no folder \(near it is .*/tweets\.csv\)"):
         open_tables(tmp_path / "tweet.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(ValueError, match=r"/link\.csv is no file and no folder, but a link that leads nowhere"):
+        open_tables(tmp_path / "link.csv")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"someone/products is no file and no folder here, and .* be had from the Hub"):
