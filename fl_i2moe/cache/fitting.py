@@ -27,6 +27,8 @@ MANY_BYTES = 2**14
 """In a feature cache, of one sample's columns; a reader is told of more."""
 BATCH = 1000
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ].*)?")
+COMMA = re.compile(r"[+-]?[\d.]*\d,\d+")
+"""A number with a decimal comma, or with commas between thousands."""
 
 
 def fit_encoders(
@@ -44,8 +46,8 @@ def fit_encoders(
         leave_out: modalities that have an encoder.
 
     Raises:
-        ValueError: a column holds numbers and texts, dates, more than 1,000 categories, or nothing; columns have more
-            than 4,096 places together; `categorical` has a name that is no column.
+        ValueError: a column holds numbers and texts, dates, numbers with a comma, more than 1,000 categories, or
+            nothing; columns have more than 4,096 places together; `categorical` has a name that is no column.
     """
     encoders = {
         name: FITS[kind](raw, name, standardize, categorical)
@@ -109,6 +111,7 @@ class _Seen:
     """Up to one more than are possible."""
     has_missing: bool = False
     are_dates: bool = True
+    have_commas: bool = True
     are_whole: bool = True
     is_repeated: bool = False
 
@@ -123,6 +126,7 @@ class _Seen:
         is_text = isinstance(value, str)
         self.examples.setdefault("texts" if is_text else "booleans" if isinstance(value, bool) else "numbers", value)
         self.are_dates &= isinstance(value, str) and DATE.fullmatch(value.strip()) is not None
+        self.have_commas &= isinstance(value, str) and COMMA.fullmatch(value.strip()) is not None
         self.are_whole &= not isinstance(value, float) or value.is_integer()
 
 
@@ -187,6 +191,11 @@ def _is_number(column: str, seen: _Seen, name: str, is_categorical: bool) -> boo
             raise ValueError(
                 f"{where} holds dates ({seen.examples['texts']!r:.80}), which are not understood: write numbers, such "
                 "as days since the first, or name it in `categorical`."
+            )
+        if seen.have_commas:
+            raise ValueError(
+                f"{where} holds texts with a comma in each number ({seen.examples['texts']!r:.80}): write numbers with "
+                "a decimal point and nothing between thousands, or name it in `categorical`."
             )
     if len(seen.categories) > MAX_CATEGORIES:
         raise ValueError(

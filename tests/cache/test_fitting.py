@@ -132,6 +132,7 @@ def test_what_was_guessed_is_said(products):
         ([{"a": 1}, {"a": "n/a"}], r"'a' of 'specs' holds numbers \(1\) and texts \('n/a'\): mend it, or name it in"),
         ([{"a": True}, {"a": 2}], r"booleans \(True\) and numbers \(2\)"),
         ([{"a": None, "b": 1}, {"a": " ", "b": 2}], "'a' of 'specs' is empty throughout"),
+        ([{"a": "9,50"}, {"a": "-1.234,5"}], r"holds texts with a comma in each number \('9,50'\): write numbers with"),
         ([{"a": "2024-05-03"}, {"a": "03.05.2024 10:15"}], r"holds dates \('2024-05-03'\), which are not understood"),
         ([{"a": f"word {i}"} for i in range(1001)], "'a' of 'specs' has more than 1,000 different values"),
         (
