@@ -71,7 +71,10 @@ def train(
     parts = [part(**{x.name: values[x.name] for x in fields(part) if x.name in values}) for part in PARTS]
     reading, job = parts[0], Job(*parts[1:])
     choices = choose_encoders(modalities, encoders or {}, encoder_revisions, hidden_layers)
-    table = Table(data, modalities, [label] if isinstance(label, str) else list(label), choices)
+    labels = [label] if isinstance(label, str) else label
+    if not labels or not isinstance(labels, list | tuple):
+        raise ValueError(f"`label` must be the name of a column, or a list of names, got {label!r}.")
+    table = Table(data, modalities, list(labels), choices)
     settings: dict[str, Any] = {
         "dataset": str(data) if isinstance(data, str | Path) else "in memory",
         "modalities": dict(modalities),

@@ -215,3 +215,5 @@ def test_wrong_options(run_here, capsys, tmp_path, options, message):
     with pytest.raises(SystemExit) as end:
         run_here("recipes/train.py", *options, f"--output_dir={tmp_path / 'run'}")
     assert message in f"{end.value} {capsys.readouterr().err}"
+        ({"label": 3}, "`label` must be the name of a column"),
+        ({"label": []}, "`label` must be the name of a column"),
