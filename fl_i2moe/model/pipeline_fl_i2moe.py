@@ -101,7 +101,8 @@ class FLI2MoEPipeline(Pipeline):
         given = {name: inputs[name] for name in order if inputs.get(name) is not None}
         missing = [name for name in order if name not in given]
         if missing and (not given or self.model.config.fill_missing is None):
-            raise ValueError(f"A sample lacks {missing}; it has {sorted(inputs)}, this model takes {order}.")
+            there = [key for key, value in inputs.items() if value is not None]
+            raise ValueError(f"A sample lacks {missing}; it has {there}, this model takes {order}.")
         return {name: [self._kinds[name].open(given[name]) if name in given else None] for name in order}
 
     @property

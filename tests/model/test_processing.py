@@ -255,7 +255,7 @@ def test_pipeline_options(published, classify):
     with pytest.raises(ValueError, match=r"Unknown parameters \['topk'\]"):
         classify(row, topk=3)
     with pytest.raises(ValueError, match=r"lacks \['image'\]; it has \['text'\]"):
-        classify({"text": "the fox"})
+        classify({"text": "the fox", "image": None})
     with pytest.raises(ValueError, match="A sample is a dictionary"):
         classify("the fox")
 
