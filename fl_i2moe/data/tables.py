@@ -144,9 +144,12 @@ def load_table(
     if labels.values.dtype.kind == "f":
         report(np.flatnonzero(np.isinf(labels.values.reshape(len(ids), -1)).any(axis=1)), "the label is infinite")
     good = np.setdiff1d(np.arange(len(ids)), [*bad, *dropped])
+    drawn = ""
+    if group_column is not None and notes:
+        drawn = f", since drawn splits keep the rows of a {group_column!r} together: try another split_seed"
     if labels.problem == "single_label_classification":
         for name, rows in _untrained(labels.values, good, splits).items():
-            report(rows, f"no training sample is of its class {name!r}")
+            report(rows, f"no training sample is of its class {name!r}{drawn}")
     if bad and on_bad_sample == "stop":
         raise bad[min(bad)]
     bad |= {row: error for row, error in dropped.items() if row not in bad}

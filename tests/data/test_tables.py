@@ -481,3 +481,8 @@ def test_rows_to_predict_are_read_without_labels(rows):
         load_rows(table.rename_column("text", "row"), {"row": "text"})
     with pytest.raises(ValueError, match=r"No row of the data set can be used\. The first: .*nowhere"):
         load_rows(table.select([3]), KINDS_OF)
+
+
+def test_a_class_that_groups_keep_from_training(rows):
+    with pytest.raises(SampleError, match=r"training sample is of its class 'b', since drawn splits keep .* 'g' tog"):
+        load(rows | {"g": rows["label"]}, group_column="g", split_seed=0)
