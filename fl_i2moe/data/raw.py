@@ -19,6 +19,20 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev", "va"),
     "test": ("test", "testing", "te"),
 }
+RESERVED = {
+    "id": "this column holds the samples' ids",
+    "labels": "this column holds what is predicted",
+    **dict.fromkeys(
+        (
+            *("self", "features", "feature_masks", "with_interaction_losses", "fill_missing", "missing_lengths"),
+            *("keep", "is_whole", "return_tensors"),
+            *("inputs", "top_k", "function_to_apply", "batch_size", "num_workers"),
+        ),
+        "the model, its processor or its pipeline takes something else by this name",
+    ),
+}
+"""What a modality cannot be called → why: they take raw values by the modalities' names."""
+
 LONGEST_ID = 1000
 """Characters; an id is written on pages, in tables and into file names."""
 
@@ -57,9 +71,9 @@ class RawDataset:
         feature_sizes: modality of arrays → D; its column holds the bytes of float32 arrays (T, D).
 
     Raises:
-        ValueError: two splits are one by their names, one lacks a column, an id is missing, twice in its split or no
-            id, or a sample's label is none of the classes, or not a finite number for each of C labels; a sample lacks
-            all modalities, or all training samples lack one.
+        ValueError: a modality has a name that is taken; two splits are one by their names, one lacks a column, an id is
+            missing, twice in its split or no id, or a sample's label is none of the classes, or not a finite number for
+            each of C labels; a sample lacks all modalities, or all training samples lack one.
     """
 
     splits: DatasetDict
@@ -71,6 +85,8 @@ class RawDataset:
     feature_sizes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.modalities:
+            check_modality_name(name)
         names_of_splits(self.splits, "the raw data")
         for split, samples in self.splits.items():
             if missing := [x for x in ("id", *self.modalities, "labels") if x not in samples.column_names]:
@@ -130,6 +146,15 @@ class RawDataset:
         numbers = pc.list_flatten(labels.filter(pa.array(~bad))).to_numpy().reshape(-1, count)
         bad[~bad] = ~np.isfinite(numbers.astype(np.float64)).all(axis=1)
         return bad
+
+
+def check_modality_name(name: str) -> None:
+    """Raises `ValueError` if a modality cannot be called so."""
+    reason = RESERVED.get(name)
+    if name.startswith(".") or "/" in name or "\\" in name:
+        reason = "files are named after it, so that it must not start with a dot or hold slashes"
+    if reason:
+        raise ValueError(f"The modality {name!r} cannot be called so: {reason}. Rename it, or the column that it is.")
 
 
 def is_list(kind: pa.DataType) -> bool:

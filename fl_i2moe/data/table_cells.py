@@ -77,23 +77,14 @@ class Found:
     """Modality → its first values, for people."""
 
 
-def check_modalities(given: Mapping[str, str | Sequence[str]], reserved: Mapping[str, str]) -> list[Modality]:
-    """
-    Args:
-        given: `modalities` of `load_table`.
-        reserved: names that a modality cannot have → why.
-
-    Raises:
-        ValueError: a kind is unknown, a name is reserved, or a column is named twice.
-    """
+def check_modalities(given: Mapping[str, str | Sequence[str]]) -> list[Modality]:
+    """`given` is `modalities` of `load_table`; raises `ValueError` if a kind is unknown or a column is named twice."""
     if not isinstance(given, Mapping):
         raise ValueError(f"`modalities` must map columns to their kinds ({', '.join(KINDS)}), got {given!r}.")
     found = []
     for name, kind in given.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"`modalities` has the name {name!r}; it must be a column, or a name for several.")
-        if name in reserved:
-            raise ValueError(f"The modality {name!r} cannot be called so: {reserved[name]}. Rename the column.")
         columns = [name] if isinstance(kind, str) else list(kind or ())
         if not columns or not all(isinstance(x, str) for x in columns):
             raise ValueError(f"`modalities[{name!r}]` must be a kind or a list of columns, got {kind!r}.")
@@ -228,7 +219,13 @@ def _is_scalar(value: Any) -> bool:
 
 
 def report_problems(
-    table: Table, found: Found, ids: Sequence[str], splits: Sequence[str], sizes: Mapping[str, int], missing: Missing
+    table: Table,
+    found: Found,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    sizes: Mapping[str, int],
+    missing: Missing,
+    others: str,
 ) -> tuple[dict[int, SampleError], dict[int, SampleError]]:
     """
     Row → why it cannot be used; and row → what it lacks, where it is left out for that.
@@ -237,6 +234,7 @@ def report_problems(
         ids, splits: (N,), for the messages.
         sizes: modality → numbers of a vector that every row must have.
         missing: what to do about missing values.
+        others: whose vectors have so many numbers, for the messages.
 
     Raises:
         ValueError: with `"stop"`, if a value is missing.
@@ -253,7 +251,7 @@ def report_problems(
     for name, size in sizes.items():
         own = found.sizes[name]
         for row in np.flatnonzero((own > 0) & (own != size)).tolist():
-            report(bad, row, name, f"its vectors have {own[row]} numbers, those of most rows have {size}")
+            report(bad, row, name, f"its vectors have {own[row]} numbers, {others} {size}")
     for name, gaps in found.missing.items():
         rows = np.flatnonzero(gaps).tolist()
         if rows and missing == "stop":

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from numpy.typing import NDArray
 
 from .array_labels import read_labels
-from .raw import OnBadSample, ProblemType, RawDataset, SampleError, label_column
+from .raw import RESERVED, OnBadSample, ProblemType, RawDataset, SampleError, check_modality_name, label_column
 from .splits import Rows
 from .table_cells import (
     Found,
@@ -33,8 +33,6 @@ from .table_labels import LabelType, read_table_labels
 from .table_sources import Table, open_tables
 from .table_splits import row_ids, split_rows, title_of
 
-OWN_COLUMNS = {"id": "this column holds the samples' ids", "labels": "this column holds what is predicted"}
-ROW_COLUMN = "row"
 SHOWN = 10
 """Names in a sentence."""
 
@@ -108,7 +106,9 @@ def load_table(
     if on_bad_sample not in get_args(OnBadSample):
         raise ValueError(f"on_bad_sample must be one of {get_args(OnBadSample)}, got {on_bad_sample!r}")
     check_missing(missing)
-    own = check_modalities(modalities, OWN_COLUMNS)
+    own = check_modalities(modalities)
+    for x in own:
+        check_modality_name(x.name)
     if len(own) < 2:
         raise ValueError(f"A mixture needs at least two modalities, got {list(modalities)}; name another column.")
     labels_from = [label] if isinstance(label, str) else list(label or ())
@@ -188,6 +188,7 @@ def load_rows(
     source: str | Path | Dataset | DatasetDict,
     modalities: Mapping[str, str | Sequence[str]],
     *,
+    feature_sizes: Mapping[str, int] | None = None,
     id_column: str | None = None,
     root: str | Path | None = None,
     encoding: str = "utf-8",
@@ -197,18 +198,23 @@ def load_rows(
     cache_dir: str | Path | None = None,
 ) -> tuple[Dataset, list[SampleError]]:
     """
-    Reads a table whose labels are not known, to predict them; the arguments are those of [`load_table`].
+    Reads a table whose labels are not known, to predict them; the other arguments are those of [`load_table`].
+
+    Args:
+        feature_sizes: modality of arrays → the numbers of a vector that the model takes.
 
     Returns:
-        The rows of all splits in their order, with the columns `id`, one per modality, and `row` (its number, from 0);
-        and what is left out: rows that cannot be read, and those with a missing modality, unless `missing="fill"`
-        keeps them with null in its column.
+        The rows of all splits in their order, with the columns `id` and one per modality; and what is left out: rows
+        that cannot be read, and those with a missing modality, unless `missing="fill"` keeps them with null in its
+        column.
 
     Raises:
         ValueError: as [`load_table`]; no row is left.
     """
     check_missing(missing)
-    own = check_modalities(modalities, {"id": OWN_COLUMNS["id"], ROW_COLUMN: "this column holds the rows' numbers"})
+    own = check_modalities(modalities)
+    if "id" in modalities:
+        raise ValueError(f"The column 'id' cannot be a modality: {RESERVED['id']}. Rename the column.")
     tables = open_tables(
         source, root=root, encoding=encoding, config_name=config_name, revision=revision, cache_dir=cache_dir
     )
@@ -217,15 +223,16 @@ def load_rows(
     ids = row_ids(tables, id_column)
     splits = np.array([table.split or "all" for table in tables for _ in range(len(table.rows))], object)
     parts, found = zip(*(reader.read(table) for table in tables), strict=True)
-    bad, dropped = _problems(tables, found, ids, splits, feature_sizes(own, found), missing)
+    bad, dropped = _problems(tables, found, ids, splits, feature_sizes or {}, missing, "the model takes")
     bad = dropped | bad
     good = np.setdiff1d(np.arange(len(ids)), list(bad))
     if not len(good):
-        raise ValueError(f"No row of {title_of(tables)} can be used. The first: {bad[min(bad)] if bad else 'none'}")
-    target = Features({"id": Value("string"), ROW_COLUMN: Value("int64")})
-    rows = _beside(parts, {"id": ids, ROW_COLUMN: np.arange(len(ids))}, target)
-    rows = rows.select_columns(["id", *modalities, ROW_COLUMN]).select(good)
-    return rows, [bad[row] for row in sorted(bad)]
+        first = bad[min(bad)]
+        raise ValueError(
+            f"No row of {title_of(tables)} can be used. The first, {first.sample_id}: {first.field}: {first.reason}."
+        )
+    rows = _beside(parts, {"id": ids}, Features({"id": Value("string")})).select_columns(["id", *modalities])
+    return rows.select(good), [bad[row] for row in sorted(bad)]
 
 
 def _check_uses(modalities: Sequence[Modality], labels: Sequence[str], others: Mapping[str, str | None]) -> None:
@@ -267,6 +274,7 @@ def _problems(
     splits: NDArray[Any],
     sizes: Mapping[str, int],
     missing: Missing,
+    others: str = "those of most rows have",
 ) -> tuple[dict[int, SampleError], dict[int, SampleError]]:
     """Of N rows, see `report_problems`."""
     bad: dict[int, SampleError] = {}
@@ -274,7 +282,7 @@ def _problems(
     start = 0
     for table, own in zip(tables, found, strict=True):
         end = start + len(table.rows)
-        parts = report_problems(table, own, ids[start:end], splits[start:end].tolist(), sizes, missing)
+        parts = report_problems(table, own, ids[start:end], splits[start:end].tolist(), sizes, missing, others)
         for into, part in zip((bad, dropped), parts, strict=True):
             into |= {start + row: error for row, error in part.items()}
         start = end

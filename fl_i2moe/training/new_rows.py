@@ -80,11 +80,12 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     `<output>.skipped.jsonl`. A stopped job goes on after its last whole part.
 
     Raises:
-        ValueError: the output is there already; the model takes no raw values; a column is not there; no row can be
-            read.
+        ValueError: the output is there already, or is the table itself; the model takes no raw values, or cannot stand
+            in for a modality; a column is not there; no row can be read.
         OSError: the disk is full.
     """
     console, output = create_console(accelerator), Path(arguments.output)
+    _check_place(output, arguments.dataset)
     folder = output.with_name(f"{UNFINISHED}{output.name}-parts")
     finished = folder.with_name(f"{folder.name}-done")
     if finished.exists():  # the job was killed when all was written
@@ -96,6 +97,11 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         raise ValueError(f"{output} {THERE}")
     model = _load(arguments.model).to(accelerator.device)
     config = model.config
+    if arguments.missing == "fill" and config.fill_missing is None:
+        raise ValueError(
+            "`missing` is 'fill', but the model has not learnt to stand in for a modality: leave such rows out by "
+            "'drop', or train it with --missing fill."
+        )
     model.load_encoders(trust_remote_code=arguments.trust_remote_code)
     encoders = {name: model.raw_inputs.load(name) for name in config.modality_order}
     rows, bad_rows = _read(encoders, config.fill_missing is not None, arguments)
@@ -122,16 +128,38 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
         entries = [skipped_entry(error) for error in bad_rows]
         for part in parts:
             entries += read_json(part.path.with_suffix(".json"), [{str: str}])
-        write = WRITERS[output.suffix.lower()]
-        write_file(output, lambda file: write((pq.read_table(part.path) for part in parts), file))
-        _report(entries, output, console.print)
+        is_empty = len(entries) == len(rows) + len(bad_rows)
+        if not is_empty:
+            write = WRITERS[output.suffix.lower()]
+            write_file(output, lambda file: write((pq.read_table(part.path) for part in parts), file))
+            _report(entries, output, console.print)
     folder.rename(finished)
     shutil.rmtree(finished)
+    if is_empty:
+        first = entries[len(bad_rows)]
+        told = f"The first, {first['id']}: {first['field']}: {first['reason']}"
+        raise ValueError(f"No row of {arguments.dataset} can be used. {told}")
+
+
+def _check_place(output: Path, dataset: str | None) -> None:
+    """Raises `ValueError` where the output is a folder, lies in a file, or would replace the table that is read."""
+    if output.is_dir():
+        raise ValueError(f"`output` {output} is a folder; give the name of a file.")
+    if wrong := next((x for x in output.parents if x.exists() and not x.is_dir()), None):
+        raise ValueError(f"`output` {output} cannot lie in {wrong}, which is a file; give another place.")
+    if output.exists() and dataset is not None and output.resolve() == Path(dataset).expanduser().resolve():
+        raise ValueError(f"`output` {output} is the table that is read; give another name.")
 
 
 def _load(name: str) -> FLI2MoEModel:
     """From a folder, or from the Hub."""
-    return load_model(name) if Path(name).is_dir() else FLI2MoEModel.from_pretrained(name).eval()
+    if Path(name).is_dir():
+        return load_model(name)
+    try:
+        return FLI2MoEModel.from_pretrained(name).eval()
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`model` {name} is no folder here, and cannot be had from the Hub: {reason:.200}") from error
 
 
 def _read(
@@ -153,6 +181,7 @@ def _read(
     rows, bad_rows = load_rows(
         arguments.dataset,
         sources,
+        feature_sizes={columns.get(name, name): encoder.feature_size for name, encoder in encoders.items()},
         id_column=arguments.id,
         missing=arguments.missing or ("fill" if fills else "drop"),
         root=arguments.root,

@@ -1,10 +1,17 @@
 """A data set of one's own is checked when it is made, not when its features are read."""
 
+from dataclasses import replace
+from inspect import signature
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from transformers import Pipeline
 
-from fl_i2moe.data.raw import RawDataset
+from fl_i2moe.data.raw import RESERVED, RawDataset
+from fl_i2moe.model.modeling_fl_i2moe import FLI2MoEModel
+from fl_i2moe.model.pipeline_fl_i2moe import FLI2MoEPipeline
+from fl_i2moe.model.processing_fl_i2moe import FLI2MoEProcessor
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -71,3 +78,17 @@ def test_sound_labels_are_taken():
 def test_names_and_ids(changes, message):
     with pytest.raises(ValueError, match=message):
         make_raw([0, 1, 2, 0], WHOLE, **changes)
+
+
+def test_no_modality_is_called_as_an_argument_beside_it():
+    calls = (FLI2MoEModel.forward, FLI2MoEProcessor.__call__, FLI2MoEPipeline.postprocess, Pipeline.__call__)
+    taken = {
+        x.name
+        for call in calls
+        for x in signature(call).parameters.values()
+        if x.kind not in (x.VAR_KEYWORD, x.VAR_POSITIONAL)
+    }
+    assert taken - {"model_outputs"} | {"id"} == set(RESERVED)
+    raw = make_raw([0, 1, 2, 1], WHOLE, columns=("text", "keep"))
+    with pytest.raises(ValueError, match="The modality 'keep' cannot be called so: the model"):
+        replace(raw, modalities={"text": "text", "keep": "text"})

@@ -469,18 +469,31 @@ def test_rows_to_predict_are_read_without_labels(rows):
     rows["picture"][3], rows["text"][5] = "nowhere.png", ""
     table = Dataset.from_dict(rows)
     kept, bad = load_rows(DatasetDict({"one": table.select(range(10)), "two": table.select(range(10, 30))}), KINDS_OF)
-    assert kept.column_names == ["id", "picture", "text", "row"]
-    assert kept["row"][:] == [row for row in range(NUM_ROWS) if row not in (3, 5)]
-    assert kept["text"][:] == [rows["text"][row] for row in kept["row"]]
+    assert kept.column_names == ["id", "picture", "text"]
+    assert kept["text"][:] == [rows["text"][row] for row in range(NUM_ROWS) if row not in (3, 5)]
     assert kept["id"][8:] == [f"two-{row}" for row in range(20)]
     assert [(x.sample_id, x.field) for x in bad] == [("one-3", "picture"), ("one-5", "text")]
     filled, bad = load_rows(table, KINDS_OF, missing="fill")
     assert filled["text"][filled["id"][:].index("5")] is None
     assert [x.sample_id for x in bad] == ["3"]
-    with pytest.raises(ValueError, match="'row' cannot be called so"):
-        load_rows(table.rename_column("text", "row"), {"row": "text"})
-    with pytest.raises(ValueError, match=r"No row of the data set can be used\. The first: .*nowhere"):
+    with pytest.raises(ValueError, match="The column 'id' cannot be a modality"):
+        load_rows(table.rename_column("text", "id"), {"id": "text"})
+    with pytest.raises(ValueError, match=r"No row of the data set can be used\. The first, 0: picture: .*nowhere") as e:
         load_rows(table.select([3]), KINDS_OF)
+    assert "on_bad_sample" not in str(e.value)  # which is no option of predictions
+
+
+def test_vectors_to_predict_are_as_long_as_the_models():
+    vectors = [[1.0] * 6] * 3 + [[1.0, 2.0, 3.0]]  # of most rows, two that stand for one
+    kept, bad = load_rows(Dataset.from_dict({"v": vectors}), {"v": "array"}, feature_sizes={"v": 3})
+    assert kept["id"][:] == ["3"]
+    assert {str(x.reason).partition(": ")[2] for x in bad} == {"its vectors have 6 numbers, the model takes 3"}
+
+
+@pytest.mark.parametrize("name", ["labels", "features", "fill_missing", "top_k", "self", ".a", "a/b", "a\\b"])
+def test_names_that_no_modality_can_have(rows, name):
+    with pytest.raises(ValueError, match=r"cannot be called so: .* Rename it, or the column"):
+        load({**rows, name: rows["text"]}, {"picture": "image", name: "text"})
 
 
 def test_a_class_that_groups_keep_from_training(rows):

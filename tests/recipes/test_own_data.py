@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import re
 from dataclasses import fields
 
 import numpy as np
@@ -121,6 +122,35 @@ def test_a_table_of_everything(shop, trained, run_here, tmp_path):
         np.testing.assert_allclose(json.loads(row["contribution_synergy"]), found[row["id"]]["contribution_synergy"])
 
 
+def test_wrong_options_of_predictions(shop, trained, run_here, tmp_path):
+    (folder, rows), (output_dir, _) = shop, trained
+    text = "".join(json.dumps({**row, "signal": [1.0]}) + "\n" for row in rows[:3])
+    table = tmp_path / "table.jsonl"
+    table.write_text(text, encoding="utf-8")
+    cheap = "".join(json.dumps({**row, "price": "cheap"}) + "\n" for row in rows[:3])
+    (folder / "cheap.jsonl").write_text(cheap, encoding="utf-8")
+    (tmp_path / "folder.csv").mkdir()
+    options = {"model": output_dir, "dataset": folder / "products.csv", "output": tmp_path / "new.csv"}
+    for changes, message in (
+        ({"model": tmp_path / "no/model"}, "no/model is no folder here, and cannot be had from the Hub"),
+        ({"missing": "fill"}, "the model has not learnt to stand in for a modality"),
+        ({"output": tmp_path / "folder.csv"}, "folder.csv is a folder"),
+        ({"output": table / "new.csv"}, "table.jsonl, which is a file"),
+        ({"dataset": table, "output": table}, "is the table that is read"),
+        (
+            {"dataset": table, "root": folder},
+            "0: signal: row 0 (counted from 0): its vectors have 1 numbers",
+        ),
+        ({"dataset": folder / "cheap.jsonl"}, "No row of .*0: facts: column 'price' takes numbers, got 'cheap'"),
+    ):
+        given = [f"--{name}={value}" for name, value in {**options, **changes}.items()]
+        with pytest.raises(SystemExit, match=message if ".*" in message else re.escape(message)):
+            run_here("recipes/predict.py", *given, "--overwrite", "--num_workers=0")
+        assert not (tmp_path / "new.csv").exists()
+        assert not list(tmp_path.glob(".unfinished-*"))
+    assert table.read_text(encoding="utf-8") == text
+
+
 def test_a_stopped_prediction_goes_on(shop, trained, run_here, tmp_path, monkeypatch):
     (folder, _), (output_dir, _) = shop, trained
     monkeypatch.setattr(new_rows, "PART_ROWS", 20)
@@ -186,6 +216,8 @@ def test_the_docstring_has_every_option():
         ({"modalities": {"picture": "image", "words": "txt"}}, "txt"),
         ({"modalities": ["picture", "words"]}, "dictionary"),
         ({"label": "kinds"}, "kind"),
+        ({"label": 3}, "`label` must be the name of a column"),
+        ({"label": []}, "`label` must be the name of a column"),
         ({"batch_size": 0}, "batch_size"),
         ({"output_dir": " "}, "output_dir"),
     ],
@@ -215,5 +247,3 @@ def test_wrong_options(run_here, capsys, tmp_path, options, message):
     with pytest.raises(SystemExit) as end:
         run_here("recipes/train.py", *options, f"--output_dir={tmp_path / 'run'}")
     assert message in f"{end.value} {capsys.readouterr().err}"
-        ({"label": 3}, "`label` must be the name of a column"),
-        ({"label": []}, "`label` must be the name of a column"),
