@@ -1,10 +1,11 @@
 """Predictions for a user's new rows: encoded and predicted part by part, so that a stopped job goes on."""
 
+import glob
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..cache.encoding import DecodedBatch, Encoder, decode, skipped_entry
+from ..cache.key import key_digest
 from ..cache.shards import Shard
 from ..data.raw import SampleError
 from ..data.table_cells import Missing
@@ -76,7 +78,8 @@ class PredictArguments:
 def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     """
     Predicts the rows of a table, and writes for each its id, labels, probabilities, and each expert's contribution, see
-    [`~fl_i2moe.training.predictions.prediction_table`]. What cannot be read is left out and named in
+    [`~fl_i2moe.training.predictions.prediction_table`]; and, of a model that stands in for missing modalities, which
+    were `missing`. What cannot be read is left out and named in
     `<output>.skipped.jsonl`. A stopped job goes on after its last whole part.
 
     Raises:
@@ -87,12 +90,14 @@ def predict_rows(arguments: PredictArguments, accelerator: Accelerator) -> None:
     console, output = create_console(accelerator), Path(arguments.output)
     _check_place(output, arguments.dataset)
     folder = output.with_name(f"{UNFINISHED}{output.name}-parts")
-    finished = folder.with_name(f"{folder.name}-done")
-    if finished.exists():  # the job was killed when all was written
-        shutil.rmtree(finished)
-        if output.exists() and not arguments.overwrite:
-            console.print(f"Predictions: {output}")
-            return
+    command = {name: value for name, value in asdict(arguments).items() if name != "overwrite"}
+    finished = folder.with_name(f"{folder.name}-done-{key_digest(command)}")
+    was_finished = finished.exists()  # the job was killed when all was written
+    for path in folder.parent.glob(glob.escape(f"{folder.name}-done-") + "*"):
+        shutil.rmtree(path)
+    if was_finished and output.exists() and not arguments.overwrite:
+        console.print(f"Predictions: {output}")
+        return
     if output.exists() and not arguments.overwrite and not folder.exists():
         raise ValueError(f"{output} {THERE}")
     model = _load(arguments.model).to(accelerator.device)
@@ -177,7 +182,10 @@ def _read(
         told = KINDS[encoder.kind].table_columns(encoder.identity())
         if not isinstance(told, str) and name in columns:
             raise ValueError(f"`column` names {name!r}, which is made of the columns {', '.join(told)}.")
-        sources[columns.get(name, name)] = told
+        source = columns.get(name, name)
+        if source in sources:
+            raise ValueError(f"The column {source!r} would be two modalities; `column` must name another for {name!r}.")
+        sources[source] = told
     rows, bad_rows = load_rows(
         arguments.dataset,
         sources,
@@ -228,14 +236,25 @@ def _predict(model: FLI2MoEModel, batch: DecodedBatch) -> pa.Table:
         x.float().cpu() for x in (output.logits, output.expert_logits, output.expert_weights)
     )
     predictions = Predictions(batch.table["id"].to_pylist(), logits, expert_logits, weights, labels=None)
-    return prediction_table(predictions, model.config)
+    lacks = {name: batch.table[name].is_null().to_pylist() for name in batch.inputs}
+    missing = [
+        [name for name, row in zip(lacks, rows, strict=True) if row] for rows in zip(*lacks.values(), strict=True)
+    ]
+    return _with_missing(prediction_table(predictions, model.config), missing, model.config)
 
 
 def _nothing(config: FLI2MoEConfig) -> pa.Table:
     """Predictions of no row."""
     experts, labels = config.num_experts, config.num_labels
     none = Predictions([], torch.zeros(0, labels), torch.zeros(0, experts, labels), torch.zeros(0, experts), None)
-    return prediction_table(none, config)
+    return _with_missing(prediction_table(none, config), [], config)
+
+
+def _with_missing(table: pa.Table, missing: list[list[str]], config: FLI2MoEConfig) -> pa.Table:
+    """With a column `missing`, the modalities that the model stood in for, of a model that does so."""
+    if config.fill_missing is None:
+        return table
+    return table.append_column("missing", pa.array(missing, pa.list_(pa.string())))
 
 
 def _write_csv(tables: Iterator[pa.Table], file: Path) -> None:
@@ -281,7 +300,7 @@ def _report(entries: list[dict[str, str]], output: Path, say: Callable[[str], No
         write_text(file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
         first = entries[0]
         say(
-            f"{len(entries):,} rows could not be read and are left out, see {file}; the first, {first['id']}: "
-            f"{first['field']}: {first['reason']}"
+            f"Left out: {len(entries):,} {'rows' if len(entries) > 1 else 'row'} that cannot be used, see {file}; the "
+            f"first, {first['id']}: {first['field']}: {first['reason']}"
         )
     say(f"Predictions: {output}")

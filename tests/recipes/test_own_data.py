@@ -206,6 +206,28 @@ def test_the_docstring_has_every_option():
                 assert item.name in inspect.signature(train).parameters
 
 
+def test_rows_that_lack_a_modality(run_here, no_figures, tmp_path):
+    """The model stands in for one, and says so; a row without any is left out."""
+    rows = [{"size": i % 7, "weight": i % 5, "colour": "rg"[i % 2], "kind": "ab"[i % 2]} for i in range(40)]
+    rows[1]["colour"], rows[2]["size"], rows[2]["weight"] = "", "", ""
+    write_csv(tmp_path / "table.csv", rows)
+    options = ("--tabular", "amounts=size,weight", "look=colour", "--label=kind", "--missing=fill")
+    run_here("recipes/train.py", f"--dataset={tmp_path / 'table.csv'}", *options, *flags(output_dir=tmp_path / "run"))
+    rows[3] |= {"size": "", "weight": "", "colour": ""}
+    write_csv(tmp_path / "table.csv", rows)
+    file = tmp_path / "new.parquet"
+    paths = [
+        f"--model={tmp_path / 'run'}",
+        f"--dataset={tmp_path / 'table.csv'}",
+        f"--output={file}",
+        "--num_workers=0",
+    ]
+    said = run_here("recipes/predict.py", *paths)
+    found = {row["id"]: row["missing"] for row in pq.read_table(file).to_pylist()}
+    assert found == {str(i): {1: ["look"], 2: ["amounts"]}.get(i, []) for i in range(40) if i != 3}
+    assert "1 row" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
