@@ -12,7 +12,9 @@ from scipy.special import expit, softmax
 from .tasks import FloatArray, IntArray
 
 TEMPERATURES = (0.1, 10.0)
-"""Between these a temperature is looked for: few samples that are all right would make any probability 1."""
+"""Between these a temperature is looked for."""
+PRIOR = 0.5
+"""Standard deviation of log T before a sample is seen: a few samples that are right would make any probability 1."""
 NUM_BINS = 15
 DECISION_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")
 """Those metrics of labels that thresholds change."""
@@ -27,12 +29,13 @@ def log_losses(logits: FloatArray, labels: IntArray) -> FloatArray:
 
 def best_temperature(logits: FloatArray, labels: IntArray) -> float:
     """
-    The T for which `logits / T` have the smallest mean of [`log_losses`] (Guo et al., 2017), within `TEMPERATURES`; 1
-    where no other is better. The loss is convex in 1 / T, so that there is one minimum.
+    The most probable T, within `TEMPERATURES`: it has the smallest sum of the [`log_losses`] of `logits / T` (Guo et
+    al., 2017) and of (log T)² / (2 · `PRIOR`²), which keeps it near 1 where there are few samples.
     """
 
     def loss(log_temperature: float) -> float:
-        return float(log_losses(logits / np.exp(log_temperature), labels).mean())
+        prior = log_temperature**2 / (2 * PRIOR**2)
+        return float(log_losses(logits / np.exp(log_temperature), labels).sum() + prior)
 
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

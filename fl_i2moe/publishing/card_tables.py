@@ -65,7 +65,7 @@ def calibration_text(run: Run) -> Markup:
     before, after = measured["test"]["before"], measured["test"]["after"]
     loss, error = (f"from {shown(x, before[x])} to {shown(x, after[x])}" for x in ("log_loss", "ece"))
     return Markup(
-        f"Logits are divided by `config.temperature`, {run.config.temperature:.2f}, which had the smallest log loss on "
+        f"Logits are divided by `config.temperature`, {run.config.temperature:.2f}, chosen by the log loss on "
         f"the validation split. On the test split the log loss went {loss}, the expected calibration error {error} %."
     )
 

@@ -20,7 +20,7 @@ def test_it_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (tmp_path / "work").mkdir()
     NotebookClient(notebook, timeout=170, resources={"metadata": {"path": str(tmp_path / "work")}}).execute()
-    assert (tmp_path / "work/mismatch.html").stat().st_size > 10_000
+    assert (tmp_path / "work/promoted.html").stat().st_size > 10_000
     answers = [cell.outputs[-1]["data"]["text/plain"] for cell in notebook.cells if "classify(" in cell.source]
     assert "'label'" in answers[0]
 
