@@ -143,7 +143,7 @@ def test_results_of_each_class_thresholds_and_temperature(films):
     assert one[1].startswith(f"{100 * results['test']['micro_f1']['mean']:.1f}")
     assert own[2].startswith(f"{100 * best['own_thresholds']['test']['macro_f1']:.1f}")
     before, after = (best["calibration"]["test"][when] for when in ("before", "after"))
-    assert f"divided by `config.temperature`, {config.temperature:.2f}, which" in card
+    assert f"divided by `config.temperature`, {config.temperature:.2f}, chosen" in card
     assert f"log loss went from {before['log_loss']:.3f} to {after['log_loss']:.3f}, the expected" in card
     assert f"calibration error from {100 * before['ece']:.1f} to {100 * after['ece']:.1f} %." in card
     assert "not calibrated" not in card
