@@ -91,15 +91,21 @@ class RawDataset:
         for split, samples in self.splits.items():
             if missing := [x for x in ("id", *self.modalities, "labels") if x not in samples.column_names]:
                 raise ValueError(f"split {split!r} lacks the columns {missing}; it has {samples.column_names}.")
-            table = samples.select_columns(["id", "labels"]).with_format("arrow")[:]
-            ids = table["id"].to_pylist()
-            check_ids({split: ids}, {split: "the raw data"})
+            told = samples.select_columns(["id", "labels"]).with_format("arrow")
+            # `told[:]` would hold a table for each row that `select` has taken
+            parts = [part.combine_chunks() for part in told.iter(batch_size=1000)]
+            table = pa.concat_tables(parts).combine_chunks() if parts else told[:]
+            ids = table["id"]
+            if not _are_ids(ids):
+                check_ids({split: ids.to_pylist()}, {split: "the raw data"})
             for row in np.flatnonzero(self._is_bad(table["labels"])).tolist():
                 count = len(self.label_names)
                 is_class = self.problem_type == "single_label_classification"
                 right = f"one of the classes 0 … {count - 1}" if is_class else f"a list of {count} finite numbers"
                 found = table["labels"][row].as_py()
-                raise ValueError(f"sample {ids[row]!r} of split {split!r} has the label {found}; it must be {right}.")
+                raise ValueError(
+                    f"sample {ids[row].as_py()!r} of split {split!r} has the label {found}; it must be {right}."
+                )
             self._check_missing(str(split), ids)
 
     @property
@@ -121,16 +127,15 @@ class RawDataset:
                     lacks[name] = rows
         return lacks
 
-    def _check_missing(self, split: str, ids: list[str]) -> None:
+    def _check_missing(self, split: str, ids: pa.ChunkedArray) -> None:
         lacks = self._lacks(split)
         for name, rows in lacks.items():
             if split == "train" and rows.all():
                 raise ValueError(f"no sample of split 'train' has a {name!r}: leave this modality out.")
         if lacks and len(lacks) == len(self.modalities):
             for row in np.flatnonzero(np.all(list(lacks.values()), axis=0)).tolist():
-                raise ValueError(
-                    f"sample {ids[row]!r} of split {split!r} has no {' and no '.join(lacks)}: take it out of the data."
-                )
+                name, lacking = ids[row].as_py(), " and no ".join(lacks)
+                raise ValueError(f"sample {name!r} of split {split!r} has no {lacking}: take it out of the data.")
 
     def _is_bad(self, labels: pa.ChunkedArray) -> NDArray[np.bool_]:
         """(N,) whether a sample's label is none."""
@@ -207,6 +212,15 @@ def check_ids(ids: Mapping[str, list[Any]], files: Mapping[str, str | Path]) -> 
                 raise ValueError(f"{files[name]}: id {sample_id!r} is {where}; an id may occur only once, take one out")
             seen[sample_id] = name
         texts(split_ids, "id", files[name])
+
+
+def _are_ids(column: pa.ChunkedArray) -> bool:
+    """Whether [`check_ids`] has nothing to say of a split, found out without a list of its ids."""
+    if not pa.types.is_string(column.type) or column.null_count or not len(column):
+        return False
+    lengths, trimmed = pc.utf8_length(column), pc.utf8_length(pc.utf8_trim_whitespace(column))
+    is_long = pc.max(lengths).as_py() > LONGEST_ID
+    return not is_long and pc.min(trimmed).as_py() > 0 and pc.count_distinct(column).as_py() == len(column)
 
 
 def label_column(problem_type: ProblemType, num_labels: int) -> Value | List:

@@ -4,11 +4,12 @@ from dataclasses import replace
 from inspect import signature
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import Pipeline
 
-from fl_i2moe.data.raw import RESERVED, RawDataset
+from fl_i2moe.data.raw import RESERVED, RawDataset, _are_ids, check_ids
 from fl_i2moe.model.modeling_fl_i2moe import FLI2MoEModel
 from fl_i2moe.model.pipeline_fl_i2moe import FLI2MoEPipeline
 from fl_i2moe.model.processing_fl_i2moe import FLI2MoEProcessor
@@ -92,3 +93,16 @@ def test_no_modality_is_called_as_an_argument_beside_it():
     raw = make_raw([0, 1, 2, 1], WHOLE, columns=("text", "keep"))
     with pytest.raises(ValueError, match="The modality 'keep' cannot be called so: the model"):
         replace(raw, modalities={"text": "text", "keep": "text"})
+
+
+@pytest.mark.parametrize(
+    "odd", [None, "", " ", "\t\n", "\x1c", "\xa0", "\u200b", "\u3000", "x" * 1000, "x" * 1001, "b", "é"]
+)
+def test_ids_are_judged_alike_with_and_without_a_list_of_them(odd):
+    ids = ["a", "b", odd]
+    try:
+        check_ids({"train": ids}, {"train": "the raw data"})
+        are_right = True
+    except ValueError:
+        are_right = False
+    assert _are_ids(pa.chunked_array([pa.array(ids, pa.string())])) == are_right
