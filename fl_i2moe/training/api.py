@@ -12,7 +12,7 @@ from ..model.configuration_fl_i2moe import did_you_mean
 from .arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments, defaults_of
 from .experiment import run_job
 from .runs import Run
-from .tables import Modalities, ReadingArguments, Table, choose_encoders, read_table
+from .tables import Modalities, ReadingArguments, Table, encoders_by_name, read_table
 
 PARTS: tuple[type, ...] = (ReadingArguments, EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 
@@ -70,7 +70,7 @@ def train(
     values = {**options, "output_dir": str(output_dir)}
     parts = [part(**{x.name: values[x.name] for x in fields(part) if x.name in values}) for part in PARTS]
     reading, job = parts[0], Job(*parts[1:])
-    choices = choose_encoders(modalities, encoders or {}, encoder_revisions, hidden_layers)
+    choices = encoders_by_name(modalities, encoders or {}, encoder_revisions, hidden_layers)
     labels = [label] if isinstance(label, str) else label
     if not labels or not isinstance(labels, list | tuple):
         raise ValueError(f"`label` must be the name of a column, or a list of names, got {label!r}.")

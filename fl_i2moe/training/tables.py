@@ -45,7 +45,7 @@ class Table:
     """Columns; none of a folder in a published layout, see [`~fl_i2moe.data.layouts`]."""
 
     choices: Mapping[str, EncoderChoice]
-    """From [`choose_encoders`]."""
+    """From [`encoders_by_name`]."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ class TableArguments(ReadingArguments):
             self.to_table()  # refused now, where it is wrong
 
     def to_table(self) -> Table:
-        """Raises `ValueError` where an option of it is missing or wrong, see [`choose_encoders`]."""
+        """Raises `ValueError` where an option of it is missing or wrong, see [`encoders_by_name`]."""
         layout = self._layout()
         if not self.label and not layout:
             raise ValueError("`label` is needed: the column of what is predicted.")
@@ -136,7 +136,7 @@ class TableArguments(ReadingArguments):
         layers = by_modality("hidden_layer", self.hidden_layer)
         if wrong := next((x for x in layers.values() if not x.isdecimal()), None):
             raise ValueError(f"`hidden_layer` must be column=number, got {wrong!r}.")
-        choices = choose_encoders(
+        choices = encoders_by_name(
             modalities,
             by_modality("encoder", self.encoder),
             by_modality("encoder_revision", self.encoder_revision),
@@ -172,7 +172,7 @@ class TableArguments(ReadingArguments):
         return dict(named)
 
 
-def choose_encoders(
+def encoders_by_name(
     modalities: Modalities,
     encoders: Mapping[str, str],
     revisions: Mapping[str, str] | None = None,
