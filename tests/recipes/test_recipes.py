@@ -203,7 +203,7 @@ def test_killed_and_resumed_ends_bit_for_bit_alike(train, launch, two_seeds, tmp
 
 
 def test_two_processes_killed_and_resumed_end_bit_for_bit_alike(train, launch, tmp_path):
-    options, how = ["--batch_size=4", "--num_epochs=5", "--checkpoint_steps=2"], {"by": launch, "forked": 2}
+    options, how = ["--batch_size=4", "--num_epochs=3", "--checkpoint_steps=2"], {"by": launch, "forked": 2}
     train(*options, output="whole", **how)
     process = train(*options, output="killed", wait=False, **how)
     # in the second epoch of 5 steps
