@@ -56,19 +56,13 @@ def make_explanation(row=None, seed=0, problem_type="multi_label_classification"
     players = (*(Player("image", i) for i in range(1, 5)), *(Player("text", j) for j in range(1, 4)))
     pairs = cross_modal_pairs([player.modality for player in players])
     kinds = ("sii", "redundancy", "redundancy_both")
-    tables = {
-        expert: PairTable(
-            pairs,
-            {kind: rng.normal(size=len(pairs)) if kind == "sii" else rng.random(len(pairs)) for kind in kinds},
-            {kind: 0.1 * rng.random(len(pairs)) for kind in kinds},
-            np.full(len(pairs), 4),
-            99,
-            "per_pair",
-            0,
-            players,
-        )
-        for expert in ("synergy", "redundancy")
-    }
+    tables = {}
+    for expert in ("synergy", "redundancy"):
+        scores = {kind: rng.normal(size=len(pairs)) if kind == "sii" else rng.random(len(pairs)) for kind in kinds}
+        errors = {kind: 0.1 * rng.random(len(pairs)) for kind in kinds}
+        intervals = {kind: scores[kind][:, None] + 3 * errors[kind][:, None] * [-1, 1] for kind in kinds}
+        count = np.full(len(pairs), 4)
+        tables[expert] = PairTable(pairs, scores, errors, count, 99, "per_pair", 0, players, intervals)
     weights, logits = rng.dirichlet(np.ones(4)), rng.normal(size=(4, 3))
     return Explanation(
         sample_id=row["id"],

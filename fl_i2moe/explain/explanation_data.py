@@ -23,6 +23,8 @@ _SAVED_PAIRS = {
     "ends": [list],  # modality and place, of either end
     "scores": _SCORES,
     "standard_errors": _SCORES,
+    "intervals?": {str: [[(float, None)]]},
+    "shapley?": ([list], None),  # modality and place, value, standard error, interval
     "num_coalitions": [int],
     "evaluations": int,
     "estimator": str,
@@ -99,6 +101,9 @@ class Pair:
     score: float
     standard_error: float
     """NaN with fewer than two coalitions; 0 where the score was enumerated."""
+
+    interval: tuple[float, float]
+    """95 %; NaN with fewer than two coalitions, a point where the score was enumerated."""
 
     num_coalitions: int
     """Coalitions that this pair's score is a mean of."""
@@ -201,11 +206,13 @@ class ExplanationData:
             )
         table = self.pair_tables[expert]
         best = table.select(np.argsort(-np.abs(table.score(kind)), kind="stable")[:top])
-        columns = (best.scores[kind].tolist(), best.standard_errors[kind].tolist(), best.num_coalitions.tolist())
+        of_kind = (x[kind].tolist() for x in (best.scores, best.standard_errors, best.intervals))
         pairs = []
-        for ends, score, error, count in zip(best.ends, *columns, strict=True):
+        for ends, score, error, (low, high), count in zip(
+            best.ends, *of_kind, best.num_coalitions.tolist(), strict=True
+        ):
             first, second = (self.feature(end.modality, end.place) for end in ends)
-            pairs.append(Pair(expert, kind, first, second, score, error, count, table.evaluations))
+            pairs.append(Pair(expert, kind, first, second, score, error, (low, high), count, table.evaluations))
         return pairs
 
     def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
@@ -291,6 +298,16 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
             (f"pair_tables.{expert}", [*map(len, columns)], [len(table["ends"])] * len(columns)),
             (f"pair_tables.{expert}.standard_errors", sorted(table["standard_errors"]), sorted(table["scores"])),
         ]
+        if "intervals" in table:
+            limits = {kind: [*map(len, x)] for kind, x in table["intervals"].items()}
+            expected = {kind: [2] * len(table["ends"]) for kind in table["scores"]}
+            checks.append((f"pair_tables.{expert}.intervals", limits, expected))
+        ends = [place for end in table["ends"] for place in (end[:2], end[2:])]
+        for number, row in enumerate(table.get("shapley") or []):
+            is_row = row[:2] in ends and len(row) == 6 and all(x is None or isinstance(x, int | float) for x in row[2:])
+            checks.append(
+                (f"pair_tables.{expert}.shapley[{number}]", row, row if is_row else "an end and four numbers")
+            )
         for first, i, second, j in (end if len(end) == 4 else [""] * 4 for end in table["ends"]):
             places = [(first, i), (second, j)]
             if not all(isinstance(x, int) and 0 <= x < lengths.get(str(name), 0) for name, x in places):

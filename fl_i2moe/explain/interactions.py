@@ -10,13 +10,14 @@ players, and the mean over S that draws the size of S uniformly from 0 … N−2
   published `base = max(0, min(g_uv, g_max))` rewards a feature that is useful alone, whatever its partner; the variant
   "both" takes `max(0, min(g_u, g_v, g_uv))`, which requires both to be useful.
 
-The same four values of the game serve both. The gap is a ratio of means: its estimate is consistent, not unbiased.
+The same four values of the game serve both, and the players' Shapley values too. The gap is a ratio of means: its
+estimate is consistent, not unbiased.
 
-Shapes: N players, P pairs, R draws (a coalition for a pair), S coalitions.
+Shapes: N players, P pairs, D draws of a coalition for a pair, R = D·P, S coalitions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..metrics.summaries import from_plain, plain
 from ..metrics.tasks import FloatArray, IntArray
 from .game import CachedValues, Game, Player, ValueFunction
+from .intervals import Estimates, with_intervals
 
 PairKind = Literal["sii", "redundancy", "redundancy_both"]
 """The Shapley interaction index, positive for synergy; the redundancy gap as published; its variant that requires both
@@ -32,7 +34,7 @@ ends to be useful."""
 
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096
-"""Draws whose coalitions are held at once."""
+"""Coalitions for a pair whose four values are asked for at once."""
 
 
 def kind_of_expert(expert: str) -> PairKind:
@@ -51,8 +53,8 @@ class PairTable:
     """Kind → (P,)."""
 
     standard_errors: dict[PairKind, FloatArray]
-    """Kind → (P,); 0 where the score was enumerated, NaN where there is one coalition only. Of a gap, by the
-    jackknife."""
+    """Kind → (P,), of the pair's own draws; 0 where the score was enumerated, NaN where there is one coalition only. Of
+    a gap, by the jackknife."""
 
     num_coalitions: IntArray
     """(P,) coalitions that a pair's means are over."""
@@ -65,6 +67,18 @@ class PairTable:
     players: tuple[Player, ...] = ()
     """Of an estimator's own table, whose players are mere numbers, none."""
 
+    intervals: dict[PairKind, FloatArray] = field(default_factory=dict)
+    """Kind → (P, 2), 95 % intervals; points where the score was enumerated. NaN where there are none: with one
+    coalition, or in a table that was saved before there were any."""
+
+    shapley: Estimates | None = None
+    """Of the N players, their Shapley values in the whole game, NaN for a player in no pair; None in a table that was
+    saved before there were any."""
+
+    def __post_init__(self) -> None:
+        missing = {kind: np.full((len(self.pairs), 2), np.nan) for kind in self.scores if kind not in self.intervals}
+        object.__setattr__(self, "intervals", self.intervals | missing)
+
     @property
     def ends(self) -> list[tuple[Player, Player]]:
         """The players of each pair."""
@@ -76,6 +90,11 @@ class PairTable:
             raise ValueError(f"there is no score {kind!r}; there are {', '.join(self.scores)}")
         return self.scores[kind]
 
+    def found(self, kind: PairKind) -> bool:
+        """Whether any pair's interval leaves out 0."""
+        low, high = self.intervals[kind].T
+        return bool(((low > 0) | (high < 0)).any())
+
     def select(self, rows: NDArray[Any]) -> "PairTable":
         """With some of the pairs: their places, or booleans (P,)."""
         return replace(
@@ -83,15 +102,23 @@ class PairTable:
             pairs=self.pairs[rows],
             scores={kind: x[rows] for kind, x in self.scores.items()},
             standard_errors={kind: x[rows] for kind, x in self.standard_errors.items()},
+            intervals={kind: x[rows] for kind, x in self.intervals.items()},
             num_coalitions=self.num_coalitions[rows],
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, with None for NaN. Labels of players, and players in no pair, are left out."""
+        shapley = None
+        if self.shapley is not None:
+            numbers = np.unique(self.pairs)
+            rows = zip([self.players[i] for i in numbers], plain(self.shapley.columns[numbers]), strict=True)
+            shapley = [[player.modality, player.place, *row] for player, row in rows]
         return {
             "ends": [[u.modality, u.place, v.modality, v.place] for u, v in self.ends],
             "scores": {kind: plain(x) for kind, x in self.scores.items()},
             "standard_errors": {kind: plain(x) for kind, x in self.standard_errors.items()},
+            "intervals": {kind: plain(x) for kind, x in self.intervals.items()},
+            "shapley": shapley,
             "num_coalitions": self.num_coalitions.tolist(),
             "evaluations": self.evaluations,
             "estimator": self.estimator,
@@ -104,12 +131,20 @@ class PairTable:
         first, second = ([Player(end[i], _as_place(end[i + 1])) for end in values["ends"]] for i in (0, 2))
         players = tuple(dict.fromkeys(first + second))
         numbers = {player: number for number, player in enumerate(players)}
+        shapley = None
+        if saved := values.get("shapley"):
+            columns = np.full((len(players), 4), np.nan)
+            for modality, place, *row in saved:
+                columns[numbers[Player(modality, _as_place(place))]] = from_plain(row)
+            shapley = Estimates(columns[:, 0], columns[:, 1], columns[:, 2:])
         return cls(
             pairs=np.array([[numbers[u], numbers[v]] for u, v in zip(first, second, strict=True)], np.int64),
             scores={kind: from_plain(x) for kind, x in values["scores"].items()},
             standard_errors={kind: from_plain(x) for kind, x in values["standard_errors"].items()},
             num_coalitions=np.array(values["num_coalitions"], dtype=np.int64),
             players=players,
+            intervals={kind: _limits(x) for kind, x in values.get("intervals", {}).items()},
+            shapley=shapley,
             **{name: values[name] for name in ("evaluations", "estimator", "seed")},
         )
 
@@ -170,53 +205,57 @@ def exact(
     numbers = np.arange(2**num_players)
     coalitions = (numbers[:, None] >> np.arange(num_players) & 1).astype(np.bool_)
     values = cached(coalitions)
-    sizes = np.arange(num_players - 1)
     same_size = np.bincount(coalitions[: 2 ** (num_players - 2)].sum(axis=1))  # of the others: C(N−2, s)
-    weights = 1 / (len(sizes) * same_size)
+    weights = 1 / ((num_players - 1) * same_size)
 
-    means = np.empty((len(checked), 4))
+    means = np.empty((len(checked), 6))
     for pair, (u, v) in enumerate(checked):
         without = numbers[~coalitions[:, u] & ~coalitions[:, v]]
         bit_u, bit_v = 1 << u, 1 << v
         four = np.stack([values[without | bits] for bits in (0, bit_u, bit_v, bit_u | bit_v)], axis=1)
-        means[pair] = weights[coalitions[without].sum(axis=1)] @ _terms(four)
+        sizes = coalitions[without].sum(axis=1)
+        means[pair] = weights[sizes] @ _terms(four, sizes, num_players)
     scores = _scores(means)
-    no_errors = {kind: np.zeros(len(checked)) for kind in scores}
     counts = np.full(len(checked), 2 ** (num_players - 2))
-    return PairTable(checked, scores, no_errors, counts, cached.evaluations, "exact", None)
+    shapley = _by_player(means[:, 4:], checked, num_players)
+    return PairTable(
+        checked,
+        scores,
+        {kind: np.zeros(len(checked)) for kind in scores},
+        counts,
+        cached.evaluations,
+        "exact",
+        None,
+        intervals={kind: np.stack([x, x], axis=1) for kind, x in scores.items()},
+        shapley=Estimates(shapley, 0 * shapley, np.stack([shapley, shapley], axis=1)),
+    )
 
 
 def per_pair(value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int) -> PairTable:
     """The paper's estimate: every pair draws `num_coalitions` of its own. Unbiased for the index; else as [`exact`]."""
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
-    owners = np.repeat(np.arange(len(checked)), num_coalitions)
-    coalitions = _draw_own(checked[owners], num_players, rng)
-    return _estimate(value, checked, owners, coalitions, seed, "per_pair")
+    contexts = _draw_own(np.repeat(checked, num_coalitions, axis=0), num_players, rng)
+    by_pair = contexts.reshape(len(checked), num_coalitions, num_players)
+    return _estimate(value, checked, by_pair.swapaxes(0, 1), seed, "per_pair")
 
 
 def shared_context(
     value: ValueFunction, num_players: int, pairs: ArrayLike, num_coalitions: int, seed: int
 ) -> PairTable:
     """
-    One coalition serves all pairs outside it, which share its value and those with one more player. Unbiased.
+    Every draw serves all pairs. Unbiased for the index; else as [`exact`].
 
-    A coalition's size s has probability N / ((N−1)(N−s)(N−s−1)): among those that leave a given pair out, which are
-    1 in N−1, sizes are uniform. `num_coalitions · (N−1)` are drawn, a number fixed in advance (to go on until every
-    pair is served would be biased); pairs that fewer than `num_coalitions` serve draw the rest on their own. So a pair
-    has at least `num_coalitions`, and about as many on average: see `PairTable.num_coalitions`.
+    A draw is a q from U(0, 1) and a coalition S that each player joins with probability q. The pair (u, v) is scored
+    over S∖{u, v}, a coalition R of the other N−2 with probability ∫ q^|R| (1−q)^(N−2−|R|) dq = |R|!(N−2−|R|)!/(N−1)!,
+    the index's own weight. A draw asks for the values of S with one player, or both of a pair, put in or taken out:
+    with a and b players of two modalities (a+1)(b+1), made of a+1 and b+1 different parts, for a·b pairs.
     """
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
-    outside = num_players - np.arange(num_players - 1)  # N − s
-    probabilities = num_players / ((num_players - 1) * outside * (outside - 1))
-    sizes = rng.choice(num_players - 1, size=num_coalitions * (num_players - 1), p=probabilities)
-    shared = _draw_subsets(sizes, rng.random((len(sizes), num_players)))
-    contexts, owners = (~shared[:, checked[:, 0]] & ~shared[:, checked[:, 1]]).nonzero()
-
-    served = np.bincount(owners, minlength=len(checked))
-    missing = np.repeat(np.arange(len(checked)), np.maximum(num_coalitions - served, 0))
-    own = _draw_own(checked[missing], num_players, rng)
-    coalitions = np.concatenate([shared[contexts], own])
-    return _estimate(value, checked, np.concatenate([owners, missing]), coalitions, seed, "shared_context")
+    shared = _draw_shared(num_coalitions, num_players, rng)
+    contexts = np.repeat(shared[:, None], len(checked), axis=1)
+    for end in checked.T:
+        contexts[:, np.arange(len(checked)), end] = False
+    return _estimate(value, checked, contexts, seed, "shared_context")
 
 
 ESTIMATORS = {"exact": exact, "per_pair": per_pair, "shared_context": shared_context}
@@ -235,48 +274,73 @@ def _checked_pairs(pairs: ArrayLike, num_players: int, num_coalitions: int = 1) 
     return array.astype(np.int64)
 
 
+def _draw_shared(num_draws: int, num_players: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Coalitions of all players, of uniform size: (D, N)."""
+    return rng.random((num_draws, num_players)) < rng.random((num_draws, 1))
+
+
 def _draw_own(pairs: IntArray, num_players: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """For each of R pairs one coalition without it, of uniform size: (R, N)."""
     rows = np.arange(len(pairs))
     order = rng.random((len(pairs), num_players))
     order[rows, pairs[:, 0]] = order[rows, pairs[:, 1]] = 2  # behind all others
-    return _draw_subsets(rng.integers(num_players - 1, size=len(pairs)), order)
-
-
-def _draw_subsets(sizes: IntArray, order: FloatArray) -> NDArray[np.bool_]:
-    """The first `sizes` (R,) players in the `order` (R, N) of random numbers, as (R, N) booleans."""
+    sizes = rng.integers(num_players - 1, size=len(pairs))
     return order.argsort(axis=1).argsort(axis=1) < sizes[:, None]
 
 
 def _estimate(
-    value: ValueFunction, pairs: IntArray, owners: IntArray, coalitions: NDArray[np.bool_], seed: int, estimator: str
+    value: ValueFunction, pairs: IntArray, contexts: NDArray[np.bool_], seed: int, estimator: str
 ) -> PairTable:
-    """Means over the draws: `owners` (R,) are the pairs that `coalitions` (R, N) were drawn for."""
-    cached = CachedValues(value, coalitions.shape[1])
-    terms = np.empty((len(owners), 4))
-    for start in range(0, len(owners), DRAWS_PER_CALL):
+    """Means over the D draws of `contexts` (D, P, N), each without its pair."""
+    num_draws, num_pairs, num_players = contexts.shape
+    cached = CachedValues(value, num_players)
+    rows, owners = contexts.reshape(-1, num_players), np.tile(pairs, (num_draws, 1))
+    terms = np.empty((len(rows), 6))
+    for start in range(0, len(rows), DRAWS_PER_CALL):
         part = slice(start, start + DRAWS_PER_CALL)
-        terms[part] = _terms(_four_values(cached, coalitions[part], pairs[owners[part]]))
-
-    counts = np.bincount(owners, minlength=len(pairs))
-    sums = np.stack([np.bincount(owners, column, len(pairs)) for column in terms.T], axis=1)
-    means = sums / counts[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):  # NaN where a pair has one coalition
-        deviations = np.bincount(owners, (terms[:, 0] - means[owners, 0]) ** 2, len(pairs))
-        errors: dict[PairKind, FloatArray] = {"sii": np.sqrt(deviations / (counts - 1) / counts)}
-        others = (sums[owners] - terms) / (counts[owners, None] - 1)  # each draw left out in turn
-        left_out = _scores(others)
-        for kind in ("redundancy", "redundancy_both"):
-            centre = np.bincount(owners, left_out[kind], len(pairs)) / counts
-            deviations = np.bincount(owners, (left_out[kind] - centre[owners]) ** 2, len(pairs))
-            errors[kind] = np.sqrt(deviations * (counts - 1) / counts)
-    return PairTable(pairs, _scores(means), errors, counts, cached.evaluations, estimator, int(seed))
+        four = _four_values(cached, rows[part], owners[part])
+        terms[part] = _terms(four, rows[part].sum(axis=1), num_players)
+    draws = terms.reshape(num_draws, num_pairs, 6)
+    scores = _scores(draws.mean(axis=0))
+    estimates = {kind: with_intervals(scores[kind], x) for kind, x in _pseudo_values(draws).items()}
+    gains = _by_player(draws[..., 4:], pairs, num_players)
+    return PairTable(
+        pairs,
+        scores,
+        {kind: x.errors for kind, x in estimates.items()},
+        np.full(num_pairs, num_draws),
+        cached.evaluations,
+        estimator,
+        int(seed),
+        intervals={kind: x.intervals for kind, x in estimates.items()},
+        shapley=with_intervals(gains.mean(axis=0), gains),
+    )
 
 
 def _scores(means: FloatArray) -> dict[PairKind, FloatArray]:
-    """From the means (P, 4) of [`_terms`]."""
-    interaction, span, published, both = means.T
+    """From the means (…, 6) of [`_terms`]: (…)."""
+    interaction, span, published, both = np.moveaxis(means, -1, 0)[:4]
     return {"sii": interaction, "redundancy": published / (1 + span), "redundancy_both": both / (1 + span)}
+
+
+def _pseudo_values(terms: FloatArray) -> dict[PairKind, FloatArray]:
+    """
+    Of the draws (D, P, 6): kind → (D, P), what each draw adds to the score. Of a mean it is the draw itself, of a ratio
+    of means the jackknife's D·(score of all) − (D−1)·(score of the others).
+    """
+    num_draws, total = len(terms), terms.sum(axis=0)
+    if num_draws == 1:
+        return _scores(terms)
+    whole, others = _scores(total / num_draws), _scores((total - terms) / (num_draws - 1))
+    return {kind: num_draws * x - (num_draws - 1) * others[kind] for kind, x in whole.items()}
+
+
+def _by_player(gains: FloatArray, pairs: IntArray, num_players: int) -> FloatArray:
+    """Means over the pairs of each player: gains of both ends (…, P, 2) → (…, N), NaN where a player is in no pair."""
+    ends = pairs.ravel()
+    sums = gains.reshape(*gains.shape[:-2], -1) @ np.eye(num_players)[ends]
+    counts = np.bincount(ends, minlength=num_players).astype(np.float64)
+    return sums / np.where(counts, counts, np.nan)
 
 
 def _four_values(value: CachedValues, coalitions: NDArray[np.bool_], pairs: IntArray) -> FloatArray:
@@ -288,13 +352,26 @@ def _four_values(value: CachedValues, coalitions: NDArray[np.bool_], pairs: IntA
     return value(asked.reshape(-1, coalitions.shape[1])).reshape(4, -1).T
 
 
-def _terms(values: FloatArray) -> FloatArray:
-    """(R, 4): interaction, span, and the base of the gap and of its variant "both", from the four values (R, 4)."""
+def _terms(values: FloatArray, sizes: IntArray, num_players: int) -> FloatArray:
+    """
+    From the four values (R, 4) over S of `sizes` (R,), (R, 6): interaction, span, the base of the gap and of its
+    variant "both", and what u and v gain.
+
+    Their gains are means over the partner's being there or not, with the weights that the Shapley value gives to both
+    coalitions: (|S|+1)/N and (N−1−|S|)/N.
+    """
     gain_u, gain_v, gain_both = (values[:, 1:] - values[:, :1]).T
     best = np.maximum(gain_u, gain_v)
     published = np.minimum(gain_both, best).clip(min=0)
     both = np.minimum(np.minimum(gain_u, gain_v), gain_both).clip(min=0)
-    return np.stack([gain_both - gain_u - gain_v, np.abs(gain_both - best), published, both], axis=1)
+    interaction = gain_both - gain_u - gain_v
+    with_partner = (sizes + 1) / num_players * interaction
+    gains = gain_u + with_partner, gain_v + with_partner
+    return np.stack([interaction, np.abs(gain_both - best), published, both, *gains], axis=1)
+
+
+def _limits(saved: Sequence[Sequence[float | None]]) -> FloatArray:
+    return np.array([from_plain(x) for x in saved]).reshape(-1, 2)
 
 
 def _as_place(value: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from tiny_models import one_sample
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
+from fl_i2moe.explain import interactions
 from fl_i2moe.explain.feature_game import feature_game, feature_players
 from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
@@ -103,7 +104,13 @@ def test_exact_is_shapiqs(seed):
     game, pairs = table_game(7, seed), all_pairs(7)
     truth = shapiq.ExactComputer(game, n_players=7)("SII", order=2)
     expected = [truth[tuple(pair)] for pair in pairs.tolist()]
-    np.testing.assert_allclose(exact(game, 7, pairs).scores["sii"], expected, atol=1e-9)
+    scores = exact(game, 7, pairs)
+    np.testing.assert_allclose(scores.scores["sii"], expected, atol=1e-9)
+    shapley = shapiq.ExactComputer(game, n_players=7)("SV", order=1)
+    np.testing.assert_allclose(scores.shapley.values, [shapley[(i,)] for i in range(7)], atol=1e-9)
+    some = exact(game, 7, pairs[:2])  # (0, 1), (0, 2): the other players are in no pair
+    np.testing.assert_allclose(some.shapley.values, [*scores.shapley.values[:3], *[np.nan] * 4])
+    assert (some.shapley.values[:3] == some.shapley.intervals[:3].T).all()
 
 
 def test_exact_takes_16_players_and_no_more():
@@ -197,6 +204,46 @@ def test_the_seed_decides(estimator):
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("num_players", [2, 4, 5])
+def test_shared_draws_in_their_proportions_give_the_exact_scores(num_players, monkeypatch):
+    """A coalition S has probability ∫ q^|S| (1−q)^(N−|S|) dq = 1 / ((N+1) C(N, |S|)): each comes as often as that."""
+    game, pairs = table_game(num_players, seed=6), all_pairs(num_players)
+    often = math.lcm(*(math.comb(num_players, size) for size in range(num_players + 1)))
+    draws = [
+        coalition
+        for coalition in itertools.product([False, True], repeat=num_players)
+        for _ in range(often // math.comb(num_players, sum(coalition)))
+    ]
+    assert len(draws) == often * (num_players + 1)
+    monkeypatch.setattr(interactions, "_draw_shared", lambda *_: np.array(draws))
+    truth, scores = exact(game, num_players, pairs), shared_context(game, num_players, pairs, len(draws), 0)
+    for kind in truth.scores:
+        np.testing.assert_allclose(scores.scores[kind], truth.scores[kind], atol=1e-12)
+    np.testing.assert_allclose(scores.shapley.values, truth.shapley.values, atol=1e-12)
+    assert scores.evaluations == 2**num_players
+
+
+def test_shared_draws_have_those_proportions():
+    drawn = interactions._draw_shared(40_000, 4, np.random.default_rng(0)) @ (1 << np.arange(4))
+    expected = [1 / (5 * math.comb(4, number.bit_count())) for number in range(16)]
+    np.testing.assert_allclose(np.bincount(drawn) / 40_000, expected, atol=0.005)
+
+
+def test_a_draw_of_two_modalities_asks_for_few_parts_of_them():
+    """(a+1)(b+1) coalitions, which are a+1 parts of one modality with b+1 parts of the other."""
+    asked = []
+
+    def game(coalitions):
+        asked.extend(coalitions)
+        return coalitions.sum(axis=1)
+
+    pairs = cross_modal_pairs(["a"] * 3 + ["b"] * 4)
+    shared_context(game, 7, pairs, 1, seed=3)
+    assert len(asked) == 4 * 5
+    assert len({tuple(x[:3]) for x in asked}) == 4
+    assert len({tuple(x[3:]) for x in asked}) == 5
+
+
 @pytest.mark.parametrize("estimator", SAMPLING)
 def test_unbiased(estimator):
     """The mean over 600 seeds lies within 4.5 standard errors of the enumeration for 10 pairs, Banzhaf's does not."""
@@ -209,6 +256,11 @@ def test_unbiased(estimator):
     banzhaf = shapiq.ExactComputer(game, n_players=5)("BII", order=2)
     wrong = np.array([banzhaf[tuple(pair)] for pair in pairs.tolist()])
     assert (np.abs(estimates.mean(axis=0) - wrong) > 4.5 * error).any()
+    shapley = np.stack([run.shapley.values for run in runs])
+    error = shapley.std(axis=0, ddof=1) / num_seeds**0.5
+    assert (np.abs(shapley.mean(axis=0) - truth.shapley.values) < 4.5 * error).all()
+    claimed = np.sqrt(np.mean([run.shapley.errors**2 for run in runs], axis=0))
+    np.testing.assert_allclose(claimed, shapley.std(axis=0, ddof=1), rtol=0.15)
     # the stated standard errors are right on average
     claimed = np.sqrt(np.mean([run.standard_errors["sii"] ** 2 for run in runs], axis=0))
     np.testing.assert_allclose(claimed, estimates.std(axis=0, ddof=1), rtol=0.15)
@@ -285,14 +337,12 @@ def test_every_pair_has_its_coalitions_and_none_is_evaluated_twice(estimator, nu
         return np.zeros(len(coalitions))
 
     scores = estimator(game, num_players, all_pairs(num_players), 5, seed=0)
-    assert scores.num_coalitions.min() >= 5
+    assert (scores.num_coalitions == 5).all()
     assert scores.evaluations == len(asked) == len(set(asked))
-    if estimator is per_pair:
-        assert (scores.num_coalitions == 5).all()
 
 
 def test_shared_context_asks_only_what_its_pairs_need():
-    """Only the pair (2, 5) counts: no other player joins a shared coalition alone."""
+    """Only the pair (2, 5) counts: no other player is put in or taken out."""
     asked = []
 
     def game(coalitions):

@@ -37,7 +37,7 @@ class ExplainArguments:
     interactions: Literal["shared_context", "per_pair", "exact", "none"] = option(
         "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
     )
-    num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of, at least.", at_least=1)
+    num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of.", at_least=1)
     universe_share: float = option(
         0.3, "Share of each modality's features, the most important ones, whose pairs are scored.", within="(0, 1]"
     )
