@@ -38,14 +38,16 @@ _TOKEN = regex.compile(
         ) (?: (?! \p{{RI}} | \b ) \X | \p{{GCB=SpacingMark}} | (?<=\p{{GCB=Prepend}}) \X )*+  # to where Unicode's ends
     )
   | (?P<opening>
-        (?= [\p{{Ps}}\p{{Pi}}¿¡] | \p{{Sc}}\p{{N}} | (?<!\w) (?: ["'] \w | [\-+−±]\p{{N}} ) ) \X+?\b
+        (?= [\p{{Ps}}\p{{Pi}}¿¡] | \p{{Sc}}\p{{N}} | <[/\p{{L}}] | (?<!\w) (?: ["'] \w | [\-+−±]\p{{N}} ) ) \X+?\b
     )
   | (?P<mark>
         (?: (?! [[\p{{L}}\p{{N}}\p{{ExtPict}}]--[©®™‼⁉]] ) \X )+?\b
     )
   | (?P<segment>
         \X+?\b
-        (?: (?: (?<=[{_LETTER}]) [\-‐‑´] (?=[{_LETTER}]) | (?<=\p{{N}}) (?: [:/–](?=\p{{N}}) | °(?=[CF]) ) ) \X+?\b )*+
+        (?: (?: (?<=[{_LETTER}]) [\-‐‑´&] (?=[{_LETTER}])
+              | (?<=\p{{N}}) (?: [:/–](?=\p{{N}}) | °(?=[CF]) )
+              | (?=[¹²³¼-¾⁰-₎]) | (?<=[₀-₉]) (?=[{_LETTER}]) ) \X+?\b )*+
     )
     """,
     regex.WORD | regex.VERBOSE | regex.VERSION1,
