@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..data.raw import SampleError
 from .encoding import batch_loader, has_non_finite
+from .masked_copies import CopyDraw, copy_columns
 
 BUCKET_BATCHES = 50  # sorted by length together: enough to pad little, few enough to stay random
 
@@ -29,6 +30,22 @@ def _vectors(column: pa.Array) -> NDArray[np.float16]:
     """A view of all features of a record batch, (N, D)."""
     vectors = column.storage.values
     return vectors.flatten().to_numpy(zero_copy_only=True).reshape(len(vectors), column.type.shape[1])
+
+
+def row_columns(names: Sequence[str], modality_order: Sequence[str]) -> list[str]:
+    """Of the columns of a cache those that [`FeatureRows`] reads beside id and labels."""
+    columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
+    return columns + [x for name in modality_order for x in copy_columns(name, 1) if x in names]
+
+
+def _copies(
+    batches: Sequence[pa.RecordBatch], name: str
+) -> tuple[list[NDArray[np.float16]], list[NDArray[np.bool_]], NDArray[np.int32]]:
+    """Of each record batch the features of all copies and which are kept; where those of each row begin in it."""
+    columns = [batch.column(f"{name}_masked_features") for batch in batches]
+    kept = [batch.column(f"{name}_masked_kept").flatten().to_numpy(zero_copy_only=False) for batch in batches]
+    starts = [column.storage.offsets.to_numpy(zero_copy_only=True)[:-1] for column in columns]
+    return [_vectors(column) for column in columns], kept, np.concatenate(starts)
 
 
 def _where(number: int, batch: pa.RecordBatch, modality_order: Sequence[str]) -> NDArray[np.int32]:
@@ -67,6 +84,9 @@ class FeatureRows(torch.utils.data.Dataset):
     - `special_masks`: modality → (B, T) bool, true where a feature is special (CLS, BOS, SEP)
     - `labels`: (B, C) float32, or (B,) int64 for single-label data
     - `ids`: list of B strings
+    - `keep`: modality → (B, T) bool, false where a feature was taken out, of modalities with masked copies; only where
+      copies are asked for: rows are then (B, 1 + M), with the number of each modality's copy behind that of the row, 0
+      for the whole sequence
 
     Args:
         split: one of `FeatureCache.splits`, also after `select`, `shuffle` or `train_test_split`.
@@ -88,7 +108,8 @@ class FeatureRows(torch.utils.data.Dataset):
         split, modality_order = self.split, self.modality_order
         if missing := [name for name in modality_order if f"{name}_features" not in split.column_names]:
             raise ValueError(f"the cache has no features of {missing}; its columns are {split.column_names}")
-        columns = [f"{name}_{kind}" for name in modality_order for kind in ("features", "special_mask")]
+        columns = row_columns(split.column_names, modality_order)
+        self.copied = [f"{name}_masked_features" in columns for name in modality_order]
         batches = [batch for batch in split.data.select(["id", "labels", *columns]).to_batches() if batch.num_rows]
         # Every look-up of a batch meets a cold cache: what is small is gathered here once, in as few tables as can be,
         # and of the features there are views alone.
@@ -105,6 +126,9 @@ class FeatureRows(torch.utils.data.Dataset):
         self.longest = {name: max(1, length) for name, length in self.longest.items()}
         most = np.maximum(self._where[:, 2::2].max(axis=0), [self.longest[name] for name in modality_order])
         self._widths = (-(-most // 8) * 8).tolist()  # of each modality's two masks, in bits
+        self._copies = [
+            _copies(batches, name) if x else None for name, x in zip(modality_order, self.copied, strict=True)
+        ]
         self._mask_bits = np.concatenate(
             [
                 np.concatenate([_mask_bits(batch.column(f"{name}_special_mask"), width) for batch in batches])
@@ -126,7 +150,10 @@ class FeatureRows(torch.utils.data.Dataset):
         return lengths if self._indices is None else lengths[self._indices]
 
     def __getitem__(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        table_rows = np.array(rows) if self._indices is None else self._indices[rows].astype(np.int64)
+        rows = np.asarray(rows)
+        if rows.ndim == 2:
+            return self._with_copies(self[rows[:, 0]], rows[:, 0], rows[:, 1:])
+        table_rows = rows.copy() if self._indices is None else self._indices[rows].astype(np.int64)
         batch: dict[str, Any] = {"features": {}, "feature_masks": {}, "special_masks": {}}
         batch["ids"] = [self._ids[row] for row in table_rows.tolist()]
         batch["labels"] = torch.from_numpy(self._labels[table_rows])
@@ -163,6 +190,25 @@ class FeatureRows(torch.utils.data.Dataset):
 
     __getitems__ = __getitem__
 
+    def _with_copies(self, batch: dict[str, Any], rows: NDArray[np.int64], copies: NDArray[np.int64]) -> dict[str, Any]:
+        """The batch of these rows, with the copies of these numbers (B, M) in the place of whole sequences."""
+        table_rows = rows if self._indices is None else self._indices[rows]
+        batch["keep"] = {}
+        for index, name in enumerate(self.modality_order):
+            if not self.copied[index]:
+                continue
+            vectors_ND, kept_N, starts = self._copies[index]
+            features, keep = batch["features"][name].numpy(), batch["feature_masks"][name].numpy().copy()
+            keep[:] = True
+            for place in np.flatnonzero(copies[:, index]):
+                table_row = table_rows[place]
+                number, length = self._where[table_row, 0], self._where[table_row, 2 + 2 * index]
+                start = starts[table_row] + length * (copies[place, index] - 1)
+                features[place, :length] = vectors_ND[number][start : start + length]
+                keep[place, :length] = kept_N[number][start : start + length]
+            batch["keep"][name] = torch.from_numpy(keep)
+        return batch
+
     def _raise_non_finite(self, modality: str, features: NDArray[np.float16], ids: list[str]) -> None:
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))[0])
         file = self.split.cache_files[0]["filename"] if self.split.cache_files else "-"
@@ -182,6 +228,8 @@ class BatchSampler(Sampler[list[int]]):
         lengths: number of features of each row, all modalities together.
         shuffle: draw a new order in every epoch; otherwise rows come as they are.
         bucket: put rows of similar length together, so that little is padded; needs `shuffle`.
+        copies: which masked copies stand for whole sequences, of the modalities that are `copied`; without it a row
+            is its number alone.
 
     Raises:
         ValueError: `bucket` without `shuffle`, or a batch size below 1.
@@ -193,6 +241,8 @@ class BatchSampler(Sampler[list[int]]):
     shuffle: bool
     seed: int = 0
     bucket: bool = False
+    copies: CopyDraw | None = None
+    copied: Sequence[bool] = ()
     epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -221,6 +271,10 @@ class BatchSampler(Sampler[list[int]]):
         if self.bucket:
             size = BUCKET_BATCHES * self.batch_size
             rows, starts = put_in_buckets(rows, starts, self.lengths, self.batch_size, size, rng)
+        if self.copies is not None and self.epoch >= self.copies.first_epoch:
+            # of another stream, so that the order of an epoch is the same without copies
+            drawn = self.copies.draw(len(rows), self.copied, np.random.default_rng([self.seed, self.epoch, 1]))
+            rows = np.column_stack([rows, drawn[rows]])
         for start in starts:
             yield rows[start : start + self.batch_size].tolist()
 
@@ -254,6 +308,7 @@ def create_data_loader(
     bucket: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
+    copies: CopyDraw | None = None,
 ) -> DataLoader:
     """A loader of `FeatureRows` batches in the order of `BatchSampler`.
 
@@ -262,7 +317,9 @@ def create_data_loader(
     Iterating draws nothing from torch's global random numbers.
     """
     rows = FeatureRows(split, modality_order, pad_to_multiple_of=8)
-    sampler = BatchSampler(rows.lengths().sum(axis=1), batch_size, shuffle=shuffle, seed=seed, bucket=bucket)
+    lengths = rows.lengths().sum(axis=1)
+    order: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "bucket": bucket}
+    sampler = BatchSampler(lengths, batch_size, **order, copies=copies, copied=rows.copied)
     return batch_loader(
         rows, batch_sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin_memory
     )

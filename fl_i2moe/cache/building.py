@@ -24,6 +24,7 @@ from .encoding import BatchEncoder, DecodedBatch, Encoder, cache_features, decod
 from .feature_cache import FeatureCache, is_cache, open_cache
 from .key import cache_key, check_key
 from .manifest import LAYOUT, plan_shards, read_key, write_info
+from .masked_copies import has_copies
 from .shards import Shard, verify_shards, write_shard
 
 POLL_SECONDS = 0.5
@@ -40,6 +41,7 @@ def build_cache(
     num_workers: int = 1,
     on_bad_sample: OnBadSample = "stop",
     progress: bool = True,
+    masked_copies: int = 0,
     key: dict[str, Any] | None = None,
 ) -> FeatureCache:
     """Encodes what is not encoded yet and opens the cache.
@@ -54,7 +56,8 @@ def build_cache(
         num_workers: processes that decode ahead of the encoder; 0 decodes in between.
         on_bad_sample: `"stop"` at the first bad sample, or `"skip"` it and write it to `skipped.jsonl`.
         progress: show a bar on each machine's first process, for that process's share.
-        key: `cache_key(raw, encoders)`, where it is known already; it hashes all raw values.
+        masked_copies: how often each training sample is encoded again, see [`~fl_i2moe.cache.masked_copies`].
+        key: `cache_key(raw, encoders, masked_copies)`, where it is known already; it hashes all raw values.
 
     Raises:
         SampleError: a sample cannot be read, or its features are none, NaN, infinite or too large for float16.
@@ -70,7 +73,7 @@ def build_cache(
     check_given("cache_dir", cache_dir)
     cache_dir = Path(cache_dir)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    key = key or cache_key(raw, encoders)
+    key = key or cache_key(raw, encoders, masked_copies)
     lock = FileLock(cache_dir / "build.lock")
     try:
         if state.is_main_process:
@@ -79,11 +82,11 @@ def build_cache(
         stored = read_key(cache_dir)
         check_key(stored["key"], key, cache_dir)
         shards = plan_shards(cache_dir, stored)
-        features = cache_features(raw, encoders, stored.get("layout", 1))
+        features = cache_features(raw, encoders, stored.get("layout", 1), masked_copies)
         own = shards[state.process_index :: state.num_processes]
         try:
             _check_earlier(own, on_bad_sample)
-            encoder = BatchEncoder(encoders, features.arrow_schema, on_bad_sample)
+            encoder = BatchEncoder(encoders, features.arrow_schema, on_bad_sample, masked_copies)
             show = progress and state.is_local_main_process
             _encode_missing(own, raw, encoder, batch_size, num_workers, cache_dir, show)
         except BaseException as error:
@@ -141,7 +144,10 @@ def _encode_missing(
     if not missing:
         return
     total, left = (sum(len(shard.rows) for shard in x) for x in (shards, missing))
-    bytes_per_sample = sum(2 * e.feature_size * e.max_features for e in encoder.encoders.values())
+    copies = [1 + encoder.masked_copies * has_copies(e) for e in encoder.encoders.values()]
+    bytes_per_sample = sum(
+        2 * e.feature_size * e.max_features * n for e, n in zip(encoder.encoders.values(), copies, strict=True)
+    )
     with tqdm(desc="encoding", total=total, initial=total - left, unit=" samples", disable=not show_progress) as bar:
 
         def encode(batches: Iterable[DecodedBatch], record: dict[str, Any]) -> Iterator[Any]:

@@ -16,18 +16,27 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ..data.raw import OnBadSample, RawDataset, SampleError
-from ..model.kind import FittedEncoder, FrozenEncoder, Preprocessed, checksum, encode_given, preprocess_given
-from ..model.kinds import KINDS
+from ..model.kind import (
+    EncodedFeatures,
+    FittedEncoder,
+    FrozenEncoder,
+    Preprocessed,
+    checksum,
+    encode_given,
+    preprocess_given,
+)
+from ..model.kinds import KINDS, places_in
 from ..utils.machine import holding_interrupts
+from .masked_copies import MASKED_SPLIT, copy_columns, draw_kept, encode_copies, has_copies
 from .shards import Shard
 
 Encoder = FrozenEncoder | FittedEncoder
 
 
-def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder], layout: int) -> Features:
+def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder], layout: int, masked_copies: int = 0) -> Features:
     """
-    The columns of a feature cache: the raw ones (no arrays, which are features already), then those of encoders, and
-    from layout 2 on a checksum of each raw value that was encoded.
+    The columns of a feature cache: the raw ones (no arrays, which are features already), then those of encoders, those
+    of masked copies, and from layout 2 on a checksum of each raw value that was encoded.
     """
     raw_features = next(iter(raw.splits.values())).features
     dropped = {name for name, encoder in encoders.items() if not KINDS[encoder.kind].keeps_raw}
@@ -37,6 +46,8 @@ def cache_features(raw: RawDataset, encoders: Mapping[str, Encoder], layout: int
         added = Features({f"{name}_features": Array2D((None, encoder.feature_size), "float16")})
         added[f"{name}_special_mask"] = List(Value("bool"))
         added.update(Features.from_dict({f"{name}_{suffix}": x for suffix, x in kind.annotation_types.items()}))
+        if masked_copies and has_copies(encoder):
+            added.update(copy_columns(name, encoder.feature_size))
         if layout > 1 and kind.keeps_raw:
             added[f"{name}_sha256"] = Value("string")
         if clash := sorted(added.keys() & {*features, *encoders}):
@@ -169,6 +180,7 @@ class BatchEncoder:
     encoders: Mapping[str, Encoder]
     schema: pa.Schema
     on_bad_sample: OnBadSample
+    masked_copies: int = 0
 
     def encode(self, decoded: DecodedBatch, record: dict[str, Any]) -> pa.RecordBatch | None:
         """One record batch, or None if no sample is usable. Adds to `record` what was left out and what was cut."""
@@ -186,11 +198,16 @@ class BatchEncoder:
             for row, reason in _find_bad_rows(values_ND, lengths_B, is_given):
                 bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, kind, reason))
             special_N = encoded.special_mask[mask_BT].cpu().numpy()
-            columns |= _feature_columns(name, values_ND, lengths_B, special_N)
+            columns |= _sequence_columns(name, "features", values_ND, lengths_B, "special_mask", special_N)
             cells = [{} if x is None else KINDS[kind].annotation_cells(x) for x in preprocessed.annotations]
             for suffix in KINDS[kind].annotation_types:
                 column = f"{name}_{suffix}"
                 columns[column] = pa.array([cell.get(suffix) for cell in cells], self.schema.field(column).type)
+            if self.masked_copies and has_copies(self.encoders[name]):
+                values_ND, lengths_B, kept_N = self._encode_copies(name, decoded, encoded, cells)
+                for row, reason in _find_bad_rows(values_ND, lengths_B, np.zeros_like(is_given)):
+                    bad.setdefault(row, _sample_error(table, row, decoded.shard.split, name, kind, reason))
+                columns |= _sequence_columns(name, "masked_features", values_ND, lengths_B, "masked_kept", kept_N)
         columns |= {f"{name}_sha256": pa.array(x) for name, x in decoded.checksums.items()}
         self._leave_out([bad[row] for row in sorted(bad)], record)
         keep = [row not in bad for row in range(table.num_rows)]
@@ -207,6 +224,28 @@ class BatchEncoder:
                     counts["share"] += share
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
         return batch if all(keep) else batch.filter(pa.array(keep))
+
+    def _encode_copies(
+        self, name: str, decoded: DecodedBatch, whole: EncodedFeatures, cells: list[dict[str, Any]]
+    ) -> tuple[NDArray[np.float16], NDArray[np.int64], NDArray[np.bool_]]:
+        """As [`encode_copies`]; none of a split that is not trained on."""
+        encoder, table = self.encoders[name], decoded.table
+        assert isinstance(encoder, FrozenEncoder), "others have no copies"
+        if decoded.shard.split != MASKED_SPLIT:
+            nothing = np.zeros((0, encoder.feature_size), np.float16)
+            return nothing, np.zeros(table.num_rows, np.int64), np.zeros(0, np.bool_)
+        kept = []
+        masks = zip(whole.special_mask.cpu(), whole.feature_mask.cpu(), strict=True)
+        rows = zip(table["id"].to_pylist(), table[name].to_pylist(), cells, masks, strict=True)
+        for sample_id, value, cell, (special, real) in rows:
+            if not real.any():
+                kept.append(np.zeros((self.masked_copies, 0), np.bool_))
+                continue
+            row = {name: value, f"{name}_special_mask": special[real].tolist()}
+            row |= {f"{name}_{suffix}": x for suffix, x in cell.items()}
+            places = places_in(row, name, {"kind": encoder.kind}, encoder.grid)
+            kept.append(draw_kept(places, sample_id, name, self.masked_copies))
+        return encode_copies(encoder, decoded.inputs[name].inputs, kept, whole)
 
     def _leave_out(self, errors: list[SampleError], record: dict[str, Any]) -> None:
         if errors and self.on_bad_sample == "stop":
@@ -231,9 +270,15 @@ def _find_bad_rows(
     return bad
 
 
-def _feature_columns(
-    name: str, values_ND: NDArray[np.float16], lengths_B: NDArray[np.int64], special_N: NDArray[np.bool_]
+def _sequence_columns(
+    name: str,
+    suffix: str,
+    values_ND: NDArray[np.float16],
+    lengths_B: NDArray[np.int64],
+    mask_suffix: str,
+    mask_N: NDArray[np.bool_],
 ) -> dict[str, pa.Array]:
+    """A column of sequences, `<name>_<suffix>`, and one of a mask over their features."""
     num_features, feature_size = values_ND.shape
     row_offsets = pa.array(np.cumsum([0, *lengths_B]), pa.int32())
     vector_offsets = pa.array(np.arange(num_features + 1) * feature_size, pa.int32())
@@ -241,6 +286,6 @@ def _feature_columns(
     extension_type = Array2DExtensionType((None, feature_size), "float16")
     sequences = pa.ListArray.from_arrays(row_offsets, vectors)
     return {
-        f"{name}_features": pa.ExtensionArray.from_storage(extension_type, sequences),
-        f"{name}_special_mask": pa.ListArray.from_arrays(row_offsets, pa.array(special_N)),
+        f"{name}_{suffix}": pa.ExtensionArray.from_storage(extension_type, sequences),
+        f"{name}_{mask_suffix}": pa.ListArray.from_arrays(row_offsets, pa.array(mask_N)),
     }

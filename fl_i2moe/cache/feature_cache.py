@@ -12,7 +12,8 @@ table as JSON; nothing of an array) and per modality `m` `m_features` (T, D) flo
 `m_offsets` (T, 2) for texts (characters of each token), `m_seconds` (T, 2) for sounds (start and end), `m_cells` (T, 2)
 for columns (name and value) and `m_geometry` for pictures (the region, in pixels, that the grid of patches covers);
 `m_sha256` is the checksum of the raw value that was encoded, of pictures and sounds of the file. Where a sample lacks a
-modality, T is 0, and its other columns are null.
+modality, T is 0, and its other columns are null. A cache with masked copies has two columns more, see
+[`~fl_i2moe.cache.masked_copies`].
 """
 
 from collections.abc import Collection, Mapping
@@ -26,6 +27,7 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from ..model.configuration_fl_i2moe import check_given
 from .manifest import INFO_FIELDS, WRITE_AGAIN, check_small_files, plan_shards, read_info, read_key, read_skipped
+from .masked_copies import count_copies
 from .shards import CorruptCacheError, naming_damage, verify_shards
 from .streaming import StreamedSplit
 
@@ -54,6 +56,11 @@ class FeatureCache:
     splits: dict[str, Any]
     skipped: list[dict[str, str]]
     counts: dict[str, dict[str, Any]]
+
+    @property
+    def masked_copies(self) -> int:
+        """How many each training sample has of its pictures, texts and sounds."""
+        return count_copies(self.key)
 
     @property
     def missing(self) -> dict[str, dict[str, int]]:

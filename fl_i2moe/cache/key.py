@@ -23,8 +23,8 @@ class CacheMismatchError(ValueError):
     """A cache folder holds the features of other data or other encoders; says which fields differ."""
 
 
-def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any]:
-    """Format, data and encoders, as nested JSON.
+def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder], masked_copies: int = 0) -> dict[str, Any]:
+    """Format, data, encoders and the number of masked copies, as nested JSON.
 
     The data enter by their content (ids, texts, the bytes of files, labels), not by where they lie.
     """
@@ -39,6 +39,7 @@ def cache_key(raw: RawDataset, encoders: Mapping[str, Encoder]) -> dict[str, Any
         "dtype": "float16",
         "data": {"label_names": raw.label_names, "problem_type": raw.problem_type, "splits": splits},
         "encoders": {name: encoders[name].identity() for name in raw.modalities},
+        **({"masked_copies": masked_copies} if masked_copies else {}),
     }
     return json.loads(json.dumps(key))  # as it comes back from a file: tuples are lists
 

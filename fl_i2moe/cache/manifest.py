@@ -42,6 +42,7 @@ KEY = {
             "splits": {str: {"samples": int, "sha256": str}},
         },
         "encoders": {str: dict},
+        "masked_copies?": int,
     },
 }
 _MODALITY = {

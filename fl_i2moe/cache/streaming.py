@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ..data.raw import SampleError
-from .batching import FeatureRows, put_in_buckets
+from ..model.kinds import ENCODED_KINDS
+from .batching import FeatureRows, put_in_buckets, row_columns
 from .encoding import batch_loader
+from .masked_copies import CopyDraw, copy_columns
 
 READ_ERRORS = (OSError, HTTPError, pa.ArrowException)
 MAX_ARROW_LENGTH = 2**31 - 1  # numbers in one Arrow list column, whose offsets have 32 bits
@@ -117,6 +119,7 @@ class FeatureStream(torch.utils.data.IterableDataset):
             `shuffle`.
         process_index, num_processes: which share of the shards.
         pad_to_multiple_of: T is rounded up to it, but not above what the encoder makes at most.
+        copies: which masked copies stand for whole sequences.
 
     Raises:
         StreamError: the Hub cannot be reached, or the connection breaks for longer than `datasets` tries again.
@@ -134,13 +137,15 @@ class FeatureStream(torch.utils.data.IterableDataset):
     process_index: int = 0
     num_processes: int = 1
     pad_to_multiple_of: int = 8
+    copies: CopyDraw | None = None
     epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.split.check(self.num_processes)
         if self.bucket and not self.shuffle:
             raise ValueError("bucket=True needs shuffle=True: without it rows come as they are")
-        columns = [f"{name}_{kind}" for name in self.modality_order for kind in ("features", "special_mask")]
+        copied = [x for x in self.modality_order if self.copies and self.split.modalities[x]["kind"] in ENCODED_KINDS]
+        columns = row_columns([column for name in copied for column in copy_columns(name, 1)], self.modality_order)
         rows = self.split.open().select_columns(["id", "labels", *columns]).with_format("arrow")
         if self.shuffle:
             rows = rows.shuffle(seed=self.seed, buffer_size=self.split.buffer_size)
@@ -186,6 +191,8 @@ class FeatureStream(torch.utils.data.IterableDataset):
         if self.bucket:
             lengths = rows.lengths().sum(axis=1)
             order, starts = put_in_buckets(order, starts, lengths, self.batch_size, len(rows), rng)
+        if self.copies is not None and self.epoch >= self.copies.first_epoch:
+            order = np.column_stack([order, self.copies.draw(len(rows), rows.copied, rng)])
         for start in starts:
             try:
                 yield rows[order[start : start + self.batch_size]]
@@ -203,6 +210,7 @@ def create_stream_loader(
     seed: int,
     bucket: bool = False,
     num_workers: int = 0,
+    copies: CopyDraw | None = None,
 ) -> DataLoader:
     """
     A loader of this process's share of the batches, prepared: a second `Accelerator.prepare` would share it out again.
@@ -220,6 +228,7 @@ def create_stream_loader(
         bucket=bucket,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        copies=copies,
     )
     is_cuda = accelerator.device.type == "cuda"
     loader = batch_loader(stream, batch_size=None, num_workers=num_workers, pin_memory=is_cuda)

@@ -154,7 +154,7 @@ def attribute(
                 raw, gap = _integrated_gradients(model, inputs, experts, select, num_steps)
             else:
                 raw = _rollout(model, inputs, experts, select, with_gradient=method == "grad_attnroll")
-    scores = {name: _normalize(x, inputs.candidate_masks[name].unsqueeze(1)) for name, x in raw.items()}
+    scores = {name: normalize(x, inputs.candidate_masks[name].unsqueeze(1)) for name, x in raw.items()}
     return Importance(scores, experts, raw, gap, inputs.candidate_masks)
 
 
@@ -192,7 +192,7 @@ def mixture_importance(importance: Importance, expert_weights: Tensor) -> dict[s
     if expert_weights.shape != expected:
         raise ValueError(f"`expert_weights` must have shape {tuple(expected)}, got {tuple(expert_weights.shape)}.")
     mixed = {name: torch.einsum("bet,be->bt", x, expert_weights.to(x)) for name, x in importance.scores.items()}
-    return {name: _normalize(x, importance.candidate_masks[name]) for name, x in mixed.items()}
+    return {name: normalize(x, importance.candidate_masks[name]) for name, x in mixed.items()}
 
 
 def scores_by_expert(importance: Importance, expert_weights: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -305,7 +305,7 @@ def _random(inputs: Inputs, num_experts: int, seed: int | Sequence[int | Sequenc
     return {name: x.to(inputs.projected[name].device) for name, x in raw.items()}
 
 
-def _normalize(x: Tensor, candidates: Tensor) -> Tensor:
+def normalize(x: Tensor, candidates: Tensor) -> Tensor:
     """Min–max over the candidates of the last axis; 0 elsewhere and where they are all equal."""
     low = x.masked_fill(~candidates, torch.inf).amin(dim=-1, keepdim=True)
     high = x.masked_fill(~candidates, -torch.inf).amax(dim=-1, keepdim=True)

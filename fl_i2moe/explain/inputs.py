@@ -1,4 +1,4 @@
-"""From a raw sample, or a row of a feature cache, to what explanations work on: projected, candidate features."""
+"""From a sample, raw or of a feature cache, to what explanations work on: projected, candidate features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,41 +8,73 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.kind import checksum
-from ..model.kinds import KINDS
+from ..model.configuration_fl_i2moe import did_you_mean
+from ..model.kind import FittedEncoder, FrozenEncoder, checksum
+from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 ONLY_WHOLE = "only samples with all modalities can be explained"
+ONLY_FEATURES = "explain the features (units='features')"
 
 
-def raw_sample(model: FLI2MoEModel, sample_id: str = "sample", **raw: Any) -> dict[str, Any]:
+def sample_row(model: FLI2MoEModel, sample: Mapping[str, Any]) -> Mapping[str, Any]:
     """
-    Encodes one sample, modality → a picture (path, PIL image, uint8 array), a text, a sound (path, or samples and
-    rate), an array (D,) or (T, D), or columns of a table (column → value), with the model's frozen encoders, as a row
-    that [`~fl_i2moe.explain.explain`] takes. `ValueError` if a modality is missing, or a value or an encoder cannot be
-    read.
+    A sample as a row of a feature cache, encoded by the model's frozen encoders if it is none.
 
-    ```python
-    >>> explanation = explain(model, raw_sample(model, image="poster.jpg", text="A pianist …"), "Drama")
-    ```"""
-    if sorted(raw) != sorted(model.config.modality_order):
-        raise ValueError(f"This model takes {model.config.modality_order}, got {sorted(raw)}.")
-    if missing := [name for name, value in raw.items() if value is None]:
-        raise ValueError(f"The sample has no {missing[0]}: {ONLY_WHOLE}.")
-    row: dict[str, Any] = {"id": sample_id}
-    for name in model.config.modality_order:
+    Args:
+        sample: a row of a feature cache; or modality → a picture (path, PIL image, uint8 array), a text, a sound (path,
+            or samples and rate), an array (D,) or (T, D), or columns of a table (column → value). A row of a raw data
+            set is such a sample, too: its `id` and `labels` are kept, other columns are not looked at.
+
+    Raises:
+        ValueError: a modality is missing, or a value or an encoder cannot be read.
+    """
+    order = model.config.modality_order
+    if any(f"{name}_features" in sample for name in order):
+        return sample
+    if missing := [name for name in order if sample.get(name) is None]:
+        close = "".join(did_you_mean(name, sample) for name in missing[:1])
+        raise ValueError(f"The sample has no {missing[0]}, only {', '.join(sample) or 'nothing'}: {ONLY_WHOLE}.{close}")
+    row: dict[str, Any] = {"id": "sample"} | {key: sample[key] for key in ("id", "labels") if key in sample}
+    for name in order:
         encoder = model.raw_inputs.load(name).to(model.device)
         kind = KINDS[encoder.kind]
-        prepared = encoder.preprocess([raw[name]])
+        value = kind.cell(sample[name]) if kind.keeps_raw else sample[name]
+        prepared = encoder.preprocess([value])
         encoded = encoder.encode(prepared.inputs)
         if kind.keeps_raw:
-            row[name] = kind.cell(raw[name])
-            row[f"{name}_sha256"] = checksum(kind.content(row[name]))
+            row[name] = value
+            row[f"{name}_sha256"] = checksum(kind.content(value))
         row[f"{name}_features"] = encoded.features[0].half().cpu().numpy()
         row[f"{name}_special_mask"] = encoded.special_mask[0].cpu().numpy()
         [annotation] = prepared.annotations
         row |= {f"{name}_{suffix}": cell for suffix, cell in kind.annotation_cells(annotation).items()}
     return row
+
+
+def find_encoders(model: FLI2MoEModel, row: Mapping[str, Any]) -> dict[str, FrozenEncoder | FittedEncoder | None]:
+    """
+    The encoders that a row's units can be taken out before; None for a modality whose features know nothing of each
+    other, so that zeroing them is the same.
+
+    Raises:
+        ValueError: an encoder cannot be loaded, or is not the one of the training; or the row lacks the raw value.
+    """
+    encoders: dict[str, FrozenEncoder | FittedEncoder | None] = {}
+    for name in model.config.modality_order:
+        identity = (model.config.encoders or {}).get(name, {})
+        if identity.get("kind") not in ENCODED_KINDS:
+            if identity.get("kind") not in KINDS:
+                raise ValueError(f"The model's configuration names no encoder of {name!r}: {ONLY_FEATURES}.")
+            encoders[name] = None
+        elif row.get(name) is None:
+            raise ValueError(f"The sample has no {name}, only its features: give it, or {ONLY_FEATURES}.")
+        else:
+            try:
+                encoders[name] = model.raw_inputs.load(name).to(model.device)
+            except ValueError as error:
+                raise ValueError(f"{error} Without it {ONLY_FEATURES}.") from error
+    return encoders
 
 
 def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:
@@ -123,3 +155,9 @@ def check_batch(batch: dict[str, Any], modality_order: Sequence[str]) -> None:
     for name in modality_order:
         finite = batch["features"][name].isfinite().all(dim=2) | ~batch["feature_masks"][name]
         check(finite.all(dim=1), f"{name} features that are NaN or infinite")
+
+
+def check_features(features: Tensor, what: str) -> None:
+    """`ValueError` where the encoder gives NaN or infinite numbers."""
+    if not features.isfinite().all():
+        raise ValueError(f"{what} has features that are NaN or infinite in its encoder: explain the features instead.")

@@ -14,8 +14,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -72,16 +73,17 @@ def preprocess_given(preprocess: Callable[[list[Any]], Preprocessed], values: li
     )
 
 
-def encode_given(encoder: Any, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
-    """What the encoder makes of inputs from [`preprocess_given`]: the sequences of samples that lack the modality are
-    empty, their masks false throughout."""
+def encode_given(encoder: Any, inputs: Mapping[str, Tensor], kept: Tensor | None = None) -> EncodedFeatures:
+    """What the encoder makes of inputs from [`preprocess_given`], see `FrozenEncoder.encode`: the sequences of samples
+    that lack the modality are empty, their masks false throughout."""
     if IS_GIVEN not in inputs:
-        return encoder.encode(inputs)
+        return encoder.encode(inputs) if kept is None else encoder.encode(inputs, kept)
     is_given = inputs[IS_GIVEN].bool()
     if not is_given.any():
         nothing = torch.zeros(len(is_given), 1, dtype=torch.bool)
         return EncodedFeatures(torch.zeros(len(is_given), 1, encoder.feature_size), nothing, nothing)
-    encoded = encoder.encode({name: x for name, x in inputs.items() if name != IS_GIVEN})
+    given = {name: x for name, x in inputs.items() if name != IS_GIVEN}
+    encoded = encoder.encode(given) if kept is None else encoder.encode(given, kept[is_given.to(kept.device)])
 
     def spread(x: Tensor) -> Tensor:
         everywhere = x.new_zeros(len(is_given), *x.shape[1:])
@@ -115,6 +117,8 @@ class FrozenEncoder(nn.Module, ABC):
         feature_size: D.
         max_features: the longest T, kept special features included.
         grid: (rows, columns) of patches, which are in reading order; None where features form no grid.
+        removals: ways to take features out of a value before it is encoded, name → what happens to them, as the end of
+            a sentence. The first one is the default.
     """
 
     kind: str
@@ -122,6 +126,7 @@ class FrozenEncoder(nn.Module, ABC):
     feature_size: int
     max_features: int
     grid: tuple[int, int] | None = None
+    removals: Mapping[str, str]
 
     def __init__(self, model: nn.Module, origin: dict[str, Any], hidden_layer: int | None, special_features: str):
         super().__init__()
@@ -149,17 +154,68 @@ class FrozenEncoder(nn.Module, ABC):
         return next(self.model.parameters()).dtype
 
     @torch.no_grad()
-    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
+    def encode(
+        self, inputs: Mapping[str, Tensor], kept: Tensor | None = None, removal: str | None = None
+    ) -> EncodedFeatures:
         """Encodes what `preprocess` made of a batch.
 
         Args:
             inputs: `Preprocessed.inputs`, on any device.
+            kept: (B, T) over the features that come out, false where one is taken out of the value before the rest is
+                encoded: it is zero, and the others know nothing of it. Special features are always kept.
+            removal: how, one of `removals`; the first if not given.
+
+        Raises:
+            ValueError: there is no such removal, or it does not work with this encoder.
         """
-        encoded = self._encode({key: value.to(self.device, non_blocking=True) for key, value in inputs.items()})
+        inputs = {key: value.to(self.device, non_blocking=True) for key, value in inputs.items()}
+        if kept is not None:
+            kept, removal = kept.to(self.device), check_removal(self, removal)
+            inputs = self._remove(inputs, kept, removal)
+        encoded = self._encode(inputs)
         if self.special_features == "drop":
             encoded = _drop_special(encoded)
-        encoded.features = encoded.features.masked_fill(~encoded.feature_mask[..., None], 0.0)
+        is_there = encoded.feature_mask
+        if kept is not None:
+            is_there = is_there & (_fit(kept, is_there.shape[1]) | encoded.special_mask)
+        encoded.features = encoded.features.masked_fill(~is_there[..., None], 0.0)
         return encoded
+
+    @torch.no_grad()
+    def rollout(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """
+        Attention rollout of one sample, (T, T) float64 with rows that sum to 1: how much each feature is of each position
+        of the input, by the product of `0.5 · A + 0.5 · I` over the layers, A the mean over heads. None where the encoder
+        has no attention between all of its positions, as convolutions.
+        """
+        outputs: list[Any] = []
+        hooks = [
+            self.model.register_forward_pre_hook(
+                lambda _, arguments, options: (arguments, {**options, "output_attentions": True}), with_kwargs=True
+            ),
+            self.model.register_forward_hook(lambda _, arguments, output: outputs.append(output)),
+        ]
+        implementation = self.model.config._attn_implementation
+        try:
+            self.model.set_attn_implementation("eager")
+            encoded = self._encode({key: value.to(self.device) for key, value in inputs.items()})
+        except (AttributeError, TypeError, ValueError):  # a model that knows no attention
+            return None
+        finally:
+            self.model.set_attn_implementation(implementation)
+            for hook in hooks:
+                hook.remove()
+        length = encoded.features.shape[1]
+        layers = (getattr(outputs[0], "attentions", None) or ())[: self.hidden_layer]
+        if not layers or not all(isinstance(x, Tensor) and x.shape[2:] == (length, length) for x in layers):
+            return None
+        rollout = torch.eye(length, dtype=torch.float64)
+        for layer in layers:
+            rollout = (0.5 * layer[0].double().mean(dim=0).cpu() + 0.5 * torch.eye(length)) @ rollout
+        if self.special_features == "keep":
+            return rollout
+        own = (encoded.feature_mask & ~encoded.special_mask)[0].cpu()
+        return rollout[own][:, own]
 
     def identity(self) -> dict[str, Any]:
         """All that decides the features, as plain JSON: for the key of a feature cache and the config of a model."""
@@ -176,6 +232,17 @@ class FrozenEncoder(nn.Module, ABC):
     @abstractmethod
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
         """`encode` before special features are dropped and padding is zeroed."""
+
+    @abstractmethod
+    def _remove(self, inputs: dict[str, Tensor], kept: Tensor, removal: str) -> dict[str, Tensor]:
+        """The inputs without the features that are not `kept`, see [`encode`]."""
+
+    def _kept_positions(self, kept: Tensor, special_mask: Tensor) -> Tensor:
+        """`kept` (B, T) of [`encode`], over all positions of the encoder's output, as `special_mask` (B, L) is."""
+        if self.special_features == "keep":
+            return _fit(kept, special_mask.shape[1]) | special_mask
+        places = (~special_mask).cumsum(dim=1) - 1
+        return _fit(kept, special_mask.shape[1]).gather(1, places.clamp(min=0)) | special_mask
 
     @torch.no_grad()
     def _call(self, inputs: dict[str, Tensor]) -> Any:
@@ -225,6 +292,7 @@ class FittedEncoder(ABC):
     feature_size: int
     max_features: int
     grid: ClassVar[None] = None
+    removals: ClassVar[Mapping[str, str]] = {"zero": "set to zero"}
     notes: Sequence[str] = ()
 
     @abstractmethod
@@ -243,10 +311,30 @@ class FittedEncoder(ABC):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         return self
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> EncodedFeatures:
+    def encode(
+        self, inputs: Mapping[str, Tensor], kept: Tensor | None = None, removal: str | None = None
+    ) -> EncodedFeatures:
+        """As a frozen encoder's; no feature knows of another."""
         features, lengths = inputs["features"], inputs["lengths"]
         mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+        if kept is not None:
+            check_removal(self, removal)
+            features = features.masked_fill(~_fit(kept, features.shape[1])[..., None].to(features.device), 0.0)
         return EncodedFeatures(features, mask, torch.zeros_like(mask))
+
+
+def check_removal(encoder: FrozenEncoder | FittedEncoder, removal: str | None) -> str:
+    """The removal asked for, or the default; `ValueError` for one that the encoder does not have."""
+    if removal is not None and removal not in encoder.removals:
+        raise ValueError(
+            f"There is no removal {removal!r} of {encoder.kind}s; choose one of {', '.join(encoder.removals)}."
+        )
+    return removal or next(iter(encoder.removals))
+
+
+def _fit(kept: Tensor, length: int) -> Tensor:
+    """(B, T) → (B, length): true behind its end, where there is padding."""
+    return nn.functional.pad(kept, (0, length - kept.shape[1]), value=True)
 
 
 def pad_sequences(sequences: Sequence[NDArray[np.float32]]) -> dict[str, Tensor]:
@@ -268,13 +356,48 @@ def _drop_special(encoded: EncodedFeatures) -> EncodedFeatures:
     return EncodedFeatures(features, feature_mask, torch.zeros_like(feature_mask))
 
 
+@dataclass(frozen=True)
+class UnitOptions:
+    """What a raw value is cut into, where that can be chosen."""
+
+    cells: tuple[int, int] | None = None
+    """Rows and columns of a picture; the encoder's own grid if not given."""
+
+    text: Literal["words", "sentences"] = "words"
+
+    most: int = 256
+    """Of a modality: neighbours are put together where there are more."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one modality of a sample: what a person sees as one, and what is taken out as one."""
+
+    places: Places
+    """Whose features are the units."""
+
+    features: list[list[int]]
+    """Unit → the features that it is made of; none of a special one."""
+
+    note: str | None = None
+    """What a reader has to know, as the end of a sentence."""
+
+    def of_features(self, units: Tensor, num_features: int) -> Tensor:
+        """Masks of units (…, U) as masks of features (…, T), true for special ones."""
+        mask = torch.ones(*units.shape[:-1], num_features, dtype=torch.bool, device=units.device)
+        pairs = [(feature, unit) for unit, features in enumerate(self.features) for feature in features]
+        features, owners = (list(x) for x in zip(*pairs, strict=True))
+        mask[..., features] = units[..., owners]
+        return mask
+
+
 @dataclass
 class Places:
     """One modality of a sample, and where each of its T features lies in it."""
 
     kind: ClassVar[str] = "array"
-    noun: ClassVar[str] = "features"
-    """What its features are called."""
+    feature_noun: ClassVar[str] = "features"
+    """What the features of an encoder's sequence are called."""
 
     num_features: int
     special: list[int]
@@ -289,6 +412,14 @@ class Places:
 
     sha256: str | None = None
     """Of the raw value that was encoded, see `Kind.content`; None if unknown."""
+
+    unit: str | None = None
+    """What its features are called, where they are units of the raw value and not those of a sequence."""
+
+    @property
+    def noun(self) -> str:
+        """What its features are called."""
+        return self.unit or self.feature_noun
 
     @property
     def candidates(self) -> list[int]:
@@ -308,6 +439,11 @@ class Places:
     def place_of(self, index: int) -> dict[str, Any]:
         """Where the feature lies, in the words of its kind; empty where that is not known."""
         return {}
+
+    def units(self, options: UnitOptions) -> Units:
+        """The units of the raw value; `ValueError` where they cannot be found, with the reason."""
+        special = set(self.special)
+        return Units(self, [[] if index in special else [index] for index in range(self.num_features)])
 
     def missing(self) -> str | None:
         """Why the raw value cannot be shown, and what to do, as the end of a sentence; None if it can."""
@@ -341,6 +477,13 @@ class Places:
             special_features=encoder.get("special_features"),
             sha256=row.get(f"{name}_sha256"),
         )
+
+
+def merge_neighbours(groups: list[list[int]], most: int) -> list[list[int]]:
+    """At most so many groups, of neighbours that are put together."""
+    step = -(-len(groups) // most)
+    runs = (groups[start : start + step] for start in range(0, len(groups), step))
+    return [list(chain.from_iterable(run)) for run in runs]
 
 
 class Kind(ABC):

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from numbers import Number
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,12 +23,14 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, FeatureExtractionMixin
 
-from .kind import EncodedFeatures, FrozenEncoder, Preprocessed
+from .kind import EncodedFeatures, FrozenEncoder, Preprocessed, UnitOptions, Units, merge_neighbours
 from .kind_file import FileKind, FilePlaces, fetch
 from .sound import Sound, import_soundfile, import_soxr, open_sound, resample
 from .time_layout import StepCount, TimeLayout, find_time_layout, find_window, first_enough
 
 PROBE_SECONDS = 2.0
+MAX_STRETCHES = 64
+"""Units of a sound: some encoders have 50 features a second, of which none tells much."""
 SPECIAL_TOKENS = ("cls_token", "distillation_token", "register_tokens")
 """Parameters of models whose outputs begin with positions of no time."""
 
@@ -43,8 +45,8 @@ class AudioPreprocessor:
     bring. An annotation is `seconds`, the (start, end) of every feature, (0, 0) for a special one; `encoded` and
     `total`, seconds of the sound.
 
-    `inputs` are the model's, filled up with zeros to one shape, the size of each of them (`<name>_size`), and
-    `num_samples` (B,).
+    `inputs` are the model's, filled up with zeros to one shape, the size of each of them (`<name>_size`), and what they
+    were made of, `waves` (B, N) and `num_samples` (B,).
 
     Args:
         extractor: a feature extractor of transformers.
@@ -75,11 +77,16 @@ class AudioPreprocessor:
 
     def __call__(self, values: Sequence[Any]) -> Preprocessed:
         waves, annotations = zip(*(self._one(value) for value in values), strict=True)
+        return Preprocessed(self.extract(waves), list(annotations))
+
+    def extract(self, waves: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The inputs of sounds (N,) at the encoder's rate."""
         extracted = [extract(self.extractor, wave) for wave in waves]
         inputs = {"num_samples": torch.tensor([len(wave) for wave in waves])}
+        inputs["waves"] = nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
         for name in self.input_names:
             inputs[name], inputs[f"{name}_size"] = _stack([x[name] for x in extracted])
-        return Preprocessed(inputs, list(annotations))
+        return inputs
 
     def _one(self, value: Any) -> tuple[np.ndarray, dict[str, Any]]:
         sound = open_sound(value, self.max_seconds)
@@ -90,18 +97,19 @@ class AudioPreprocessor:
                 f"{self.min_samples / self.rate:.3g} s. Replace or leave out this sound."
             )
         encoded = len(wave) / self.rate
-        num_steps = self.count(len(wave))
-        step = (len(wave) if self.window is None else self.window / self.count(self.window) * num_steps) / num_steps
-        edges = [
-            round(min(first * step / self.rate, encoded), 6)
-            for first in (*range(0, num_steps, self.frames_per_feature), num_steps)
-        ]
+        edges = [round(edge / self.rate, 6) for edge in self.edges(len(wave))]
         special = [(0.0, 0.0)] * (self.layout.num_special if self.keep_special else 0)
         return wave, {
             "seconds": [*special, *itertools.pairwise(edges)],
             "encoded": encoded,
             "total": max(sound.seconds, encoded),
         }
+
+    def edges(self, num_samples: int) -> list[float]:
+        """Where the features of so many samples begin, in samples, and where the last one ends."""
+        num_steps = self.count(num_samples)
+        step = (num_samples if self.window is None else self.window / self.count(self.window) * num_steps) / num_steps
+        return [min(first * step, num_samples) for first in (*range(0, num_steps, self.frames_per_feature), num_steps)]
 
     @property
     def max_features(self) -> int:
@@ -170,6 +178,7 @@ class FrozenAudioEncoder(FrozenEncoder):
 
     kind = "audio"
     preprocess: AudioPreprocessor
+    removals: Mapping[str, str] = {"silence": "silenced"}
 
     def __init__(self, *args: Any, extractor: Any, max_seconds: float, frames_per_feature: int):
         super().__init__(*args)
@@ -252,6 +261,20 @@ class FrozenAudioEncoder(FrozenEncoder):
         feature_mask = places < lengths[:, None]
         return EncodedFeatures(features, feature_mask, feature_mask & (places < layout.num_special))
 
+    def _remove(self, inputs: dict[str, Tensor], kept: Tensor, removal: str) -> dict[str, Tensor]:
+        waves = []
+        for wave, num_samples, kept_T in zip(
+            inputs["waves"].cpu().numpy(), inputs["num_samples"].tolist(), kept.cpu().tolist(), strict=True
+        ):
+            wave = wave[:num_samples].copy()
+            num_special = self.preprocess.layout.num_special if self.special_features == "keep" else 0
+            edges = [round(edge) for edge in self.preprocess.edges(num_samples)]
+            for is_kept, (start, end) in zip(kept_T[num_special:], itertools.pairwise(edges), strict=False):
+                if not is_kept:
+                    wave[start:end] = 0
+            waves.append(wave)
+        return self.preprocess.extract(waves)
+
 
 def _or_zero(of: Callable[[int], int]) -> Callable[[int], int]:
     """0 where the model or its feature extractor cannot do with so few samples."""
@@ -270,7 +293,7 @@ class AudioPlaces(FilePlaces):
     """A sound, and its time steps."""
 
     kind: ClassVar[str] = "audio"
-    noun: ClassVar[str] = "stretches"
+    feature_noun: ClassVar[str] = "stretches"
     sense: ClassVar[str] = "hear"
 
     seconds: list[Seconds] | None = None
@@ -297,6 +320,15 @@ class AudioPlaces(FilePlaces):
     def place_of(self, index: int) -> dict[str, Any]:
         stretch = self.stretch(index)
         return {} if stretch is None else {"seconds": stretch}
+
+    def units(self, options: UnitOptions) -> Units:
+        """Stretches; neighbours are put together where there are many."""
+        if self.seconds is None:
+            raise ValueError("it is not known which seconds of the sound its features are: encode anew")
+        groups = merge_neighbours([[index] for index in self.candidates], min(options.most, MAX_STRETCHES))
+        seconds = [(self.seconds[run[0]][0], self.seconds[run[-1]][1]) for run in groups]
+        places = replace(self, num_features=len(groups), special=[], seconds=seconds, unit="stretches")
+        return Units(places, groups)
 
     def misfit(self, content: bytes) -> str | None:
         try:

@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,12 +21,16 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from .kind import EncodedFeatures, FrozenEncoder, Preprocessed
+from .kind import EncodedFeatures, FrozenEncoder, Preprocessed, UnitOptions, Units
 from .kind_file import FileKind, FilePlaces, fetch
+from .patch_dropping import encode_without
 from .patch_layout import find_patch_layout
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")
+
+DROPPED = "dropped"
+"""Name among the encoder's inputs of a mask (B, L), true for positions of its output that are taken out."""
 
 LONG = 20
 """Longer side by shorter from which only what a crop keeps is resized."""
@@ -255,6 +259,11 @@ class FrozenImageEncoder(FrozenEncoder):
 
     kind = "image"
     preprocess: ImagePreprocessor
+    removals: Mapping[str, str] = {
+        "mean": "painted in the picture's mean colour",
+        "blur": "blurred beyond recognition",
+        "drop": "taken out of the encoder's sequence",
+    }
 
     def __init__(self, *args: Any, preprocess: ImagePreprocessor):
         super().__init__(*args)
@@ -282,11 +291,34 @@ class FrozenImageEncoder(FrozenEncoder):
         return {"pixel_values": (pixels_BHWC.to(self.device) * scale + offset).permute(0, 3, 1, 2).to(self.dtype)}
 
     def _encode(self, inputs: dict[str, Tensor]) -> EncodedFeatures:
-        features = self.layout.arrange(self._hidden_state(self._pixel_values(inputs["pixels"])))
+        pixel_values = self._pixel_values(inputs["pixels"])
+        if DROPPED in inputs:
+            hidden = encode_without(self.model, pixel_values, self._hidden_state, ~inputs[DROPPED], self._title)
+        else:
+            hidden = self._hidden_state(pixel_values)
+        features = self.layout.arrange(hidden)
         feature_mask = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device)
         special_mask = torch.zeros_like(feature_mask)
         special_mask[:, list(self.layout.special)] = True
         return EncodedFeatures(features, feature_mask, special_mask)
+
+    def _remove(self, inputs: dict[str, Tensor], kept: Tensor, removal: str) -> dict[str, Tensor]:
+        layout, pixels = self.layout, inputs["pixels"]
+        is_special = torch.zeros(len(kept), len(layout.order), dtype=torch.bool, device=kept.device)
+        is_special[:, list(layout.special)] = True
+        kept = self._kept_positions(kept, is_special)
+        if removal == "drop":
+            positions = torch.tensor(layout.order, device=kept.device).expand_as(kept)
+            return inputs | {DROPPED: ~torch.ones_like(kept).scatter(1, positions, kept)}
+        (rows, columns), (height, width) = layout.grid, pixels.shape[1:3]
+        cells = kept[~is_special].view(-1, rows, columns)
+        down, across = (torch.arange(n, device=kept.device) * k // n for n, k in ((height, rows), (width, columns)))
+        is_kept = cells[:, down][:, :, across].unsqueeze(-1)
+        channels_first = pixels.float().permute(0, 3, 1, 2)
+        size = 1 if removal == "mean" else layout.grid
+        instead = nn.functional.adaptive_avg_pool2d(channels_first, size)
+        instead = nn.functional.interpolate(instead, (height, width), mode="bilinear").round()
+        return inputs | {"pixels": pixels.where(is_kept, instead.permute(0, 2, 3, 1).to(pixels.dtype))}
 
 
 @dataclass
@@ -294,7 +326,7 @@ class ImagePlaces(FilePlaces):
     """A picture, and its grid of patches."""
 
     kind: ClassVar[str] = "image"
-    noun: ClassVar[str] = "patches"
+    feature_noun: ClassVar[str] = "patches"
     sense: ClassVar[str] = "see"
 
     size: tuple[int, int] | None = None
@@ -340,6 +372,23 @@ class ImagePlaces(FilePlaces):
     def place_of(self, index: int) -> dict[str, Any]:
         box = self.box(index)
         return {} if box is None else {"box": box}
+
+    def units(self, options: UnitOptions) -> Units:
+        """Patches, or coarser cells, each with the patches whose centre lies in it."""
+        if self.grid is None:
+            raise ValueError("it is not known where the patches of the picture lie: encode anew")
+        (rows, columns), most = self.grid, options.most
+        down, across = options.cells or self.grid
+        if down > rows or across > columns:
+            raise ValueError(f"the encoder sees {rows} x {columns} patches; {down} x {across} cells are finer")
+        while down * across > most:
+            down, across = -(-down // 2), -(-across // 2)
+        groups: list[list[int]] = [[] for _ in range(down * across)]
+        for index in self.candidates:
+            row, column = self.cell(index) or (0, 0)
+            groups[_part(row, rows, down) * across + _part(column, columns, across)].append(index)
+        places = replace(self, num_features=len(groups), special=[], grid=(down, across), unit="cells")
+        return Units(places, groups)
 
     def misfit(self, content: bytes) -> str | None:
         try:
@@ -438,6 +487,11 @@ class ImageKind(FileKind):
         whole = self.options_of(identity)["resize"] == "whole"
         how = "resized whole, which changes their proportions" if whole else "resized and cut to their centre"
         return f"Pictures are {how}; the encoder sees {height} × {width} pixels."
+
+
+def _part(place: int, size: int, parts: int) -> int:
+    """Which of so many equal parts the middle of a place lies in."""
+    return (2 * place + 1) * parts // (2 * size)
 
 
 def _guess_grid(num_patches: int, input_size: Sequence[int] | None) -> tuple[int, int] | None:

@@ -130,7 +130,7 @@ class TabularPlaces(Places):
     """A row of a table, and its columns."""
 
     kind: ClassVar[str] = "tabular"
-    noun: ClassVar[str] = "columns"
+    feature_noun: ClassVar[str] = "columns"
 
     cells: list[list[str]] | None = None
     """(T, 2), name and value of each column."""

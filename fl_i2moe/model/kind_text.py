@@ -11,7 +11,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,13 +23,28 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Places, Preprocessed, checksum, is_missing
+from .kind import (
+    EncodedFeatures,
+    EncodedKind,
+    FrozenEncoder,
+    Places,
+    Preprocessed,
+    UnitOptions,
+    Units,
+    checksum,
+    is_missing,
+    merge_neighbours,
+)
+from .words import sentences, words
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_LENGTH = 512
 MAX_PADDED_LENGTH = 4096
 """Texts are not padded to a longer limit, which only says that there is none."""
+
+ATTENDED = "attended"
+"""Name among the encoder's inputs of the attention mask (B, T) of a text of which tokens are left out."""
 
 Span = tuple[int, int]
 """First character and the one behind the last."""
@@ -192,6 +208,10 @@ class FrozenTextEncoder(FrozenEncoder):
 
     kind = "text"
     preprocess: TextPreprocessor
+    removals: Mapping[str, str] = {
+        "attention": "left out of the encoder's attention, positions stay",
+        "mask": "replaced by the tokenizer's mask token",
+    }
 
     def __init__(self, *args: Any, preprocess: TextPreprocessor):
         super().__init__(*args)
@@ -204,6 +224,10 @@ class FrozenTextEncoder(FrozenEncoder):
         sees_padding = "attention_mask" not in self._input_names
         limit = length_limit(tokenizer, self.model)
         self._padded_length = (limit if limit <= MAX_PADDED_LENGTH else preprocess.max_length) if sees_padding else None
+        if sees_padding:
+            self.removals = {"mask": self.removals["mask"]}
+        stands_for_nothing = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+        self._mask_id = next(token for token in stands_for_nothing if token is not None)
         texts = ["a", "the quick brown fox jumps over the lazy dog"]
         batches = [preprocess(texts[:1]).inputs, preprocess(texts).inputs]
         alone, together = (self._encode(inputs).features[0] for inputs in batches)
@@ -221,7 +245,8 @@ class FrozenTextEncoder(FrozenEncoder):
     def _model_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ids = inputs["input_ids"]
         if self._padded_length is None:
-            return {key: value for key, value in inputs.items() if key in self._input_names}
+            given = {key: value for key, value in inputs.items() if key in self._input_names}
+            return given if ATTENDED not in inputs else given | {"attention_mask": inputs[ATTENDED]}
         padding = self._padded_length - ids.shape[1]
         return {"input_ids": nn.functional.pad(ids, (0, padding), value=self.preprocess.tokenizer.pad_token_id)}
 
@@ -236,6 +261,15 @@ class FrozenTextEncoder(FrozenEncoder):
             )
         feature_mask = inputs["attention_mask"].bool()
         return EncodedFeatures(hidden[:, :length], feature_mask, inputs["special_tokens_mask"].bool() & feature_mask)
+
+    def _remove(self, inputs: dict[str, Tensor], kept: Tensor, removal: str) -> dict[str, Tensor]:
+        mask = inputs["attention_mask"]
+        kept = self._kept_positions(kept, inputs["special_tokens_mask"].bool() & mask.bool())
+        if removal == "mask":
+            return inputs | {"input_ids": inputs["input_ids"].where(kept, self._mask_id)}
+        attended = mask * kept
+        # of a text without special tokens nothing may be left, and attention needs something
+        return inputs | {ATTENDED: attended.where(attended.any(dim=1, keepdim=True), mask)}
 
 
 @dataclass(frozen=True)
@@ -252,7 +286,7 @@ class TextPlaces(Places):
     """A text, and its tokens."""
 
     kind: ClassVar[str] = "text"
-    noun: ClassVar[str] = "tokens"
+    feature_noun: ClassVar[str] = "tokens"
 
     text: str | None = None
     offsets: list[Span] | None = None
@@ -283,6 +317,42 @@ class TextPlaces(Places):
         if self.sha256 is None:
             return "is not in the feature cache"
         return "is not the one that was encoded: give the row as it is in the feature cache, or encode the new text"
+
+    def units(self, options: UnitOptions) -> Units:
+        """Words or sentences, each with the tokens that have a character of it; words that share a token are one."""
+        if self.text is None or self.offsets is None:
+            raise ValueError(f"the text {self.missing() or 'has no tokens that are known to lie in it'}")
+        spans, groups = self._covered(words(self.text) if options.text == "words" else sentences(self.text))
+        note = None
+        if len(spans) > options.most:
+            note = f"has {len(spans):,} {options.text}, of which neighbours are put together"
+            numbers = merge_neighbours([[number] for number in range(len(spans))], options.most)
+            groups = [[index for number in run for index in groups[number]] for run in numbers]
+            spans = [(spans[run[0]][0], spans[run[-1]][1]) for run in numbers]
+        places = replace(self, num_features=len(spans), special=[], offsets=spans, unit=options.text)
+        return Units(places, groups, note)
+
+    def _covered(self, spans: list[Span]) -> tuple[list[Span], list[list[int]]]:
+        """The spans that have tokens, and these; those that share a token are one."""
+        tokens = sorted((span, index) for index in self.candidates if (span := self.span(index)))
+        found: list[tuple[Span, list[int]]] = []
+        first = 0
+        for start, end in spans:
+            while first < len(tokens) and tokens[first][0][1] <= start:
+                first += 1
+            mine = list(takewhile(lambda token: token[0][0] < end, tokens[first:]))  # noqa: B023
+            indexes = [index for _, index in mine]
+            if found and indexes and indexes[0] in found[-1][1]:
+                (earlier, _), shared = found[-1][0], found[-1][1]
+                found[-1] = ((earlier, end), [*shared, *(index for index in indexes if index not in shared)])
+            elif indexes:
+                found.append(((start, end), indexes))
+        owned = {index for _, indexes in found for index in indexes}
+        for index in self.candidates:  # a token of no character, such as a lone marker of a word's beginning
+            if index not in owned and found:
+                nearest = min(found, key=lambda group: min(abs(index - other) for other in group[1]))
+                nearest[1].append(index)
+        return [span for span, _ in found], [sorted(indexes) for _, indexes in found]
 
     def pieces(self) -> list[Piece]:
         """The whole text, cut into tokens and what lies between them."""

@@ -303,6 +303,11 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
         return self._embed(features, masks)
 
+    def project(self, name: str, features: torch.Tensor) -> torch.Tensor:
+        """One modality's sequences without padding (B, T_m, D_m) in the hidden space, (B, T_m, H), as [`embed`]."""
+        check_names([name], "name", self.config)
+        return self._stem(name)(features.to(self.dtype), None)
+
     def replace_modality(
         self, projected: dict[str, torch.Tensor], name: str, by: str = "random"
     ) -> dict[str, torch.Tensor]:

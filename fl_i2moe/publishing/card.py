@@ -138,7 +138,7 @@ def build_card(run: Run, options: CardOptions) -> ModelCard:
         raw=takes_raw_inputs(config),
         encoders=encoders,
         packages="".join(dict.fromkeys(f" {x}" for e in encoders.values() for x in KINDS[e["kind"]].packages)),
-        nouns=" and ".join(dict.fromkeys(_places(config, name).noun for name in config.modality_order)),
+        nouns=" and ".join(dict.fromkeys(_places(config, name).feature_noun for name in config.modality_order)),
         encoders_table=encoders_table(
             {name: config.modalities[name] for name in config.modality_order}, config.encoders or {}
         ),

@@ -74,6 +74,12 @@ class EncodingArguments(CacheArguments):
         1024, "Streamed samples in memory that are shuffled, and sorted by --bucket_by_length.", at_least=1
     )
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included.", at_least=1)
+    masked_copies: int = option(
+        0,
+        "How often each training sample is encoded again without a random share of its words, cells or stretches, for "
+        "--feature_dropout to take. Explanations become truer; encoding takes that much longer.",
+        within="[0, 100]",
+    )
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
     image_resize: Literal["whole", "crop"] = option("whole", "Resize pictures whole, or resize and crop their centre.")
     audio_max_seconds: float = option(30.0, "Seconds of a sound that are kept.", positive=True)
@@ -297,6 +303,13 @@ class Job:
         if start != TrainingArguments.feature_dropout_start and not self.model.feature_dropout:
             raise ValueError(
                 f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
+            )
+        copies = getattr(self.encoding, "masked_copies", 0)
+        if copies and not self.model.feature_dropout:
+            raise ValueError("`masked_copies` are what `feature_dropout` takes, which is 0: give it, such as 0.5.")
+        if copies and self.model.level == "pooled":
+            raise ValueError(
+                "`masked_copies` are for `level` feature: pooled models are not explained by words or cells."
             )
         if not isinstance(self.encoding, EncodingArguments) or not self.encoding.stream_features:
             return

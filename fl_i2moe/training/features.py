@@ -91,7 +91,8 @@ def encode(
     fitted = (x for x in encoders.values() if isinstance(x, FittedEncoder))
     for note in [*raw.notes, *(note for x in fitted for note in x.notes)]:
         console.print(note)
-    key = cache_key(raw, encoders)
+    copies = job.encoding.masked_copies
+    key = cache_key(raw, encoders, copies)
     # one folder for each combination of data and encoders, so that runs share what is encoded already
     cache_dir = job.encoding.cache_dir or find_in_user_cache("features", key_digest(key))
     console.print(f"Feature cache: {cache_dir}")
@@ -100,6 +101,7 @@ def encode(
         encoders,
         cache_dir,
         key=key,
+        masked_copies=copies,
         batch_size=job.encoding.encoding_batch_size,
         num_workers=job.encoding.encoding_workers,
         on_bad_sample=job.encoding.on_bad_sample,

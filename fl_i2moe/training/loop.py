@@ -25,6 +25,7 @@ from transformers import get_scheduler
 from ..cache import FeatureCache
 from ..cache.batching import create_data_loader, feature_means, mean_of_batches
 from ..cache.key import key_digest
+from ..cache.masked_copies import CopyDraw
 from ..cache.streaming import FeatureStream, StreamedSplit, create_stream_loader
 from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
@@ -138,14 +139,17 @@ class _Run:
             self.cache.splits["validation"], config.modality_order, shuffle=False, **loading
         )
         self.model, self.optimizer, self.validation_loader = accelerator.prepare(model, optimizer, validation_loader)
+        start = arguments.feature_dropout_start if config.feature_dropout else 0
+        self.first_thinned_epoch = int(start * arguments.num_epochs)
+        if config.feature_dropout and config.level == "feature" and self.cache.masked_copies:
+            share = float(config.feature_dropout)
+            loading["copies"] = CopyDraw(self.cache.masked_copies, share, self.first_thinned_epoch)
         self.train_loader = self._train_loader(**loading)
         self.steps_per_epoch = math.ceil(len(self.train_loader) / arguments.gradient_accumulation_steps)
         total_steps = self.steps_per_epoch * arguments.num_epochs
         schedule = "constant_with_warmup" if arguments.lr_scheduler == "constant" else arguments.lr_scheduler
         scheduler = get_scheduler(schedule, optimizer, round(arguments.warmup_ratio * total_steps), total_steps)
         self.scheduler = accelerator.prepare(scheduler)
-        start = arguments.feature_dropout_start if config.feature_dropout else 0
-        self.first_thinned_epoch = int(start * arguments.num_epochs)
         # noise and dropout differ between processes, weights and data order do not
         set_seed(self.seed, device_specific=True)
 
@@ -217,7 +221,9 @@ class _Run:
         for number, (batch, count) in enumerate(zip(batches, own, strict=True)):
             if 0 < count < len(batch["ids"]):
                 batch = _first_samples(batch, count)
-            keep, is_whole = draw_thinning(batch["features"], self.config) if thins else (None, None)
+            keep, is_whole = None, None
+            if thins:
+                keep, is_whole = draw_thinning(batch["features"], self.config, batch.get("keep", {}))
             is_last = number == len(batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 output = self.model(
@@ -331,28 +337,34 @@ def _shown(value: float | None) -> str:
 
 
 def draw_thinning(
-    features: dict[str, torch.Tensor], config: FLI2MoEConfig
+    features: dict[str, torch.Tensor], config: FLI2MoEConfig, masked: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
     With probability `config.feature_dropout` a modality of a sample loses a share of its features, drawn from U(0, 1),
-    so that experts learn no sample by heart and know the inputs that explanations by masking ask about.
+    so that experts learn no sample by heart and know the inputs that explanations by masking ask about. Masked copies,
+    which lost theirs before the encoder, stay as they are.
 
     Args:
         features: modality → (B, T_m, D_m).
+        masked: modality → (B, T_m), what is kept, of modalities with masked copies.
 
     Returns:
         `keep`, modality → (B, T_m), and `is_whole`, (B, M), as `FLI2MoEModel.forward` takes them. In pooled mode T_m is
         the number of pseudo-patches.
     """
-    keep, is_whole = {}, []
+    keep, whole_rows = {}, []
     for name in config.modality_order:
         x = features[name]
+        if name in masked:
+            keep[name] = masked[name]
+            whole_rows.append(masked[name].all(dim=1))
+            continue
         length = config.num_patches if config.level == "pooled" else x.shape[1]
         whole = torch.rand(len(x), device=x.device) >= config.feature_dropout
         share = torch.rand(len(x), 1, device=x.device)
         keep[name] = (torch.rand(len(x), length, device=x.device) >= share) | whole.unsqueeze(1)
-        is_whole.append(whole)
-    return keep, torch.stack(is_whole, dim=1)
+        whole_rows.append(whole)
+    return keep, torch.stack(whole_rows, dim=1)
 
 
 def create_optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
