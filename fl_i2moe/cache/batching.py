@@ -190,7 +190,7 @@ class FeatureRows(torch.utils.data.Dataset):
 
     __getitems__ = __getitem__
 
-    def _with_copies(self, batch: dict[str, Any], rows: NDArray[np.int64], copies: NDArray[np.int64]) -> dict[str, Any]:
+    def _with_copies(self, batch: dict[str, Any], rows: NDArray[Any], copies: NDArray[Any]) -> dict[str, Any]:
         """The batch of these rows, with the copies of these numbers (B, M) in the place of whole sequences."""
         table_rows = rows if self._indices is None else self._indices[rows]
         batch["keep"] = {}

@@ -1,24 +1,35 @@
-"""From a row of a feature cache to the explanation of its prediction."""
+"""From a sample to the explanation of its prediction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ..cache import FeatureCache
 from ..model.configuration_fl_i2moe import check_choice
-from ..model.kinds import places_in
+from ..model.kind import UnitOptions
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..training.runs import check_cache
-from .attribution import attribute, evaluating, scores_by_expert, top_features, universe_method
+from .attribution import evaluating, scores_by_expert
 from .explanation import Explanation
 from .explanation_data import true_classes
-from .feature_game import feature_game, feature_players
-from .inputs import Inputs, feature_batch
+from .feature_sample import FeatureSample
+from .input_sample import InputSample
+from .inputs import Inputs, feature_batch, sample_row
 from .interactions import ESTIMATORS, sample_seed, score_pairs
+from .players import strongest_players
+
+UNITS: dict[str, Any] = {"input": InputSample, "features": FeatureSample}
+"""What has importance and makes pairs → what a sample is then."""
+
+MOST_PLAYERS = 16
+"""Words, cells or stretches of a modality whose pairs are scored, at most."""
+
+OnStage = Callable[[str, int], None]
+"""Told what is done now, and how many subsets of the sample's modalities have been encoded so far."""
 
 
 def explain(
@@ -26,42 +37,63 @@ def explain(
     sample: Mapping[str, Any],
     target: int | str | None = None,
     *,
-    method: str = "grad_attnroll",
-    interactions: str | None = None,
+    units: Literal["input", "features"] = "input",
+    method: str | None = None,
+    interactions: str | None = "shared_context",
     pair_experts: Sequence[str] | None = None,
     num_coalitions: int = 16,
+    target_error: float | None = None,
     universe_share: float = 0.3,
     seed: int = 0,
     cache: FeatureCache | None = None,
     sample_number: int = 0,
     batch_size: int | None = None,
+    cut: UnitOptions | None = None,
+    removals: Mapping[str, str] | None = None,
+    on_stage: OnStage | None = None,
     **options: Any,
 ) -> Explanation:
     """
-    Explains the prediction of one class for one sample: importance of its features for every expert, and how pairs of
-    them interact.
+    Explains the prediction of one class for one sample: importance of its parts for every expert, and how pairs of them
+    interact.
+
+    ```python
+    >>> explanation = explain(model, {"image": "poster.jpg", "text": "A pianist …"}, "music")
+    >>> explanation.pairs("synergy", top=10)
+    ```
 
     Args:
-        sample: a row of a feature cache, `cache.splits["test"][5]`, or what `inputs.raw_sample` gives.
+        sample: modality → raw value; a row of a raw data set; or a row of a feature cache, `cache.splits["test"][5]`.
         target: class, by name or index. By default the true one, of several the one with the highest logit; where none
             is true the one with the highest logit; the first output of a regression.
-        method: of importance, one of `attribution.METHODS`.
-        interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if not given.
+        units: what has importance and makes pairs. `"input"`: words, cells of pictures, stretches of sounds, columns
+            and positions of arrays, which are taken out *before* the frozen encoders, so that nothing of them is left.
+            `"features"`: tokens and patches, as in the paper, which are zeroed behind encoders that have mixed them.
+        method: of importance: one of `input_attribution.INPUT_METHODS`, or of `attribution.METHODS` for features. By
+            default Shapley values for the input and Grad×AttnRoll for features (integrated gradients where the fusion
+            has no attention).
+        interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if None.
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
-        num_coalitions, batch_size: coalitions for each pair, and in one pass.
-        universe_share: share of each modality's features, the most important ones for the expert, whose pairs are
-            scored, in (0, 1]. They are always chosen by Grad×AttnRoll (by integrated gradients where the fusion has no
-            attention), whatever the method: experts and methods are compared on the same pairs.
+        num_coalitions: coalitions for each pair.
+        target_error: go on beyond them until errors are so small, see [`score_pairs`].
+        universe_share: share of each modality's units, those with the largest effect on the expert
+            ([`strongest_players`]), whose pairs are scored, in (0, 1]; of the input at most 16.
         seed, sample_number: what is random importance and which coalitions are drawn follows from the two; the number
             is the sample's place in its split.
-        cache: where the sample comes from: its grid of patches, and its encoders instead of the model's.
-        options: for `attribute`: `of`, `num_steps`.
+        cache: where the row comes from: its grid of patches, and its encoders' names instead of the model's.
+        batch_size: coalitions of features in one pass.
+        cut: what raw values are cut into, where that can be chosen: cells, words or sentences.
+        removals: modality → how its units are taken out, one of its encoder's `removals`; the first one if not named.
+        on_stage: told what is being done.
+        options: of the method: see `attribute_input` and `attribute`.
 
     Raises:
-        ValueError: an unknown class, method, estimator or expert; a negative seed; a cache that does not fit the model;
-            the sample lacks a modality, has one without candidates, or features that do not fit the model or are not
-            finite; a share outside (0, 1]; `exact` with more than 16 features in the universe.
+        ValueError: an unknown class, method, estimator, expert or removal; a negative seed; a cache that does not fit
+            the model; the sample lacks a modality, has one without candidates, or features that do not fit the model or
+            are not finite; an encoder that cannot be loaded, or a raw value that is not there; a share outside (0, 1];
+            `exact` with more than 16 players.
     """
+    check_choice("units", units, UNITS)
     if interactions is not None:
         check_choice("interactions", interactions, ESTIMATORS)
     if seed < 0:
@@ -70,48 +102,56 @@ def explain(
     experts = _pair_experts(config.expert_names, pair_experts) if interactions else []
     if cache is not None:
         check_cache(model, cache)
-    labels = _labels(sample.get("labels"))
+
+    def say(stage: str, encodings: int = 0) -> None:
+        if on_stage is not None:
+            on_stage(stage, encodings)
+
+    stage: str = "Encoding the sample"
+    subject: Any = None
     with evaluating(model):
-        inputs = Inputs.from_batch(model, feature_batch(sample, config.modality_order))
+        say(stage)
+        row = sample_row(model, sample)
+        inputs = Inputs.from_batch(model, feature_batch(row, config.modality_order))
         with torch.no_grad():
             output = model.run_mixture(inputs.projected, inputs.feature_masks)
-        logits = _array(output.logits[0])
+        labels, logits = _labels(row.get("labels")), _array(output.logits[0])
         target = _target(target, config.label_names, labels, logits, config.problem_type)
-        targets = torch.tensor([target])
-        importance = attribute(model, inputs, targets, method, seed=[[seed, sample_number]], **options)
-        following = importance
-        if experts and method != universe_method(model):
-            following = attribute(model, inputs, targets, universe_method(model), of=options.get("of", "expert"))
+        how: dict[str, Any] = {"batch_size": batch_size}
+        if units == "input":
+            how = {"options": cut, "removals": removals, "on_progress": lambda _: say(stage, subject.encodings)}
+        subject = UNITS[units](model, row, described(model, cache), **how)
+        method = method or subject.methods[0]
+        check_choice("method", method, subject.methods)
+        stage = "Importance"
+        say(stage)
+        importance = subject.attribute(target, method, seed=(seed, sample_number), **options)
         tables = {}
         for expert in experts:
-            e = following.experts.index(expert)
-            of_expert = {name: x[:, e] for name, x in following.scores.items()}
-            players = feature_players(top_features(of_expert, inputs.candidate_masks, universe_share))
+            stage = f"Pairs of the {expert.replace('_', ' ')} expert"
+            say(stage, subject.encodings)
+            players = strongest_players(subject.game(expert, target), universe_share, most_players(units))
             tables[expert] = score_pairs(
-                feature_game(model, inputs, expert, target, players, batch_size=batch_size),
+                subject.game(expert, target, players),
                 estimator=interactions,
                 num_coalitions=num_coalitions,
                 seed=sample_seed(seed, sample_number),
             )
     scores = scores_by_expert(importance, output.expert_weights)
-    settings = {"seed": seed, **options}
+    settings: dict[str, Any] = {"units": units, "seed": seed, **options}
+    if subject.encodings:
+        settings["encodings"] = subject.encodings
     if importance.completeness_gap is not None:
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
     if interactions:
         settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
-        if method != universe_method(model):
-            settings["universe_by"] = universe_method(model)
-    cached = cache.modalities if cache is not None else {}
-    described = {
-        name: {"encoder": (config.encoders or {}).get(name), **cached.get(name, {})} for name in inputs.projected
-    }
     return Explanation(
-        sample_id=str(sample.get("id", "sample")),
+        sample_id=str(row.get("id", "sample")),
         target=target,
         label_names=config.label_names,
         problem_type=config.problem_type,
         labels=labels,
-        modalities={name: places_in(sample, name, x["encoder"], x.get("grid")) for name, x in described.items()},
+        modalities=subject.places,
         expert_names=list(config.expert_names),
         expert_weights=_array(output.expert_weights[0]),
         expert_logits=_array(output.expert_logits[0]),
@@ -120,9 +160,21 @@ def explain(
         importance={expert: {name: _array(x[0]) for name, x in of.items()} for expert, of in scores.items()},
         pair_tables=tables,
         settings=settings,
+        remarks=list(subject.notes),
         temperature=config.temperature,
         thresholds=config.thresholds,
     )
+
+
+def most_players(units: str) -> int | None:
+    """How many players a modality can have in a game of pairs: each costs encodings of the input."""
+    return MOST_PLAYERS if units == "input" else None
+
+
+def described(model: FLI2MoEModel, cache: FeatureCache | None) -> dict[str, dict[str, Any]]:
+    """Modality → `encoder`, its identity, and of a cache `grid`."""
+    known = {name: {"encoder": (model.config.encoders or {}).get(name)} for name in model.config.modality_order}
+    return {name: {**x, **(cache.modalities[name] if cache is not None else {})} for name, x in known.items()}
 
 
 def true_targets(labels: Any, problem_type: str) -> list[int]:

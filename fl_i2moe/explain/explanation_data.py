@@ -57,6 +57,7 @@ _SAVED = {
     "importance": {str: {str: [float]}},
     "pair_tables": {str: _SAVED_PAIRS},
     "settings": dict,
+    "remarks?": [str],
     "notes?": [str],
 }
 
@@ -147,6 +148,9 @@ class ExplanationData:
     settings: dict[str, Any] = field(default_factory=dict)
     """What else decided the scores, as plain JSON."""
 
+    remarks: list[str] = field(default_factory=list)
+    """What was done to the sample, as sentences."""
+
     temperature: float | None = None
     thresholds: list[float] | None = None
     """Those of the model's configuration: of its probabilities, and of the labels that it predicts."""
@@ -183,7 +187,7 @@ class ExplanationData:
     @property
     def notes(self) -> list[str]:
         """What a reader has to know: raw values that are gone, are not the encoded ones, or could not be compared."""
-        return notes_on(self.modalities)
+        return [*self.remarks, *notes_on(self.modalities)]
 
     def feature(self, modality: str, index: int) -> Feature:
         places = self.modalities[modality]

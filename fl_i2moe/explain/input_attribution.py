@@ -5,7 +5,7 @@ Shapes: U_m units of modality m, N units of all modalities, E experts.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from ..model.configuration_fl_i2moe import check_choice
 from .attribution import Importance, attribute, normalize
 from .inputs import Inputs
-from .input_sample import InputSample
+
+if TYPE_CHECKING:
+    from .input_sample import InputSample
 
 INPUT_METHODS = ("shapley", "leave_one_out", "rollout", "random")
 
 
 def attribute_input(
-    sample: InputSample,
+    sample: "InputSample",
     target: int,
     method: str = "shapley",
     *,
-    num_coalitions: int = 8,
+    num_coalitions: int = 4,
     seed: int | Sequence[int] = 0,
 ) -> Importance:
     """
@@ -32,8 +34,8 @@ def attribute_input(
 
     - `"leave_one_out"`: v(N) − v(N∖i), N all units. It does not see evidence that is there twice.
     - `"shapley"`: the Shapley value, estimated from `num_coalitions` draws, see [`shapley_values`].
-    - `"rollout"`: the experts' Grad×AttnRoll times the encoder's own attention rollout, where it has attention. It takes
-      no encoding but one, and is a first guess.
+    - `"rollout"`: the experts' Grad×AttnRoll times the encoder's own attention rollout, where it has attention. One
+      encoding suffices: a first guess.
     - `"random"`: uniform in [0, 1), by `seed`.
 
     Returns:
@@ -69,7 +71,7 @@ def attribute_input(
     return Importance(scores, experts, by_modality, None, candidates)
 
 
-def _leave_one_out(sample: InputSample, target: int) -> NDArray[np.float64]:
+def _leave_one_out(sample: "InputSample", target: int) -> NDArray[np.float64]:
     """(E, N)"""
     players = sample.players
     everything = np.ones((1, len(players)), np.bool_)
@@ -78,15 +80,15 @@ def _leave_one_out(sample: InputSample, target: int) -> NDArray[np.float64]:
 
 
 def shapley_values(
-    sample: InputSample, target: int, num_coalitions: int, seed: int | Sequence[int]
+    sample: "InputSample", target: int, num_coalitions: int, seed: int | Sequence[int]
 ) -> NDArray[np.float64]:
     """
     (E, N), unbiased estimates of all units' Shapley values for every expert.
 
     The value is the mean over q ~ U(0, 1) of m(q), what a unit adds on average when every other one is there with
-    probability q. Both ends are computed: m(0), what it adds to nothing, and m(1), what is lost without it. Each draw of q
-    and of a coalition S then estimates how far m(q) is from the line between them, (1 − q) m(0) + q m(1), whose mean is
-    (m(0) + m(1)) / 2.
+    probability q. Both ends are computed: m(0), what it adds to nothing, and m(1), what is lost without it. Each draw
+    of q and of a coalition S then estimates how far m(q) is from the line between them, (1 − q) m(0) + q m(1), whose
+    mean is (m(0) + m(1)) / 2.
     """
     players, rng = sample.players, np.random.default_rng(seed)
     num_players = len(players)
@@ -104,7 +106,7 @@ def shapley_values(
     return (nothing + everything) / 2 + (np.mean(gaps, axis=0) if gaps else 0)
 
 
-def _rollout(sample: InputSample, target: int) -> NDArray[np.float64]:
+def _rollout(sample: "InputSample", target: int) -> NDArray[np.float64]:
     """(E, N)"""
     model = sample.model
     inputs = Inputs.from_batch(model, sample.batch)

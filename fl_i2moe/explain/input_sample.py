@@ -4,7 +4,8 @@ One sample whose units are taken out before the frozen encoders: what an input g
 A modality's encoding depends on its own units alone. So each distinct subset of a modality is encoded once, whatever it
 is combined with, and only the experts, which are cheap, run on combinations.
 
-Shapes: S coalitions, U units of a modality, T features of its sequence, H hidden width, E' experts asked for, C classes.
+Shapes: S coalitions, U units of a modality, T features of its sequence, H hidden width, E' experts asked for, C
+classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.kind import FittedEncoder, FrozenEncoder, Places, UnitOptions, Units, check_removal
-from ..model.kinds import KINDS, places_in
+from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from .attribution import Importance
 from .game import Game, Player
-from .inputs import check_features, feature_batch
+from .input_attribution import INPUT_METHODS, attribute_input
+from .inputs import check_features, feature_batch, find_encoders
 
 ENCODING_BATCH = {"cpu": 16, "cuda": 128}
 """Subsets that an encoder sees at once."""
@@ -62,7 +65,8 @@ class MaskedModality:
     ):
         self._model, self._name = model, name
         self._encoder = encoder if isinstance(encoder, FrozenEncoder) else None
-        places = places_in(row, name, described.get("encoder"), described.get("grid"))
+        grid = getattr(encoder, "grid", None) or described.get("grid")
+        places = places_in(row, name, described.get("encoder"), grid)
         try:
             self.units: Units = places.units(options)
         except ValueError as error:
@@ -120,20 +124,19 @@ class InputSample:
 
     Args:
         row: of a feature cache, with raw values.
-        encoders: modality → its encoder; None where features come as they are.
         described: modality → `encoder`, its identity, and perhaps `grid`.
+        options: what raw values are cut into.
         removals: modality → how its units are taken out; its encoder's default if not named.
         on_progress: told how many subsets were encoded now.
 
     Raises:
-        ValueError: as [`MaskedModality`]; or a modality has no unit.
+        ValueError: as [`MaskedModality`] and [`find_encoders`]; or a modality has no unit.
     """
 
     def __init__(
         self,
         model: FLI2MoEModel,
         row: Mapping[str, Any],
-        encoders: Mapping[str, FrozenEncoder | FittedEncoder | None],
         described: Mapping[str, Mapping[str, Any]],
         options: UnitOptions | None = None,
         removals: Mapping[str, str] | None = None,
@@ -143,6 +146,7 @@ class InputSample:
         if unknown := set(removals or {}) - set(model.config.modality_order):
             raise ValueError(f"`removals` names {sorted(unknown)}; this model has {model.config.modality_order}.")
         self.batch = feature_batch(row, model.config.modality_order)
+        encoders = find_encoders(model, row)
         self.modalities = {
             name: MaskedModality(
                 model, name, row, encoders[name], described[name], options or UnitOptions(), (removals or {}).get(name)
@@ -207,6 +211,14 @@ class InputSample:
         fields = ("logits", "expert_logits", "expert_weights")
         return tuple(torch.cat([output[field] for output in outputs]).double().cpu().numpy() for field in fields)
 
+    @property
+    def methods(self) -> list[str]:
+        """Of importance, see [`attribute_input`]; the default first."""
+        return list(INPUT_METHODS)
+
+    def attribute(self, target: int, method: str, seed: Sequence[int], **options: Any) -> Importance:
+        return attribute_input(self, target, method, seed=seed, **options)
+
     def game(self, expert: str, target: int, players: Sequence[Player] | None = None) -> Game:
         """
         `v(S)`: the logit of one class by one expert when every unit that is not in S is taken out before the encoders.
@@ -231,9 +243,7 @@ class InputSample:
 
         return Game(value, players)
 
-    def _distinct(
-        self, coalitions: NDArray[np.bool_], players: Sequence[Player]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _distinct(self, coalitions: NDArray[np.bool_], players: Sequence[Player]) -> dict[str, tuple[Tensor, Tensor]]:
         """Modality → its distinct subsets, encoded (K, T, H), and which of them each coalition has (S,)."""
         asked, distinct = torch.from_numpy(np.ascontiguousarray(coalitions)), {}
         for name, modality in self.modalities.items():

@@ -184,25 +184,26 @@ class FrozenEncoder(nn.Module, ABC):
     @torch.no_grad()
     def rollout(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """
-        Attention rollout of one sample, (T, T) float64 with rows that sum to 1: how much each feature is of each position
-        of the input, by the product of `0.5 · A + 0.5 · I` over the layers, A the mean over heads. None where the encoder
-        has no attention between all of its positions, as convolutions.
+        Attention rollout of one sample, (T, T) float64 with rows that sum to 1: how much each feature is of each
+        position of the input, by the product of `0.5 · A + 0.5 · I` over the layers, A the mean over heads. None where
+        the encoder has no attention between all of its positions, as convolutions.
         """
         outputs: list[Any] = []
+        model: Any = self.model
         hooks = [
-            self.model.register_forward_pre_hook(
+            model.register_forward_pre_hook(
                 lambda _, arguments, options: (arguments, {**options, "output_attentions": True}), with_kwargs=True
             ),
-            self.model.register_forward_hook(lambda _, arguments, output: outputs.append(output)),
+            model.register_forward_hook(lambda _, arguments, output: outputs.append(output)),
         ]
-        implementation = self.model.config._attn_implementation
+        implementation = model.config._attn_implementation
         try:
-            self.model.set_attn_implementation("eager")
+            model.set_attn_implementation("eager")
             encoded = self._encode({key: value.to(self.device) for key, value in inputs.items()})
         except (AttributeError, TypeError, ValueError):  # a model that knows no attention
             return None
         finally:
-            self.model.set_attn_implementation(implementation)
+            model.set_attn_implementation(implementation)
             for hook in hooks:
                 hook.remove()
         length = encoded.features.shape[1]

@@ -6,7 +6,7 @@ does not apply; [`summarise`] makes means and intervals of it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...cache import FeatureCache
 from ...cache.batching import FeatureRows
-from ...explain.attribution import (
-    METHODS,
-    MIXTURE,
-    attribute,
-    evaluating,
-    mixture_importance,
-    top_features,
-    universe_method,
-)
-from ...explain.feature_game import feature_game, feature_players
-from ...explain.inputs import Inputs
+from ...explain.attribution import MIXTURE, evaluating, mixture_importance
+from ...explain.explain_sample import UNITS, described, most_players
+from ...explain.inputs import Inputs, feature_batch
 from ...explain.interactions import PairTable, sample_seed, score_pairs
+from ...explain.players import strongest_players
 from ...metrics.summaries import resample, weighted_means
 from ...metrics.tasks import FloatArray
 from ...model.modeling_fl_i2moe import FLI2MoEModel
@@ -42,7 +35,6 @@ Truth = Mapping[str, Mapping[str, Evidence]]
 Measures = dict[tuple[str, ...], FloatArray]
 
 TOP_PAIRS = (1, 5, 10)
-BATCH_SIZE = 16
 OTHER_POSITIONS = 4
 """Positions without evidence that a probe sees of each sample."""
 
@@ -122,16 +114,19 @@ def evidence_ceiling(
 
 def found_evidence(
     model: FLI2MoEModel,
-    rows: FeatureRows,
+    cache: FeatureCache,
+    split: str,
     cases: Sequence[Case],
     *,
-    methods: Sequence[str] = METHODS,
+    units: str,
+    methods: Sequence[str],
     num_steps: int = 16,
     seed: int = 0,
     progress: bool = True,
 ) -> Measures:
     """
-    Precision of the features that score highest for each case's label, per expert and for the weighted mixture.
+    Precision of the features, or units of the input, that score highest for each case's label, per expert and for the
+    weighted mixture. A unit holds evidence where one of its features does.
 
     Returns:
         (expert or "mixture", method, modality, measure) → (cases,), where the modality has evidence of the label. The
@@ -139,30 +134,32 @@ def found_evidence(
         beside it (`Evidence.near`), for `k_exact` and `5_exact` on the evidence alone.
     """
     measures, experts = _Measures(len(cases)), model.config.expert_names
-    batches = _batches(model, rows, cases)
-    for first, part, inputs, targets in tqdm(batches, desc="Evidence", leave=False, disable=not progress):
+    for number, case in enumerate(tqdm(cases, desc="Evidence", leave=False, disable=not progress)):
+        subject, evidence = _open(model, cache, split, case, units)
+        inputs = Inputs.from_batch(model, feature_batch(cache.splits[split][case.row], model.config.modality_order))
         with evaluating(model), torch.no_grad():
             weights = model.run_mixture(inputs.projected, inputs.feature_masks).expert_weights
-        seeds = [seed * len(rows) + case.row for case in part]  # of the sample, not of its place in the batch
         for method in methods:
-            importance = attribute(model, inputs, targets, method, num_steps=num_steps, seed=seeds)
+            options = {"num_steps": num_steps} if method == "ig" else {}
+            importance = subject.attribute(case.target, method, seed=(seed, case.row), **options)
             mixed = mixture_importance(importance, weights)
-            for b, case in enumerate(part):
-                for name in case.evidence.features:
-                    candidates = inputs.candidate_masks[name][b].cpu().numpy()
-                    scores = torch.cat([importance.scores[name][b], mixed[name][b][None]]).cpu().numpy()
-                    for expert, values in zip([*experts, MIXTURE], scores, strict=True):
-                        found = _feature_precisions(values, case.evidence, name, candidates)
-                        measures.put(first + b, (expert, method, name), found)
+            for name in evidence.features:
+                candidates = importance.candidate_masks[name][0].cpu().numpy()
+                scores = torch.cat([importance.scores[name][0], mixed[name]]).cpu().numpy()
+                for expert, values in zip([*experts, MIXTURE], scores, strict=True):
+                    found = _feature_precisions(values, evidence, name, candidates)
+                    measures.put(number, (expert, method, name), found)
     return dict(measures)
 
 
 def found_pairs(
     model: FLI2MoEModel,
-    rows: FeatureRows,
+    cache: FeatureCache,
+    split: str,
     cases: Sequence[Case],
     carriers: Mapping[str, str],
     *,
+    units: str,
     universe_share: float = 0.3,
     estimator: str = "shared_context",
     num_coalitions: int = 4,
@@ -172,7 +169,7 @@ def found_pairs(
     """
     Precision of the pairs that score highest for each case's label; right if both ends lie in or beside the evidence.
 
-    The universe `top` is the share of each modality that is most important to the expert ([`universe_method`]);
+    The universe `top` is the share of each modality with the largest effect on the expert ([`strongest_players`]);
     `oracle` adds the evidence to it, which separates a poor estimate from a poor choice of candidates. A user gets no
     such explanation, so only the expert that should carry the label is asked for it (all, if the model lacks that one).
 
@@ -189,29 +186,19 @@ def found_pairs(
         possible precision at 5.
     """
     measures, experts = _Measures(len(cases)), model.config.expert_names
-    bar = tqdm(total=len(cases) * len(experts), desc="Pairs", leave=False, disable=not progress)
-    for first, part, inputs, targets in _batches(model, rows, cases):
-        importance = attribute(model, inputs, targets, universe_method(model))
-        for e, expert in enumerate(experts):
-            scores = {name: x[:, e] for name, x in importance.scores.items()}
-            top = top_features(scores, inputs.candidate_masks, universe_share)
-            for universe in ("top", "oracle"):
-                for b, case in enumerate(part):
-                    masks = {name: x[b].clone() for name, x in top.items()}
-                    if universe == "oracle":
-                        if carriers[case.label] in experts and carriers[case.label] != expert:
-                            continue
-                        for name, here in case.evidence.features.items():
-                            masks[name][: len(here)] |= torch.from_numpy(here).to(masks[name].device)
-                    table = score_pairs(
-                        feature_game(model, inputs.select([b]), expert, case.target, feature_players(masks)),
-                        estimator=estimator,
-                        num_coalitions=num_coalitions,
-                        seed=sample_seed(seed, case.row),
-                    )
-                    measures.put(first + b, (expert, universe), _pair_precisions(table, case.evidence))
-                    bar.update(universe == "top")
-    bar.close()
+    how: dict[str, Any] = {"estimator": estimator, "num_coalitions": num_coalitions}
+    for number, case in enumerate(tqdm(cases, desc="Pairs", leave=False, disable=not progress)):
+        subject, evidence = _open(model, cache, split, case, units)
+        for expert in experts:
+            players = strongest_players(subject.game(expert, case.target), universe_share, most_players(units))
+            universes = {"top": players}
+            if carriers[case.label] not in experts or carriers[case.label] == expert:
+                own = {player for player in subject.players if evidence.holds(player)}
+                universes["oracle"] = [player for player in subject.players if player in own.union(players)]
+            for universe, chosen in universes.items():
+                game = subject.game(expert, case.target, chosen)
+                table = score_pairs(game, **how, seed=sample_seed(seed, case.row))
+                measures.put(number, (expert, universe), _pair_precisions(table, evidence))
     return dict(measures)
 
 
@@ -305,14 +292,13 @@ def _candidates(batch: Mapping[str, Any], name: str) -> tuple[NDArray[np.float32
     return batch["features"][name][0].numpy().astype(np.float32), candidates[0].numpy()
 
 
-def _batches(
-    model: FLI2MoEModel, rows: FeatureRows, cases: Sequence[Case]
-) -> Iterator[tuple[int, Sequence[Case], Inputs, Tensor]]:
-    """Number of the first case, cases, inputs, targets."""
-    for first in range(0, len(cases), BATCH_SIZE):
-        part = cases[first : first + BATCH_SIZE]
-        inputs = Inputs.from_batch(model, rows[[case.row for case in part]])
-        yield first, part, inputs, torch.tensor([case.target for case in part])
+def _open(model: FLI2MoEModel, cache: FeatureCache, split: str, case: Case, units: str) -> tuple[Any, Evidence]:
+    """What a case's sample is to the games, and the evidence in its units."""
+    subject = UNITS[units](model, cache.splits[split][case.row], described(model, cache))
+    if units == "features":
+        return subject, case.evidence
+    of_units = {name: modality.units.features for name, modality in subject.modalities.items()}
+    return subject, case.evidence.in_units(of_units)
 
 
 def _feature_precisions(

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from ...cache import FeatureCache
 from ...cache.batching import FeatureRows, create_data_loader
 from ...explain.attribution import METHODS, check_methods
+from ...explain.input_attribution import INPUT_METHODS
 from ...metrics.figures import save_figure
 from ...training.arguments import check_options, option
 from ...training.loop import predict
@@ -61,7 +62,10 @@ class EvaluationArguments:
     num_coalitions: int = option(2, "Coalitions a pair.", at_least=1)
     estimator: str = option("shared_context", "How pairs are scored.", choices=("shared_context", "per_pair"))
     universe_share: float = option(0.3, "Share of each modality's features whose pairs are scored.", within="(0, 1]")
-    methods: list[str] = option(list(METHODS), "Ways to score features.")
+    units: Literal["features", "input"] = option(
+        "features", "What is scored: features, or words and cells that are taken out before the encoders."
+    )
+    methods: list[str] = option([], "Ways to score them; all if not given.")
     num_steps: int = option(16, "Steps of integrated gradients.", at_least=1)
     num_resamples: int = option(1000, "Bootstrap samples behind an interval.", at_least=1)
     seed: int = option(0, "Seed of the choice of samples, of coalitions and of the bootstrap.")
@@ -71,8 +75,10 @@ class EvaluationArguments:
         if not self.models:
             raise ValueError("`models` names no run: give --models runs/sample.")
         check_options(self)
-        if unknown := set(self.methods) - set(METHODS):
-            raise ValueError(f"`methods` has {sorted(unknown)}; there are {', '.join(METHODS)}.")
+        known = METHODS if self.units == "features" else INPUT_METHODS
+        self.methods = self.methods or list(known)
+        if unknown := set(self.methods) - set(known):
+            raise ValueError(f"`methods` has {sorted(unknown)}; of {self.units} there are {', '.join(known)}.")
 
 
 def evaluate_runs(
@@ -102,7 +108,8 @@ def evaluate_runs(
         for seed, folder in run.models.items():
             model = load_explainable(folder)
             check_cache(model, cache)
-            check_methods(model, arguments.methods, "methods")
+            if arguments.units == "features":
+                check_methods(model, arguments.methods, "methods")
             experts[run.name] = model.config.expert_names
             weights[run.name][seed] = fingerprint(model)
     data = _Data(cache, truth, carriers, arguments)
@@ -170,6 +177,7 @@ class _Data:
             "coalitions a pair": arguments.num_coalitions,
             "universe": arguments.universe_share,
             "estimator": arguments.estimator,
+            "units": arguments.units,
         }
 
     def measure(self, folder: Path, accelerator: Accelerator) -> ModelMeasures:
@@ -178,12 +186,12 @@ class _Data:
         loader = accelerator.prepare(create_data_loader(split, order, batch_size=64, shuffle=False))
         said = predict(model, loader, accelerator)
         outputs = ExpertOutputs(said.expert_logits.double().numpy(), said.expert_weights.double().numpy())
-        rows, pairs, seed = FeatureRows(split, order), {}, arguments.seed
-        how: dict[str, Any] = {"methods": arguments.methods, "num_steps": arguments.num_steps}
-        evidence = found_evidence(model, rows, self.cases, **how, seed=seed)
+        how: dict[str, Any] = {name: getattr(arguments, name) for name in ("units", "seed", "methods", "num_steps")}
+        evidence, pairs = found_evidence(model, self.cache, arguments.split, self.cases, **how), {}
         if self.pair_cases:
-            how = {name: getattr(arguments, name) for name in ("universe_share", "estimator", "num_coalitions")}
-            pairs = found_pairs(model, rows, self.pair_cases, self.carriers, **how, seed=seed)
+            names = ("units", "seed", "universe_share", "estimator", "num_coalitions")
+            how = {name: getattr(arguments, name) for name in names}
+            pairs = found_pairs(model, self.cache, arguments.split, self.pair_cases, self.carriers, **how)
         return ModelMeasures(outputs, evidence, pairs)
 
     def summarise(self, measures: Sequence[Measures], cases: list[Case]) -> dict[str, Any]:

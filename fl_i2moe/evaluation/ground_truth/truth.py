@@ -36,6 +36,18 @@ class Evidence:
     states: Mapping[str, Hashable]
     """Modality → what the evidence says there; of one label, equal states look alike."""
 
+    def holds(self, player: Player) -> bool:
+        """Whether evidence lies in a feature or unit."""
+        return player.modality in self.features and bool(self.features[player.modality][player.place])
+
+    def in_units(self, units: Mapping[str, Sequence[Sequence[int]]]) -> "Evidence":
+        """The evidence in units, modality → of each unit its features: where any of them holds it."""
+
+        def any_in(masks: Mapping[str, BoolArray]) -> dict[str, BoolArray]:
+            return {name: np.array([mask[x].any() for x in map(list, units[name])]) for name, mask in masks.items()}
+
+        return Evidence(any_in(self.features), any_in(self.near), self.states)
+
 
 # --- where the truth lies in the sequences ----------------------------------------------------------------------------
 

@@ -1,0 +1,59 @@
+"""One sample's encoded features as what plays, and what importance is given to: FL-I²MoE's own explanations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..model.kind import Places
+from ..model.kinds import places_in
+from ..model.modeling_fl_i2moe import FLI2MoEModel
+from .attribution import Importance, attribute, methods_of, universe_method
+from .feature_game import feature_game, feature_players
+from .game import Game, Player
+from .inputs import Inputs, feature_batch
+
+
+class FeatureSample:
+    """
+    The counterpart of [`~fl_i2moe.explain.input_sample.InputSample`]: features are zeroed behind the encoders.
+
+    Args:
+        row: of a feature cache.
+        described: modality → `encoder`, its identity, and perhaps `grid`.
+        batch_size: coalitions in one pass.
+
+    Raises:
+        ValueError: the row does not fit the model, or has a modality without features that are not special.
+    """
+
+    encodings = 0
+    notes: Sequence[str] = ()
+
+    def __init__(
+        self,
+        model: FLI2MoEModel,
+        row: Mapping[str, Any],
+        described: Mapping[str, Mapping[str, Any]],
+        batch_size: int | None = None,
+    ):
+        self.model, self._batch_size = model, batch_size
+        self.inputs = Inputs.from_batch(model, feature_batch(row, model.config.modality_order))
+        self.places: dict[str, Places] = {
+            name: places_in(row, name, x.get("encoder"), x.get("grid")) for name, x in described.items()
+        }
+        self.players: list[Player] = feature_players(self.inputs.candidate_masks)
+
+    @property
+    def methods(self) -> list[str]:
+        """Of importance, see [`attribute`]; the default first."""
+        default = universe_method(self.model)
+        return [default, *(method for method in methods_of(self.model) if method != default)]
+
+    def attribute(self, target: int, method: str, seed: Sequence[int], **options: Any) -> Importance:
+        return attribute(self.model, self.inputs, torch.tensor([target]), method, seed=[list(seed)], **options)
+
+    def game(self, expert: str, target: int, players: Sequence[Player] | None = None) -> Game:
+        """See [`feature_game`]; all candidates play if no players are given."""
+        players = self.players if players is None else players
+        return feature_game(self.model, self.inputs, expert, target, players, batch_size=self._batch_size)
