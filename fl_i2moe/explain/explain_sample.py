@@ -163,6 +163,7 @@ def explain(
         remarks=list(subject.notes),
         temperature=config.temperature,
         thresholds=config.thresholds,
+        reads=_reads(model),
     )
 
 
@@ -209,6 +210,15 @@ def _pair_experts(expert_names: Sequence[str], given: Sequence[str] | None) -> l
     if unknown := set(given) - set(expert_names):
         raise ValueError(f"Unknown experts {sorted(unknown)} in `pair_experts`; this model has {list(expert_names)}.")
     return list(given)
+
+
+def _reads(model: FLI2MoEModel) -> dict[str, list[str]]:
+    """See `ExplanationData.reads`."""
+    order, shares = model.config.modality_order, model.experts.modality_shares()
+    return {
+        name: [x for x, share in zip(order, shares[e], strict=True) if share > 0 or model.experts.attends_across(e)]
+        for e, name in enumerate(model.config.expert_names)
+    }
 
 
 def _labels(labels: Any) -> list[float] | None:

@@ -13,10 +13,13 @@ from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
 from ..utils.checked_json import check_json
 from .interactions import PairKind, PairTable, kind_of_expert
+from .summary import summarise
 
 FORMAT_VERSION = 1
 _ARRAYS = ("expert_weights", "expert_logits", "logits")
 
+ROUNDING = 1e-5
+"""Logits of 32 bits differ by as much in two passes."""
 
 _SCORES = {str: [(float, None)]}
 _SAVED_PAIRS = {
@@ -48,6 +51,7 @@ _SAVED = {
     "labels": ([float], None),
     "modalities": {str: _SAVED_PLACES},
     "expert_names": [str],
+    "reads?": ({str: [str]}, None),
     "expert_weights": [float],
     "expert_logits": [[float]],
     "logits": [float],
@@ -112,6 +116,12 @@ class Pair:
     evaluations: int
     """Distinct coalitions that the expert was run on for all pairs of the sample."""
 
+    @property
+    def is_found(self) -> bool:
+        """Whether the interval leaves out 0."""
+        low, high = self.interval
+        return low > ROUNDING or high < -ROUNDING
+
 
 @dataclass
 class ExplanationData:
@@ -155,6 +165,19 @@ class ExplanationData:
     thresholds: list[float] | None = None
     """Those of the model's configuration: of its probabilities, and of the labels that it predicts."""
 
+    reads: dict[str, list[str]] | None = None
+    """Expert → the modalities that its answer can depend on, by how it is built; None if unknown."""
+
+    @property
+    def summary(self) -> str:
+        """
+        What the class rests on, in two or three sentences made of the numbers: which experts contribute most of it, the
+        most important features, and the pairs whose interval leaves out 0.
+
+        A name of an expert is quoted, and not taken for a finding.
+        """
+        return summarise(self)
+
     @property
     def target_name(self) -> str:
         return self.label_names[self.target]
@@ -185,6 +208,29 @@ class ExplanationData:
         return [] if probabilities is None else np.flatnonzero(probabilities > (self.thresholds or 0.5)).tolist()
 
     @property
+    def rival(self) -> int | None:
+        """Of a single-label model the class that the target is compared with: of all others that with the highest
+        logit. None for other tasks, whose logits mean something by themselves."""
+        if self.problem_type != "single_label_classification" or len(self.label_names) < 2:
+            return None
+        others = self.logits.copy()
+        others[self.target] = -np.inf
+        return int(others.argmax())
+
+    @property
+    def rival_name(self) -> str | None:
+        return None if self.rival is None else self.label_names[self.rival]
+
+    @property
+    def contributions(self) -> FloatArray:
+        """(E,), what each expert adds to the prediction: its weight times its logit of the target, for a single-label
+        model less that of the [`rival`]. They sum to the mixture's."""
+        logits = self.expert_logits[:, self.target]
+        if self.rival is not None:
+            logits = logits - self.expert_logits[:, self.rival]
+        return self.expert_weights * logits
+
+    @property
     def notes(self) -> list[str]:
         """What a reader has to know: raw values that are gone, are not the encoded ones, or could not be compared."""
         return [*self.remarks, *notes_on(self.modalities)]
@@ -210,16 +256,14 @@ class ExplanationData:
             )
         table = self.pair_tables[expert]
         best = table.select(np.argsort(-np.abs(table.score(kind)), kind="stable")[:top])
-        of_kind = (x[kind].tolist() for x in (best.scores, best.standard_errors, best.intervals))
+        arrays = best.scores[kind], best.standard_errors[kind], best.intervals[kind], best.num_coalitions
         pairs = []
-        for ends, score, error, (low, high), count in zip(
-            best.ends, *of_kind, best.num_coalitions.tolist(), strict=True
-        ):
+        for ends, score, error, interval, count in zip(best.ends, *(x.tolist() for x in arrays), strict=True):
             first, second = (self.feature(end.modality, end.place) for end in ends)
-            pairs.append(Pair(expert, kind, first, second, score, error, (low, high), count, table.evaluations))
+            pairs.append(Pair(expert, kind, first, second, score, error, tuple(interval), count, table.evaluations))
         return pairs
 
-    def top_features(self, expert: str, modality: str, top: int = 5) -> list[tuple[Feature, float]]:
+    def top_features(self, expert: str, modality: str, top: int | None = 5) -> list[tuple[Feature, float]]:
         """The most important features with their importance, best first; none that have no importance at all."""
         scores = self.importance[expert][modality]
         important = [index for index in self.modalities[modality].candidates if scores[index] > 0]
@@ -294,6 +338,8 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
         ("expert_weights", len(values["expert_weights"]), len(experts)),
         ("expert_logits", [*map(len, values["expert_logits"])], [len(classes)] * len(experts)),
     ]
+    for expert, read in (values.get("reads") or {}).items():
+        checks += [("reads", expert in experts, True), (f"reads.{expert}", [x for x in read if x not in lengths], [])]
     for expert, scores in values["importance"].items():
         checks.append((f"importance.{expert}", {name: len(x) for name, x in scores.items()}, lengths))
     for expert, table in values["pair_tables"].items():

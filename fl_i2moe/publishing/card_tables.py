@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from ..evaluation.run.files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING, PAIR_MASKING_FILE
 from ..explain import Explanation
-from ..explain.pages.display import METHOD_NAMES, number
+from ..explain.pages.display import METHOD_NAMES
+from ..explain.wording import number
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
 from ..model.kinds import ENCODED_KINDS

@@ -8,8 +8,9 @@ import pytest
 from explained import SENTENCE, make_explanation, make_row, write_picture
 
 from fl_i2moe.evaluation.run.results import IndexEntry, RunFigure, RunTable, save_index
-from fl_i2moe.explain.pages.display import number, score_text, signed
+from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.sample_page import render_page
+from fl_i2moe.explain.wording import number, signed
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
 
@@ -121,7 +122,8 @@ def test_links_say_both_ends_score_and_error(explanation, page):
         assert f"“{pair.second.token}”" in chip["text"]
         assert pair.first.name in chip["text"]
         assert score_text(pair) in chip["text"]
-        assert f"{pair.standard_error:.3f}" in chip["text"]
+        for end in (pair.score - 1.96 * pair.standard_error, pair.score + 1.96 * pair.standard_error):
+            assert f"{abs(end):.3f}" in chip["text"]
         assert chip["type"] == "button"  # reached by Tab
         assert set(chip["data-ends"].split()) <= ends
     assert "both" in chips[10]["text"]

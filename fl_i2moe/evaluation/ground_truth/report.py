@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ...explain.pages.display import signed
+from ...explain.wording import signed
 from ...metrics.figures import expert_columns, expert_title, hide_frame, new_figure, titled
 from ...metrics.markdown import estimate
 

@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...explain.pages.display import modality_title
 from ...explain.pages.drawing import drawing_of
 from ...explain.pages.sample_page import environment
+from ...explain.wording import modality_title
 from ...metrics.figures import expert_colors, expert_title
 from ...model.kind import Places
 from ...utils.checked_json import parse_json

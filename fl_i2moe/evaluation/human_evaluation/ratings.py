@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ...explain.pages.display import signed
+from ...explain.wording import signed
 from ...metrics.markdown import escape, estimate, table
 from ...metrics.summaries import CONFIDENCE, plain, resample, spread, with_interval
 from ...metrics.tasks import FloatArray

@@ -23,7 +23,7 @@ from ...cache.batching import FeatureRows
 from ...cache.key import key_digest
 from ...explain.explain_sample import true_targets
 from ...explain.explanation_data import notes_on
-from ...explain.pages.display import signed
+from ...explain.wording import signed
 from ...model.configuration_fl_i2moe import FLI2MoEConfig
 from ...model.kinds import KINDS, places_in
 from ...model.modeling_fl_i2moe import FLI2MoEModel

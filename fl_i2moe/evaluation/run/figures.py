@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ...explain.attribution import MIXTURE
-from ...explain.pages.display import METHOD_NAMES, number, signed
+from ...explain.pages.display import METHOD_NAMES
 from ...explain.pages.sheet import INK, MUTED
+from ...explain.wording import number, signed
 from ...metrics.figures import expert_title, keep_bottom_spine, metric_title, new_figure, titled
 from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from ...metrics.figures import expert_title
 from ...model.kind import Places
 from ..attribution import MIXTURE
-from ..explanation_data import ExplanationData, Feature, Pair
+from ..explanation_data import ExplanationData, Pair
 from ..interactions import PairKind
+from ..summary import by_chance
+from ..wording import isolated, number, quoted, signed
 from .drawing import drawing_of
 
 MIXTURE_COLOR = "#222222"
@@ -35,30 +37,63 @@ PAIR_NOTES: dict[PairKind, str] = {
 }
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """`+0.250`, `−1.000`, `0.000`."""
-    text = f"{value:+.{digits}f}"
-    return text.lstrip("+-") if not float(text) else text.replace("-", "−")
-
-
-def number(value: float | None) -> str:
-    """`0.250`, `−1.000`; `undefined` for None."""
-    return "undefined" if value is None else signed(value).lstrip("+")
-
-
 def score_text(pair: Pair) -> str:
-    """`+0.320 ± 0.051`; a redundancy gap, which is never negative, without its sign."""
-    score = signed(pair.score) if pair.kind == "sii" else f"{pair.score:.3f}"
-    return f"{score} ± {'?' if math.isnan(pair.standard_error) else f'{pair.standard_error:.3f}'}"
+    """`+0.320 [+0.220, +0.420]`, with its 95 % interval; a redundancy gap, which is never negative, without signs."""
+    write = signed if pair.kind == "sii" else number
+    low, high = pair.interval
+    if math.isnan(low):
+        return f"{write(pair.score)} [?]"
+    return write(pair.score) if low == high else f"{write(pair.score)} [{write(low)}, {write(high)}]"
+
+
+def doubt(pair: Pair) -> str:
+    """Why a pair is not said to interact; empty where it is."""
+    if pair.is_found:
+        return ""
+    return "error unknown" if math.isnan(pair.interval[0]) else "the interval holds 0"
+
+
+def found_text(explanation: ExplanationData, expert: str) -> str:
+    """How many of an expert's pairs have an interval that leaves out 0."""
+    pairs = explanation.pairs(expert, None)
+    found, count = sum(pair.is_found for pair in pairs), f"{len(pairs):,}"
+    if all(math.isnan(pair.interval[0]) for pair in pairs):
+        return f"Not known: the {count} scores are of one coalition each, which tells no error."
+    if not found:
+        return f"None found: the 95 % intervals of all {count} pairs hold 0."
+    return f"{found:,} of {count} pairs found: their 95 % intervals leave out 0{by_chance(expert, len(pairs), found)}."
+
+
+def heading(explanation: ExplanationData) -> str:
+    """`Why “Drama” for film 1?`, `Why not “Drama” …` of a class that is not predicted."""
+    is_number = explanation.problem_type == "regression"
+    why = "Why" if is_number or explanation.target in explanation.predicted_classes else "Why not"
+    return f"{why} {quoted(explanation.target_name)} for {isolated(explanation.sample_id)}?"
+
+
+def contribution_note(explanation: ExplanationData) -> str:
+    """What the experts' contributions sum to."""
+    target, total = quoted(explanation.target_name), signed(explanation.contributions.sum())
+    if explanation.problem_type == "regression":
+        return f"The parts sum to what the model says, {total}: each is an expert’s weight times its answer."
+    if explanation.rival is None:
+        return (
+            f"The parts sum to the logit of {target}, {total}; above 0 it is more likely than not. Each is an expert’s "
+            "weight times its logit."
+        )
+    return (
+        f"The parts sum to how far {target} is ahead of {quoted(explanation.rival_name)}, the best of the other "
+        f"classes: {total}. Each is an expert’s weight times the difference between its logits of the two."
+    )
 
 
 def card_titles(explanation: ExplanationData, name: str) -> tuple[str, list[str]]:
-    """Of an expert its title, weight and logit; of the mixture its title alone."""
+    """Of an expert its title, weight and contribution; of the mixture its title alone."""
     if name == MIXTURE:
         return "Mixture", []
     row = explanation.expert_names.index(name)
-    logit = explanation.expert_logits[row, explanation.target]
-    return expert_title(name), [f"weight {explanation.expert_weights[row]:.3f}", f"logit {signed(logit)}"]
+    facts = [f"weight {explanation.expert_weights[row]:.3f}", f"contributes {signed(explanation.contributions[row])}"]
+    return expert_title(name), facts
 
 
 def feature_ranks(explanation: ExplanationData, expert: str, modality: str) -> dict[int, str]:
@@ -75,17 +110,6 @@ def pair_ranks(pairs: Sequence[Pair], modality: str) -> dict[int, list[int]]:
             if end.modality == modality:
                 ranks.setdefault(end.index, []).append(rank)
     return ranks
-
-
-def modality_title(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def end_name(explanation: ExplanationData, end: Feature) -> str:
-    """The feature's name, with its modality where the name alone does not tell it: `“soup”`, `alpha feature 3`."""
-    modalities = explanation.modalities.values()
-    told = len(modalities) == 2 and len({x.kind for x in modalities}) == 2
-    return end.name if told else f"{modality_title(end.modality)} {end.name}"
 
 
 def layer_text(hidden_layer: int | None) -> str:

@@ -149,7 +149,7 @@ class GridDrawing(PictureDrawing[ImagePlaces]):
     """A picture under its grid of patches."""
 
     def extent(self, places: ImagePlaces) -> str:
-        return f"{places.grid[0]} × {places.grid[1]} patches"
+        return f"{places.grid[0]} × {places.grid[1]} {places.noun}"
 
     def remark(self, places: ImagePlaces, title: str) -> str:
         is_part = places.region != (0, 0, *places.size)

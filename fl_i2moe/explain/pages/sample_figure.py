@@ -11,25 +11,27 @@ from ...metrics.figures import expert_colors, expert_title
 from ...metrics.tasks import FloatArray
 from ..explanation_data import ExplanationData, Pair
 from ..interactions import kind_of_expert
+from ..wording import end_name, probability_text, quoted, standing
 from .display import (
     METHOD_NAMES,
     MIXTURE_COLOR,
     SCORE_TITLES,
     card_titles,
-    end_name,
     feature_ranks,
+    found_text,
+    heading,
     pair_ranks,
     score_text,
-    signed,
 )
 from .drawing import drawing_of
-from .sheet import MUTED, Flow, Sheet, fit
+from .sheet import INK, MUTED, Flow, Sheet, fit
 
 
 def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
     """
-    One column per expert: the picture under its heat map, the text with shaded tokens. Below, for each expert whose
-    pairs were scored, the `top` pairs as links between patch and token, with score ± standard error.
+    First the summary. Then one column per expert: the picture under its heat map, the text with shaded words. Below,
+    for each expert whose pairs were scored, the `top` pairs as links from end to end, with score and 95 % interval;
+    grey where the interval holds 0.
     """
     columns = list(explanation.importance)
     boards = list(explanation.pair_tables)
@@ -39,7 +41,8 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
     cards = [_card(explanation, name, column) for name in columns]
     half = (width - 2 * margin - gap * (len(boards) - 1)) / max(1, len(boards))
     drawn = [_Board(explanation, name, half, top) for name in boards]
-    header, card_header = 44.0, 34.0
+    summary = Flow([(explanation.summary, ())], min(width, 760) - 2 * margin, 10, 14)
+    header, card_header = 48.0 + summary.height, 34.0
     cards_height = card_header + max(sum(block.height + 10 for block, *_ in card) for card in cards)
     boards_height = max((board.height for board in drawn), default=0.0)
     notes = [Flow([(note, ())], width - 2 * margin, 8, 11) for note in explanation.notes]
@@ -47,14 +50,13 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
     height = end + sum(note.height for note in notes) + margin
 
     sheet = Sheet(width, height)
-    sheet.text(margin, margin + 8, f"Why “{explanation.target_name}” for {explanation.sample_id}?", 13, weight="bold")
-    facts = [f"mixture logit {signed(explanation.logits[explanation.target])}"]
-    if (probabilities := explanation.probabilities) is not None:
-        facts.append(f"probability {probabilities[explanation.target]:.3f}")
-    if explanation.true_classes:
-        facts.append("true: " + ", ".join(explanation.label_names[index] for index in explanation.true_classes))
+    sheet.text(margin, margin + 8, fit(heading(explanation), 13, width - 2 * margin), 13, weight="bold")
+    facts = [f"{quoted(explanation.target_name)}: {standing(explanation)}"]
+    if explanation.probabilities is not None:
+        facts[0] += f", probability {probability_text(explanation)}"
     facts.append(METHOD_NAMES.get(explanation.method, explanation.method) + ", scaled within each panel")
     sheet.text(margin, margin + 26, fit("  ·  ".join(facts), 8.5, width - 2 * margin), 8.5, color=MUTED)
+    summary.draw(sheet, margin, margin + 38)
     colors = expert_colors(explanation.expert_names)
     for number, (name, card) in enumerate(zip(columns, cards, strict=True)):
         left, start = margin + number * (column + gap), margin + header
@@ -104,12 +106,13 @@ class _Board:
             sum(block.height + 10 for block in self.blocks.values() if block.is_picture is side)
             for side in (True, False)
         )
-        self.height = 22 + max(left, self.texts + 8 + 13.5 * len(self.pairs))
+        self.found = Flow([(found_text(explanation, expert), ())], width - self.text_left, 8.5, 12)
+        self.height = 22 + max(left, self.texts + 8 + self.found.height + 13.5 * len(self.pairs))
 
     def draw(self, sheet: Sheet, left: float, top: float, color: str) -> None:
         kind = SCORE_TITLES[kind_of_expert(self.expert)]
         sheet.axes.add_patch(Rectangle((left, top), self.width, 2, color=color, linewidth=0))
-        title = f"{expert_title(self.expert)} expert: strongest pairs by size ({kind} ± standard error)"
+        title = f"{expert_title(self.expert)} expert: strongest pairs by size ({kind}, 95 % interval)"
         sheet.text(left, top + 11, fit(title, 9.5, self.width), 9.5, weight="bold")
         anchors: dict[tuple[str, int], tuple[float, float]] = {}
         tops = {True: top + 22, False: top + 22}
@@ -120,13 +123,16 @@ class _Board:
             anchors |= {(name, index): anchor for index, anchor in found.items()}
             tops[block.is_picture] += block.height + 10
         for rank, pair in enumerate(self.pairs, 1):
-            self._link(sheet, pair, rank, left + self.text_left - 7, anchors, color)
+            tone = color if pair.is_found else MUTED
+            self._link(sheet, pair, rank, left + self.text_left - 7, anchors, tone)
+        self.found.draw(sheet, left + self.text_left, top + 26 + self.texts)
         for rank, pair in enumerate(self.pairs, 1):
-            y = top + 30 + self.texts + 13.5 * (rank - 0.5)
+            y = top + 30 + self.texts + self.found.height + 13.5 * (rank - 0.5)
             ends = sorted((pair.first, pair.second), key=lambda end: end.token is None)
             line = f"{score_text(pair)}   {' ↔ '.join(end_name(self.explanation, end) for end in ends)}"
             sheet.badge(left + self.text_left, y - 4.5, str(rank))
-            sheet.text(left + self.text_left + 16, y, fit(line, 8.5, self.width - self.text_left - 16), 8.5)
+            tone = INK if pair.is_found else MUTED
+            sheet.text(left + self.text_left + 16, y, fit(line, 8.5, self.width - self.text_left - 16), 8.5, color=tone)
 
     def _link(
         self, sheet: Sheet, pair: Pair, rank: int, gutter: float, anchors: Mapping[tuple[str, int], Any], color: str

@@ -8,6 +8,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from ...metrics.figures import expert_colors, expert_title
 from ..explanation_data import ExplanationData, Pair
 from ..interactions import kind_of_expert
+from ..wording import end_name, listed, modality_title, signed, standing
 from .display import (
     METHOD_TITLES,
     MIXTURE_COLOR,
@@ -15,13 +16,14 @@ from .display import (
     SCORE_TITLES,
     SHOWN_FEATURES,
     card_titles,
+    contribution_note,
+    doubt,
     encoder_text,
-    end_name,
     feature_ranks,
-    modality_title,
+    found_text,
+    heading,
     pair_ranks,
     score_text,
-    signed,
 )
 from .drawing import Marks, drawing_of
 
@@ -29,16 +31,12 @@ from .drawing import Marks, drawing_of
 def render_page(explanation: ExplanationData, index_href: str | None = None, top: int = 10) -> str:
     """The explanation as one HTML file, with a relative link to the page of its run, and `top` pairs per expert."""
     page, names = _Page(explanation), explanation.label_names
-    experts = [
-        {"title": expert_title(name), "color": page.colors[name], "weight": weight, "logit": logits[explanation.target]}
-        for name, weight, logits in zip(
-            explanation.expert_names, explanation.expert_weights, explanation.expert_logits, strict=True
-        )
-    ]
     template = environment().get_template("explanation.html.jinja")
     return template.render(
         e=explanation,
         index_href=index_href,
+        heading=heading(explanation),
+        standing=standing(explanation),
         predicted=[names[index] for index in explanation.predicted_classes],
         true_names=[names[index] for index in explanation.true_classes],
         method=METHOD_TITLES.get(explanation.method, explanation.method),
@@ -48,8 +46,9 @@ def render_page(explanation: ExplanationData, index_href: str | None = None, top
             for number, (name, places) in enumerate(explanation.modalities.items())
         ],
         nouns=" and ".join(dict.fromkeys(places.noun for places in explanation.modalities.values())),
-        experts=experts,
-        total_weight=explanation.expert_weights.sum(),
+        contribution_note=contribution_note(explanation),
+        parts_of_sum=page.parts_of_sum(),
+        experts=[{"title": expert_title(name), "color": page.colors[name]} for name in explanation.expert_names],
         cards=[page.card(name) for name in explanation.importance],
         boards=[page.board(name, top) for name in explanation.pair_tables],
         classes=_classes(explanation),
@@ -76,16 +75,40 @@ class _Page:
             for number, (name, x) in enumerate(explanation.modalities.items())
         }
 
+    def parts_of_sum(self) -> list[dict[str, Any]]:
+        """What each expert contributes, as bars from a common zero: `left` and `width` in percent."""
+        explanation, parts = self.explanation, self.explanation.contributions
+        low, high = min(0.0, parts.min()), max(0.0, parts.max())
+        scale = 100 / max(high - low, 1e-12)
+        return [
+            {
+                "title": expert_title(name),
+                "color": self.colors[name],
+                "weight": weight,
+                "reads": f"reads the {modality_title(read[0])} alone" if len(read) == 1 < len(parts) else None,
+                "value": part,
+                "left": round(scale * (min(part, 0) - low), 2),
+                "width": round(scale * abs(part), 2),
+                "zero": round(-scale * low, 2),
+            }
+            for name, weight, part in zip(explanation.expert_names, explanation.expert_weights, parts, strict=True)
+            for read in [(explanation.reads or {}).get(name, [])]
+        ]
+
     def card(self, name: str) -> dict[str, Any]:
         title, facts = card_titles(self.explanation, name)
         parts = []
-        for modality, scores in self.explanation.importance[name].items():
+        read = (self.explanation.reads or {}).get(name) or list(self.explanation.modalities)
+        for modality in read:
+            scores = self.explanation.importance[name][modality]
             best = self.explanation.top_features(name, modality, SHOWN_FEATURES)
             noun = self.explanation.modalities[modality].noun
             strongest = "; ".join(f"{feature.name} ({score:.2f})" for feature, score in best) or "none"
             part = self._part(modality, "gray", Marks(feature_ranks(self.explanation, name, modality), scores))
             part["label"] = f"{part['title']} under its heat map. Strongest {noun}: {strongest}"
-            parts.append(part | {"strongest": strongest})
+            parts.append(part | {"strongest": [(feature.name, f"{score:.2f}") for feature, score in best]})
+        unread = [modality_title(x) for x in self.explanation.modalities if x not in read]
+        facts += [f"does not read the {listed(unread)}"] if unread else []
         subtitle = " · ".join(facts) or "importance averaged over the experts by their weights"
         return {"title": title, "color": self.colors.get(name, MIXTURE_COLOR), "subtitle": subtitle, "parts": parts}
 
@@ -111,9 +134,9 @@ class _Page:
         return {
             "title": f"{expert_title(expert)} expert: strongest pairs by the size of the {SCORE_TITLES[kind]}",
             "color": self.colors[expert],
-            "note": f"{PAIR_NOTES[kind]} {len(table.pairs):,} pairs scored by the estimator {table.estimator} from "
-            f"{table.evaluations:,} evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a "
-            "pair.",
+            "found": found_text(self.explanation, expert),
+            "note": f"{PAIR_NOTES[kind]} Scored by the estimator {table.estimator} from {table.evaluations:,} "
+            f"evaluations of the expert, at least {table.num_coalitions.min():,} coalitions a pair.",
             "left": [parts[name] for name in left],
             "right": [part for name, part in parts.items() if name not in left],
             "pairs": [self._row(pair, twins.get((pair.first, pair.second))) for pair in pairs],
@@ -123,13 +146,12 @@ class _Page:
         """One of the strongest pairs; its `twin` is the same pair by the redundancy gap of both ends."""
         ends = sorted((pair.second, pair.first), key=lambda end: end.token is None)  # what a reader looks for first
         more = [] if twin is None else [f"both {score_text(twin)}"]
-        if abs(pair.score) < 2 * pair.standard_error:
-            more.append("within 2 errors of 0")
         return {
             "ends": " ".join(self.ids[end.modality][end.index] for end in (pair.first, pair.second)),
             "names": [{"name": end_name(self.explanation, end), "token": end.token is not None} for end in ends],
             "score": score_text(pair),
-            "more": " · ".join(more),
+            "is_found": pair.is_found,
+            "more": " · ".join([*more, *filter(None, [doubt(pair)])]),
         }
 
     def _part(self, name: str, tone: str, marks: Marks) -> dict[str, Any]:
@@ -140,15 +162,19 @@ class _Page:
 
 
 def _classes(explanation: ExplanationData) -> list[dict[str, Any]]:
-    weighted_EC = explanation.expert_weights[:, None] * explanation.expert_logits
+    logits_EC, logits = explanation.expert_logits, explanation.logits
+    if explanation.problem_type == "single_label_classification":  # a softmax is blind to their mean
+        logits_EC, logits = logits_EC - logits_EC.mean(axis=1, keepdims=True), logits - logits.mean()
+    weighted_EC = explanation.expert_weights[:, None] * logits_EC
     largest = max(float(np.abs(weighted_EC).max()), 1e-12)
-    true, probabilities = explanation.true_classes, explanation.probabilities
+    true, predicted, probabilities = explanation.true_classes, explanation.predicted_classes, explanation.probabilities
     return [
         {
             "name": explanation.label_names[index],
             "is_true": index in true,
+            "is_predicted": index in predicted,
             "is_target": index == explanation.target,
-            "mixture": explanation.logits[index],
+            "mixture": logits[index],
             "probability": None if probabilities is None else probabilities[index],
             "cells": [
                 {
@@ -157,7 +183,7 @@ def _classes(explanation: ExplanationData) -> list[dict[str, Any]]:
                     "tone": "213 94 0" if weighted > 0 else "0 114 178",
                     "strength": round(0.5 * abs(weighted) / largest, 3),
                 }
-                for weighted, logit in zip(weighted_EC[:, index], explanation.expert_logits[:, index], strict=True)
+                for weighted, logit in zip(weighted_EC[:, index], logits_EC[:, index], strict=True)
             ],
         }
         for index in np.argsort(-explanation.logits, kind="stable").tolist()

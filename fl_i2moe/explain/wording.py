@@ -1,0 +1,79 @@
+"""How explanations are put into words, in summaries, on pages and figures: names, numbers, what a class is."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .explanation_data import ExplanationData, Feature
+
+
+def standing(explanation: "ExplanationData") -> str:
+    """What the explained class is to the model and in truth: `predicted and true`, `true, but not predicted`; of a
+    regression the two numbers."""
+    target, labels = explanation.target, explanation.labels
+    if explanation.problem_type == "regression":
+        truth = f"true {number(labels[target])}" if labels else "the truth is not known"
+        return f"predicted {number(explanation.logits[target])}, {truth}"
+    is_predicted, is_true = target in explanation.predicted_classes, target in explanation.true_classes
+    if not labels:
+        return f"{'predicted' if is_predicted else 'not predicted'}; the truth is not known"
+    match is_predicted, is_true:
+        case True, True:
+            return "predicted and true"
+        case True, False:
+            return "predicted, but not true"
+        case False, True:
+            return "true, but not predicted"
+    return "neither predicted nor true"
+
+
+def modality_title(name: str) -> str:
+    """Of a modality."""
+    return name.replace("_", " ")
+
+
+def isolated(text: str) -> str:
+    """Set apart from the sentence around it where it is written from right to left (Unicode's FSI and PDI)."""
+    return f"\u2068{text}\u2069" if direction(text) == "rtl" else text
+
+
+def quoted(name: str) -> str:
+    return isolated(f"“{name}”")
+
+
+def direction(text: str) -> str:
+    """`"rtl"` where the first letter that has a direction is written from right to left, else `"ltr"`."""
+    strong = (unicodedata.bidirectional(x) for x in text)
+    return "rtl" if next((x for x in strong if x in ("L", "R", "AL")), "L") != "L" else "ltr"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """`+0.250`, `−1.000`, `0.000`."""
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if not float(text) else text.replace("-", "−")
+
+
+def number(value: float | None) -> str:
+    """`0.250`, `−1.000`; `undefined` for None."""
+    return "undefined" if value is None else signed(value).lstrip("+")
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`"""
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
+
+
+def probability_text(explanation: "ExplanationData") -> str:
+    """`0.774`; `above 0.999` instead of a 1 that was rounded."""
+    probability = float(explanation.probabilities[explanation.target])
+    if 0.0005 <= probability <= 0.9995:
+        return f"{probability:.3f}"
+    return "above 0.999" if probability > 0.5 else "below 0.001"
+
+
+def end_name(explanation: "ExplanationData", end: "Feature") -> str:
+    """The feature's name, with its modality where the name alone does not tell it: `“soup”`, `alpha feature 3`."""
+    modalities = explanation.modalities.values()
+    told = len(modalities) == 2 and len({x.kind for x in modalities}) == 2
+    return isolated(end.name) if told else f"{modality_title(end.modality)} {isolated(end.name)}"
