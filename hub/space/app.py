@@ -18,7 +18,6 @@ from PIL import Image
 
 from fl_i2moe import FLI2MoEModel, FLI2MoEProcessor
 from fl_i2moe.explain import explain
-from fl_i2moe.explain.inputs import raw_sample
 from fl_i2moe.metrics.figures import expert_title
 from fl_i2moe.model.pinned_encoders import takes_raw_inputs
 from fl_i2moe.model.pipeline_fl_i2moe import FLI2MoEPipeline
@@ -122,16 +121,8 @@ class Explorer:
         sample = self._check(values)
         progress(0.05, "Encoding")
         try:
-            row = raw_sample(self.model, "your sample", **sample)
             progress(0.25, "Heat maps and pairs of patches and words")
-            explanation = explain(
-                self.model,
-                row,
-                target,
-                interactions="shared_context",
-                num_coalitions=4,
-                universe_share=0.15,
-            )
+            explanation = explain(self.model, {"id": "your sample", **sample}, target, num_coalitions=4)
             progress(0.9, "Drawing")
             with tempfile.TemporaryDirectory() as folder:
                 page = explanation.save(Path(folder) / "page.html").read_text(encoding="utf-8")

@@ -3,19 +3,23 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from explained import SENTENCE, make_explainable, make_explanation
 
-from fl_i2moe.explain import Explanation, explain
+from fl_i2moe.explain import Explanation
+from fl_i2moe.explain import explain as explain_sample
 from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.pages.sample_page import render_page
 from fl_i2moe.model.configuration_fl_i2moe import FLI2MoEConfig
 from fl_i2moe.model.kind_text import Piece
 from fl_i2moe.model.kinds import places_in
 from fl_i2moe.model.probabilities import decide, probabilities
+
+explain = partial(explain_sample, units="features", interactions=None)
 
 # ---- where features lie ----------------------------------------------------------------------------------------------
 

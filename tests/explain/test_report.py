@@ -122,7 +122,7 @@ def test_links_say_both_ends_score_and_error(explanation, page):
         assert f"“{pair.second.token}”" in chip["text"]
         assert pair.first.name in chip["text"]
         assert score_text(pair) in chip["text"]
-        for end in (pair.score - 1.96 * pair.standard_error, pair.score + 1.96 * pair.standard_error):
+        for end in pair.interval:
             assert f"{abs(end):.3f}" in chip["text"]
         assert chip["type"] == "button"  # reached by Tab
         assert set(chip["data-ends"].split()) <= ends

@@ -28,7 +28,7 @@ from fl_i2moe.data.planted_sounds import SoundSettings, write_planted_sounds
 from fl_i2moe.evaluation.ground_truth.evaluation import Case, found_evidence
 from fl_i2moe.evaluation.ground_truth.sample_truth import sample_truth
 from fl_i2moe.explain import Explanation, explain
-from fl_i2moe.explain.inputs import raw_sample
+from fl_i2moe.explain.inputs import sample_row
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pages.sample_page import render_page
 from fl_i2moe.explain.pages.sound_strip import envelope, ticks
@@ -121,7 +121,8 @@ def test_importance_finds_the_tone(trained):
     ]
     chance = np.mean([case.evidence.features["sound"].mean() for case in cases])
     assert 0.05 < chance < 0.15
-    found = found_evidence(model, rows, cases, methods=["grad_attnroll", "random"], progress=False)
+    how = {"units": "features", "methods": ["grad_attnroll", "random"], "progress": False}
+    found = found_evidence(model, cache, "test", cases, **how)
     grad, random = (found["uniqueness_sound", x, "sound", "k_exact"].mean() for x in ("grad_attnroll", "random"))
     assert random < 2 * chance
     assert grad > 3 * chance  # 0.59 to 0.87 with four seeds
@@ -152,7 +153,7 @@ def test_the_truth_is_read_beside_the_runs_table(trained):
 def test_raw_sounds_give_what_the_cache_gives(trained):
     model, cache, _ = trained
     row = cache.splits["test"][3]
-    given = raw_sample(model, row["id"], sound=row["sound"]["path"], transcript=row["transcript"])
+    given = sample_row(model, {"id": row["id"], "sound": row["sound"]["path"], "transcript": row["transcript"]})
     assert set(given) == set(row) - {"labels"}
     for name in ("sound", "sound_seconds", "sound_sha256", "transcript_offsets"):
         assert given[name] == row[name]
@@ -180,7 +181,7 @@ def explanation(trained, tmp_path):
     copy = tmp_path / "clip.wav"
     copy.write_bytes(Path(row["sound"]["path"]).read_bytes())
     row["sound"] = {"path": str(copy), "bytes": None}
-    return explain(model, row, "high", interactions="shared_context", num_coalitions=2, cache=cache)
+    return explain(model, row, "high", units="features", num_coalitions=2, cache=cache)
 
 
 def test_a_page_shows_the_sound_under_its_heat(explanation):

@@ -1,17 +1,21 @@
 """What an explanation says in words, held against numbers chosen by hand."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from explained import make_explainable, make_explanation
 
-from fl_i2moe.explain import Explanation, explain
+from fl_i2moe.explain import Explanation
+from fl_i2moe.explain import explain as explain_sample
 from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.interactions import PairTable
 from fl_i2moe.explain.pages.sample_page import render_page
 from fl_i2moe.explain.wording import isolated, standing
+
+explain = partial(explain_sample, units="features", interactions=None)
 
 READS = {"uniqueness_image": ["image"], "uniqueness_text": ["text"]}
 READS |= {"synergy": ["image", "text"], "redundancy": ["image", "text"]}
@@ -44,7 +48,9 @@ def with_pairs(explanation, scores, error, estimator="per_pair"):
         if expert == "synergy":
             values["sii"][: len(scores)] = scores
         errors = {kind: np.full(len(table.pairs), error) for kind in values}
-        whole[expert] = replace(table, scores=values, standard_errors=errors, estimator=estimator)
+        reach = {kind: np.column_stack([x - 1.96 * error, x + 1.96 * error]) for kind, x in values.items()}
+        how = {"standard_errors": errors, "intervals": reach, "estimator": estimator}
+        whole[expert] = replace(table, scores=values, **how)
     explanation.pair_tables = whole
     return explanation
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import chdir
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
@@ -23,12 +24,15 @@ from fl_i2moe.cache import open_cache
 from fl_i2moe.evaluation.human_evaluation.study import DrawArguments, draw_questionnaire
 from fl_i2moe.evaluation.run.arguments import ExplainArguments
 from fl_i2moe.evaluation.run.explanations import run_explanations
-from fl_i2moe.explain import Explanation, explain
-from fl_i2moe.explain.inputs import raw_sample
+from fl_i2moe.explain import Explanation
+from fl_i2moe.explain import explain as explain_sample
+from fl_i2moe.explain.inputs import sample_row
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pages.sample_page import render_page
 from fl_i2moe.model.kinds import places_in
 from fl_i2moe.publishing.features import write_features
+
+explain = partial(explain_sample, units="features", interactions=None)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +188,7 @@ def test_a_raw_sample_is_noted_as_it_was_encoded(encoded, pictures):
         "array": np.asarray(Image.open(path)),
         "cell": {"path": None, "bytes": path.read_bytes()},
     }
-    rows = {name: raw_sample(model, image=picture, text=source["text"]) for name, picture in given.items()}
+    rows = {name: sample_row(model, {"image": picture, "text": source["text"]}) for name, picture in given.items()}
     for row in rows.values():
         assert explain(model, row).notes == []
     another_picture(path)

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from fl_i2moe import FLI2MoEPipeline, FLI2MoEProcessor
 from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.explain import explain
-from fl_i2moe.explain.inputs import raw_sample
+from fl_i2moe.explain.inputs import sample_row
 from fl_i2moe.explain.pages.drawing import drawing_of
 from fl_i2moe.model.kind_array import ArrayEncoder
 from fl_i2moe.model.kinds import KINDS, places_in
@@ -120,7 +120,7 @@ def test_from_a_raw_sample_to_a_page(mixed, tmp_path):
     model, values, cache = mixed
     model.set_attn_implementation("eager")
     sample = {name: x[3] for name, x in values.items()}
-    row, cached = raw_sample(model, "mine", **sample), cache.splits["test"][3]
+    row, cached = sample_row(model, {"id": "mine", **sample}), cache.splits["test"][3]
     assert row.keys() == cached.keys() - {"labels"}
     for name in ("specs", "specs_cells", "specs_sha256"):
         assert row[name] == cached[name]

@@ -18,7 +18,7 @@ from fl_i2moe.cache import build_cache
 from fl_i2moe.cache.batching import FeatureRows
 from fl_i2moe.data.raw import RawDataset, SampleError
 from fl_i2moe.explain import explain
-from fl_i2moe.explain.inputs import raw_sample
+from fl_i2moe.explain.inputs import sample_row
 from fl_i2moe.model.encoders import load_encoder
 
 
@@ -57,18 +57,20 @@ def test_a_raw_sample_is_explained_as_its_cached_row(published):
     model, raw, cache = published
     row = cache.splits["test"][3]
     model.set_attn_implementation("eager")
-    given = raw_sample(model, row["id"], **{name: x[3] for name, x in values(raw).items()})
+    given = sample_row(model, {"id": row["id"], **{name: x[3] for name, x in values(raw).items()}})
     assert set(given) == set(row) - {"labels"}
     for name in ("text", "text_offsets", "image", "image_geometry"):
         assert given[name] == row[name]
     for name in ("text_special_mask", "image_special_mask"):
         assert given[name].tolist() == row[name]
     np.testing.assert_allclose(given["image_features"], np.asarray(row["image_features"]), atol=2e-3)
-    one, other = (explain(model, x, "Comedy", interactions="exact", universe_share=0.2) for x in (given, row))
+    one, other = (
+        explain(model, x, "Comedy", units="features", interactions="exact", universe_share=0.2) for x in (given, row)
+    )
     np.testing.assert_allclose(one.importance["synergy"]["text"], other.importance["synergy"]["text"], atol=1e-2)
     assert one.pairs("synergy", top=1)[0].score == pytest.approx(other.pairs("synergy", top=1)[0].score, abs=1e-3)
     with pytest.raises(ValueError, match=r"takes \['text', 'image'\], got \['image'\]"):
-        raw_sample(model, image="poster.png")
+        sample_row(model, {"image": "poster.png"})
 
 
 def test_encoders_are_no_part_of_the_model(published, tmp_path):

@@ -91,6 +91,7 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
             return
     row = sample.cache.splits[arguments.split][sample.number]
     how: dict[str, Any] = {
+        "units": "features",
         "method": arguments.method,
         "interactions": None if arguments.interactions == "none" else arguments.interactions,
         "num_coalitions": arguments.num_coalitions,
