@@ -18,6 +18,7 @@ Shapes: N players, P pairs, D draws of a coalition for a pair, R = D·P, S coali
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,9 @@ ends to be useful."""
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096
 """Coalitions for a pair whose four values are asked for at once."""
+
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Of a game's largest value: where players only add up, differences are what models round."""
 
 
 def kind_of_expert(expert: str) -> PairKind:
@@ -136,7 +140,7 @@ class PairTable:
             columns = np.full((len(players), 4), np.nan)
             for modality, place, *row in saved:
                 columns[numbers[Player(modality, _as_place(place))]] = from_plain(row)
-            shapley = Estimates(columns[:, 0], columns[:, 1], columns[:, 2:])
+            shapley = Estimates.from_columns(columns)
         return cls(
             pairs=np.array([[numbers[u], numbers[v]] for u, v in zip(first, second, strict=True)], np.int64),
             scores={kind: from_plain(x) for kind, x in values["scores"].items()},
@@ -249,13 +253,16 @@ def shared_context(
     over S∖{u, v}, a coalition R of the other N−2 with probability ∫ q^|R| (1−q)^(N−2−|R|) dq = |R|!(N−2−|R|)!/(N−1)!,
     the index's own weight. A draw asks for the values of S with one player, or both of a pair, put in or taken out:
     with a and b players of two modalities (a+1)(b+1), made of a+1 and b+1 different parts, for a·b pairs.
+
+    Every second draw is the one before with all players in and out exchanged (antithetic; that is q and 1−q): where an
+    interaction is strong in small coalitions and weak in large ones, both together vary less than two others.
     """
     checked, rng = _checked_pairs(pairs, num_players, num_coalitions), np.random.default_rng(seed)
     shared = _draw_shared(num_coalitions, num_players, rng)
     contexts = np.repeat(shared[:, None], len(checked), axis=1)
     for end in checked.T:
         contexts[:, np.arange(len(checked)), end] = False
-    return _estimate(value, checked, contexts, seed, "shared_context")
+    return _estimate(value, checked, contexts, seed, "shared_context", antithetic=True)
 
 
 ESTIMATORS = {"exact": exact, "per_pair": per_pair, "shared_context": shared_context}
@@ -275,8 +282,10 @@ def _checked_pairs(pairs: ArrayLike, num_players: int, num_coalitions: int = 1) 
 
 
 def _draw_shared(num_draws: int, num_players: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Coalitions of all players, of uniform size: (D, N)."""
-    return rng.random((num_draws, num_players)) < rng.random((num_draws, 1))
+    """Coalitions of all players, of uniform size, and after each its complement: (D, N)."""
+    numbers = rng.random(((num_draws + 1) // 2, num_players + 1))
+    drawn = numbers[:, :-1] < numbers[:, -1:]
+    return np.stack([drawn, ~drawn], axis=1).reshape(-1, num_players)[:num_draws]
 
 
 def _draw_own(pairs: IntArray, num_players: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -289,21 +298,33 @@ def _draw_own(pairs: IntArray, num_players: int, rng: np.random.Generator) -> ND
 
 
 def _estimate(
-    value: ValueFunction, pairs: IntArray, contexts: NDArray[np.bool_], seed: int, estimator: str
+    value: ValueFunction,
+    pairs: IntArray,
+    contexts: NDArray[np.bool_],
+    seed: int,
+    estimator: str,
+    *,
+    antithetic: bool = False,
 ) -> PairTable:
-    """Means over the D draws of `contexts` (D, P, N), each without its pair."""
+    """Means over the D draws of `contexts` (D, P, N), each without its pair; `antithetic` as for [`with_intervals`]."""
     num_draws, num_pairs, num_players = contexts.shape
-    cached = CachedValues(value, num_players)
+    cached, largest = CachedValues(value, num_players), 0.0
     rows, owners = contexts.reshape(-1, num_players), np.tile(pairs, (num_draws, 1))
     terms = np.empty((len(rows), 6))
     for start in range(0, len(rows), DRAWS_PER_CALL):
         part = slice(start, start + DRAWS_PER_CALL)
         four = _four_values(cached, rows[part], owners[part])
         terms[part] = _terms(four, rows[part].sum(axis=1), num_players)
+        largest = max(largest, np.abs(four).max())
     draws = terms.reshape(num_draws, num_pairs, 6)
+    stated = partial(with_intervals, antithetic=antithetic, rounding=ROUNDING * largest)
     scores = _scores(draws.mean(axis=0))
-    estimates = {kind: with_intervals(scores[kind], x) for kind, x in _pseudo_values(draws).items()}
-    gains = _by_player(draws[..., 4:], pairs, num_players)
+    estimates = {kind: stated(scores[kind], x, pairs) for kind, x in _pseudo_values(draws).items()}
+    scored = np.unique(pairs)
+    gains = _by_player(draws[..., 4:], pairs, num_players)[:, scored]
+    of_scored = stated(gains.mean(axis=0), gains, np.zeros((len(scored), 2), np.int64))
+    columns = np.full((num_players, 4), np.nan)
+    columns[scored] = of_scored.columns
     return PairTable(
         pairs,
         scores,
@@ -312,8 +333,9 @@ def _estimate(
         cached.evaluations,
         estimator,
         int(seed),
-        intervals={kind: x.intervals for kind, x in estimates.items()},
-        shapley=with_intervals(gains.mean(axis=0), gains),
+        # a gap is never negative
+        intervals={kind: x.intervals.clip(min=None if kind == "sii" else 0) for kind, x in estimates.items()},
+        shapley=Estimates.from_columns(columns),
     )
 
 

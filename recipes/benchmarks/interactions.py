@@ -173,13 +173,9 @@ def compare_with_plain_loop(args: argparse.Namespace) -> None:
         print(f"  {name}: {num_calls:,} values, {len(distinct):,} distinct; {spread(seconds['game'], ' s')}")
         print(f"    {forecast(seconds['game'])}")
         for loop in ("plain", "plain, one expert"):
-            paper = 4 * len(pairs) * args.num_coalitions
             same = ratios([num_calls * value for value in seconds[loop]], seconds["game"])
-            fewest = ratios([paper * value for value in seconds[loop]], seconds["game"])
             print(f"    loop, {'all experts' if loop == 'plain' else 'one expert'}: a call {ms(seconds[loop])}")
             print(f"      of the {num_calls:,} values ÷ ours  {spread(same)} (goal: 20)")
-            if num_calls != paper:  # it serves some pairs with more coalitions than were asked for
-                print(f"      of the {paper:,} that were asked for ÷ ours  {spread(fewest)} (goal: 20)")
 
 
 def forecast(seconds: list[float]) -> str:

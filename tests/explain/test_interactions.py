@@ -249,7 +249,7 @@ def test_unbiased(estimator):
     """The mean over 600 seeds lies within 4.5 standard errors of the enumeration for 10 pairs, Banzhaf's does not."""
     game, pairs, num_seeds = table_game(5, seed=3), all_pairs(5), 600
     truth = exact(game, 5, pairs)
-    runs = [estimator(game, 5, pairs, 2, seed) for seed in range(num_seeds)]
+    runs = [estimator(game, 5, pairs, 4, seed) for seed in range(num_seeds)]
     estimates = np.stack([run.scores["sii"] for run in runs])
     error = estimates.std(axis=0, ddof=1) / num_seeds**0.5
     assert (np.abs(estimates.mean(axis=0) - truth.scores["sii"]) < 4.5 * error).all()
@@ -303,7 +303,7 @@ def test_jackknife_is_the_plain_one():
 
 
 @pytest.mark.parametrize("num_coalitions", [4, 16])
-def test_shared_context_has_at_most_0_6_of_the_squared_error_at_equal_evaluations(num_coalitions):
+def test_shared_context_has_at_most_half_of_the_squared_error_at_equal_evaluations(num_coalitions):
     """`per_pair` gets as many coalitions as it takes to have at least as many evaluations."""
     pairs = np.array(list(itertools.product(range(8), range(8, 20))))
     shared_errors, own_errors = [], []
@@ -311,12 +311,12 @@ def test_shared_context_has_at_most_0_6_of_the_squared_error_at_equal_evaluation
         game, index = unanimity_game(20, seed)
         truth = np.array([index(u, v) for u, v in pairs.tolist()])
         shared = shared_context(game, 20, pairs, num_coalitions, seed)
-        coalitions = shared.evaluations // (4 * len(pairs))
+        coalitions = max(1, shared.evaluations // (4 * len(pairs)))
         while (own := per_pair(game, 20, pairs, coalitions, seed)).evaluations < shared.evaluations:
             coalitions += 1
         shared_errors.append(np.mean((shared.scores["sii"] - truth) ** 2))
         own_errors.append(np.mean((own.scores["sii"] - truth) ** 2))
-    assert np.mean(shared_errors) <= 0.6 * np.mean(own_errors)
+    assert np.mean(shared_errors) <= 0.5 * np.mean(own_errors)
 
 
 def test_index_of_a_unanimity_game():
