@@ -166,9 +166,9 @@ def test_how_many_would_be_found_by_chance():
         scores = {"sii": np.r_[np.full(num_found, 3.0), np.zeros(200 - num_found)]}
         many = np.tile(table.pairs, (17, 1))[:200]
         errors = {"sii": np.full(200, 0.5)}
-        explanation.pair_tables = {
-            "synergy": PairTable(many, scores, errors, np.full(200, 4), 9, "per_pair", 0, table.players)
-        }
+        reach = {"sii": scores["sii"][:, None] + np.array([-1, 1])}
+        how = (np.full(200, 4), 9, "per_pair", 0, table.players, reach)
+        explanation.pair_tables = {"synergy": PairTable(many, scores, errors, *how)}
         return explanation.summary
 
     assert "; 9 leave 0 out, no more than chance alone would give." in summary(9)
