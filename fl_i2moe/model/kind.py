@@ -327,9 +327,8 @@ class FittedEncoder(ABC):
 def check_removal(encoder: FrozenEncoder | FittedEncoder, removal: str | None) -> str:
     """The removal asked for, or the default; `ValueError` for one that the encoder does not have."""
     if removal is not None and removal not in encoder.removals:
-        raise ValueError(
-            f"There is no removal {removal!r} of {encoder.kind}s; choose one of {', '.join(encoder.removals)}."
-        )
+        known = ", ".join(encoder.removals)
+        raise ValueError(f"There is no removal {removal!r} of this {encoder.kind} encoder; there are {known}.")
     return removal or next(iter(encoder.removals))
 
 
