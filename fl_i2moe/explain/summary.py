@@ -9,7 +9,7 @@ import numpy as np
 from ..metrics.tasks import FloatArray
 from .attribution import MIXTURE
 from .interactions import kind_of_expert
-from .wording import end_name, isolated, listed, modality_title, probability_text, quoted, signed
+from .wording import end_name, isolated, listed, modality_title, probability_text, quoted, signed, whole_word
 
 if TYPE_CHECKING:
     from .explanation_data import ExplanationData, Pair
@@ -55,10 +55,16 @@ def _carriers(explanation: "ExplanationData", leading: Sequence[int]) -> list[st
         return [f"{told}. The model is one expert: how much each modality adds is not known."]
     if not leading:
         return [f"{told}: no expert contributes anything."]
-    sentence = f"{told}, {'mostly ' if len(leading) < 3 else 'spread '}{_sources(explanation, leading)}"
-    opposed = [e for e in np.argsort(side * parts, kind="stable").tolist() if side * parts[e] < 0]
-    if abs(parts[opposed].sum()) >= OPPOSING * (side * parts).clip(min=0).sum():
-        sentence += f"; the other way {'goes' if len(opposed) == 1 else 'go'} {_named(explanation, opposed)}"
+    agreeing, opposed = (
+        [e for e in np.argsort(-sign * parts, kind="stable").tolist() if sign * parts[e] > 0] for sign in (side, -side)
+    )
+    if abs(parts[opposed].sum()) >= OPPOSING * abs(parts[agreeing].sum()):
+        verb = "outweighs" if len(agreeing) == 1 else "outweigh"
+        sentence = f"{told}: {_named(explanation, agreeing)} {verb} {_named(explanation, opposed)}"
+    elif len(leading) < 3:
+        sentence = f"{told}, mostly from {_named(explanation, leading)}"
+    else:
+        sentence = f"{told}, spread over {_named(explanation, leading)}"
     little = [e for e, part in enumerate(parts) if _only(explanation, e) and abs(part) < NEGLIGIBLE * size]
     sentences = [f"{sentence}."]
     if little:
@@ -77,10 +83,6 @@ def _prediction(explanation: "ExplanationData") -> str:
     if lead < 0:
         return f"{target} is {-lead:.2f} logits behind {rival}"
     return f"{target} is {lead:.2f} logits ahead of the runner-up, {rival}"
-
-
-def _sources(explanation: "ExplanationData", experts: Sequence[int]) -> str:
-    return f"{'from' if len(experts) < 3 else 'over'} {_named(explanation, experts)}"
 
 
 def _named(explanation: "ExplanationData", experts: Sequence[int]) -> str:
@@ -122,16 +124,16 @@ def _evidence(explanation: "ExplanationData", leading: Sequence[int]) -> str:
 
 
 def _best(explanation: "ExplanationData", expert: str, modality: str) -> str:
-    """`tokens “happy”, “love” and “sun”`, `row 2, column 3 of the image`"""
-    best, title = explanation.top_features(expert, modality, None), modality_title(modality)
+    """`words “happy”, “love” and “sun”`, `row 2, column 3 of the image`"""
+    best = explanation.top_features(expert, modality, None)
+    title, places = modality_title(modality), explanation.modalities[modality]
     if not best:
         return ""
-    names = list(dict.fromkeys(isolated(feature.name) for feature, _ in best))
     if best[0][0].token is None:
-        return f"{names[0]} of the {title}"
-    nouns = [places.noun for places in explanation.modalities.values()]
-    noun = explanation.modalities[modality].noun
-    return f"{noun} {listed(names[:NAMED_WORDS])}" + (f" of the {title}" if nouns.count(noun) > 1 else "")
+        return f"{isolated(best[0][0].name)} of the {title}"
+    names = (quoted(whole_word(places, feature.index) or feature.token or feature.name) for feature, _ in best)
+    is_only = [x.kind for x in explanation.modalities.values()].count(places.kind) == 1
+    return f"words {listed([*dict.fromkeys(names)][:NAMED_WORDS])}" + ("" if is_only else f" of the {title}")
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """How explanations are put into words, in summaries, on pages and figures: names, numbers, what a class is."""
 
-import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from ..model.kind import Places
+from ..model.words import direction, words
 
 if TYPE_CHECKING:
     from .explanation_data import ExplanationData, Feature
@@ -42,12 +45,6 @@ def quoted(name: str) -> str:
     return isolated(f"“{name}”")
 
 
-def direction(text: str) -> str:
-    """`"rtl"` where the first letter that has a direction is written from right to left, else `"ltr"`."""
-    strong = (unicodedata.bidirectional(x) for x in text)
-    return "rtl" if next((x for x in strong if x in ("L", "R", "AL")), "L") != "L" else "ltr"
-
-
 def signed(value: float, digits: int = 3) -> str:
     """`+0.250`, `−1.000`, `0.000`."""
     text = f"{value:+.{digits}f}"
@@ -72,8 +69,32 @@ def probability_text(explanation: "ExplanationData") -> str:
     return "above 0.999" if probability > 0.5 else "below 0.001"
 
 
+def whole_word(places: Places, index: int) -> str | None:
+    """The word that a feature is a piece of, without its punctuation; None where it is a whole one, or no word."""
+    text, span = getattr(places, "text", None), places.place_of(index).get("span")
+    if text is None or span is None:
+        return None
+    word = next((text[slice(*word)] for word in _words(text) if word[0] <= span[0] and span[1] <= word[1]), "")
+    letters = [place for place, character in enumerate(word) if character.isalnum()]
+    is_piece = len(letters) > sum(character.isalnum() for character in text[slice(*span)])
+    return word[letters[0] : letters[-1] + 1] if is_piece else None
+
+
+@lru_cache(maxsize=8)
+def _words(text: str) -> list[tuple[int, int]]:
+    return words(text)
+
+
+def feature_name(explanation: "ExplanationData", modality: str, index: int) -> str:
+    """`“soup”`, `“ist” in “pianist”`, `row 2, column 3`"""
+    places = explanation.modalities[modality]
+    word = whole_word(places, index)
+    return isolated(places.name_of(index)) + (f" in {quoted(word)}" if word else "")
+
+
 def end_name(explanation: "ExplanationData", end: "Feature") -> str:
     """The feature's name, with its modality where the name alone does not tell it: `“soup”`, `alpha feature 3`."""
     modalities = explanation.modalities.values()
     told = len(modalities) == 2 and len({x.kind for x in modalities}) == 2
-    return isolated(end.name) if told else f"{modality_title(end.modality)} {isolated(end.name)}"
+    name = feature_name(explanation, end.modality, end.index)
+    return name if told else f"{modality_title(end.modality)} {name}"

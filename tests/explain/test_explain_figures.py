@@ -13,10 +13,10 @@ from test_report import Page, render_page
 from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, pair_masking_rows
 from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.interactions import PairTable
-from fl_i2moe.explain.pages import sheet
+from fl_i2moe.explain.pages import flow
 from fl_i2moe.explain.pages.display import score_text
+from fl_i2moe.explain.pages.flow import Flow
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
-from fl_i2moe.explain.pages.sheet import Flow
 from fl_i2moe.metrics.markdown import table
 from fl_i2moe.model.kind import Places
 from fl_i2moe.model.kinds import places_in
@@ -50,7 +50,7 @@ def test_one_sample_as_in_figure_5(tmp_path, explanation):
         assert title in texts
     for expert in ("synergy", "redundancy"):
         for pair in explanation.pairs(expert, 3):
-            assert any(text.startswith(score_text(pair)) for text in texts)
+            assert score_text(pair) in " ".join(texts)
     check_page(figure)
     with Image.open(explanation.save(tmp_path / "film.png")) as picture:
         assert picture.format == "PNG"
@@ -59,7 +59,7 @@ def test_one_sample_as_in_figure_5(tmp_path, explanation):
 
 @pytest.mark.filterwarnings("error")
 def test_long_texts_foreign_letters_and_a_missing_picture(monkeypatch):
-    monkeypatch.setattr(sheet, "_MAX_LINES", 12)
+    monkeypatch.setattr(flow, "MAX_LINES", 12)
     row = make_row(text="x" * 90 + " 電影 🎬 $a$ " + "lorem ipsum dolor " * 20 + "the end")
     figure = draw_explanation(make_explanation(row))
     boxes = shown(figure)

@@ -64,7 +64,7 @@ def test_told_by_one_modality_alone():
     assert explanation.contributions.sum() == pytest.approx(explanation.logits[0] - explanation.logits[1])
     assert explanation.summary == (
         "“happy” is 2.34 logits ahead of the runner-up, “sad”, mostly from the text alone (+2.25). The image alone "
-        '(−0.01) adds next to nothing. Most important there: tokens “He”, “said” and “"<script>alert(1)</script>"”. '
+        '(−0.01) adds next to nothing. Most important there: words “He”, “said” and “"<script>alert(1)</script>"”. '
         "Pairs were not scored."
     )
 
@@ -82,11 +82,11 @@ def test_names_of_experts_are_no_findings():
 def test_several_experts_and_what_speaks_against():
     summary = told([[4.0], [2.0], [4.0], [-4.0]]).summary
     assert summary.startswith(
-        "The logit of “happy” is +1.50 (probability 0.818), mostly from the image alone (+1.00) and the expert named "
-        "“synergy” (+1.00); the other way goes the expert named “redundancy” (−1.00). Most important over all experts: "
-        "row 1, column 1 of the image; tokens “He”"
+        "The logit of “happy” is +1.50 (probability 0.818): the image alone (+1.00), the text alone (+0.50) and the "
+        "expert named “synergy” (+1.00) outweigh the expert named “redundancy” (−1.00). Most important over all experts"
+        ": row 1, column 1 of the image; words “He”"
     )
-    assert "the other way" not in told([[4.0], [4.0], [4.0], [-2.0]]).summary  # a sixth of what speaks for it
+    assert "outweigh" not in told([[4.0], [4.0], [4.0], [-2.0]]).summary  # a sixth of what speaks for it
     assert "spread over the image alone (+1.00), the text alone (+1.00) and the expert named “synergy” (+1.00)." in (
         told([[4.0], [4.0], [4.0], [-2.0]]).summary
     )
@@ -111,7 +111,7 @@ def test_a_regression_and_a_dense_model():
     dense.importance = {"dense": dense.importance[MIXTURE]}
     assert dense.summary == (
         "The logit of “happy” is +2.00 (probability 0.881). The model is one expert: how much each modality adds "
-        "is not known. Most important: row 1, column 1 of the image; tokens “He”, “said” and "
+        "is not known. Most important: row 1, column 1 of the image; words “He”, “said” and "
         '“"<script>alert(1)</script>"”. Pairs were not scored.'
     )
 

@@ -20,7 +20,9 @@ from ...model.kind_audio import AudioPlaces
 from ...model.kind_image import ImagePlaces
 from ...model.kind_tabular import TabularPlaces
 from ...model.kind_text import TextPlaces
-from .sheet import MUTED, Anchors, Flow, Sheet
+from ...model.words import direction
+from .flow import Flow
+from .sheet import MUTED, Anchors, Sheet
 from .sound_strip import SoundStrip, sound_uri
 
 PICTURE_PIXELS = 640
@@ -78,7 +80,7 @@ class ArrayDrawing(Generic[AnyPlaces]):
     def part(self, places: AnyPlaces, uri_id: str, marks: Marks) -> dict[str, Any]:
         """What the macro needs; `uri_id` is that of the picture that the page defines."""
         words = [_word(self.label(places, i), (i,), marks, places.name_of(i)) for i in marks.shown(places)]
-        return {"words": words, "long": False}
+        return {"words": words, "long": False, "dir": "ltr"}
 
     def block(self, places: AnyPlaces, width: float, size: float, leading: float) -> "TextBlock | PictureBlock":
         """On a figure."""
@@ -190,11 +192,12 @@ class TextDrawing(ArrayDrawing[TextPlaces]):
                 )
             else:
                 words.append({"text": text, "class": None})
-        return {"words": words, "long": marks.scores is not None and len(places.text) > LONG_TEXT}
+        is_long = marks.scores is not None and len(places.text) > LONG_TEXT
+        return {"words": words, "long": is_long, "dir": direction(places.text)}
 
     def block(self, places: TextPlaces, width: float, size: float, leading: float) -> "TextBlock":
         pieces = [(places.text[piece.start : piece.end], piece.indexes) for piece in places.pieces()]
-        return TextBlock(pieces, width, size, leading)
+        return TextBlock(pieces, width, size, leading, base=None)
 
     def question(self, places: TextPlaces) -> dict[str, Any]:
         read = max((piece.end for piece in places.pieces() if piece.indexes), default=0)

@@ -24,7 +24,9 @@ from .display import (
     score_text,
 )
 from .drawing import drawing_of
-from .sheet import INK, MUTED, Flow, Sheet, fit
+from .flow import Flow
+from .fonts import fit, missing_note
+from .sheet import INK, MUTED, Sheet
 
 
 def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
@@ -45,7 +47,10 @@ def draw_explanation(explanation: ExplanationData, top: int = 5) -> Figure:
     header, card_header = 48.0 + summary.height, 34.0
     cards_height = card_header + max(sum(block.height + 10 for block, *_ in card) for card in cards)
     boards_height = max((board.height for board in drawn), default=0.0)
-    notes = [Flow([(note, ())], width - 2 * margin, 8, 11) for note in explanation.notes]
+    texts = (x for places in explanation.modalities.values() for x in [getattr(places, "text", None)] if x)
+    lacking = missing_note([*texts, *explanation.label_names, explanation.sample_id])
+    said = [*explanation.notes, *filter(None, [lacking])]
+    notes = [Flow([(note, ())], width - 2 * margin, 8, 11) for note in said]
     end = margin + header + cards_height + (boards_height + 22 if drawn else 0)
     height = end + sum(note.height for note in notes) + margin
 
@@ -107,7 +112,13 @@ class _Board:
             for side in (True, False)
         )
         self.found = Flow([(found_text(explanation, expert), ())], width - self.text_left, 8.5, 12)
-        self.height = 22 + max(left, self.texts + 8 + self.found.height + 13.5 * len(self.pairs))
+        self.rows = [self._row(pair, width - self.text_left - 16) for pair in self.pairs]
+        self.height = 22 + max(left, self.texts + 8 + self.found.height + sum(row.height for row in self.rows))
+
+    def _row(self, pair: Pair, width: float) -> Flow:
+        ends = sorted((pair.first, pair.second), key=lambda end: end.token is None)
+        names = " ↔ ".join(end_name(self.explanation, end) for end in ends)
+        return Flow([(f"{names}: {score_text(pair)}", ())], width, 8.5, 11)
 
     def draw(self, sheet: Sheet, left: float, top: float, color: str) -> None:
         kind = SCORE_TITLES[kind_of_expert(self.expert)]
@@ -126,13 +137,11 @@ class _Board:
             tone = color if pair.is_found else MUTED
             self._link(sheet, pair, rank, left + self.text_left - 7, anchors, tone)
         self.found.draw(sheet, left + self.text_left, top + 26 + self.texts)
-        for rank, pair in enumerate(self.pairs, 1):
-            y = top + 30 + self.texts + self.found.height + 13.5 * (rank - 0.5)
-            ends = sorted((pair.first, pair.second), key=lambda end: end.token is None)
-            line = f"{score_text(pair)}   {' ↔ '.join(end_name(self.explanation, end) for end in ends)}"
-            sheet.badge(left + self.text_left, y - 4.5, str(rank))
-            tone = INK if pair.is_found else MUTED
-            sheet.text(left + self.text_left + 16, y, fit(line, 8.5, self.width - self.text_left - 16), 8.5, color=tone)
+        y = top + 30 + self.texts + self.found.height
+        for rank, (pair, row) in enumerate(zip(self.pairs, self.rows, strict=True), 1):
+            sheet.badge(left + self.text_left, y + 1, str(rank))
+            row.draw(sheet, left + self.text_left + 16, y, ink=INK if pair.is_found else MUTED)
+            y += row.height
 
     def _link(
         self, sheet: Sheet, pair: Pair, rank: int, gutter: float, anchors: Mapping[tuple[str, int], Any], color: str

@@ -8,7 +8,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from ...metrics.figures import expert_colors, expert_title
 from ..explanation_data import ExplanationData, Pair
 from ..interactions import kind_of_expert
-from ..wording import end_name, listed, modality_title, signed, standing
+from ..wording import end_name, feature_name, listed, modality_title, signed, standing
 from .display import (
     METHOD_TITLES,
     MIXTURE_COLOR,
@@ -103,10 +103,11 @@ class _Page:
             scores = self.explanation.importance[name][modality]
             best = self.explanation.top_features(name, modality, SHOWN_FEATURES)
             noun = self.explanation.modalities[modality].noun
-            strongest = "; ".join(f"{feature.name} ({score:.2f})" for feature, score in best) or "none"
+            named = [(feature_name(self.explanation, modality, x.index), f"{score:.2f}") for x, score in best]
+            strongest = "; ".join(f"{feature} ({score})" for feature, score in named) or "none"
             part = self._part(modality, "gray", Marks(feature_ranks(self.explanation, name, modality), scores))
             part["label"] = f"{part['title']} under its heat map. Strongest {noun}: {strongest}"
-            parts.append(part | {"strongest": [(feature.name, f"{score:.2f}") for feature, score in best]})
+            parts.append(part | {"strongest": named})
         unread = [modality_title(x) for x in self.explanation.modalities if x not in read]
         facts += [f"does not read the {listed(unread)}"] if unread else []
         subtitle = " · ".join(facts) or "importance averaged over the experts by their weights"
