@@ -185,12 +185,20 @@ def test_the_index_links_every_page(tmp_path, explanation):
     )
     page = Page((tmp_path / "index.html").read_text())
     assert page.open == []
-    assert [x["href"] for x in page.find("a")] == ["faithfulness.png", "samples/film-1.html"]
+    # the samples come before what was measured on them
+    links = [x["href"] for x in page.find("a")]
+    assert links == ["#part-1", "#part-2", "samples/film-1.html", "faithfulness.png"]
+    assert {x[1:] for x in links if x.startswith("#")} <= {x["id"] for x in page.elements if "id" in x}
     assert all(not re.match(r"[a-z]+://|/", x) for x in references(page))
-    assert page.find("img")[0]["alt"] == "drops by 0.1"
+    assert page.find("img")[-1]["alt"] == "drops by 0.1"
+    assert page.text("p", "excerpt") == [SENTENCE]
+    standing_of = "predicted and true" if explanation.predicted_classes == [1] else "true, but not predicted"
+    assert f"for film <1> {standing_of}" in page.text("li")[1]
     assert page.text("td") == ["0.5"]
     assert page.text("h1") == ["Run <1>"]
-    assert "Predicted: " + ", ".join(entries[0].predicted or ["none"]) in page.text("p")
+    # of the classes without a page, too, it says what they are
+    rest = [index for index in explanation.predicted_classes + explanation.true_classes if index != 1]
+    assert all(explanation.label_names[index] in page.text("p", "numbers")[0] for index in rest)
 
 
 def test_numbers_as_people_read_them():

@@ -21,8 +21,10 @@ class ExplainArguments:
     num_samples: int | None = option(64, "Samples to explain, from the start of the split.", at_least=1)
     sample_ids: list[str] = option([], "Explain these samples instead.")
     num_pages: int | None = option(None, "How many of the samples get pages and figures; all if not given.", at_least=0)
-    classes: Literal["true", "best"] = option(
-        "true", "Explain each true class of a sample, or of these the one with the highest logit."
+    classes: Literal["predicted_and_true", "true", "best"] = option(
+        "predicted_and_true",
+        "Explain each class of a sample that is predicted or true, each true class, or of the true ones the one with "
+        "the highest logit.",
     )
     output_dir: str | None = option(None, "Folder of the explanations; `explanations` in the model's if not given.")
     overwrite: bool = option(False, "Replace the explanations in --output_dir.")

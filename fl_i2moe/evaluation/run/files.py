@@ -51,5 +51,5 @@ PAIR_MASKING = {
 }
 """Expert → what [`~fl_i2moe.evaluation.pairs.pair_masking_table`] gives."""
 
-MEASURED = {"id": str, "target": str, "pages": [str], "experts?": {str: dict}}
-"""What was measured on one sample."""
+MEASURED = {"id": str, "target": str, "predicted?": [str], "pages": [str], "experts?": {str: dict}}
+"""What was measured on one sample; what it is predicted to be, which runs of version 0.1.0 did not write."""

@@ -14,6 +14,7 @@ from ...explain.interactions import kind_of_expert
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
+from ...explain.wording import standing
 from ...metrics.figures import expert_colors, expert_title, metric_title, save_figure
 from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
@@ -28,7 +29,9 @@ from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_m
 from .files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING_FILE
 from .sample import Sample
 
-THUMBNAIL_PIXELS = 160
+THUMBNAIL_PIXELS = 64
+EXCERPT = 160
+"""Characters of a text that stand in the list of samples."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,15 @@ class IndexEntry:
     pages: dict[str, str]
     """Class → relative link to the page that explains it."""
 
+    standings: dict[str, str]
+    """Class → whether it is predicted or true, in words."""
+
     weights: list[float]
     thumbnail: str | None = None
     """Data URI."""
+
+    excerpts: Sequence[str] = ()
+    """Beginnings of its texts."""
 
     notes: Sequence[str] = ()
     """See `Explanation.notes`."""
@@ -54,6 +63,7 @@ class IndexEntry:
         """From the explanations of one sample, one for each explained class, and the relative links to their pages."""
         first = explanations[0]
         pictures = (drawing_of(x).thumbnail(x, THUMBNAIL_PIXELS) for x in first.modalities.values())
+        texts = filter(None, (drawing_of(x).excerpt(x, EXCERPT) for x in first.modalities.values()))
         picture = next((picture for picture in pictures if picture is not None), None)
         return cls(
             sample_id=first.sample_id,
@@ -61,8 +71,10 @@ class IndexEntry:
             true=[first.label_names[index] for index in first.true_classes],
             predicted=[first.label_names[index] for index in first.predicted_classes],
             pages={x.target_name: page for x, page in zip(explanations, pages, strict=True)},
+            standings={x.target_name: standing(x) for x in explanations},
             weights=first.expert_weights.tolist(),
             thumbnail=None if picture is None else data_uri(picture, 70),
+            excerpts=list(texts),
             notes=first.notes,
         )
 

@@ -52,6 +52,15 @@ class Sample:
         """What was measured, and the classes that have pages; None before that."""
         return read_json(self.measured, MEASURED) if self.measured.is_file() else None
 
+    def classes_due(self, target: str, predicted: Sequence[str] | None) -> list[str] | None:
+        """Names of the classes that pages are due for, where the `target` is what `explain` takes by default; None
+        where that depends on what is `predicted` and this is not known."""
+        names, classes = self.cache.label_names, self.arguments.classes
+        true = [names[index] for index in true_targets(self.labels, self.cache.problem_type)]
+        if classes == "predicted_and_true" and self.cache.problem_type != "regression":
+            return None if predicted is None else list(dict.fromkeys([*predicted, *true])) or [target]
+        return [target] if classes == "best" or not true else true
+
     def page(self, class_name: str) -> Path:
         return self.arguments.folder / "samples" / f"{self.file_name}-{self.class_file_names[class_name]}.html"
 
@@ -84,10 +93,9 @@ def file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str,
 def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None:
     """Writes the sample's pages and what it gives to the measurements, unless they are there."""
     arguments, record = sample.arguments, sample.record()
-    wanted = true_targets(sample.labels, sample.cache.problem_type) if arguments.classes == "true" else []
     if record is not None:
-        due = [sample.cache.label_names[index] for index in wanted] or [record["target"]]
-        if not with_page or set(due) <= set(record["pages"]):
+        due = sample.classes_due(record["target"], record.get("predicted"))
+        if not with_page or (due is not None and set(due) <= set(record["pages"])):
             return
     row = sample.cache.splits[arguments.split][sample.number]
     how: dict[str, Any] = {
@@ -101,20 +109,21 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
         "sample_number": sample.number,
     }
     explanation = explain(model, row, **how)
+    predicted = [explanation.label_names[index] for index in explanation.predicted_classes]
     pages = record["pages"] if record else []
     if with_page:
-        others = [index for index in wanted if index != explanation.target]
-        for one in (explanation, *(explain(model, row, index, **how) for index in others)):
-            page = sample.page(one.target_name)
+        for name in sample.classes_due(explanation.target_name, predicted):
+            one = explanation if name == explanation.target_name else explain(model, row, name, **how)
+            page = sample.page(name)
             one.save(page, index_href="../index.html")
             one.save(page.with_suffix(".png"))
             one.save(page.with_suffix(".json"))
-            pages = list(dict.fromkeys([*pages, one.target_name]))
+            pages = list(dict.fromkeys([*pages, name]))
     if record is None:
         record = {"id": sample.sample_id, "target": explanation.target_name}
         if arguments.interactions != "none":
             record["experts"] = _measure_pairs(model, sample, row, explanation)
-    write_json(sample.measured, record | {"pages": pages})
+    write_json(sample.measured, record | {"predicted": predicted, "pages": pages})
 
 
 def _measure_pairs(

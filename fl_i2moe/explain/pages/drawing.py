@@ -92,6 +92,10 @@ class ArrayDrawing(Generic[AnyPlaces]):
         """A small picture of the sample."""
         return None
 
+    def excerpt(self, places: AnyPlaces, characters: int) -> str:
+        """The beginning of what it says, by which people know the sample again; empty where it says nothing."""
+        return ""
+
     def question(self, places: AnyPlaces) -> dict[str, Any]:
         """What readers of a questionnaire see of it."""
         return {"num_features": places.num_features}
@@ -199,6 +203,9 @@ class TextDrawing(ArrayDrawing[TextPlaces]):
         pieces = [(places.text[piece.start : piece.end], piece.indexes) for piece in places.pieces()]
         return TextBlock(pieces, width, size, leading, base=None)
 
+    def excerpt(self, places: TextPlaces, characters: int) -> str:
+        return _shortened(" ".join(places.text.split()), characters)
+
     def question(self, places: TextPlaces) -> dict[str, Any]:
         read = max((piece.end for piece in places.pieces() if piece.indexes), default=0)
         rest = places.text[read:]
@@ -212,6 +219,10 @@ class TabularDrawing(ArrayDrawing[TabularPlaces]):
 
     def label(self, places: TabularPlaces, index: int) -> str:
         return places.name_of(index)
+
+    def excerpt(self, places: TabularPlaces, characters: int) -> str:
+        text = self.separator.join(places.name_of(index) for index in range(places.num_features))
+        return _shortened(text, characters)
 
     def question(self, places: TabularPlaces) -> dict[str, Any]:
         return {"text": "\n".join(places.name_of(index) for index in range(places.num_features)), "rest": ""}
@@ -245,6 +256,10 @@ def data_uri(picture: Image.Image, quality: int) -> str:
 def faded(picture: Image.Image) -> Image.Image:
     """In greys from two fifths up to white, on which a colour shows also where the picture is black."""
     return picture.convert("L").point([105 + round(level * 150 / 255) for level in range(256)])
+
+
+def _shortened(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters].rstrip()}…"
 
 
 def lowered_badges(view: Any, ranks: Mapping[int, str]) -> dict[int, int]:
