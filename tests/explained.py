@@ -10,7 +10,8 @@ from fl_i2moe.cache import build_cache
 from fl_i2moe.explain import Explanation
 from fl_i2moe.explain.attribution import MIXTURE
 from fl_i2moe.explain.game import Player
-from fl_i2moe.explain.interactions import PairTable, cross_modal_pairs
+from fl_i2moe.explain.interactions import cross_modal_pairs
+from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.model.kinds import places_in
 
 SENTENCE = 'He said "<script>alert(1)</script>" & left. The rest was cut'

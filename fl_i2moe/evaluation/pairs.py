@@ -18,7 +18,7 @@ from torch import Tensor
 from ..explain.attribution import count_share
 from ..explain.feature_game import keep_without
 from ..explain.inputs import Inputs
-from ..explain.interactions import PairTable
+from ..explain.pair_table import PairTable
 from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, plain, resample, spread, with_interval
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, compute_metrics
 from ..metrics.weighted import weighted_metrics

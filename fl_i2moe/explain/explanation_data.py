@@ -12,7 +12,7 @@ from ..model.kind_image import Box
 from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
 from ..utils.checked_json import check_json
-from .interactions import PairKind, PairTable, kind_of_expert
+from .pair_table import PairKind, PairTable, kind_of_expert
 from .summary import summarise
 
 FORMAT_VERSION = 1
@@ -32,6 +32,7 @@ _SAVED_PAIRS = {
     "evaluations": int,
     "estimator": str,
     "seed": (int, None),
+    "note?": str,
 }
 _SAVED_PLACES: dict[Any, Any] = {
     "kind": str,

@@ -16,22 +16,18 @@ estimate is consistent, not unbiased.
 Shapes: N players, P pairs, D draws of a coalition for a pair, R = D·P, S coalitions.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..metrics.summaries import from_plain, plain
 from ..metrics.tasks import FloatArray, IntArray
-from .game import CachedValues, Game, Player, ValueFunction
+from .adaptive import score_to_error
+from .game import CachedValues, Game, ValueFunction
 from .intervals import Estimates, with_intervals
-
-PairKind = Literal["sii", "redundancy", "redundancy_both"]
-"""The Shapley interaction index, positive for synergy; the redundancy gap as published; its variant that requires both
-ends to be useful."""
+from .pair_table import PairKind, PairTable
 
 MAX_EXACT_PLAYERS = 16
 DRAWS_PER_CALL = 4096
@@ -39,118 +35,6 @@ DRAWS_PER_CALL = 4096
 
 ROUNDING = float(np.finfo(np.float32).eps)
 """Of a game's largest value: where players only add up, differences are what models round."""
-
-
-def kind_of_expert(expert: str) -> PairKind:
-    """The score that an expert's pairs are ranked by: the redundancy gap for redundancy, the index for all others."""
-    return "redundancy" if expert == "redundancy" else "sii"
-
-
-@dataclass(frozen=True)
-class PairTable:
-    """Scores of P pairs of a game's players, and what they rest on."""
-
-    pairs: IntArray
-    """(P, 2) players, by their numbers."""
-
-    scores: dict[PairKind, FloatArray]
-    """Kind → (P,)."""
-
-    standard_errors: dict[PairKind, FloatArray]
-    """Kind → (P,), of the pair's own draws; 0 where the score was enumerated, NaN where there is one coalition only. Of
-    a gap, by the jackknife."""
-
-    num_coalitions: IntArray
-    """(P,) coalitions that a pair's means are over."""
-
-    evaluations: int
-    """Distinct coalitions whose value was asked for."""
-
-    estimator: str
-    seed: int | None
-    players: tuple[Player, ...] = ()
-    """Of an estimator's own table, whose players are mere numbers, none."""
-
-    intervals: dict[PairKind, FloatArray] = field(default_factory=dict)
-    """Kind → (P, 2), 95 % intervals; points where the score was enumerated. NaN where there are none: with one
-    coalition, or in a table that was saved before there were any."""
-
-    shapley: Estimates | None = None
-    """Of the N players, their Shapley values in the whole game, NaN for a player in no pair; None in a table that was
-    saved before there were any."""
-
-    def __post_init__(self) -> None:
-        missing = {kind: np.full((len(self.pairs), 2), np.nan) for kind in self.scores if kind not in self.intervals}
-        object.__setattr__(self, "intervals", self.intervals | missing)
-
-    @property
-    def ends(self) -> list[tuple[Player, Player]]:
-        """The players of each pair."""
-        return [(self.players[first], self.players[second]) for first, second in self.pairs.tolist()]
-
-    def score(self, kind: str) -> FloatArray:
-        """(P,); `ValueError` for a kind that was not scored."""
-        if kind not in self.scores:
-            raise ValueError(f"there is no score {kind!r}; there are {', '.join(self.scores)}")
-        return self.scores[kind]
-
-    def found(self, kind: PairKind) -> bool:
-        """Whether any pair's interval leaves out 0."""
-        low, high = self.intervals[kind].T
-        return bool(((low > 0) | (high < 0)).any())
-
-    def select(self, rows: NDArray[Any]) -> "PairTable":
-        """With some of the pairs: their places, or booleans (P,)."""
-        return replace(
-            self,
-            pairs=self.pairs[rows],
-            scores={kind: x[rows] for kind, x in self.scores.items()},
-            standard_errors={kind: x[rows] for kind, x in self.standard_errors.items()},
-            intervals={kind: x[rows] for kind, x in self.intervals.items()},
-            num_coalitions=self.num_coalitions[rows],
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with None for NaN. Labels of players, and players in no pair, are left out."""
-        shapley = None
-        if self.shapley is not None:
-            numbers = np.unique(self.pairs)
-            rows = zip([self.players[i] for i in numbers], plain(self.shapley.columns[numbers]), strict=True)
-            shapley = [[player.modality, player.place, *row] for player, row in rows]
-        return {
-            "ends": [[u.modality, u.place, v.modality, v.place] for u, v in self.ends],
-            "scores": {kind: plain(x) for kind, x in self.scores.items()},
-            "standard_errors": {kind: plain(x) for kind, x in self.standard_errors.items()},
-            "intervals": {kind: plain(x) for kind, x in self.intervals.items()},
-            "shapley": shapley,
-            "num_coalitions": self.num_coalitions.tolist(),
-            "evaluations": self.evaluations,
-            "estimator": self.estimator,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PairTable":
-        """The inverse of [`to_dict`]. Where all cross-modal pairs are there, players have their old numbers."""
-        first, second = ([Player(end[i], _as_place(end[i + 1])) for end in values["ends"]] for i in (0, 2))
-        players = tuple(dict.fromkeys(first + second))
-        numbers = {player: number for number, player in enumerate(players)}
-        shapley = None
-        if saved := values.get("shapley"):
-            columns = np.full((len(players), 4), np.nan)
-            for modality, place, *row in saved:
-                columns[numbers[Player(modality, _as_place(place))]] = from_plain(row)
-            shapley = Estimates.from_columns(columns)
-        return cls(
-            pairs=np.array([[numbers[u], numbers[v]] for u, v in zip(first, second, strict=True)], np.int64),
-            scores={kind: from_plain(x) for kind, x in values["scores"].items()},
-            standard_errors={kind: from_plain(x) for kind, x in values["standard_errors"].items()},
-            num_coalitions=np.array(values["num_coalitions"], dtype=np.int64),
-            players=players,
-            intervals={kind: _limits(x) for kind, x in values.get("intervals", {}).items()},
-            shapley=shapley,
-            **{name: values[name] for name in ("evaluations", "estimator", "seed")},
-        )
 
 
 def cross_modal_pairs(modalities: Sequence[str]) -> IntArray:
@@ -169,6 +53,9 @@ def score_pairs(
     estimator: str = "shared_context",
     num_coalitions: int = 16,
     seed: int = 0,
+    target_error: float | None = None,
+    max_coalitions: int = 256,
+    kind: PairKind = "sii",
 ) -> PairTable:
     """
     Scores pairs of a game's players, (P, 2) by their numbers; all between modalities if not given.
@@ -176,16 +63,26 @@ def score_pairs(
     Args:
         estimator: a name from `ESTIMATORS`; all but `exact` draw `num_coalitions` per pair.
         seed: of the coalitions, see [`sample_seed`].
+        target_error: how well the strongest pairs by `kind` are to be known, see [`score_to_error`]: half the length of
+            their intervals, in the unit of the game's values (0.1 logits are at most 2.5 points of a probability).
+            Pairs that may be among them get more coalitions, at most `max_coalitions`; `PairTable.note` says where
+            that was not enough.
 
     Raises:
-        ValueError: an unknown estimator; an invalid pair, or no pair.
+        ValueError: an unknown estimator; an invalid pair, or no pair; what [`score_to_error`] raises.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"there is no estimator {estimator!r}; there are {', '.join(ESTIMATORS)}")
     if pairs is None:
         pairs = cross_modal_pairs([player.modality for player in game.players])
-    table = ESTIMATORS[estimator](game, game.num_players, pairs, num_coalitions=num_coalitions, seed=seed)
-    return replace(table, players=game.players)
+    value = CachedValues(game, game.num_players)
+    estimate = partial(ESTIMATORS[estimator], value, game.num_players)
+    if target_error is None or estimator == "exact":
+        table = estimate(pairs, num_coalitions, seed)
+    else:
+        checked = _checked_pairs(pairs, game.num_players)
+        table = score_to_error(estimate, checked, num_coalitions, seed, kind, target_error, max_coalitions)
+    return replace(table, evaluations=value.evaluations, players=game.players)
 
 
 def sample_seed(seed: int, number: int) -> int:
@@ -390,12 +287,3 @@ def _terms(values: FloatArray, sizes: IntArray, num_players: int) -> FloatArray:
     with_partner = (sizes + 1) / num_players * interaction
     gains = gain_u + with_partner, gain_v + with_partner
     return np.stack([interaction, np.abs(gain_both - best), published, both, *gains], axis=1)
-
-
-def _limits(saved: Sequence[Sequence[float | None]]) -> FloatArray:
-    return np.array([from_plain(x) for x in saved]).reshape(-1, 2)
-
-
-def _as_place(value: Any) -> Any:
-    """JSON makes lists of tuples."""
-    return tuple(map(_as_place, value)) if isinstance(value, list) else value

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..metrics.tasks import FloatArray
 from .attribution import MIXTURE
-from .interactions import kind_of_expert
+from .pair_table import kind_of_expert
 from .wording import end_name, isolated, listed, modality_title, probability_text, quoted, signed, whole_word
 
 if TYPE_CHECKING:

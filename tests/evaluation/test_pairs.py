@@ -20,7 +20,8 @@ from fl_i2moe.evaluation.pairs import (
 from fl_i2moe.explain.attribution import top_features
 from fl_i2moe.explain.game import Player
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import PairTable, cross_modal_pairs
+from fl_i2moe.explain.interactions import cross_modal_pairs
+from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.metrics.tasks import compute_metrics
 
 PLAYERS = (*(Player("text", i) for i in (1, 2, 3)), *(Player("image", i) for i in (0, 1, 2)))

@@ -12,11 +12,11 @@ from test_report import Page, render_page
 
 from fl_i2moe.evaluation.run.figures import draw_alignment, draw_faithfulness, pair_masking_rows
 from fl_i2moe.explain.game import Player
-from fl_i2moe.explain.interactions import PairTable
 from fl_i2moe.explain.pages import flow
 from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.flow import Flow
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
+from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.metrics.markdown import table
 from fl_i2moe.model.kind import Places
 from fl_i2moe.model.kinds import places_in

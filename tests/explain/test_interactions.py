@@ -18,7 +18,6 @@ from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import (
     ESTIMATORS,
-    PairTable,
     cross_modal_pairs,
     exact,
     per_pair,
@@ -26,6 +25,7 @@ from fl_i2moe.explain.interactions import (
     score_pairs,
     shared_context,
 )
+from fl_i2moe.explain.pair_table import PairTable
 
 SAMPLING = [per_pair, shared_context]
 

@@ -10,15 +10,9 @@ from scipy import stats
 
 from fl_i2moe.explain import Explanation
 from fl_i2moe.explain.game import Game, Player
-from fl_i2moe.explain.interactions import (
-    PairTable,
-    cross_modal_pairs,
-    exact,
-    per_pair,
-    score_pairs,
-    shared_context,
-)
+from fl_i2moe.explain.interactions import cross_modal_pairs, exact, per_pair, score_pairs, shared_context
 from fl_i2moe.explain.intervals import with_intervals
+from fl_i2moe.explain.pair_table import PairTable
 
 MODALITIES = ["a"] * 4 + ["b"] * 4
 PAIRS = cross_modal_pairs(MODALITIES)

@@ -11,8 +11,8 @@ from explained import make_explainable, make_explanation
 from fl_i2moe.explain import Explanation
 from fl_i2moe.explain import explain as explain_sample
 from fl_i2moe.explain.attribution import MIXTURE
-from fl_i2moe.explain.interactions import PairTable
 from fl_i2moe.explain.pages.sample_page import render_page
+from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.explain.wording import isolated, standing
 
 explain = partial(explain_sample, units="features", interactions=None)

@@ -12,7 +12,8 @@ from tiny_models import make_batch, make_config, make_model
 from fl_i2moe.evaluation.pairs import pair_curves, pair_masking_table
 from fl_i2moe.explain.game import Game, Player
 from fl_i2moe.explain.inputs import Inputs
-from fl_i2moe.explain.interactions import PairTable, score_pairs
+from fl_i2moe.explain.interactions import score_pairs
+from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.metrics.summaries import (
     area_under,
     describe_draws,

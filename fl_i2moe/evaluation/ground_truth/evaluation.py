@@ -21,7 +21,8 @@ from ...cache.batching import FeatureRows
 from ...explain.attribution import MIXTURE, evaluating, mixture_importance
 from ...explain.explain_sample import UNITS, described, most_players
 from ...explain.inputs import Inputs, feature_batch
-from ...explain.interactions import PairTable, sample_seed, score_pairs
+from ...explain.interactions import sample_seed, score_pairs
+from ...explain.pair_table import PairTable
 from ...explain.players import strongest_players
 from ...metrics.summaries import resample, weighted_means
 from ...metrics.tasks import FloatArray

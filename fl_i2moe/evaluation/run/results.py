@@ -10,10 +10,10 @@ import numpy as np
 from ...cache import FeatureCache
 from ...explain.attribution import universe_method
 from ...explain.explanation import Explanation
-from ...explain.interactions import kind_of_expert
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
+from ...explain.pair_table import kind_of_expert
 from ...explain.wording import standing
 from ...metrics.figures import expert_colors, expert_title, metric_title, save_figure
 from ...metrics.markdown import table

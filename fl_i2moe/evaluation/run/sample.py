@@ -18,7 +18,8 @@ from ...explain.explain_sample import explain, true_targets
 from ...explain.explanation import Explanation
 from ...explain.feature_game import feature_game
 from ...explain.inputs import Inputs, feature_batch
-from ...explain.interactions import kind_of_expert, sample_seed, score_pairs
+from ...explain.interactions import sample_seed, score_pairs
+from ...explain.pair_table import kind_of_expert
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.checked_json import read_json
 from ...utils.files import write_json

@@ -7,7 +7,7 @@ from ...metrics.figures import expert_title
 from ...model.kind import Places
 from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Pair
-from ..interactions import PairKind
+from ..pair_table import PairKind
 from ..summary import by_chance
 from ..wording import isolated, number, quoted, signed
 from .drawing import drawing_of

@@ -10,7 +10,7 @@ from matplotlib.path import Path as Outline
 from ...metrics.figures import expert_colors, expert_title
 from ...metrics.tasks import FloatArray
 from ..explanation_data import ExplanationData, Pair
-from ..interactions import kind_of_expert
+from ..pair_table import kind_of_expert
 from ..wording import end_name, probability_text, quoted, standing
 from .display import (
     METHOD_NAMES,

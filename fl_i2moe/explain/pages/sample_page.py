@@ -7,7 +7,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from ...metrics.figures import expert_colors, expert_title
 from ..explanation_data import ExplanationData, Pair
-from ..interactions import kind_of_expert
+from ..pair_table import kind_of_expert
 from ..wording import end_name, feature_name, listed, modality_title, signed, standing
 from .display import (
     METHOD_TITLES,
