@@ -10,6 +10,7 @@ Shapes: N players, P pairs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,19 +46,20 @@ def score_to_error(
     values are the first stage's. A gap is a ratio in each half, biased by the order of one over its coalitions.
 
     Args:
-        num_coalitions: of the first stage, for all pairs.
+        num_coalitions: of the first stage, for all pairs; of an odd number one less.
         target_error: half the length of an interval, in the scores' unit.
         max_coalitions: for a pair.
 
     Raises:
         ValueError: an error that is not positive; fewer than 4 coalitions, or more than the maximum.
     """
-    if not isinstance(target_error, int | float) or not 0 < target_error < np.inf:
+    if not isinstance(target_error, Real) or not 0 < target_error < np.inf:
         raise ValueError(f"target_error must be a positive number, got {target_error!r}")
-    if not 4 <= num_coalitions <= max_coalitions:
+    whole = isinstance(num_coalitions, Integral) and isinstance(max_coalitions, Integral)
+    if not whole or not 4 <= num_coalitions <= max_coalitions:
         raise ValueError(
-            f"with target_error, num_coalitions is the first stage's: it must be 4 to max_coalitions, which is "
-            f"{max_coalitions}, got {num_coalitions}"
+            f"with target_error, num_coalitions is the first stage's: a whole number from 4 to max_coalitions, which "
+            f"is {max_coalitions!r}, got {num_coalitions!r}"
         )
     seeds = np.random.SeedSequence(seed).generate_state(4).tolist()
     first = [estimate(pairs, num_coalitions // 2, x) for x in seeds[:2]]

@@ -44,7 +44,7 @@ class CachedValues:
     def __call__(self, coalitions: ArrayLike) -> NDArray[np.float64]:
         """
         Coalitions (S, N), booleans or 0 and 1, → values (S,). A single one may be (N,), as shapiq asks. `ValueError`
-        for another shape or other values.
+        for another shape or other values, or where the game's values are not finite.
         """
         array = np.asarray(coalitions)
         array = array[None] if array.ndim == 1 else array
@@ -56,8 +56,13 @@ class CachedValues:
         keys = [row.tobytes() for row in np.packbits(asked, axis=1)]
         new = {key: row for row, key in enumerate(keys) if key not in self._values}
         if new:
-            values = self._value(asked[list(new.values())])
-            self._values.update(zip(new, np.asarray(values, np.float64).tolist(), strict=True))
+            rows = asked[list(new.values())]
+            values = np.asarray(self._value(rows), np.float64)
+            if not np.isfinite(values).all():
+                wrong = int(np.isfinite(values).argmin())
+                players = np.flatnonzero(rows[wrong]).tolist()
+                raise ValueError(f"a game's values must be finite, that of players {players} is {values[wrong]}")
+            self._values.update(zip(new, values.tolist(), strict=True))
         return np.array([self._values[key] for key in keys], np.float64)
 
 

@@ -173,8 +173,8 @@ def _checked_pairs(pairs: ArrayLike, num_players: int, num_coalitions: int = 1) 
         raise ValueError(f"pairs must lie in 0 to {num_players - 1}, got {array.min()} to {array.max()}")
     if (same := array[:, 0] == array[:, 1]).any():
         raise ValueError(f"a pair needs two players, got {array[same][0].tolist()}")
-    if num_coalitions < 1:
-        raise ValueError(f"num_coalitions must be at least 1, got {num_coalitions}")
+    if not isinstance(num_coalitions, int | np.integer) or num_coalitions < 1:
+        raise ValueError(f"num_coalitions must be a whole number, at least 1, got {num_coalitions!r}")
     return array.astype(np.int64)
 
 

@@ -77,7 +77,11 @@ class PairTable:
         return self.scores[kind]
 
     def found(self, kind: PairKind) -> bool:
-        """Whether any pair's interval leaves out 0."""
+        """
+        Whether any pair's interval leaves out 0. The intervals are those of single pairs: of many that do not interact,
+        1 in 20 leaves out 0 by chance.
+        """
+        self.score(kind)
         low, high = self.intervals[kind].T
         return bool(((low > 0) | (high < 0)).any())
 

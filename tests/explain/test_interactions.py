@@ -381,7 +381,7 @@ def test_pairs_that_are_none(estimator, pairs, message):
 
 @pytest.mark.parametrize("estimator", SAMPLING)
 def test_no_coalitions(estimator):
-    with pytest.raises(ValueError, match="num_coalitions must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_coalitions must be a whole number, at least 1, got 0"):
         estimator(table_game(4, 0), 4, [(0, 1)], 0, 0)
     with pytest.raises(ValueError, match="no score 'SII'; there are sii, redundancy, redundancy_both"):
         estimator(table_game(4, 0), 4, [(0, 1)], 1, 0).score("SII")
@@ -426,6 +426,20 @@ def test_bad_games():
         score_pairs(Game(len, numbered(4)), estimator="all")
     with pytest.raises(ValueError, match="no pair between modalities"):
         score_pairs(Game(len, [Player("text", 1), Player("text", 2)]))
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(estimator, number):
+    game = Game(lambda s: np.where(s[:, 1] & s[:, 2], number, 0), numbered(4))
+    with pytest.raises(ValueError, match=rf"must be finite, that of players \[.*1, 2.*\] is {number}"):
+        score_pairs(game, estimator=estimator, num_coalitions=8)
+
+
+@pytest.mark.parametrize("number", [2.5, "4", None])
+def test_parts_of_coalitions(number):
+    with pytest.raises(ValueError, match=f"a whole number, at least 1, got {number!r}"):
+        score_pairs(Game(lambda s: s.sum(axis=1), numbered(4)), num_coalitions=number)
 
 
 def test_samples_have_seeds_of_their_own():

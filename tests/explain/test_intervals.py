@@ -151,6 +151,8 @@ def test_intervals_are_selected_saved_and_loaded():
     assert np.isnan(older.intervals["sii"]).all()
     assert older.shapley is None
     assert not older.found("sii")
+    with pytest.raises(ValueError, match="no score 'SII'"):
+        older.found("SII")
     assert PairTable.from_dict(older.to_dict()).shapley is None
 
 
