@@ -197,7 +197,7 @@ class ExplanationData:
         if self.problem_type == "single_label_classification":
             odds = np.exp(logits - logits.max())
             return odds / odds.sum()
-        return 1 / (1 + np.exp(-logits))
+        return 1 / (1 + np.exp(-logits.clip(-700, 700)))
 
     @property
     def predicted_classes(self) -> list[int]:

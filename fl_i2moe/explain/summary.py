@@ -58,14 +58,17 @@ def _carriers(explanation: "ExplanationData", leading: Sequence[int]) -> list[st
     agreeing, opposed = (
         [e for e in np.argsort(-sign * parts, kind="stable").tolist() if sign * parts[e] > 0] for sign in (side, -side)
     )
+    named = leading
     if abs(parts[opposed].sum()) >= OPPOSING * abs(parts[agreeing].sum()):
+        named = agreeing + opposed
         verb = "outweighs" if len(agreeing) == 1 else "outweigh"
         sentence = f"{told}: {_named(explanation, agreeing)} {verb} {_named(explanation, opposed)}"
     elif len(leading) < 3:
         sentence = f"{told}, mostly from {_named(explanation, leading)}"
     else:
         sentence = f"{told}, spread over {_named(explanation, leading)}"
-    little = [e for e, part in enumerate(parts) if _only(explanation, e) and abs(part) < NEGLIGIBLE * size]
+    rest = [e for e in range(len(parts)) if e not in named and _only(explanation, e)]
+    little = [e for e in rest if abs(parts[e]) < NEGLIGIBLE * size]
     sentences = [f"{sentence}."]
     if little:
         more = _named(explanation, little)
@@ -76,10 +79,12 @@ def _carriers(explanation: "ExplanationData", leading: Sequence[int]) -> list[st
 def _prediction(explanation: "ExplanationData") -> str:
     target, logit = quoted(explanation.target_name), float(explanation.logits[explanation.target])
     if explanation.problem_type == "regression":
-        return f"The model says {signed(logit).lstrip('+')} for {target}"
+        return f"The model says {logit:.4g} for {target}".replace("-", "−", 1 if logit < 0 else 0)
     if explanation.rival is None:
         return f"The logit of {target} is {signed(logit, 2)} (probability {probability_text(explanation)})"
     lead, rival = logit - float(explanation.logits[explanation.rival]), quoted(explanation.rival_name)
+    if abs(lead) < 0.005:
+        return f"{target} is level with {rival}"
     if lead < 0:
         return f"{target} is {-lead:.2f} logits behind {rival}"
     return f"{target} is {lead:.2f} logits ahead of the runner-up, {rival}"
@@ -90,13 +95,18 @@ def _named(explanation: "ExplanationData", experts: Sequence[int]) -> str:
     the latter since a name is no finding."""
     parts, alone, named = explanation.contributions, [], []
     for e in experts:
-        only, size = _only(explanation, e), f"({signed(parts[e], 2)})"
+        only, size = _only(explanation, e), f"({_amount(parts[e], np.abs(parts).max())})"
         if only:
             alone.append(f"the {modality_title(only)} alone {size}")
         else:
             named.append(f"{quoted(explanation.expert_names[e])} {size}")
     group = [f"the expert{'s' * (len(named) > 1)} named {listed(named)}"] if named else []
     return listed(alone + group if not experts or _only(explanation, experts[0]) else group + alone)
+
+
+def _amount(value: float, largest: float) -> str:
+    """`+0.25`; with two figures that count where even the largest number would be lost."""
+    return signed(value, 2) if largest >= 0.05 else f"{value:+.2g}".replace("-", "−")
 
 
 def _only(explanation: "ExplanationData", expert: int) -> str | None:
@@ -115,7 +125,8 @@ def _evidence(explanation: "ExplanationData", leading: Sequence[int]) -> str:
     expert = names[leading[0]] if len(leading) == 1 else names[0] if len(names) == 1 else MIXTURE
     if expert not in explanation.importance:
         return "Where the evidence lies was not computed."
-    where = " there" if len(leading) == 1 and len(names) > 1 else " over all experts" if expert == MIXTURE else ""
+    where = "" if len(names) == 1 or (len(leading) == 1 and _only(explanation, leading[0])) else f" in {quoted(expert)}"
+    where = " over all experts" if expert == MIXTURE else where
     read = (explanation.reads or {}).get(expert) or list(explanation.modalities)
     parts = [part for name in read if (part := _best(explanation, expert, name))]
     if not parts:

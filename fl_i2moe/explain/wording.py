@@ -37,12 +37,17 @@ def modality_title(name: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """Set apart from the sentence around it where it is written from right to left (Unicode's FSI and PDI)."""
-    return f"\u2068{text}\u2069" if direction(text) == "rtl" else text
+    """Set apart from the sentence around it where it is written from right to left (Unicode's FSI and PDI, inside its
+    quotation marks, which belong to the sentence)."""
+    if direction(text) == "ltr":
+        return text
+    if text[0] == "“" and text[-1] == "”":
+        return quoted(text[1:-1])
+    return f"\u2068{text}\u2069"
 
 
 def quoted(name: str) -> str:
-    return isolated(f"“{name}”")
+    return f"“{isolated(name)}”"
 
 
 def signed(value: float, digits: int = 3) -> str:

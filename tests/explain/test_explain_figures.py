@@ -17,9 +17,11 @@ from fl_i2moe.explain.pages.display import score_text
 from fl_i2moe.explain.pages.flow import Flow
 from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pair_table import PairTable
+from fl_i2moe.explain.wording import feature_name
 from fl_i2moe.metrics.markdown import table
 from fl_i2moe.model.kind import Places
 from fl_i2moe.model.kinds import places_in
+from fl_i2moe.model.words import words
 
 
 def shown(figure):
@@ -66,6 +68,8 @@ def test_long_texts_foreign_letters_and_a_missing_picture(monkeypatch):
     texts = [text for text, _ in boxes]
     assert "picture not at hand" in texts
     assert any("▯" in text for text in texts)
+    assert "[clapper board]" in texts
+    assert "▯ stands for characters (CJK) that no font on this machine has:" in " ".join(texts)
     assert "… (the page has the whole text)" in texts
     assert min(box.y0 for _, box in boxes) >= 0
 
@@ -79,6 +83,66 @@ def test_lines_keep_all_words_in_order_and_within_the_width():
     assert all(fragment.x + fragment.width <= 120.01 for fragment in flow.fragments)
     assert [fragment.line for fragment in flow.fragments] == sorted(fragment.line for fragment in flow.fragments)
     assert flow.fragments[0].indexes == (0,)
+
+
+def set_in_lines(text, limit=1000, base=None):
+    """Fragments of a text whose every word is a feature, from left to right on each line."""
+    spans = words(text)
+    row = {"text": text, "text_special_mask": [False] * len(spans), "text_offsets": [list(span) for span in spans]}
+    pieces = [(text[p.start : p.end], p.indexes) for p in places_in(row, "text").pieces()]
+    fragments = sorted(Flow(pieces, limit, 8, 12, base).fragments, key=lambda x: (x.line, x.x))
+    return [(x.text, x.line, x.x, x.width) for x in fragments], fragments
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "expected"),
+    [
+        ("שלום New York עולם", None, "עולם New York שלום"),
+        ("קניתי 25 ספרים", None, "ספרים 25 קניתי"),
+        ("10 20 שלום", "rtl", "שלום 20 10"),  # two numbers among such letters, each by itself
+        ("in שלום עולם, he said", None, "in עולם שלום , he said"),
+        ("שלום (Paris) 3.50", None, "3.50 ) Paris ( שלום"),  # brackets are turned round when they are drawn
+        ("Paris (שלום) 3.50", None, "Paris ( שלום ) 3.50"),
+    ],
+)
+def test_what_runs_from_right_to_left_stands_as_unicode_has_it(text, base, expected):
+    """By hand from UAX #9, what is read first being to the right."""
+    runs, fragments = set_in_lines(text, base=base)
+    assert " ".join(run[0] for run in runs) == expected
+    for (_, _, x, width), (_, _, after, _) in itertools.pairwise(runs):
+        assert after >= x + width - 0.01
+    if base == "rtl" or text[0] > "z":
+        assert runs[-1][2] + runs[-1][3] == pytest.approx(1000)  # at the right edge
+    assert {i for x in fragments for i in x.indexes} == set(range(len(words(text))))
+
+
+def test_joined_letters_are_one_text_whatever_tokens_they_are():
+    """An Arabic word in three tokens, the first of which is shaded at the right."""
+    text = "السعادة"
+    row = {"text": text, "text_special_mask": [False] * 3, "text_offsets": [[0, 2], [2, 5], [5, 7]]}
+    [word] = Flow(
+        [(text[p.start : p.end], p.indexes) for p in places_in(row, "text").pieces()], 100, 8, 12, None
+    ).fragments
+    assert (word.text, word.indexes, word.is_rtl) == (text, (0, 1, 2), True)
+    edges = [(part.left, part.right) for part in word.parts]
+    assert edges[0][1] == pytest.approx(word.width)
+    assert edges[2][0] == pytest.approx(0)
+    assert [left for left, _ in edges[:2]] == pytest.approx([right for _, right in edges[1:]])
+
+
+def test_lines_of_ideographs_end_between_them():
+    runs = set_in_lines("今天天气很好我非常高兴", 20)[0]
+    assert len({line for _, line, _, _ in runs}) > 1
+    assert all(x + width <= 20.01 for _, _, x, width in runs)
+
+
+def test_names_tell_the_word_of_a_piece():
+    row = make_row(text="The pianist’s café sings a b")
+    row["text_offsets"][2] = [8, 11]
+    explanation = make_explanation(row)
+    assert feature_name(explanation, "text", 2) == "“ist” in “pianist’s”"
+    assert feature_name(explanation, "text", 3) == "“café”"
+    assert feature_name(explanation, "image", 2) == "row 1, column 2"
 
 
 def test_other_numbers_and_kinds_of_modalities(explanation):

@@ -1,11 +1,14 @@
 """The pages: parsed as a browser would, they refer to nothing outside, escape what they show, and tell all in text."""
 
+import base64
 import re
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
 from explained import SENTENCE, make_explanation, make_row, write_picture
+from PIL import Image
 
 from fl_i2moe.evaluation.run.results import IndexEntry, RunFigure, RunTable, save_index
 from fl_i2moe.explain.pages.display import score_text
@@ -161,6 +164,59 @@ def test_a_picture_that_is_gone_leaves_its_grid(tmp_path):
 def test_a_picture_that_was_replaced_is_not_shown(tmp_path):
     path = write_picture(tmp_path / "other.png", size=(40, 40))
     assert not Page(render_page(make_explanation(make_row(path)))).find("image")
+
+
+def test_texts_are_read_in_their_own_direction(tmp_path):
+    explanation = make_explanation(make_row(text="שלום עולם ‮ two a b"))
+    explanation.label_names = ["עצוב", "שמח", "c"]
+    page = Page(render_page(explanation))
+    assert {x["dir"] for x in page.find("p", "words")} == {"rtl"}
+    assert "Why not “\u2068שמח\u2069” for" in page.text("h1")[0] or "Why “\u2068שמח\u2069” for" in page.text("h1")[0]
+    assert all(x["dir"] == "ltr" for x in page.find("p", "words") if "script" in x["text"])
+    assert "שמח" in page.text("bdi")
+    entry = IndexEntry.of([explanation], ["a.html"])
+    save_index(tmp_path / "index.html", "Run", [entry], facts={}, figures=[], tables=[])
+    assert Page((tmp_path / "index.html").read_text()).find("p", "excerpt")[0]["dir"] == "auto"
+
+
+def test_pairs_that_are_not_found_are_grey_and_said(explanation):
+    """Of random scores with errors of 5 none; the page begins with what it found."""
+    for table in explanation.pair_tables.values():
+        for errors in table.standard_errors.values():
+            errors[:] = 5
+    page = Page(render_page(explanation))
+    assert page.text("p", "found") == ["None found: the 95 % intervals of all 12 pairs hold 0."] * 2
+    assert len(page.find("button", "lost")) == 20
+    assert all("the interval holds 0" in text for text in page.text("button"))
+    order = [x["text"] for x in page.elements if x["tag"] in ("h1", "h2") or "summary" in x.get("class", "").split()]
+    assert order[1] == explanation.summary
+    assert order[2:] == [
+        "What each expert contributes",
+        "Which patches and tokens",
+        "Which pairs act together",
+        "What each expert says about every class",
+        "Settings",
+    ]
+
+
+def test_contributions_are_bars_from_a_common_zero(explanation):
+    explanation.expert_weights, explanation.problem_type = np.full(4, 0.5), "single_label_classification"
+    explanation.labels, explanation.logits = [0.0], np.array([1.0, 0.5, -9.0])
+    explanation.expert_logits = np.array([[1.0, 3.0, 0], [0.0, 0.0, 7], [2.0, 1.0, 0], [3.0, 0.0, 0]])
+    page = Page(render_page(explanation))
+    assert page.text("span", "value") == ["+1.000", "0.000", "−0.500", "−1.500", "−1.000"]
+    bars = [re.findall(r"[\d.]+", x["style"]) for x in page.find("span", "bar")]
+    assert [[*map(float, bar)] for bar in bars] == [[60, 40], [60, 0], [40, 20], [0, 60]]
+    assert {x["style"] for x in page.find("span", "zero")} == {"left:60.0%"}
+    assert "ahead of “Drama”, the best of the other classes" in " ".join(page.text("p", "note"))
+
+
+def test_64_samples_with_pictures_make_a_small_page(tmp_path, explanation):
+    entries = [IndexEntry.of([explanation], ["samples/film-1.html"])] * 64
+    save_index(tmp_path / "index.html", "Run", entries, facts={}, figures=[], tables=[])
+    assert (tmp_path / "index.html").stat().st_size < 500_000
+    with Image.open(BytesIO(base64.b64decode(entries[0].thumbnail.partition(",")[2]))) as thumbnail:
+        assert (thumbnail.format, max(thumbnail.size)) == ("JPEG", 64)
 
 
 def test_a_page_without_pairs_or_classes(explanation):

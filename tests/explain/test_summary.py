@@ -64,7 +64,7 @@ def test_told_by_one_modality_alone():
     assert explanation.contributions.sum() == pytest.approx(explanation.logits[0] - explanation.logits[1])
     assert explanation.summary == (
         "“happy” is 2.34 logits ahead of the runner-up, “sad”, mostly from the text alone (+2.25). The image alone "
-        '(−0.01) adds next to nothing. Most important there: words “He”, “said” and “"<script>alert(1)</script>"”. '
+        '(−0.01) adds next to nothing. Most important: words “He”, “said” and “"<script>alert(1)</script>"”. '
         "Pairs were not scored."
     )
 
@@ -102,9 +102,7 @@ def test_a_class_that_is_behind():
 
 def test_a_regression_and_a_dense_model():
     explanation = told([[4.0], [2.0], [0.0], [0.0]], "regression", [1.25])
-    assert explanation.summary.startswith(
-        "The model says 1.500 for “happy”, mostly from the image alone (+1.00) and the"
-    )
+    assert explanation.summary.startswith("The model says 1.5 for “happy”, mostly from the image alone (+1.00) and the")
     assert standing(explanation) == "predicted 1.500, true 1.250"
     dense = told([[4.0], [2.0], [0.0], [0.0]], expert_names=["dense"], expert_weights=np.ones(1), reads=None)
     dense.expert_logits, dense.logits = np.array([[2.0]]), np.array([2.0])
@@ -114,6 +112,16 @@ def test_a_regression_and_a_dense_model():
         "is not known. Most important: row 1, column 1 of the image; words “He”, “said” and "
         '“"<script>alert(1)</script>"”. Pairs were not scored.'
     )
+
+
+def test_small_and_equal_numbers_are_not_rounded_to_nothing():
+    explanation = told([[0.004], [0.002], [0.0], [0.0]], "regression", [0.001])
+    assert explanation.summary.startswith(
+        "The model says 0.0015 for “happy”, mostly from the image alone (+0.001) and the"
+    )
+    level = told([[2.0, 2.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], "single_label_classification", [0.0])
+    assert level.summary.startswith("“happy” is level with “sad”: no expert contributes anything.")
+    assert told([[-9e9]] * 4).summary.startswith("The logit of “happy” is −9000000000.00 (probability below 0.001)")
 
 
 def test_no_evidence_is_named_where_there_is_none():
@@ -192,9 +200,10 @@ def test_what_the_explained_class_is(labels, logits, expected):
 
 
 def test_names_from_right_to_left_are_set_apart():
-    assert isolated("“שלום”") == "\u2068“שלום”\u2069"
+    assert isolated("שלום 1") == "\u2068שלום 1\u2069"
+    assert isolated("“שלום”") == "“\u2068שלום\u2069”", "the quotation marks are the sentence's"
     assert isolated("“peace”") == "“peace”"
-    assert "\u2068“سعيد”\u2069" in told([[1.0]] * 4, label_names=["سعيد"]).summary
+    assert "“\u2068سعيد\u2069”" in told([[1.0]] * 4, label_names=["سعيد"]).summary
 
 
 def test_what_an_expert_reads_is_the_architectures(tmp_path):

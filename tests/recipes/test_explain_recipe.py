@@ -1,6 +1,7 @@
 """`recipes/explain.py` as users run it, and the run it starts: what is written, kept, refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from fl_i2moe.evaluation.run.explanations import run_explanations
 from fl_i2moe.evaluation.run.sample import file_names
 from fl_i2moe.explain import Explanation, explain
 
-QUICK = {"num_coalitions": 1, "num_draws": 2, "faithfulness_samples": 4}
+QUICK = {"num_coalitions": 1, "num_draws": 2, "faithfulness_samples": 4, "classes": "true"}
 
 
 @pytest.fixture
@@ -82,6 +83,35 @@ def test_each_true_class_has_the_pages_that_explain_gives(trained):
             check_close(saved.to_dict(), json.loads(json.dumps(explain(model, row, index, **how).to_dict())))
     assert not (folder / "faithfulness.json").exists()
     assert not (folder / "alignment.json").exists()
+
+
+def test_predicted_classes_are_explained_beside_true_ones(trained, monkeypatch):
+    """By default, each once, and the index says which they are; a run of true classes is added to."""
+    model, cache, folders = trained
+    assert ExplainArguments(model="x").classes == "predicted_and_true"
+    quick = {"num_samples": 2, "measurements": ["none"], "interactions": "none"}
+    names, rows = cache.label_names, cache.splits["test"].select(range(2))
+
+    def pages(folder, number):
+        return {path.stem.rsplit("-", 1)[1] for path in (folder / "samples").glob(f"test-{number}-*.html")}
+
+    folder = started(folders, **quick)
+    for number, row in enumerate(rows):
+        true = {name for name, label in zip(names, row["labels"], strict=True) if label}
+        assert pages(folder, number) == (true or pages(folder, number))
+    started(folders, **quick, classes="predicted_and_true")
+    index = (folder / "index.html").read_text()
+    for number, row in enumerate(rows):
+        logits = explain(model, row).logits
+        expected = {names[i] for i in range(3) if logits[i] > 0 or row["labels"][i]}
+        assert pages(folder, number) == expected
+        for i, name in enumerate(names):
+            if name in expected:
+                said = {(True, True): "predicted and true", (True, False): "predicted, but not true"}
+                said = said.get((logits[i] > 0, bool(row["labels"][i])), "true, but not predicted")
+                assert re.search(rf'test-{number}-{name}\.html".*</a> {said}<', index)
+    monkeypatch.setattr(run_sample, "explain", None)  # nothing is left to explain
+    started(folders, **quick, classes="predicted_and_true")
 
 
 def test_a_second_start_goes_on_after_what_is_there(trained, monkeypatch):

@@ -23,6 +23,7 @@ from .fonts import drawable, width
 from .sheet import INK, Anchors, Sheet
 
 MAX_LINES = 50
+BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _MAX_RUN = 24
 """Characters that are never broken; longer runs are cut into such pieces."""
 
@@ -137,18 +138,18 @@ class Flow:
 def _words(pieces: Sequence[tuple[str, tuple[int, ...]]], is_mixed: bool) -> Iterator[tuple[bool, list[_Run]]]:
     """What may not be parted at the end of a line, each as whether a space is before it and its runs."""
     word: list[_Run] = []
-    is_apart, is_next_apart = False, False
+    is_apart, is_next_apart, last = False, False, ""
     for text, indexes in pieces:
         for position, part in enumerate(text.split()):
             starts = is_next_apart or position > 0 or text[0].isspace()
-            if word and (starts or _may_part(word[-1].text, part)):
+            if word and (starts or _may_part(last, part)):
                 yield is_apart, word
                 word = []
             if not word:
                 is_apart = starts
             for kind, characters in _of_one_kind(part) if is_mixed else [("L", part)]:
                 _append(word, kind, drawable(characters), indexes)
-            is_next_apart = False
+            is_next_apart, last = False, part
         is_next_apart = is_next_apart or text[-1:].isspace()
     if word:
         yield is_apart, word
@@ -162,7 +163,7 @@ def _may_part(before: str, after: str) -> bool:
 def _append(word: list[_Run], kind: str, text: str, indexes: tuple[int, ...]) -> None:
     for start in range(0, len(text), _MAX_RUN):
         piece = text[start : start + _MAX_RUN]
-        if not word or word[-1].kind != kind or len(word[-1].text) + len(piece) > _MAX_RUN:
+        if not word or word[-1].kind != kind or not kind or len(word[-1].text) + len(piece) > _MAX_RUN:
             word.append(_Run(kind))
         run = word[-1]
         run.parts.append((len(run.text), len(run.text) + len(piece), indexes))
@@ -183,7 +184,8 @@ def _of_one_kind(text: str) -> list[tuple[str, str]]:
                 kinds[place] = "N"
     runs: list[tuple[str, str]] = []
     for kind, character in zip(kinds, text, strict=True):
-        if runs and runs[-1][0] == kind:
+        is_bracket = character in BRACKETS or character in BRACKETS.values()
+        if runs and runs[-1][0] == kind and not is_bracket and runs[-1][1] not in {*BRACKETS, *BRACKETS.values()}:
             runs[-1] = kind, runs[-1][1] + character
         else:
             runs.append((kind, character))
@@ -223,22 +225,39 @@ def _extent(run: _Run, start: int, end: int, size: float) -> tuple[float, float]
 def _in_visual_order(line: Sequence[_Run], base: str) -> list[_Run]:
     """Gives every run its level, odd ones from right to left, and reverses what stands in the other direction."""
     outside = "R" if base == "rtl" else "L"
-    level_of = {"R": 1, "L": 2 if base == "rtl" else 0}
-    before, sides = outside, []  # the letters before each run
-    for run in line:
-        sides.append(before)
-        before = run.kind if run.kind in ("L", "R") else before
-    behind = outside
-    for run, before in zip(reversed(line), reversed(sides), strict=True):
-        if run.kind == "N":  # among letters from right to left it is one of them, but keeps its own order
-            run.level, behind = (2 if before == "R" else level_of["L"]), before
-        elif run.kind:
-            run.level, behind = level_of[run.kind], run.kind
-        else:
-            run.level = level_of[before if before == behind else outside]
+    sides, letters = [], outside
+    for run in line:  # W7: a number behind letters from left to right is one of them
+        letters = run.kind if run.kind in ("L", "R") else letters
+        sides.append("L" if run.kind == "N" and letters == "L" else run.kind)
+    _match_brackets(line, sides, outside)
+    level_of = {"R": 1, "N": 2, "L": 2 if base == "rtl" else 0}
+    for place, (run, side) in enumerate(zip(line, sides, strict=True)):
+        before, behind = _next(sides[:place][::-1], outside), _next(sides[place + 1 :], outside)
+        run.level = level_of[side or (before if before == behind else outside)]
     order = list(line)
     for level in range(max((run.level for run in line), default=0), 0, -1):
         turns = [run.level >= level for run in order]
         groups = [list(group) for _, group in groupby(zip(turns, order, strict=True), itemgetter(0))]
         order = [run for group in groups for _, run in (reversed(group) if group[0][0] else group)]
     return order
+
+
+def _next(sides: Sequence[str], outside: str) -> str:
+    """The first of the sides that is known; a number among letters from right to left is one of them."""
+    return next((side for side in sides if side), outside).replace("N", "R")
+
+
+def _match_brackets(line: Sequence[_Run], sides: list[str], outside: str) -> None:
+    """N0: both brackets of a pair go with the line where something inside them does; else with what is inside them if
+    it is before them, too."""
+    opened: list[int] = []
+    for place, run in enumerate(line):
+        if run.text in BRACKETS:
+            opened.append(place)
+        elif match := [start for start in opened if BRACKETS[line[start].text] == run.text][-1:]:
+            [start] = match
+            opened = [x for x in opened if x < start]
+            inside = {_next([side], outside) for side in sides[start + 1 : place] if side}
+            if inside:
+                is_other = outside not in inside and _next(sides[:start][::-1], outside) != outside
+                sides[start] = sides[place] = inside.pop() if is_other else outside

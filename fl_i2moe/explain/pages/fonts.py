@@ -13,15 +13,16 @@ _UNSUITED = ("last resort", "color", "emoji ui")
 """Fonts of placeholders, and of coloured glyphs, which cannot be drawn."""
 
 
-def properties(text: str, size: float, **style: str) -> FontProperties:
+def properties(text: str, size: float, weight: str = "normal") -> FontProperties:
     """The default font, and behind it those that have what it lacks."""
     families = [*FontProperties().get_family(), *dict.fromkeys(filter(None, map(_fallback, lacking(text))))]
-    return FontProperties(family=families, size=size, **style)
+    return FontProperties(family=families, size=size, weight=weight)
 
 
 def drawable(text: str) -> str:
     """Without invisible characters; what no installed font has as a symbol's name, `[clapper board]`, or as `▯`."""
-    return "".join(_stand_in(x) if x in missing(x) else x for x in text if x not in _INVISIBLE)
+    shown = (x for x in text if (x.isprintable() and x not in _INVISIBLE) or x in JOINERS)
+    return "".join(_stand_in(x) if missing(x) else x for x in shown)
 
 
 def missing(text: str) -> list[str]:
@@ -43,6 +44,9 @@ def missing_note(texts: Iterable[str]) -> str | None:
 
 
 BOX = "▯"
+JOINERS = "\u200c\u200d"
+"""They decide whether the letters beside them join."""
+
 _REGIONAL = range(0x1F1E6, 0x1F200)
 
 

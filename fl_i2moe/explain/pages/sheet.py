@@ -47,5 +47,4 @@ class Sheet:
         """White on black, `x` and `y` its upper left corner."""
         width, height = 0.45 * size + 0.68 * size * len(text), 1.3 * size
         self.axes.add_patch(Rectangle((x, y), width, height, color="#111111", linewidth=0, zorder=4))
-        style = {"color": "white", "weight": "bold", "ha": "center", "zorder": 5}
-        self.text(x + width / 2, y + 0.52 * height, text, size, **style)
+        self.text(x + width / 2, y + 0.52 * height, text, size, color="white", weight="bold", ha="center", zorder=5)
