@@ -1,10 +1,10 @@
 """
-Do important features interact more: interaction scores of pairs by the importance of their ends (FL-I²MoE, Figure 4).
+Do important units interact more: interaction scores of pairs by the importance of their ends (FL-I²MoE, Figure 4).
 
 Shapes: B samples, T_m features of modality m, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,33 @@ def importance_bins(
     return bins
 
 
-def pair_bins(ends: Sequence[tuple[Player, Player]], bins: dict[str, Tensor]) -> IntArray:
-    """(P,): the bin, of one sample's [`importance_bins`], that holds both ends of a pair; −1 if none does."""
-    bin_of = np.array([[int(bins[end.modality][end.place]) for end in pair] for pair in ends])
+def universe_bins(
+    scores: Mapping[str, FloatArray], candidates: Mapping[str, Sequence[int]], share: float, most: int | None = None
+) -> dict[Player, int]:
+    """
+    One sample's universe, the most important units of each modality, `share` of them but at most so many, in three
+    bins of importance.
+
+    Args:
+        scores: modality → (T_m,).
+        candidates: modality → what may be ranked.
+
+    Returns:
+        Player → its bin, from 0, the most important ones; in the order of modalities and places.
+    """
+    universe: dict[Player, int] = {}
+    for name, values in scores.items():
+        mask = torch.zeros(1, len(values), dtype=torch.bool)
+        mask[0, list(candidates[name])] = True
+        edges = bin_edges(min(share, (most or len(values)) / len(candidates[name])))
+        bins = importance_bins({name: torch.from_numpy(np.asarray(values))[None]}, {name: mask}, edges)[name][0]
+        universe |= {Player(name, place): int(bins[place]) for place in candidates[name] if bins[place] >= 0}
+    return universe
+
+
+def pair_bins(ends: Sequence[tuple[Player, Player]], bins: Mapping[Player, int]) -> IntArray:
+    """(P,): the bin, of [`universe_bins`], that holds both ends of a pair; −1 if none does."""
+    bin_of = np.array([[bins.get(end, -1) for end in pair] for pair in ends])
     return np.where(bin_of[:, 0] == bin_of[:, 1], bin_of[:, 0], -1)
 
 

@@ -1,5 +1,6 @@
 """
-Faithfulness: what the metric loses when the features that an explanation names are masked (FL-I²MoE, section 4.2).
+Faithfulness: what the metric loses when what an explanation names is masked (FL-I²MoE, section 4.2): features, behind
+the encoders, of a whole split in batches; or units of single samples, which are encoded anew.
 
 Shapes: B samples · T_m features of modality m · C classes · K shares of features · R draws.
 """
@@ -19,17 +20,21 @@ from tqdm.auto import tqdm
 from ..explain.attribution import (
     METHODS,
     MIXTURE,
+    Importance,
     attribute,
     attribute_classes,
     evaluating,
     scores_by_expert,
     top_features,
 )
+from ..explain.input_attribution import INPUT_METHODS
 from ..explain.inputs import Inputs
+from ..explain.subject import Subject
 from ..metrics.summaries import area_under, drop, plain, spread
 from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
-from ..model.configuration_fl_i2moe import check_choice, check_options, option
+from ..model.configuration_fl_i2moe import FLI2MoEConfig, check_choice, check_options, option
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from .erasure import erasure
 
 SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
 DIRECTIONS: tuple[Literal["deletion", "insertion"], ...] = ("deletion", "insertion")
@@ -70,6 +75,8 @@ class Maskings:
     """What is masked, by whose importance, and how often at random."""
 
     methods: Sequence[str] = METHODS
+    """See `attribute`; of units of the input `attribute_input`."""
+
     shares: Sequence[float] = SHARES
     """Of each modality's candidates, increasing, in (0, 1]."""
 
@@ -89,7 +96,7 @@ class Maskings:
         shares = self.shares
         if not shares or not all(a < b for a, b in zip([0, *shares], [*shares, 2], strict=True)) or shares[-1] > 1:
             raise ValueError(f"`shares` must increase within (0, 1], got {list(shares)}.")
-        for name, choices in (("methods", METHODS), ("directions", DIRECTIONS)):
+        for name, choices in (("methods", dict.fromkeys((*METHODS, *INPUT_METHODS))), ("directions", DIRECTIONS)):
             if unknown := set(getattr(self, name)) - set(choices):
                 raise ValueError(f"Unknown `{name}` {sorted(unknown)}; there are {', '.join(choices)}.")
 
@@ -111,7 +118,7 @@ def faithfulness(
         maskings: the fields of [`Maskings`].
 
     Returns:
-        As [`summarise`], and `methods`, `num_random`, `seed`, `target`, `experts`.
+        As [`faithfulness_of`].
 
     Raises:
         ValueError: maskings that select nothing or are unknown; no sample; and as `Inputs.from_batch`.
@@ -127,14 +134,26 @@ def faithfulness(
     if not parts:
         raise ValueError("There is no sample to measure faithfulness on.")
     logits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    labels = logits.pop("labels")
+    return faithfulness_of(logits, logits.pop("labels"), model.config, how)
+
+
+def faithfulness_of(logits: dict[str, Tensor], labels: Tensor, config: FLI2MoEConfig, how: Maskings) -> dict[str, Any]:
+    """
+    From the logits of [`faithfulness_logits`] or [`subject_logits`] for all samples together.
+
+    Returns:
+        As [`summarise`] and [`~fl_i2moe.evaluation.erasure.erasure`], and `methods`, `num_random`, `seed`, `target`,
+        `experts`.
+    """
+    classes = target_classes(logits["base"], labels, config.problem_type, how.target)
     return {
         "methods": list(how.methods),
-        "experts": list(model.config.expert_names),
+        "experts": list(config.expert_names),
         "num_random": how.num_random,
         "seed": how.seed,
         "target": how.target,
-        **summarise(logits, labels, model.config.problem_type, how.shares),
+        **summarise(logits, labels, config.problem_type, how.shares),
+        **erasure(logits, classes, config, how.shares, seed=how.seed),
     }
 
 
@@ -241,3 +260,53 @@ def _keep(scores: dict[str, Tensor], candidates: dict[str, Tensor], share: float
     if direction == "deletion":
         return {name: ~x for name, x in top.items()}
     return {name: x | ~candidates[name] for name, x in top.items()}
+
+
+def subject_logits(subject: Subject, labels: Any, how: Maskings, seed: Sequence[int] = (0,)) -> dict[str, Tensor]:
+    """
+    As [`faithfulness_logits`], of the units of one sample, whatever they are, with the default `of` and `num_steps`.
+    All maskings are asked for at once, so that of a modality each distinct subset is encoded once.
+
+    Args:
+        labels: of the sample, as a row of a feature cache has them.
+        seed: of importance that draws anything; random draws add their number.
+    """
+    model, players = subject.model, subject.players
+    config = model.config
+    with evaluating(model):
+        whole, _, weights = (
+            torch.from_numpy(x) for x in subject.mixture(np.ones((1, len(players)), np.bool_), players)
+        )
+        classes = target_classes(whole, torch.tensor([labels]), config.problem_type, how.target)
+        targets = classes[0].nonzero()[:, 0].tolist()
+        maskings = {"emptied": np.zeros((1, len(players)), np.bool_)}
+        for method in how.methods:
+            if method == "random":
+                drawn = [subject.attribute(targets[0], method, [*seed, draw]) for draw in range(how.num_random)]
+                name = config.expert_names[0] if len(config.expert_names) == 1 else MIXTURE
+                scores = {name: [{m: x[:, 0].cpu() for m, x in one.scores.items()} for one in drawn]}
+                candidates = drawn[0].candidate_masks
+            else:
+                each = [subject.attribute(target, method, seed) for target in targets]
+                importance, candidates = _mean(each), each[0].candidate_masks
+                scores = {expert: [x] for expert, x in scores_by_expert(importance, weights).items()}
+            candidates = {name: mask.cpu() for name, mask in candidates.items()}
+            for expert, draws in scores.items():
+                for direction in how.directions:
+                    keeps = [_keep(draw, candidates, share, direction) for draw in draws for share in how.shares]
+                    maskings[f"{direction}/{method}/{expert}"] = np.array(
+                        [[bool(keep[player.modality][0, player.place]) for player in players] for keep in keeps]
+                    )
+        masked = torch.from_numpy(subject.mixture(np.concatenate(list(maskings.values())), players)[0])
+    logits = {"base": whole}
+    for name, x in zip(maskings, masked.split([len(rows) for rows in maskings.values()]), strict=True):
+        logits[name] = x if name == "emptied" else x.unflatten(0, (-1, len(how.shares))).unsqueeze(0)
+    return logits
+
+
+def _mean(importance: Sequence[Importance]) -> Importance:
+    """Of one sample for several classes, on the CPU."""
+    first = importance[0]
+    mean = {name: torch.stack([x.scores[name].cpu() for x in importance]).mean(dim=0) for name in first.scores}
+    candidates = {name: mask.cpu() for name, mask in first.candidate_masks.items()}
+    return Importance(mean, first.experts, mean, None, candidates)

@@ -1,11 +1,11 @@
 """
 Masking of pairs: the ones that score highest, and random ones to compare them with (FL-I²MoE, Table 1).
 
-Logits of batches come first; joined along B to those of all G samples, they give the model's metrics. Intervals are of
-a bootstrap over samples, the same for all conditions; without resamples there are none.
+Logits of single samples come first, as batches of B = 1; joined along B to those of all G samples, they give the
+model's metrics. Intervals are of a bootstrap over samples, the same for all conditions; without resamples there are
+none.
 
-Shapes: B samples of a batch, T_m features of modality m, N players of a sample, P pairs, C classes, Q shares, D random
-draws, R resamples.
+Shapes: N players of a sample, P pairs, C classes, Q shares, D random draws, R resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..explain.attribution import count_share
-from ..explain.feature_game import keep_without
-from ..explain.inputs import Inputs
 from ..explain.pair_table import PairTable
+from ..explain.subject import Subject
 from ..metrics.summaries import CONFIDENCE, area_under, describe_draws, drop, plain, resample, spread, with_interval
 from ..metrics.tasks import METRICS_BY_PROBLEM, FloatArray, IntArray, compute_metrics
 from ..metrics.weighted import weighted_metrics
@@ -26,9 +24,6 @@ from ..model.configuration_fl_i2moe import check_choice
 from .masking import DIRECTIONS
 
 BoolArray = NDArray[np.bool_]
-
-Evaluate = Callable[[Inputs, dict[str, Tensor]], Tensor]
-"""Samples and keep masks (modality → (B, T_m), false where a feature is zeroed) → logits (B, C)."""
 
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 MAX_REDRAWS = 1000
@@ -62,10 +57,9 @@ def random_pairs(pairs: IntArray, num_features: int, rng: np.random.Generator) -
 
 
 def pair_masking_logits(
-    evaluate: Evaluate,
-    inputs: Inputs,
-    tables: Sequence[PairTable],
-    numbers: Sequence[int],
+    subject: Subject,
+    table: PairTable,
+    number: int,
     kind: str = "sii",
     *,
     share: float = 0.05,
@@ -73,51 +67,47 @@ def pair_masking_logits(
     seed: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """
-    Logits without the pairs that score highest, and without random ones (Table 1). Both ends of a pair are zeroed.
+    The whole model's logits without the pairs that score highest, and without random ones (Table 1). Both ends of a
+    pair are taken out.
 
     Args:
-        evaluate: the whole model: `masking.masked_logits` with its model.
-        inputs: B samples.
-        tables: each sample's candidate pairs of features; the paper takes all between the top 10 % of each modality.
-        numbers: one a sample, which seeds its random numbers together with `seed`.
+        subject: one sample.
+        table: its candidate pairs; the paper takes all between the top 10 % of each modality.
+        number: seeds the sample's random numbers together with `seed`.
         kind: of score, as `PairTable.score` takes it.
         share: of the pairs, rounded up, at least one.
 
     Returns:
-        `none` and `ranked` (B, C); `random_same_features` (D, B, C): random pairs with as many distinct features as the
-        ranked ones; `random_same_pairs` (D, B, C): as many pairs, the paper's comparison, which zeroes more features
+        `none` and `ranked` (B, C); `random_same_features` (D, B, C): random pairs with as many distinct units as the
+        ranked ones; `random_same_pairs` (D, B, C): as many pairs, the paper's comparison, which takes more units out
         where ranked pairs share their ends; `num_pairs`, `num_features` (B,) of the ranked, and
         `num_features_same_pairs` (D, B).
 
     Raises:
-        ValueError: numbers of samples that differ, no draws, no such kind; and as [`top_pairs`] and [`random_pairs`].
+        ValueError: no draws, no such kind; and as [`top_pairs`] and [`random_pairs`].
     """
-    _check_samples(inputs, tables, numbers, num_draws)
-    masked = []
-    for table, number in zip(tables, numbers, strict=True):
-        rng, chosen = np.random.default_rng([seed, number]), top_pairs(table.score(kind), share)
-        ranked, same_features, same_pairs = _ends(table, chosen), [], []
-        for _ in range(num_draws):
-            same_features.append(_ends(table, random_pairs(table.pairs, int(ranked.sum()), rng)))
-            same_pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
-        masked.append([np.zeros_like(ranked), ranked, *same_features, *same_pairs])
-    logits, counts = _run(evaluate, inputs, tables, masked)
+    _check_draws(num_draws)
+    rng, chosen = np.random.default_rng([seed, number]), top_pairs(table.score(kind), share)
+    ranked, same_features, same_pairs = _ends(table, chosen), [], []
+    for _ in range(num_draws):
+        same_features.append(_ends(table, random_pairs(table.pairs, int(ranked.sum()), rng)))
+        same_pairs.append(_ends(table, rng.permutation(len(table.pairs))[: len(chosen)]))
+    logits, counts = _run(subject, table, [np.zeros_like(ranked), ranked, *same_features, *same_pairs])
     return {
         "none": logits[0],
         "ranked": logits[1],
         "random_same_features": logits[2 : 2 + num_draws],
         "random_same_pairs": logits[2 + num_draws :],
-        "num_pairs": np.array([count_share(share, len(table.pairs)) for table in tables]),
+        "num_pairs": np.array([len(chosen)]),
         "num_features": counts[1],
         "num_features_same_pairs": counts[2 + num_draws :],
     }
 
 
 def pair_curve_logits(
-    evaluate: Evaluate,
-    inputs: Inputs,
-    tables: Sequence[PairTable],
-    numbers: Sequence[int],
+    subject: Subject,
+    table: PairTable,
+    number: int,
     kind: str = "sii",
     *,
     direction: Literal["deletion", "insertion"] = "deletion",
@@ -126,32 +116,30 @@ def pair_curve_logits(
     seed: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """
-    Logits as pairs go ("deletion": the ends of the first share of pairs are zeroed) or come ("insertion": of all ends
-    only those of the first share are there), the highest scores first and in random order.
+    Logits as pairs go ("deletion": the ends of the first share of pairs are taken out) or come ("insertion": of all
+    ends only those of the first share are there), the highest scores first and in random order.
 
     Args:
         shares: Q rising shares of the pairs in [0, 1]; 0 takes none.
         num_draws: D random orders. All others are as [`pair_masking_logits`] takes them.
 
     Returns:
-        `ranked` (Q, B, C), `random` (D, Q, B, C), and how many features are zeroed: `num_features` (Q, B) and
+        `ranked` (Q, B, C), `random` (D, Q, B, C), and how many units are taken out: `num_features` (Q, B) and
         `num_features_random` (D, Q, B).
 
     Raises:
-        ValueError: an unknown direction, invalid shares; numbers of samples that differ, no draws, no such kind.
+        ValueError: an unknown direction, invalid shares; no draws, no such kind.
     """
-    _check_samples(inputs, tables, numbers, num_draws)
+    _check_draws(num_draws)
     check_choice("direction", direction, DIRECTIONS)
     if list(shares) != sorted(set(shares)) or len(shares) < 2 or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be two or more that rise within [0, 1], got {list(shares)}")
-    masked = []
-    for table, number in zip(tables, numbers, strict=True):
-        rng, by_score = np.random.default_rng([seed, number]), (-table.score(kind)).argsort(kind="stable")
-        orders = [by_score, *(rng.permutation(len(by_score)) for _ in range(num_draws))]
-        taken = [_ends(table, order[: count_share(q, len(order)) if q else 0]) for order in orders for q in shares]
-        everything = _ends(table, by_score)
-        masked.append(taken if direction == "deletion" else [everything & ~ends for ends in taken])
-    logits, counts = (x.reshape(-1, len(shares), *x.shape[1:]) for x in _run(evaluate, inputs, tables, masked))
+    rng, by_score = np.random.default_rng([seed, number]), (-table.score(kind)).argsort(kind="stable")
+    orders = [by_score, *(rng.permutation(len(by_score)) for _ in range(num_draws))]
+    taken = [_ends(table, order[: count_share(q, len(order)) if q else 0]) for order in orders for q in shares]
+    everything = _ends(table, by_score)
+    masked = taken if direction == "deletion" else [everything & ~ends for ends in taken]
+    logits, counts = (x.reshape(-1, len(shares), *x.shape[1:]) for x in _run(subject, table, masked))
     return {"ranked": logits[0], "random": logits[1:], "num_features": counts[0], "num_features_random": counts[1:]}
 
 
@@ -263,22 +251,19 @@ def _ends(table: PairTable, chosen: IntArray) -> BoolArray:
     return ends
 
 
-def _run(
-    evaluate: Evaluate, inputs: Inputs, tables: Sequence[PairTable], masked: Sequence[Sequence[BoolArray]]
-) -> tuple[FloatArray, IntArray]:
-    """Logits (K, B, C) without what each of a sample's K masks (N,) names, and how many players that are (K, B)."""
-    logits = []
-    for masks in zip(*masked, strict=True):
-        absent = [[table.players[i] for i in np.flatnonzero(mask)] for table, mask in zip(tables, masks, strict=True)]
-        logits.append(evaluate(inputs, keep_without(inputs, absent)).detach().double().cpu().numpy())
-    return np.stack(logits), np.array([[mask.sum() for mask in masks] for masks in masked]).T
+def _run(subject: Subject, table: PairTable, masked: Sequence[BoolArray]) -> tuple[FloatArray, IntArray]:
+    """Logits (K, B, C) without what each of K masks (N,) names, and how many players that are (K, B)."""
+    players = subject.players
+    places = {player: place for place, player in enumerate(players)}
+    coalitions = np.ones((len(masked), len(players)), np.bool_)
+    coalitions[:, [places[player] for player in table.players]] = ~np.stack(masked)
+    logits = subject.mixture(coalitions, players)[0]
+    return logits[:, None], np.stack(masked).sum(axis=1)[:, None]
 
 
-def _check_samples(inputs: Inputs, tables: Sequence[PairTable], numbers: Sequence[int], num_draws: int) -> None:
+def _check_draws(num_draws: int) -> None:
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    if not len(inputs) == len(tables) == len(numbers):
-        raise ValueError(f"{len(inputs)} samples, but pairs of {len(tables)} and {len(numbers)} numbers")
 
 
 def _make_measure(

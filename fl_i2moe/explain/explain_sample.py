@@ -17,13 +17,14 @@ from .attribution import evaluating, scores_by_expert
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_sample import FeatureSample
-from .input_sample import InputSample
+from .input_sample import InputSample, OnProgress
 from .inputs import Inputs, feature_batch, sample_row
 from .interactions import ESTIMATORS, sample_seed, score_pairs
 from .players import strongest_players
+from .subject import Subject
 
 UNITS: dict[str, Any] = {"input": InputSample, "features": FeatureSample}
-"""What has importance and makes pairs → what a sample is then."""
+"""What has importance and makes pairs → what a sample is then, a [`Subject`]."""
 
 MOST_PLAYERS = 16
 """Words, cells or stretches of a modality whose pairs are scored, at most."""
@@ -51,6 +52,7 @@ def explain(
     cut: UnitOptions | None = None,
     removals: Mapping[str, str] | None = None,
     on_stage: OnStage | None = None,
+    subject: Subject | None = None,
     **options: Any,
 ) -> Explanation:
     """
@@ -85,6 +87,7 @@ def explain(
         cut: what raw values are cut into, where that can be chosen: cells, words or sentences.
         removals: modality → how its units are taken out, one of its encoder's `removals`; the first one if not named.
         on_stage: told what is being done.
+        subject: the sample from [`open_sample`], with the same units: what it has encoded is not encoded again.
         options: of the method: see `attribute_input` and `attribute`.
 
     Raises:
@@ -108,7 +111,7 @@ def explain(
             on_stage(stage, encodings)
 
     stage: str = "Encoding the sample"
-    subject: Any = None
+    encoded = 0 if subject is None else subject.encodings
     with evaluating(model):
         say(stage)
         row = sample_row(model, sample)
@@ -117,12 +120,13 @@ def explain(
             output = model.run_mixture(inputs.projected, inputs.feature_masks)
         labels, logits = _labels(row.get("labels")), _array(output.logits[0])
         target = _target(target, config.label_names, labels, logits, config.problem_type)
-        how: dict[str, Any] = {"batch_size": batch_size}
-        if units == "input":
-            how = {"options": cut, "removals": removals, "on_progress": lambda _: say(stage, subject.encodings)}
-        subject = UNITS[units](model, row, described(model, cache), **how)
-        method = method or subject.methods[0]
-        check_choice("method", method, subject.methods)
+        if subject is None:
+            how: dict[str, Any] = {"cache": cache, "batch_size": batch_size, "cut": cut, "removals": removals}
+            how["on_progress"] = lambda _: say(stage, 0 if subject is None else subject.encodings)
+            subject = open_sample(model, row, units, **how)
+        methods = subject.methods_of(model)
+        method = method or methods[0]
+        check_choice("method", method, methods)
         stage = "Importance"
         say(stage)
         importance = subject.attribute(target, method, seed=(seed, sample_number), **options)
@@ -139,8 +143,8 @@ def explain(
             )
     scores = scores_by_expert(importance, output.expert_weights)
     settings: dict[str, Any] = {"units": units, "seed": seed, **options}
-    if subject.encodings:
-        settings["encodings"] = subject.encodings
+    if subject.encodings > encoded:
+        settings["encodings"] = subject.encodings - encoded
     if importance.completeness_gap is not None:
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
     if interactions:
@@ -165,6 +169,29 @@ def explain(
         thresholds=config.thresholds,
         reads=_reads(model),
     )
+
+
+def open_sample(
+    model: FLI2MoEModel,
+    row: Mapping[str, Any],
+    units: str = "input",
+    *,
+    cache: FeatureCache | None = None,
+    batch_size: int | None = None,
+    cut: UnitOptions | None = None,
+    removals: Mapping[str, str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Subject:
+    """
+    A row of a feature cache as what several explanations and measurements of it can share, see [`explain`].
+
+    Raises:
+        ValueError: as [`InputSample`] and [`FeatureSample`].
+    """
+    how: dict[str, Any] = {"batch_size": batch_size}
+    if units == "input":
+        how = {"options": cut, "removals": removals, "on_progress": on_progress}
+    return UNITS[units](model, row, described(model, cache), **how)
 
 
 def most_players(units: str) -> int | None:

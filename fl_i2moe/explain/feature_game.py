@@ -2,10 +2,10 @@
 
 A player's place is its position in the modality's sequence.
 
-Shapes: S coalitions, N players, B samples, T_m features of modality m, H hidden width, C classes.
+Shapes: S coalitions, N players, T_m features of modality m, H hidden width, C classes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,13 +26,11 @@ def feature_players(masks: Mapping[str, Tensor]) -> list[Player]:
     return [Player(name, place) for name, mask in masks.items() for place in mask.flatten().nonzero()[:, 0].tolist()]
 
 
-def keep_without(inputs: Inputs, absent: Sequence[Iterable[Player]]) -> dict[str, Tensor]:
-    """Keep masks of B samples, modality → (B, T_m): false for the features of each sample that are absent."""
-    keep = {name: torch.ones_like(mask) for name, mask in inputs.feature_masks.items()}
-    for row, players in enumerate(absent):
-        for player in players:
-            keep[player.modality][row, player.place] = False
-    return keep
+def coalitions_at_once(model: FLI2MoEModel, projected: Mapping[str, Tensor], num_experts: int = 1) -> int:
+    """How many coalitions of one sample's sequences, modality → (1, T_m, H), so many experts see in one pass."""
+    numbers = BATCH_NUMBERS.get(model.device.type, BATCH_NUMBERS["cuda"])
+    numbers *= torch.get_num_threads() if model.device.type == "cpu" else 1
+    return max(1, numbers // (num_experts * sum(x.numel() for x in projected.values())))
 
 
 def feature_game(
@@ -100,11 +98,7 @@ class _ExpertValues:
         self._always_kept = torch.cat(always_kept)
         positions = [starts[player.modality] + player.place for player in players]
         self._positions = torch.tensor(positions, device=model.device)
-        if batch_size is None:
-            numbers = BATCH_NUMBERS.get(model.device.type, BATCH_NUMBERS["cuda"])
-            numbers *= torch.get_num_threads() if model.device.type == "cpu" else 1
-            batch_size = max(1, numbers // sum(x.numel() for x in self._projected.values()))
-        self._batch_size = batch_size
+        self._batch_size = batch_size or coalitions_at_once(model, self._projected)
 
     @torch.inference_mode()
     def __call__(self, coalitions: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..model.configuration_fl_i2moe import check_choice
-from .attribution import Importance, attribute, normalize
+from .attribution import METHODS, Importance, attribute, normalize
 from .inputs import Inputs
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def attribute_input(
     - `"rollout"`: the experts' Grad×AttnRoll times the encoder's own attention rollout, where it has attention. One
       encoding suffices: a first guess.
     - `"random"`: uniform in [0, 1), by `seed`.
+    - one of [`~fl_i2moe.explain.attribution.METHODS`]: of features behind the encoder; a unit's is their sum. What
+      explanations of features say of units, to hold against the above.
 
     Returns:
         Scores and raw values modality → (1, E, U_m), of a batch of one.
@@ -44,7 +46,7 @@ def attribute_input(
     Raises:
         ValueError: an unknown method or class.
     """
-    check_choice("method", method, INPUT_METHODS)
+    check_choice("method", method, dict.fromkeys((*INPUT_METHODS, *METHODS)))
     num_classes = sample.model.config.num_labels
     if not 0 <= target < num_classes:
         raise ValueError(f"There is no class {target}; this model has classes 0 to {num_classes - 1}.")
@@ -56,8 +58,10 @@ def attribute_input(
         raw = _leave_one_out(sample, target)
     elif method == "shapley":
         raw = shapley_values(sample, target, num_coalitions, seed)
+    elif method == "rollout":
+        raw = _of_features(sample, target, "grad_attnroll", through_encoder=True)
     else:
-        raw = _rollout(sample, target)
+        raw = _of_features(sample, target, method)
     by_modality: dict[str, torch.Tensor] = {}
     candidates: dict[str, torch.Tensor] = {}
     for name, modality in sample.modalities.items():
@@ -75,7 +79,8 @@ def _leave_one_out(sample: "InputSample", target: int) -> NDArray[np.float64]:
     """(E, N)"""
     players = sample.players
     everything = np.ones((1, len(players)), np.bool_)
-    values = sample.expert_logits(np.concatenate([everything, ~np.eye(len(players), dtype=np.bool_)]), players)
+    coalitions = np.concatenate([everything, ~np.eye(len(players), dtype=np.bool_)])
+    values = sample.remembered("leave_one_out", lambda: sample.expert_logits(coalitions, players))
     return (values[:1, :, target] - values[1:, :, target]).T
 
 
@@ -90,15 +95,27 @@ def shapley_values(
     of q and of a coalition S then estimates how far m(q) is from the line between them, (1 − q) m(0) + q m(1), whose
     mean is (m(0) + m(1)) / 2.
     """
+    key = ("shapley", num_coalitions, *np.atleast_1d(seed).tolist())
+    return sample.remembered(key, lambda: _shapley_values(sample, num_coalitions, seed))[target]
+
+
+def _shapley_values(sample: "InputSample", num_coalitions: int, seed: int | Sequence[int]) -> NDArray[np.float64]:
+    """(C, E, N): the experts answer for all classes at once."""
     players, rng = sample.players, np.random.default_rng(seed)
     num_players = len(players)
     alone = np.eye(num_players, dtype=np.bool_)
     contexts = [np.zeros(num_players, np.bool_), np.ones(num_players, np.bool_)]
-    shares = rng.random(num_coalitions)
-    contexts += [rng.random(num_players) < share for share in shares]
+    shares: list[float] = []
+    for number in range(num_coalitions):
+        if number % 2:  # with its complement a draw errs less
+            shares.append(1 - shares[-1])
+            contexts.append(~contexts[-1])
+        else:
+            shares.append(rng.random())
+            contexts.append(rng.random(num_players) < shares[-1])
     marginals = []
     for context in contexts:
-        values = sample.expert_logits(np.concatenate([context | alone, context & ~alone]), players)[:, :, target]
+        values = sample.expert_logits(np.concatenate([context | alone, context & ~alone]), players)
         marginals.append((values[:num_players] - values[num_players:]).T)
     nothing, everything, *drawn = marginals
     lines = [(1 - share) * nothing + share * everything for share in shares]
@@ -106,15 +123,15 @@ def shapley_values(
     return (nothing + everything) / 2 + (np.mean(gaps, axis=0) if gaps else 0)
 
 
-def _rollout(sample: "InputSample", target: int) -> NDArray[np.float64]:
-    """(E, N)"""
+def _of_features(sample: "InputSample", target: int, method: str, through_encoder: bool = False) -> NDArray[np.float64]:
+    """(E, N): of units the sum over their features, which go by the encoder's rollout to where it has seen them."""
     model = sample.model
     inputs = Inputs.from_batch(model, sample.batch)
-    importance: Any = attribute(model, inputs, torch.tensor([target]), "grad_attnroll")
+    importance: Any = attribute(model, inputs, torch.tensor([target]), method)
     columns = []
     for name, modality in sample.modalities.items():
         raw = importance.raw[name][0].double().cpu()
-        rollout = modality.encoder_rollout()
+        rollout = modality.encoder_rollout() if through_encoder else None
         if rollout is not None:
             raw = raw @ rollout
         for unit in modality.units.places.candidates:

@@ -22,7 +22,7 @@ from ..model.modeling_fl_i2moe import FLI2MoEModel
 from .attribution import Importance
 from .game import Game, Player
 from .input_attribution import INPUT_METHODS, attribute_input
-from .inputs import check_features, feature_batch, find_encoders
+from .inputs import ONLY_FEATURES, check_features, check_removals, feature_batch, find_encoders
 
 ENCODING_BATCH = {"cpu": 16, "cuda": 128}
 """Subsets that an encoder sees at once."""
@@ -50,7 +50,7 @@ class MaskedModality:
         removal: what happens to a unit that is taken out, as the end of a sentence.
 
     Raises:
-        ValueError: the raw value is not there or cannot be cut into units; or there is no such removal.
+        ValueError: the raw value is not there, not the one that was encoded, or cannot be cut into units.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class MaskedModality:
         self._removal: str | None = None
         self.removal = "set to zero"
         if self._encoder is not None:
+            if reason := places.missing():
+                raise ValueError(f"The {name} {reason}; or {ONLY_FEATURES}.")
             self._removal = check_removal(self._encoder, removal)
             self.removal = self._encoder.removals[self._removal]
             self._inputs = self._encoder.preprocess([row[name]]).inputs
-        elif removal not in (None, "zero"):
-            raise ValueError(f"There is no removal {removal!r} of {name}, whose features are zeroed.")
         self._projected: dict[bytes, Tensor] = {}
         self.encodings = 0
 
@@ -130,7 +130,7 @@ class InputSample:
         on_progress: told how many subsets were encoded now.
 
     Raises:
-        ValueError: as [`MaskedModality`] and [`find_encoders`]; or a modality has no unit.
+        ValueError: as [`MaskedModality`], [`find_encoders`] and [`check_removals`]; or a modality has no unit.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class InputSample:
         on_progress: OnProgress | None = None,
     ):
         self.model, self._on_progress = model, on_progress
-        if unknown := set(removals or {}) - set(model.config.modality_order):
-            raise ValueError(f"`removals` names {sorted(unknown)}; this model has {model.config.modality_order}.")
+        self._remembered: dict[Any, NDArray[np.float64]] = {}
         self.batch = feature_batch(row, model.config.modality_order)
         encoders = find_encoders(model, row)
+        check_removals(encoders, removals or {})
         self.modalities = {
             name: MaskedModality(
                 model, name, row, encoders[name], described[name], options or UnitOptions(), (removals or {}).get(name)
@@ -201,7 +201,7 @@ class InputSample:
         return torch.cat(logits).double().cpu().numpy()
 
     @torch.inference_mode()
-    def mixture(self, coalitions: NDArray[np.bool_], players: Sequence[Player]) -> Any:
+    def mixture(self, coalitions: NDArray[np.bool_], players: Sequence[Player]) -> tuple[NDArray[np.float64], ...]:
         """The whole model's (logits (S, C), expert logits (S, E, C), expert weights (S, E)) under coalitions (S, N)."""
         distinct = self._distinct(coalitions, players)
         outputs = [
@@ -211,10 +211,16 @@ class InputSample:
         fields = ("logits", "expert_logits", "expert_weights")
         return tuple(torch.cat([output[field] for output in outputs]).double().cpu().numpy() for field in fields)
 
-    @property
-    def methods(self) -> list[str]:
-        """Of importance, see [`attribute_input`]; the default first."""
-        return list(INPUT_METHODS)
+    def remembered(self, key: Any, compute: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """What was computed under this key, once: for one class after the other."""
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        return self._remembered[key]
+
+    @staticmethod
+    def methods_of(model: FLI2MoEModel) -> list[str]:
+        """Of importance, see [`attribute_input`], those that the model allows; the default first."""
+        return [method for method in INPUT_METHODS if model.experts.has_attention or method != "rollout"]
 
     def attribute(self, target: int, method: str, seed: Sequence[int], **options: Any) -> Importance:
         return attribute_input(self, target, method, seed=seed, **options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_fl_i2moe import did_you_mean
-from ..model.kind import FittedEncoder, FrozenEncoder, checksum
+from ..model.kind import FittedEncoder, FrozenEncoder, check_removal, checksum
 from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
@@ -75,6 +75,17 @@ def find_encoders(model: FLI2MoEModel, row: Mapping[str, Any]) -> dict[str, Froz
             except ValueError as error:
                 raise ValueError(f"{error} Without it {ONLY_FEATURES}.") from error
     return encoders
+
+
+def check_removals(encoders: Mapping[str, FrozenEncoder | FittedEncoder | None], removals: Mapping[str, str]) -> None:
+    """`ValueError` where `removals` names a modality that is not there, or a way that its encoder does not know."""
+    if unknown := set(removals) - set(encoders):
+        raise ValueError(f"`removals` names {sorted(unknown)}; this model has {list(encoders)}.")
+    for name, way in removals.items():
+        if isinstance(encoder := encoders[name], FrozenEncoder):
+            check_removal(encoder, way)
+        elif way != "zero":
+            raise ValueError(f"There is no removal {way!r} of {name}, whose features are set to zero: give 'zero'.")
 
 
 def feature_batch(sample: Mapping[str, Any], modality_order: Sequence[str]) -> dict[str, Any]:

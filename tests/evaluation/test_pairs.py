@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_i2moe.evaluation.alignment import alignment, bin_edges, importance_bins, pair_bins
+from fl_i2moe.evaluation.alignment import alignment, bin_edges, importance_bins, pair_bins, universe_bins
 from fl_i2moe.evaluation.pairs import (
     pair_curve_logits,
     pair_curves,
@@ -19,7 +19,6 @@ from fl_i2moe.evaluation.pairs import (
 )
 from fl_i2moe.explain.attribution import top_features
 from fl_i2moe.explain.game import Player
-from fl_i2moe.explain.inputs import Inputs
 from fl_i2moe.explain.interactions import cross_modal_pairs
 from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.metrics.tasks import compute_metrics
@@ -29,21 +28,39 @@ PAIRS = cross_modal_pairs([player.modality for player in PLAYERS])
 ENDS = [(PLAYERS[u], PLAYERS[v]) for u, v in PAIRS]
 
 
-def make_inputs(num_samples: int) -> Inputs:
-    """One hidden number a feature, all 1; the first token is special."""
-    projected = {name: torch.ones(num_samples, 4, 1) for name in ("text", "image")}
-    masks = {name: torch.ones(num_samples, 4, dtype=torch.bool) for name in projected}
-    candidates = {**masks, "text": masks["text"] & (torch.arange(4) > 0)}
-    return Inputs(projected, masks, candidates)
+EVERYONE = [*PLAYERS[:3], Player("image", 0), Player("image", 1), Player("image", 2), Player("image", 3)]
 
 
-def make_samples(num_samples: int, sii) -> dict:
-    """Equal scores for all samples, and the samples' numbers."""
+class Conjunction:
+    """An even sample is of class 1, seen where token 1 and patches 0 and 1 are all there; an odd one is of class 0."""
+
+    players = EVERYONE
+
+    def __init__(self, number: int):
+        self.number, self.seen = number, []
+
+    def mixture(self, coalitions, players):
+        assert players == EVERYONE
+        self.seen.append(coalitions)
+        there = coalitions[:, [0, 3, 4]].all(axis=1) & (self.number % 2 == 0)
+        score = np.where(there, 1.0, -1.0)
+        return np.stack([-score, score], axis=1), None, None
+
+
+def make_table(sii) -> PairTable:
     sii = np.asarray(sii, np.float64)
     nothing = np.zeros(len(sii))
     scores = {"sii": sii, "redundancy": -sii, "redundancy_both": nothing}
-    table = PairTable(PAIRS, scores, dict.fromkeys(scores, nothing), nothing.astype(int), 0, "per_pair", 0, PLAYERS)
-    return {"tables": [table] * num_samples, "numbers": range(num_samples)}
+    return PairTable(PAIRS, scores, dict.fromkeys(scores, nothing), nothing.astype(int), 0, "per_pair", 0, PLAYERS)
+
+
+def of_samples(measure, num_samples: int, sii, **options) -> dict:
+    """Measured on every sample, which have equal scores, and joined."""
+    parts = [measure(Conjunction(number), make_table(sii), number, **options) for number in range(num_samples)]
+    return {
+        name: np.concatenate([part[name] for part in parts], axis=-1 if name.startswith("num_") else -2)
+        for name in parts[0]
+    }
 
 
 # ---- bins and alignment --------------------------------------------------------------------------------------------
@@ -86,9 +103,26 @@ def test_the_bins_are_the_top_features(share):
 
 
 def test_pair_bins():
-    bins = {"text": torch.tensor([-1, 0, 1, -1]), "image": torch.tensor([1, 0, -1, -1])}
+    bins = {Player("text", 1): 0, Player("text", 2): 1, Player("image", 0): 1, Player("image", 1): 0}
     by_pair = dict(zip(map(tuple, PAIRS.tolist()), pair_bins(ENDS, bins).tolist(), strict=True))
     assert {pair: bin_of for pair, bin_of in by_pair.items() if bin_of >= 0} == {(0, 4): 0, (1, 3): 1}
+
+
+def test_the_universe_and_its_bins():
+    """Of ten candidates the three highest, one in each bin; of four two, in the first and the last; special ones and
+    the rest are outside. With a limit each modality's universe is cut in three alike."""
+    scores = {"text": np.array([9, 0.1, 0.5, 0.2, 0.9, 0.0, 0.3, 0.7, 0.4, 0.6, 0.05]), "image": np.arange(4.0)}
+    candidates = {"text": range(1, 11), "image": range(4)}
+    assert universe_bins(scores, candidates, 0.3) == {
+        Player("text", 4): 0,
+        Player("text", 7): 1,
+        Player("text", 9): 2,
+        Player("image", 2): 2,
+        Player("image", 3): 0,
+    }
+    capped = universe_bins(scores, candidates, 1.0, most=6)
+    assert [capped[Player("text", place)] for place in (4, 7, 9, 2, 8, 6)] == [0, 0, 1, 1, 2, 2]
+    assert len(capped) == 6 + 4
 
 
 def test_alignment_by_hand():
@@ -159,62 +193,50 @@ def test_random_pairs_that_cannot_be():
 # ---- masking -------------------------------------------------------------------------------------------------------
 
 
-def conjunction(inputs: Inputs, keep: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Even samples are of class 1, seen where token 1 and patches 0 and 1 are all there; odd ones are of class 0."""
-    there = keep["text"][:, 1] & keep["image"][:, 0] & keep["image"][:, 1]
-    score = torch.where(there & (torch.arange(len(inputs)) % 2 == 0), 1.0, -1.0)
-    return torch.stack([-score, score], dim=1)
-
-
 STAR = np.array([2, 2.01, 0.05, 0.3, 0.2, 0.01, 0.4, 0.1, 0.02])
 """The pairs of token 1 with patches 0 and 1 score highest, that of token 2 with patch 2 lowest."""
 
 
 def test_masks_and_their_number():
-    inputs, seen = make_inputs(3), []
-
-    def record(given, keep):
-        assert given is inputs
-        seen.append({name: mask.clone() for name, mask in keep.items()})
-        return conjunction(given, keep)
-
-    found = pair_masking_logits(record, inputs, **make_samples(3, STAR), share=0.2, num_draws=4)
-    assert all(mask.all() for mask in seen[0].values())
-    assert seen[1]["text"].tolist() == [[True, False, True, True]] * 3
-    assert seen[1]["image"].tolist() == [[False, False, True, True]] * 3
-    for keep in seen[2:6]:
-        assert sum(~mask for mask in keep.values()).sum(dim=1).tolist() == [3, 3, 3]  # as many as ranked
-    assert all(keep["text"][:, 0].all() and keep["image"][:, 3].all() for keep in seen)  # no players
-    zeroed = [[int(n) for n in sum(~mask for mask in keep.values()).sum(dim=1)] for keep in seen[6:]]
-    assert found["num_features_same_pairs"].tolist() == zeroed
-    assert found["num_pairs"].tolist() == [2, 2, 2]
-    assert found["num_features"].tolist() == [3, 3, 3]
+    subject = Conjunction(2)
+    found = pair_masking_logits(subject, make_table(STAR), 2, share=0.2, num_draws=4)
+    [seen] = subject.seen  # all at once
+    none, ranked, *draws = seen
+    assert none.all()
+    # token 1 and patches 0 and 1
+    assert ranked.tolist() == [False, True, True, False, False, True, True]
+    assert [(~draw).sum() for draw in draws[:4]] == [3] * 4  # as many as ranked
+    assert all(draw[6] for draw in draws)  # patch 3 plays in no pair
+    assert found["num_features_same_pairs"].tolist() == [[(~draw).sum()] for draw in draws[4:]]
+    assert found["num_pairs"].tolist() == [2]
+    assert found["num_features"].tolist() == [3]
     assert {name: found[name].shape for name in ("none", "ranked", "random_same_features", "random_same_pairs")} == {
-        "none": (3, 2),
-        "ranked": (3, 2),
-        "random_same_features": (4, 3, 2),
-        "random_same_pairs": (4, 3, 2),
+        "none": (1, 2),
+        "ranked": (1, 2),
+        "random_same_features": (4, 1, 2),
+        "random_same_pairs": (4, 1, 2),
     }
-    # draws differ between samples and between draws, but not with the batch
-    assert len({tuple(keep["text"][0].tolist() + keep["image"][0].tolist()) for keep in seen[2:6]}) > 1
-    last = {name: values[2:] for name, values in make_samples(3, STAR).items()}
-    alone = pair_masking_logits(conjunction, make_inputs(1), **last, share=0.2, num_draws=4)
-    assert (alone["num_features_same_pairs"][:, 0] == found["num_features_same_pairs"][:, 2]).all()
+    # draws differ between samples and between draws, but not with what else is measured
+    assert len({tuple(draw) for draw in draws[:4]}) > 1
+    together = of_samples(pair_masking_logits, 3, STAR, share=0.2, num_draws=4)
+    assert (together["num_features_same_pairs"][:, 2] == found["num_features_same_pairs"][:, 0]).all()
+    other = Conjunction(2)
+    pair_masking_logits(other, make_table(STAR), 5, share=0.2, num_draws=4)
+    assert not np.array_equal(other.seen[0], seen)
 
 
 def test_masking_by_another_score():
     """The published gap of these scores is their negative: the lowest go."""
     found = {}
     for kind in ("sii", "redundancy"):
-        found[kind] = pair_masking_logits(conjunction, make_inputs(2), **make_samples(2, STAR), kind=kind, share=0.1)
+        found[kind] = of_samples(pair_masking_logits, 2, STAR, kind=kind, share=0.1)
     assert found["sii"]["ranked"][0].tolist() == [1, -1]  # seen no more
     assert found["redundancy"]["ranked"][0].tolist() == [-1, 1]
 
 
 def test_masking_table():
-    inputs, samples = make_inputs(40), make_samples(40, STAR)
     labels = (np.arange(40) % 2 == 0).astype(int)
-    logits = pair_masking_logits(conjunction, inputs, **samples, share=0.2, num_draws=2)
+    logits = of_samples(pair_masking_logits, 40, STAR, share=0.2, num_draws=2)
     table = pair_masking_table(logits, labels, "single_label_classification", num_resamples=25)
     json.dumps(table, allow_nan=False)
     assert (table["num_samples"], table["num_pairs"], table["num_features"]) == (40, 2, 3)
@@ -233,7 +255,7 @@ def test_masking_table():
 
 
 def test_undefined_metrics_are_none():
-    logits = pair_masking_logits(conjunction, make_inputs(4), **make_samples(4, STAR), num_draws=2)
+    logits = of_samples(pair_masking_logits, 4, STAR, num_draws=2)
     table = pair_masking_table(logits, np.zeros(4, int), "single_label_classification", num_resamples=5)
     assert table["metrics"]["auroc"]["none"] is None
     assert table["metrics"]["auroc"]["drop"]["ranked"] == {"value": None, "interval": None}
@@ -244,12 +266,11 @@ def test_undefined_metrics_are_none():
 
 
 def test_curves_end_where_they_must():
-    inputs, samples = make_inputs(10), make_samples(10, STAR)
     labels = torch.tensor([1, 0] * 5)
     shares = (0.0, 0.2, 0.5, 1.0)
     options = {"shares": shares, "num_draws": 2}
-    deletion = pair_curve_logits(conjunction, inputs, **samples, **options)
-    insertion = pair_curve_logits(conjunction, inputs, **samples, direction="insertion", **options)
+    deletion = of_samples(pair_curve_logits, 10, STAR, **options)
+    insertion = of_samples(pair_curve_logits, 10, STAR, direction="insertion", **options)
     assert deletion["num_features"][:, 0].tolist() == [0, 3, 5, 6]  # 0, 2, 5 and 9 pairs
     assert insertion["num_features"][:, 0].tolist() == [6, 3, 1, 0]
     assert (deletion["num_features_random"][:, [0, -1]] == [[0] * 10, [6] * 10]).all()
@@ -281,14 +302,10 @@ def test_curves_end_where_they_must():
 )
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
-        pair_curve_logits(conjunction, make_inputs(2), **make_samples(2, STAR), **change)
+        pair_curve_logits(Conjunction(0), make_table(STAR), 0, **change)
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(ValueError, match="3 samples, but pairs of 2 and 2 numbers"):
-        pair_masking_logits(conjunction, make_inputs(3), **make_samples(2, STAR))
-    with pytest.raises(ValueError, match="2 samples, but pairs of 2 and 3 numbers"):
-        pair_masking_logits(conjunction, make_inputs(2), **(make_samples(2, STAR) | {"numbers": range(3)}))
     with pytest.raises(ValueError, match="edges must rise"):
         importance_bins({"a": torch.zeros(2)}, {"a": torch.ones(2, dtype=torch.bool)}, (0.2, 0.1))
     with pytest.raises(ValueError, match="same samples: 1, 2"):
@@ -297,6 +314,6 @@ def test_sizes_that_do_not_fit():
         alignment([np.zeros(2)], [np.zeros(2)], values=[np.zeros(3)])
     with pytest.raises(ValueError, match="share of pairs"):
         alignment([np.zeros(2)], [np.zeros(2)], shares=(0,))
-    logits = pair_curve_logits(conjunction, make_inputs(2), **make_samples(2, STAR), shares=(0, 1))
+    logits = of_samples(pair_curve_logits, 2, STAR, shares=(0, 1))
     with pytest.raises(ValueError, match="logits are of 2 shares, got 3"):
         pair_curves(logits, [0, 1], "single_label_classification", shares=(0, 0.5, 1))

@@ -18,7 +18,13 @@ from fl_i2moe.evaluation.run.explanations import run_explanations
 from fl_i2moe.evaluation.run.sample import file_names
 from fl_i2moe.explain import Explanation, explain
 
-QUICK = {"num_coalitions": 1, "num_draws": 2, "faithfulness_samples": 4, "classes": "true"}
+QUICK = {
+    "units": "features",
+    "num_coalitions": 1,
+    "num_draws": 2,
+    "faithfulness_samples": 4,
+    "classes": "true",
+}
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def test_each_true_class_has_the_pages_that_explain_gives(trained):
     for number, row in enumerate(cache.splits["test"].select(range(3))):
         for index in [i for i, label in enumerate(row["labels"]) if label]:
             saved = Explanation.load(folder / "samples" / f"{row['id']}-{cache.label_names[index]}.json")
-            how = {"interactions": "shared_context", "num_coalitions": 1, "sample_number": number, "cache": cache}
+            how = {"units": "features", "num_coalitions": 1, "sample_number": number, "cache": cache}
             check_close(saved.to_dict(), json.loads(json.dumps(explain(model, row, index, **how).to_dict())))
     assert not (folder / "faithfulness.json").exists()
     assert not (folder / "alignment.json").exists()
@@ -174,24 +180,21 @@ def test_a_dense_model_beside_the_mixture(trained, tmp_path):
 
 
 def test_a_fusion_without_attention_is_explained_by_gradients(tmp_path):
-    """Rollouts are refused at the start; integrated gradients choose the pairs and are held against random masks."""
+    """Rollouts are refused at the start; integrated gradients take their place and are held against random masks."""
     model, cache = make_explainable(tmp_path, fusion="low_rank")
     model.save_pretrained(tmp_path / "model")
     folders = {"model": str(tmp_path / "model"), "cache_dir": str(cache.path), "num_samples": 1}
     with pytest.raises(ValueError, match=r"'low_rank' has no attention, which grad_attnroll needs: give --method ig"):
-        started(folders)
+        started(folders, method="grad_attnroll")
     assert not (tmp_path / "model" / "explanations").exists()
-    folder = started(folders, method="ig", classes="best")
+    folder = started(folders, classes="best")
     [result] = json.loads((folder / "faithfulness.json").read_text()).values()
     assert result["methods"] == ["ig", "random"]
     page = (folder / "index.html").read_text()
-    assert "by Integrated gradients" in page
+    assert "Integrated gradients" in page
     assert "Grad×AttnRoll" not in page
     [data] = (folder / "samples").glob("*.json")
-    explanation = Explanation.load(data)
-    top = {name: set(np.argsort(-x)[:1]) for name, x in explanation.importance["synergy"].items()}
-    ends = {(end.modality, end.place) for pair in explanation.pair_tables["synergy"].ends for end in pair}
-    assert {(name, int(i)) for name, features in top.items() for i in features} <= ends
+    assert Explanation.load(data).method == "ig"
 
 
 def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ...model.kind import UnitOptions
 from ...training.arguments import check_options, option
 
 MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
@@ -33,8 +34,20 @@ class ExplainArguments:
         None, "Explain on these features: the folder of a cache, or a data set on the Hub; of that, --split is fetched."
     )
     dense_model: str | None = option(None, "Folder of a dense model whose faithfulness is shown beside.")
-    method: Literal["grad_attnroll", "attnroll", "ig", "random"] = option(
-        "grad_attnroll", "How the importance of features is computed; a fusion without attention takes ig or random."
+    units: Literal["input", "features"] = option(
+        "input",
+        "What is explained: words, cells of pictures and stretches of sounds, taken out before the encoders, which are "
+        "run again; or features, tokens and patches as the encoders mixed them, as in the paper, which needs none.",
+    )
+    cells: list[int] = option([], "Rows and columns that pictures are cut into; the encoder's own grid if not given.")
+    text_units: Literal["words", "sentences"] = option("words", "What texts are cut into.")
+    removal: list[str] = option(
+        [], "How units are taken out, modality=way, such as image=blur; what the encoder does best if not given."
+    )
+    method: Literal["shapley", "leave_one_out", "rollout", "grad_attnroll", "attnroll", "ig", "random"] | None = option(
+        None,
+        "How importance is computed: shapley (default), leave_one_out, rollout or random for the input; grad_attnroll "
+        "(default), attnroll, ig or random for features. A fusion without attention takes no rollout: its features ig.",
     )
     interactions: Literal["shared_context", "per_pair", "exact", "none"] = option(
         "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
@@ -47,7 +60,10 @@ class ExplainArguments:
         list(MEASUREMENTS), f"What to measure on the data: {', '.join(MEASUREMENTS)}; or none."
     )
     faithfulness_samples: int | None = option(
-        None, "Samples of the split that faithfulness is measured on; all if not given.", at_least=1
+        None,
+        "Samples that faithfulness is measured on; if not given, for features all of the split, for the input those "
+        "that are explained.",
+        at_least=1,
     )
     num_draws: int = option(10, "Random draws that masking is compared with.", at_least=1)
     on_bad_sample: Literal["stop", "skip"] = option(
@@ -63,10 +79,30 @@ class ExplainArguments:
         check_options(self)
         if self.features and self.cache_dir:
             raise ValueError("`features` and `cache_dir` exclude each other: give one of them.")
+        if len(self.cells) not in (0, 2) or not all(number > 0 for number in self.cells):
+            raise ValueError(f"`cells` takes two numbers from 1, rows and columns, got {self.cells}.")
+        self.removal = sorted(self.removal)
+        if len(self.removals) < len(self.removal):
+            raise ValueError(f"`removal` names a modality twice: {self.removal}.")
+        given = [name for name in ("cells", "removal") if getattr(self, name)]
+        if self.units == "features" and (given or self.text_units != "words"):
+            raise ValueError(f"`{(*given, 'text_units')[0]}` needs `units` input: features are what they are.")
         if self.measurements == ["none"]:
             self.measurements = []
         if unknown := set(self.measurements) - set(MEASUREMENTS):
             raise ValueError(f"Unknown `measurements` {sorted(unknown)}; there are {', '.join(MEASUREMENTS)} or none.")
+
+    @property
+    def cut(self) -> UnitOptions:
+        return UnitOptions(cells=(self.cells[0], self.cells[1]) if self.cells else None, text=self.text_units)
+
+    @property
+    def removals(self) -> dict[str, str]:
+        """Modality → how its units are taken out; `ValueError` for an entry that is no modality=way."""
+        entries = [entry.partition("=") for entry in self.removal]
+        if wrong := ["".join(parts) for parts in entries if not all(parts)]:
+            raise ValueError(f"`removal` takes modality=way, such as image=blur, got {wrong[0]!r}.")
+        return {name: way for name, _, way in entries}
 
     @property
     def folder(self) -> Path:

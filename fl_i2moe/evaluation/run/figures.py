@@ -1,6 +1,6 @@
 """Figures and a table of a whole run: the FL-I²MoE paper's Figures 3 and 4, curves of pairs, its Table 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,14 +18,21 @@ from ...metrics.figures import expert_title, keep_bottom_spine, metric_title, ne
 from ...metrics.markdown import estimate
 from ...metrics.summaries import from_plain
 from ...metrics.tasks import METRICS_BY_PROBLEM, default_metric
+from ..erasure import MEASURES
 
 # colour, marker, line
 _METHOD_STYLES = {
+    "shapley": ("#000000", "D", "-"),
+    "leave_one_out": ("#CC79A7", "v", "--"),
+    "rollout": ("#E69F00", "P", "-."),
     "grad_attnroll": ("#D55E00", "o", "-"),
     "attnroll": ("#0072B2", "s", "--"),
     "ig": ("#009E73", "^", "-."),
     "random": ("#666666", "x", ":"),
 }
+NOUNS = {"input": "parts", "features": "features"}
+"""What units are called in a figure of all modalities."""
+
 _TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
 _TOP_HATCHES = ("", "///", "...")
 _NOTE: dict[str, Any] = {"size": 8.5, "color": MUTED}
@@ -59,7 +66,7 @@ def draw_faithfulness(
         base = results[name]["base"][metric]
         axes.set_title(f"{name} ({metric_title(metric)} {number(base)} unmasked)", fontsize=10.5, loc="left")
         masked = "masked" if direction == "deletion" else "kept"
-        axes.set_xlabel(f"most important features of each modality {masked} (%)")
+        axes.set_xlabel(f"most important {_noun_of(results[name])} of each modality {masked} (%)")
     panels[0].set_ylabel(f"drop of {metric_title(metric)}")
     panels[-1].legend(frameon=False, fontsize=9)
     _draw_mean_drops(means.subplots(), results, rows, metric, direction)
@@ -68,6 +75,74 @@ def draw_faithfulness(
     meaning = "metric without masking minus with" if higher else "error with masking minus without"
     title = f"What {direction} by importance does to the prediction ({size})"
     return titled(figure, title, f"Drop: {meaning}. {_RANDOM}", **_NOTE)
+
+
+def _noun_of(result: Mapping[str, Any]) -> str:
+    return NOUNS[result.get("units", "features")]
+
+
+def draw_erasure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Comprehensiveness and sufficiency against the share of units, a row for each model, of a mixture by the
+    weight-averaged importance, from name of a model → result of `faithfulness`."""
+    figure = new_figure(1 + 4.6 * len(MEASURES), 0.9 + 3.2 * len(results))
+    panels = figure.subplots(len(results), len(MEASURES), squeeze=False, sharex=True)
+    for row, (name, result) in enumerate(results.items()):
+        whole, shares = _experts_of(result)[-1], 100 * np.array(result["shares"])
+        for axes, (measure, direction) in zip(panels[row], MEASURES.items(), strict=True):
+            for method in _METHOD_STYLES:
+                if method in result[measure]:
+                    curve = result[measure][method][whole]
+                    spread = from_plain(curve["values_std"])
+                    _draw_curve(axes, shares, curve["values"], method, METHOD_NAMES[method], spread)
+            axes.axhline(0, color=MUTED, linewidth=0.8)
+            masked = "masked" if direction == "deletion" else "kept"
+            axes.set_xlabel(f"most important {_noun_of(result)} of each modality {masked} (%)")
+            axes.set_ylabel(measure)
+            axes.set_title(f"{name} (n = {result['num_samples']:,})", fontsize=10.5, loc="left")
+    panels[0, -1].legend(frameon=False, fontsize=9)
+    note = (
+        "Comprehensiveness: what the probability of the explained class loses without them, higher is better. "
+        f"Sufficiency: what it loses with them alone, lower is better. {_RANDOM}"
+    )
+    return titled(figure, "What the probability of the explained class rests on", note, **_NOTE)
+
+
+def erasure_rows(
+    results: Mapping[str, Mapping[str, Any]], metric: str, experts: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """
+    A line for each method, of a mixture by the weight-averaged importance, then by that of each of the `experts`: AOPC
+    of both measures, each with its interval and by how much it is better than at random, and the metric's mean drop.
+
+    Args:
+        results: name of a model → result of `faithfulness`.
+    """
+    header = ["Importance", "of"]
+    for measure in MEASURES:
+        header += [f"{measure}, AOPC", "beyond random"]
+    header.append(f"mean drop of {metric_title(metric)}")
+    rows = []
+    for name, result in results.items():
+        whole, *others = reversed(_experts_of(result))
+        for expert in [whole, *(others if experts else [])]:
+            for method in result["methods"]:
+                if expert not in result["deletion"][method]:
+                    continue
+                of = "–" if method == "random" else expert_title(expert)
+                row = [METHOD_NAMES[method], of if len(results) == 1 else f"{name}: {of}"]
+                for measure in MEASURES:
+                    loss = result[measure][method][expert]
+                    row.append(_with_limits(loss["aopc"], loss["interval"], number))
+                    beyond = loss["beyond_random"]
+                    row.append("–" if beyond is None else _with_limits(beyond["value"], beyond["interval"], signed))
+                rows.append([*row, number(result["deletion"][method][expert][metric]["mean_drop"])])
+    return header, rows
+
+
+def _with_limits(value: float | None, limits: Sequence[float] | None, write: Callable[..., str]) -> str:
+    if value is None or limits is None:
+        return number(value)
+    return Markup(estimate(value, None, limits, write))  # brackets of numbers are no link
 
 
 def _experts_of(result: Mapping[str, Any]) -> list[str]:
@@ -149,7 +224,7 @@ def draw_alignment(
                     axes.text(place, 0, "no pair", rotation=90, ha="center", va="bottom", fontsize=8, color=MUTED)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks(range(len(ticks)), ticks)
-        axes.set_xlabel("importance of both features, by rank")
+        axes.set_xlabel("importance of both ends, by rank")
         axes.set_ylabel(f"mean {kinds[expert]} (logits)")
         axes.set_title(f"{expert_title(expert)} expert", fontsize=10.5, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
@@ -183,7 +258,7 @@ def draw_pair_curves(
                 axes.set_ylabel(f"{metric_title(metric)}, {direction}")
     panels[0, -1].legend(frameon=False, fontsize=9)
     title = f"Do the pairs that score high carry the prediction? (n = {result['num_samples']:,})"
-    return titled(figure, title, f"Both ends of a pair are zeroed or kept. {_RANDOM}", **_NOTE)
+    return titled(figure, title, f"Both ends of a pair are masked or kept. {_RANDOM}", **_NOTE)
 
 
 def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -195,9 +270,7 @@ def pair_masking_rows(tables: Mapping[str, Mapping[str, Any]], metric: str) -> t
         return f"{number(cell['mean'])} ± {number(cell['std'])}"
 
     def interval(cell: Mapping[str, Any]) -> str:
-        if cell["interval"] is None:
-            return number(cell["value"])
-        return Markup(estimate(cell["value"], None, cell["interval"], signed))  # brackets of numbers are no link
+        return _with_limits(cell["value"], cell["interval"], signed)
 
     rows = [
         ["none", *(number(part["none"]) for part in parts)],

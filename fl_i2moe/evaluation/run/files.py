@@ -9,6 +9,14 @@ _CURVE = {
     **dict.fromkeys(("mean_drop", "mean_drop_std", "auc", "auc_std"), _NUMBER),
 }
 _CURVES = {str: {str: {str: _CURVE}}}  # method → expert → metric
+_INTERVAL = {"value": _NUMBER, "interval": ([_NUMBER], None)}
+_LOSS = {
+    **{key: [_NUMBER] for key in ("values", "values_std")},
+    **dict.fromkeys(("aopc", "aopc_std"), _NUMBER),
+    "interval": ([_NUMBER], None),
+    "beyond_random": (_INTERVAL, None),
+}
+_LOSSES = {str: {str: _LOSS}}  # method → expert
 FAITHFULNESS = {
     str: {
         "num_samples": int,
@@ -18,6 +26,9 @@ FAITHFULNESS = {
         "emptied": _VALUES,
         "deletion": _CURVES,
         "insertion?": _CURVES,
+        "comprehensiveness?": _LOSSES,  # not of regressions, nor in results of version 0.1.0
+        "sufficiency?": _LOSSES,
+        "confidence?": float,
         "experts": [str],
         "methods": [str],
         "num_random": int,
@@ -25,11 +36,11 @@ FAITHFULNESS = {
         "target": str,
         "model?": str,  # its fingerprint
         "features?": str,  # the digest of the cache's key
+        "units?": str,
     }
 }
 """Name of a model → what [`~fl_i2moe.evaluation.masking.faithfulness`] gives, and which model that is."""
 
-_INTERVAL = {"value": _NUMBER, "interval": ([_NUMBER], None)}
 _DRAWS = dict.fromkeys(("mean", "std", "min", "max"), _NUMBER)
 _MASKED = {
     "none": _NUMBER,

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from ...cache import FeatureCache
-from ...explain.attribution import universe_method
+from ...explain.attribution import METHODS
+from ...explain.explain_sample import most_players
 from ...explain.explanation import Explanation
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
 from ...explain.pair_table import kind_of_expert
-from ...explain.wording import standing
+from ...explain.wording import number, standing
 from ...metrics.figures import expert_colors, expert_title, metric_title, save_figure
 from ...metrics.markdown import table
 from ...metrics.tasks import default_metric
@@ -22,10 +23,19 @@ from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.checked_json import read_json
 from ...utils.files import write_json, write_text
 from ..alignment import alignment, bin_edges
+from ..erasure import LARGEST_SHARE
 from ..masking import DIRECTIONS
 from ..pairs import pair_curves, pair_masking_table
 from .arguments import ExplainArguments
-from .figures import draw_alignment, draw_faithfulness, draw_pair_curves, pair_masking_rows
+from .figures import (
+    NOUNS,
+    draw_alignment,
+    draw_erasure,
+    draw_faithfulness,
+    draw_pair_curves,
+    erasure_rows,
+    pair_masking_rows,
+)
 from .files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING_FILE
 from .sample import Sample
 
@@ -131,6 +141,9 @@ def write_results(
     measured, figures, tables = set(arguments.measurements), [], []
     if "faithfulness" in measured:
         figures += [results.draw_faithfulness(direction) for direction in DIRECTIONS]
+        if figure := results.draw_erasure():
+            figures.append(figure)
+            tables.append(results.tabulate_erasure())
     if results.experts and "alignment" in measured:
         figures.append(results.align())
     if results.experts and "pair_masking" in measured:
@@ -174,6 +187,49 @@ class _Results:
         description = f"Mean drop of {metric_title(self.metric)} over the shares, by method. {'; '.join(parts)}."
         return RunFigure(f"Faithfulness: {direction}", name, description)
 
+    def draw_erasure(self) -> RunFigure | None:
+        """None of a regression, and of results that were measured before there was any."""
+        results = self._erasure()
+        if not results:
+            return None
+        save_figure(draw_erasure(results), self.folder / "erasure.png")
+        parts = []
+        for name, result in results.items():
+            shown = []
+            for method, by_expert in result["comprehensiveness"].items():
+                enough = list(result["sufficiency"][method].values())[-1]["aopc"]
+                shown.append(f"{method} {number(list(by_expert.values())[-1]['aopc'])} and {number(enough)}")
+            parts.append(f"{name}: {', '.join(shown)}")
+        description = f"Comprehensiveness and sufficiency, AOPC, by method. {'; '.join(parts)}."
+        return RunFigure("What the probability of the explained class rests on", "erasure.png", description)
+
+    def tabulate_erasure(self) -> RunTable:
+        results = self._erasure()
+        header, rows = erasure_rows(results, self.metric)
+        _, all_rows = erasure_rows(results, self.metric, experts=True)
+        first = next(iter(results.values()))
+        note = (
+            f"{first['num_samples']:,} samples. Comprehensiveness: what the probability of the explained class loses "
+            f"without the most important {NOUNS[self.arguments.units]}, higher is better; sufficiency: what it loses "
+            f"with them alone, lower is better; beyond random: by how much it is better than {first['num_random']} "
+            f"random draws. AOPC: mean over shares up to {100 * LARGEST_SHARE:g} %. Brackets: "
+            f"{100 * first['confidence']:g} % bootstrap intervals over samples."
+        )
+        if self.arguments.units == "input":
+            features = [METHOD_NAMES[x] for x in first["methods"] if x in METHODS and x != "random"]
+            note += (
+                " What is masked is taken out before the encoders, whatever names it. "
+                f"{', '.join(features)}: importance of features, summed over each part."
+            )
+        title = "Comprehensiveness and sufficiency"
+        text = table(header, all_rows, text_columns=2)
+        write_text(self.folder / "erasure.md", f"# {title}\n\n{text}\n{note}\n")
+        return RunTable(title, header, rows, note)
+
+    def _erasure(self) -> dict[str, dict[str, Any]]:
+        results = read_json(self.folder / FAITHFULNESS_FILE, FAITHFULNESS)
+        return {name: x for name, x in results.items() if x.get("comprehensiveness") and x.get("sufficiency")}
+
     def align(self) -> RunFigure:
         results, shown = {}, []
         for expert, parts in self.experts.items():
@@ -199,10 +255,10 @@ class _Results:
         write_json(self.folder / PAIR_MASKING_FILE, results)
         header, rows = pair_masking_rows(results, self.metric)
         best = bin_edges(self.arguments.universe_share)[0]
-        confidence = next(iter(results.values()))["confidence"]
+        confidence, nouns = next(iter(results.values()))["confidence"], NOUNS[self.arguments.units]
         note = (
             f"{len(self.samples):,} samples, each explained for its true class with the highest logit. Candidates are "
-            f"the pairs between the top {100 * best:g} % features of each modality; the 5 % with the highest scores "
+            f"the pairs between the top {100 * best:g} % {nouns} of each modality; the 5 % with the highest scores "
             f"are masked, both ends. ±: standard deviation over {self.arguments.num_draws} draws; brackets: "
             f"{100 * confidence:g} % bootstrap interval over samples."
         )
@@ -242,14 +298,20 @@ def _facts(model: FLI2MoEModel, num_samples: int, arguments: ExplainArguments, c
         arguments.interactions, f"{arguments.interactions}, {arguments.num_coalitions} coalitions a pair"
     )
     if arguments.interactions != "none":
-        by = METHOD_NAMES[universe_method(model)]
-        pairs += f", the top {100 * arguments.universe_share:g} % of each modality’s features by {by}"
+        most = most_players(arguments.units)
+        pairs += (
+            f", the top {100 * arguments.universe_share:g} % of each modality’s {NOUNS[arguments.units]} by what they "
+            f"do to the expert{f', at most {most}' if most else ''}"
+        )
     encoders = {f"Encoder of {name}": x["encoder"] for name, x in cache.modalities.items()}
     return {
         "Model": f"{Path(arguments.model).resolve()}, {model.config.architecture}, "
         f"{num_experts} expert{'s' if num_experts > 1 else ''}",
         "Samples": f"{num_samples:,} of the {len(cache.splits[arguments.split]):,} of split {arguments.split}",
-        "Importance": arguments.method,
+        "Explained": "words, cells and stretches, taken out before the encoders"
+        if arguments.units == "input"
+        else "features",
+        "Importance": METHOD_NAMES[arguments.method],
         "Pairs": pairs,
         **{title: f"{x.get('name')}, {layer_text(x.get('hidden_layer'))}" for title, x in encoders.items()},
     }

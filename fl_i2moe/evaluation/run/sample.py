@@ -5,26 +5,26 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ...cache import FeatureCache
-from ...explain.attribution import attribute, universe_method
-from ...explain.explain_sample import explain, true_targets
+from ...explain.explain_sample import UNITS, explain, most_players, open_sample, true_targets
 from ...explain.explanation import Explanation
-from ...explain.feature_game import feature_game
-from ...explain.inputs import Inputs, feature_batch
-from ...explain.interactions import sample_seed, score_pairs
+from ...explain.feature_sample import FeatureSample
+from ...explain.interactions import cross_modal_pairs, sample_seed, score_pairs
 from ...explain.pair_table import kind_of_expert
+from ...explain.subject import Subject
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.checked_json import read_json
-from ...utils.files import write_json
-from ..alignment import bin_edges, importance_bins, pair_bins
-from ..masking import DIRECTIONS, masked_logits
+from ...utils.files import write_file, write_json
+from ..alignment import pair_bins, universe_bins
+from ..masking import DIRECTIONS, Maskings, subject_logits
 from ..pairs import pair_curve_logits, pair_masking_logits
 from .arguments import ExplainArguments
 from .files import MEASURED
@@ -62,6 +62,10 @@ class Sample:
             return None if predicted is None else list(dict.fromkeys([*predicted, *true])) or [target]
         return [target] if classes == "best" or not true else true
 
+    def logits(self, model_id: str) -> Path:
+        """Where its logits by this model under masking lie, see [`measure_masking`]."""
+        return self.measured.with_suffix("") / f"{model_id}.npz"
+
     def page(self, class_name: str) -> Path:
         return self.arguments.folder / "samples" / f"{self.file_name}-{self.class_file_names[class_name]}.html"
 
@@ -91,16 +95,26 @@ def file_names(names: Iterable[str], allowed: str = "A-Za-z0-9._-") -> dict[str,
     return safe
 
 
-def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None:
-    """Writes the sample's pages and what it gives to the measurements, unless they are there."""
+def open_subject(model: FLI2MoEModel, sample: Sample) -> Subject:
+    """The sample's units; `ValueError` as [`~fl_i2moe.explain.explain_sample.open_sample`]."""
+    arguments = sample.arguments
+    row = sample.cache.splits[arguments.split][sample.number]
+    return open_sample(model, row, arguments.units, cache=sample.cache, cut=arguments.cut, removals=arguments.removals)
+
+
+def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool, logits: Path | None = None) -> None:
+    """Writes the sample's pages and what it gives to the measurements, and with `logits` what [`measure_masking`]
+    writes there, unless they are there."""
     arguments, record = sample.arguments, sample.record()
     if record is not None:
         due = sample.classes_due(record["target"], record.get("predicted"))
         if not with_page or (due is not None and set(due) <= set(record["pages"])):
+            if logits is not None and not logits.is_file():
+                measure_masking(open_subject(model, sample), sample, logits)
             return
-    row = sample.cache.splits[arguments.split][sample.number]
+    row, subject = sample.cache.splits[arguments.split][sample.number], open_subject(model, sample)
     how: dict[str, Any] = {
-        "units": "features",
+        "units": arguments.units,
         "method": arguments.method,
         "interactions": None if arguments.interactions == "none" else arguments.interactions,
         "num_coalitions": arguments.num_coalitions,
@@ -108,6 +122,7 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
         "seed": arguments.seed,
         "cache": sample.cache,
         "sample_number": sample.number,
+        "subject": subject,
     }
     explanation = explain(model, row, **how)
     predicted = [explanation.label_names[index] for index in explanation.predicted_classes]
@@ -123,43 +138,71 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool) -> None
     if record is None:
         record = {"id": sample.sample_id, "target": explanation.target_name}
         if arguments.interactions != "none":
-            record["experts"] = _measure_pairs(model, sample, row, explanation)
+            record["experts"] = _measure_pairs(subject, sample, explanation)
     write_json(sample.measured, record | {"predicted": predicted, "pages": pages})
+    if logits is not None and not logits.is_file():
+        measure_masking(subject, sample, logits)
 
 
-def _measure_pairs(
-    model: FLI2MoEModel, sample: Sample, row: dict[str, Any], explanation: Explanation
-) -> dict[str, dict[str, Any]]:
+def maskings(model: FLI2MoEModel, arguments: ExplainArguments) -> Maskings:
+    """Of units: by all methods of theirs, and by those of features."""
+    methods = [*UNITS[arguments.units].methods_of(model), *FeatureSample.methods_of(model)]
+    # random last, where figures and tables have it
+    methods = [*dict.fromkeys(method for method in methods if method != "random"), "random"]
+    return Maskings(methods=methods, num_random=arguments.num_draws, seed=arguments.seed)
+
+
+def measure_masking(subject: Subject, sample: Sample, path: Path) -> None:
+    """Writes the logits of the sample under all maskings, for [`~fl_i2moe.evaluation.masking.faithfulness_of`]."""
+    how = maskings(subject.model, sample.arguments)
+    logits = subject_logits(subject, sample.labels, how, (how.seed, sample.number))
+    arrays: dict[str, Any] = {name: x.numpy() for name, x in logits.items()}
+    write_file(path, lambda unfinished: np.savez_compressed(unfinished, **arrays))
+
+
+def load_logits(path: Path) -> dict[str, torch.Tensor]:
+    """What [`measure_masking`] has written; `ValueError` where the file is damaged."""
+    try:
+        with np.load(path) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: remove it, and start again to measure the sample anew.") from error
+
+
+def _measure_pairs(subject: Subject, sample: Sample, explanation: Explanation) -> dict[str, dict[str, Any]]:
     """Per expert: what alignment, masking and curves of pairs need of one sample, as plain JSON."""
-    arguments, evaluate = sample.arguments, partial(masked_logits, model)
-    inputs = Inputs.from_batch(model, feature_batch(row, model.config.modality_order))
-    targets = torch.tensor([explanation.target])
-    importance = attribute(model, inputs, targets, universe_method(model), experts=list(explanation.pair_tables))
+    arguments, target, number = sample.arguments, explanation.target, sample.number
+    candidates = {name: places.candidates for name, places in subject.places.items()}
     measured = {}
-    for e, (expert, first) in enumerate(explanation.pair_tables.items()):
-        scores = {name: x[:, e] for name, x in importance.scores.items()}
-        bins = importance_bins(scores, inputs.candidate_masks, bin_edges(arguments.universe_share))
-        bin_of = pair_bins(first.ends, {name: x[0] for name, x in bins.items()})
+    for expert, chosen in explanation.pair_tables.items():
+        most = most_players(arguments.units)
+        bins = universe_bins(explanation.importance[expert], candidates, arguments.universe_share, most)
+        game = subject.game(expert, target, list(bins))
+        pairs = cross_modal_pairs([player.modality for player in game.players])
+        bin_of = pair_bins([(game.players[u], game.players[v]) for u, v in pairs], bins)
         inside = bin_of >= 0
-        # scores of their own, so that the best of the first are not valued by their luck
-        second = score_pairs(
-            feature_game(model, inputs, expert, explanation.target, first.players),
-            first.pairs[inside],
-            estimator=arguments.interactions,
-            num_coalitions=arguments.num_coalitions,
-            seed=sample_seed(arguments.seed + 1, sample.number),
+        # twice, so that the best of the first are not valued by their luck
+        first, second = (
+            score_pairs(
+                game,
+                pairs[inside],
+                estimator=arguments.interactions,
+                num_coalitions=arguments.num_coalitions,
+                seed=sample_seed(arguments.seed + again, number),
+            )
+            for again in (0, 1)
         )
-        kind, seed, numbers = kind_of_expert(expert), arguments.seed, [sample.number]
-        best = first.select(bin_of == 0)
-        masked = pair_masking_logits(evaluate, inputs, [best], numbers, kind, num_draws=arguments.num_draws, seed=seed)
-        num_draws = min(CURVE_DRAWS, arguments.num_draws)
-        curve = partial(pair_curve_logits, evaluate, inputs, [first], numbers, kind, num_draws=num_draws, seed=seed)
+        kind = kind_of_expert(expert)
+        how: dict[str, Any] = {"seed": arguments.seed, "num_draws": arguments.num_draws}
+        masked = pair_masking_logits(subject, first.select(bin_of[inside] == 0), number, kind, **how)
+        how["num_draws"] = min(CURVE_DRAWS, arguments.num_draws)
+        curves = {x: pair_curve_logits(subject, chosen, number, kind, direction=x, **how) for x in DIRECTIONS}
         measured[expert] = {
-            "scores": first.score(kind)[inside].tolist(),
+            "scores": first.score(kind).tolist(),
             "values": second.score(kind).tolist(),
             "bins": bin_of[inside].tolist(),
             "masking": _plain(masked),
-            "curves": {x: _plain(curve(direction=x)) for x in DIRECTIONS},
+            "curves": {x: _plain(arrays) for x, arrays in curves.items()},
         }
     return measured
 

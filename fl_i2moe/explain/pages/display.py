@@ -17,12 +17,18 @@ SHOWN_FEATURES = 3
 """The most important ones of a modality, which get a rank."""
 
 METHOD_NAMES = {
+    "shapley": "Shapley values",
+    "leave_one_out": "Leave one out",
+    "rollout": "Grad×AttnRoll through the encoder",
     "grad_attnroll": "Grad×AttnRoll",
     "attnroll": "AttnRoll",
     "ig": "Integrated gradients",
     "random": "Random",
 }
 METHOD_TITLES = {
+    "shapley": "Shapley values, with what is left encoded anew",
+    "leave_one_out": "what is lost without it, with the rest encoded anew",
+    "rollout": "gradient-weighted attention rollout of the expert, times that of the encoder",
     "attnroll": "attention rollout (AttnRoll), the same for every class",
     "grad_attnroll": "gradient-weighted attention rollout (Grad×AttnRoll)",
     "ig": "integrated gradients",
