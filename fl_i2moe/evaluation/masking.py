@@ -274,9 +274,8 @@ def subject_logits(subject: Subject, labels: Any, how: Maskings, seed: Sequence[
     model, players = subject.model, subject.players
     config = model.config
     with evaluating(model):
-        whole, _, weights = (
-            torch.from_numpy(x) for x in subject.mixture(np.ones((1, len(players)), np.bool_), players)
-        )
+        base, _, expert_weights = subject.mixture(np.ones((1, len(players)), np.bool_), players)
+        whole, weights = torch.from_numpy(base), torch.from_numpy(expert_weights)
         classes = target_classes(whole, torch.tensor([labels]), config.problem_type, how.target)
         targets = classes[0].nonzero()[:, 0].tolist()
         maskings = {"emptied": np.zeros((1, len(players)), np.bool_)}

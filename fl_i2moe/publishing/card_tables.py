@@ -152,6 +152,7 @@ def faithfulness_table(run: Run) -> dict[str, Any] | None:
     return {
         "table": table(["importance by", f"mean drop of {metric_title(metric)}"], rows),
         "num_samples": own["num_samples"],
+        "nouns": "words, cells or stretches" if own.get("units") == "input" else "features",
         "base": shown(metric, _look_up(FAITHFULNESS_FILE, own, "base", metric)),
         "shares": tuple(f"{share:.0%}".rstrip("%") for share in (min(own["shares"]), max(own["shares"]))),
     }

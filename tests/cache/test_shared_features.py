@@ -135,7 +135,7 @@ def test_a_run_and_its_explanations_start_from_published_features(features, tmp_
         for shard in tmp_path.glob(f"home/hub/*/snapshots/*/{split}/*.arrow"):
             shard.unlink()
     options = ["--features", "someone/films", "--num_samples=1", "--num_pages=0", "--num_threads=1"]
-    options += ["--interactions=none", "--measurements", "none"]
+    options += ["--units=features", "--interactions=none", "--measurements", "none"]
     run_here("recipes/explain.py", "--model", str(run), *options, cache=empty)
     assert (run / "explanations" / "index.html").is_file()
     assert not empty.exists()

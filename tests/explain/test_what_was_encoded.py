@@ -218,7 +218,14 @@ def without_checksums(cache):
 
 
 def run(folder, output, **changes):
-    quick = {"num_coalitions": 1, "num_draws": 2, "interactions": "none", "measurements": ["none"], "num_samples": 3}
+    quick = {
+        "units": "features",
+        "num_coalitions": 1,
+        "num_draws": 2,
+        "interactions": "none",
+        "measurements": ["none"],
+        "num_samples": 3,
+    }
     arguments = {"model": str(folder / "model"), "cache_dir": str(folder / "cache"), "output_dir": str(output)}
     run_explanations(ExplainArguments(**arguments, **{**quick, **changes}), Accelerator(cpu=True))
 

@@ -102,8 +102,9 @@ import torch
 run, data = sys.argv[1:]
 train = ["recipes/train_arrays.py", "--data_file", data, "--output_dir", run, "--num_epochs=1", "--hidden_size=8"]
 train += ["--num_attention_heads=2", "--num_threads=1"]
-explain = ["recipes/explain.py", "--model", run, "--num_samples=1", "--method=ig", "--num_coalitions=1"]
-explain += ["--num_draws=1", "--measurements", "faithfulness", "alignment", "--faithfulness_samples=4"]
+explain = ["recipes/explain.py", "--model", run, "--num_samples=1", "--units=features", "--method=ig"]
+explain += ["--num_coalitions=1", "--num_draws=1", "--measurements", "faithfulness", "alignment"]
+explain += ["--faithfulness_samples=4"]
 publish = ["hub/publish.py", "--model", run, "--repo_id=a/b", "--license=mit", "--dry_run", run + "/../repository"]
 for command in (train, explain, publish):
     sys.argv = command
