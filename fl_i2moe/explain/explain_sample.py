@@ -20,6 +20,7 @@ from .feature_sample import FeatureSample
 from .input_sample import InputSample, OnProgress
 from .inputs import Inputs, feature_batch, sample_row
 from .interactions import ESTIMATORS, sample_seed, score_pairs
+from .pair_table import kind_of_expert
 from .players import strongest_players
 from .subject import Subject
 
@@ -77,7 +78,7 @@ def explain(
         interactions: how pairs are scored, one of `interactions.ESTIMATORS`; not at all if None.
         pair_experts: whose pairs are scored; by default those of synergy and redundancy, or the dense model's one.
         num_coalitions: coalitions for each pair.
-        target_error: go on beyond them until errors are so small, see [`score_pairs`].
+        target_error: go on until the strongest pairs are known so well, in logits, see [`score_pairs`].
         universe_share: share of each modality's units, those with the largest effect on the expert
             ([`strongest_players`]), whose pairs are scored, in (0, 1]; of the input at most 16.
         seed, sample_number: what is random importance and which coalitions are drawn follows from the two; the number
@@ -140,6 +141,8 @@ def explain(
                 estimator=interactions,
                 num_coalitions=num_coalitions,
                 seed=sample_seed(seed, sample_number),
+                target_error=target_error,
+                kind=kind_of_expert(expert),
             )
     scores = scores_by_expert(importance, output.expert_weights)
     settings: dict[str, Any] = {"units": units, "seed": seed, **options}
@@ -149,6 +152,11 @@ def explain(
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
     if interactions:
         settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
+    if target_error is not None:
+        settings["target_error"] = target_error
+    short = [
+        f"Pairs of the {name.replace('_', ' ')} expert: {table.note}" for name, table in tables.items() if table.note
+    ]
     return Explanation(
         sample_id=str(row.get("id", "sample")),
         target=target,
@@ -164,7 +172,7 @@ def explain(
         importance={expert: {name: _array(x[0]) for name, x in of.items()} for expert, of in scores.items()},
         pair_tables=tables,
         settings=settings,
-        remarks=list(subject.notes),
+        remarks=[*subject.notes, *short],
         temperature=config.temperature,
         thresholds=config.thresholds,
         reads=_reads(model),

@@ -118,6 +118,7 @@ def explain_sample(model: FLI2MoEModel, sample: Sample, with_page: bool, logits:
         "method": arguments.method,
         "interactions": None if arguments.interactions == "none" else arguments.interactions,
         "num_coalitions": arguments.num_coalitions,
+        "target_error": arguments.target_error,
         "universe_share": arguments.universe_share,
         "seed": arguments.seed,
         "cache": sample.cache,
