@@ -24,7 +24,7 @@ from .game import Game, Player
 from .input_attribution import INPUT_METHODS, attribute_input
 from .inputs import ONLY_FEATURES, check_features, check_removals, feature_batch, find_encoders
 
-ENCODING_BATCH = {"cpu": 16, "cuda": 128}
+ENCODING_BATCH = {"cpu": 8, "cuda": 128}
 """Subsets that an encoder sees at once."""
 
 RUN_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
