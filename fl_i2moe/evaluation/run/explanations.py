@@ -29,7 +29,7 @@ from ...cache import FeatureCache
 from ...cache.batching import FeatureRows, create_data_loader
 from ...cache.key import key_digest
 from ...data.raw import SampleError
-from ...explain.attribution import check_methods, methods_of
+from ...explain.attribution import METHODS, check_methods, methods_of
 from ...explain.explain_sample import UNITS, open_sample
 from ...explain.inputs import ONLY_WHOLE, check_batch, check_removals, find_encoders
 from ...model.modeling_fl_i2moe import FLI2MoEModel
@@ -57,7 +57,7 @@ OUTPUT_FILES = JobFiles(
 OLD_SETTINGS = {"units": "features", "cells": [], "text_units": "words", "removal": []}
 """What explanations of version 0.1.0 were."""
 
-WITHOUT_INPUT = "--units features explains the features, which needs neither raw values nor encoders."
+WITHOUT_INPUT = "--units features needs neither raw values nor encoders."
 
 
 def run_explanations(arguments: ExplainArguments, accelerator: Accelerator) -> None:
@@ -154,21 +154,25 @@ def _mask_units(
     accelerator: Accelerator,
 ) -> None:
     """The same of units, from the logits of each sample under masking, which stay."""
-    results, labels = {}, torch.tensor([sample.labels for sample in samples])
+    file = arguments.folder / FAITHFULNESS_FILE
+    results = read_json(file, FAITHFULNESS) if file.is_file() else {}
+    labels = torch.tensor([sample.labels for sample in samples])
+    chosen = key_digest({"samples": [sample.sample_id for sample in samples]})
     for name, model in models.items():
-        files = [sample.logits(fingerprint(model)[:12]) for sample in samples]
+        identity = {**_identity(model, cache, len(samples), arguments), "samples": chosen}
+        if identity.items() <= results.get(name, {}).items():
+            continue
+        paths = [sample.logits(identity["model"][:12]) for sample in samples]
         own = range(accelerator.process_index, len(samples), accelerator.num_processes)
         for number in tqdm(own, desc="Masking", unit=" samples", disable=not accelerator.is_local_main_process):
-            if not files[number].is_file():
-                measure_masking(open_subject(model, samples[number]), samples[number], files[number])
+            if not paths[number].is_file():
+                measure_masking(open_subject(model, samples[number]), samples[number], paths[number])
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            parts = [load_logits(file) for file in files]
+            parts = [load_logits(path) for path in paths]
             logits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            result = faithfulness_of(logits, labels, model.config, maskings(model, arguments))
-            results[name] = result | _identity(model, cache, len(samples), arguments)
-    if accelerator.is_main_process:
-        write_json(arguments.folder / FAITHFULNESS_FILE, results)
+            results[name] = faithfulness_of(logits, labels, model.config, maskings(model, arguments)) | identity
+            write_json(file, results)
 
 
 def _identity(
@@ -184,7 +188,7 @@ def _checked_method(model: FLI2MoEModel, arguments: ExplainArguments) -> Any:
     allowed = UNITS[arguments.units].methods_of(model)
     if arguments.method in (None, *allowed):
         return arguments.method or allowed[0]
-    if arguments.units == "features":
+    if arguments.units == "features" and arguments.method in METHODS:
         check_methods(model, [arguments.method], "method")
     raise ValueError(
         f"`method` {arguments.method!r} is not for --units {arguments.units} of this model: give --method "
@@ -280,7 +284,7 @@ def _try(opened: Callable[[int], Any], row: int, split: Dataset) -> None:
 
 
 def say_what_is_not_shown(notes: Sequence[tuple[str, str]], console: Console) -> None:
-    """Of (id, one of `Explanation.notes`), the first one and their number."""
+    """Of (id, one of `notes_on`), the first one and their number."""
     if notes:
         (sample_id, note), more = notes[0], len(notes) - 1
         console.print(f"Sample {sample_id}: {note}" + (f" Of {more:,} more there is a like remark." if more else ""))

@@ -37,6 +37,7 @@ FAITHFULNESS = {
         "model?": str,  # its fingerprint
         "features?": str,  # the digest of the cache's key
         "units?": str,
+        "samples?": str,  # the digest of their ids, of units that are encoded anew
     }
 }
 """Name of a model → what [`~fl_i2moe.evaluation.masking.faithfulness`] gives, and which model that is."""

@@ -11,6 +11,7 @@ from ...cache import FeatureCache
 from ...explain.attribution import METHODS
 from ...explain.explain_sample import most_players
 from ...explain.explanation import Explanation
+from ...explain.explanation_data import notes_on
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
@@ -66,7 +67,7 @@ class IndexEntry:
     """Beginnings of its texts."""
 
     notes: Sequence[str] = ()
-    """See `Explanation.notes`."""
+    """See `notes_on`."""
 
     @classmethod
     def of(cls, explanations: Sequence[Explanation], pages: Sequence[str]) -> "IndexEntry":
@@ -85,7 +86,7 @@ class IndexEntry:
             weights=first.expert_weights.tolist(),
             thumbnail=None if picture is None else data_uri(picture, 70),
             excerpts=list(texts),
-            notes=first.notes,
+            notes=notes_on(first.modalities),
         )
 
 
