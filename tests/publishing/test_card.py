@@ -264,7 +264,8 @@ def test_what_explanations_are_worth(tmp_path, run_here):
     model, _, cache = make_published(tmp_path)
     card, _ = card_of(tmp_path / "run", model)
     assert "What explanations of this model are worth" not in card
-    options = ["--num_pages=2", "--classes=best", "--num_coalitions=2", "--num_draws=2", "--units=features"]
+    options = ["--num_pages=2", "--classes=best", "--num_coalitions=2", "--num_draws=2", "--num_threads=1"]
+    options.append("--units=features")
     run_here("recipes/explain.py", f"--model={tmp_path / 'run'}", f"--features={cache.path}", *options)
     card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit")))
     explanations = tmp_path / "run" / "explanations"

@@ -50,14 +50,16 @@ class ExplainArguments:
         "(default), attnroll, ig or random for features. A fusion without attention takes no rollout: its features ig.",
     )
     interactions: Literal["shared_context", "per_pair", "exact", "none"] = option(
-        "shared_context", "How pairs are scored; exact takes at most 16 features a sample, none leaves them out."
+        "shared_context", "How pairs are scored; exact takes at most 16 units a sample, none leaves them out."
     )
     num_coalitions: int = option(16, "Coalitions that a pair's score is a mean of.", at_least=1)
     target_error: float | None = option(
         None, "Go on, for pairs whose rank is open, until the strongest are known to ± so many logits.", positive=True
     )
     universe_share: float = option(
-        0.3, "Share of each modality's features, the most important ones, whose pairs are scored.", within="(0, 1]"
+        0.3,
+        "Share of each modality's units, those that do most to the expert, whose pairs are scored.",
+        within="(0, 1]",
     )
     measurements: list[str] = option(
         list(MEASUREMENTS), f"What to measure on the data: {', '.join(MEASUREMENTS)}; or none."
