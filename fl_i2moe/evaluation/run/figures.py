@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...explain.attribution import MIXTURE
+from ...explain.attribution import METHODS, MIXTURE
 from ...explain.pages.display import METHOD_NAMES
 from ...explain.pages.sheet import INK, MUTED
 from ...explain.wording import number, signed
@@ -36,6 +36,9 @@ NOUNS = {"input": "parts", "features": "features"}
 _TOP_COLORS = ("#08519C", "#4292C6", "#9ECAE1")
 _TOP_HATCHES = ("", "///", "...")
 _NOTE: dict[str, Any] = {"size": 8.5, "color": MUTED}
+_BESIDE: dict[str, Any] = {"frameon": False, "fontsize": 9, "loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+"""A legend beside the last panel: seven lines leave no room in it."""
+
 _RANDOM = "Random: mean of its draws ± one standard deviation."
 
 
@@ -57,7 +60,7 @@ def draw_faithfulness(
         if direction not in results[name] or metric not in results[name]["base"]:
             raise ValueError(f"The result of {name!r} has no {direction} of {metric!r}.")
     rows = [(name, expert) for name in names for expert in _experts_of(results[name])]
-    figure = new_figure(1.2 + 4.6 * max(2, len(names)), 5.4 + 0.36 * len(rows))
+    figure = new_figure(3.8 + 4.6 * max(2, len(names)), 5.4 + 0.36 * len(rows))
     ratios = [4.2, 1.2 + 0.36 * len(rows)]
     curves, means = figure.subfigures(2, 1, height_ratios=ratios)  # type: ignore[misc]  # it is an array of two
     panels = np.atleast_1d(curves.subplots(1, len(names), sharey=True))
@@ -68,7 +71,7 @@ def draw_faithfulness(
         masked = "masked" if direction == "deletion" else "kept"
         axes.set_xlabel(f"most important {_noun_of(results[name])} of each modality {masked} (%)")
     panels[0].set_ylabel(f"drop of {metric_title(metric)}")
-    panels[-1].legend(frameon=False, fontsize=9)
+    panels[-1].legend(**_BESIDE)
     _draw_mean_drops(means.subplots(), results, rows, metric, direction)
     size = ", ".join(f"{name}: n = {results[name]['num_samples']:,}" for name in names)
     higher = METRICS_BY_PROBLEM[first["problem_type"]][metric]
@@ -81,10 +84,15 @@ def _noun_of(result: Mapping[str, Any]) -> str:
     return NOUNS[result.get("units", "features")]
 
 
+def _method_name(result: Mapping[str, Any], method: str) -> str:
+    is_summed = result.get("units") == "input" and method in METHODS and method != "random"
+    return METHOD_NAMES[method] + (" of features" if is_summed else "")
+
+
 def draw_erasure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Comprehensiveness and sufficiency against the share of units, a row for each model, of a mixture by the
     weight-averaged importance, from name of a model → result of `faithfulness`."""
-    figure = new_figure(1 + 4.6 * len(MEASURES), 0.9 + 3.2 * len(results))
+    figure = new_figure(3.6 + 4.6 * len(MEASURES), 0.9 + 3.2 * len(results))
     panels = figure.subplots(len(results), len(MEASURES), squeeze=False, sharex=True)
     for row, (name, result) in enumerate(results.items()):
         whole, shares = _experts_of(result)[-1], 100 * np.array(result["shares"])
@@ -93,15 +101,17 @@ def draw_erasure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
                 if method in result[measure]:
                     curve = result[measure][method][whole]
                     spread = from_plain(curve["values_std"])
-                    _draw_curve(axes, shares, curve["values"], method, METHOD_NAMES[method], spread)
+                    _draw_curve(axes, shares, curve["values"], method, _method_name(result, method), spread)
             axes.axhline(0, color=MUTED, linewidth=0.8)
             masked = "masked" if direction == "deletion" else "kept"
             axes.set_xlabel(f"most important {_noun_of(result)} of each modality {masked} (%)")
             axes.set_ylabel(measure)
             axes.set_title(f"{name} (n = {result['num_samples']:,})", fontsize=10.5, loc="left")
-    panels[0, -1].legend(frameon=False, fontsize=9)
+            axes.set_xticks(shares)
+            axes.xaxis.set_major_formatter("{x:g}")
+    panels[0, -1].legend(**_BESIDE)
     note = (
-        "Comprehensiveness: what the probability of the explained class loses without them, higher is better. "
+        "Comprehensiveness: what the probability of the explained class loses without them, higher is better.\n"
         f"Sufficiency: what it loses with them alone, lower is better. {_RANDOM}"
     )
     return titled(figure, "What the probability of the explained class rests on", note, **_NOTE)
@@ -129,7 +139,7 @@ def erasure_rows(
                 if expert not in result["deletion"][method]:
                     continue
                 of = "–" if method == "random" else expert_title(expert)
-                row = [METHOD_NAMES[method], of if len(results) == 1 else f"{name}: {of}"]
+                row = [_method_name(result, method), of if len(results) == 1 else f"{name}: {of}"]
                 for measure in MEASURES:
                     loss = result[measure][method][expert]
                     row.append(_with_limits(loss["aopc"], loss["interval"], number))
@@ -156,7 +166,9 @@ def _draw_drops(axes: Axes, result: Mapping[str, Any], metric: str, direction: s
     for method in _METHOD_STYLES:
         if method in result[direction]:
             curve = result[direction][method][whole][metric]
-            _draw_curve(axes, shares, curve["drops"], method, METHOD_NAMES[method], from_plain(curve["drops_std"]))
+            _draw_curve(
+                axes, shares, curve["drops"], method, _method_name(result, method), from_plain(curve["drops_std"])
+            )
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_xticks(shares)
     axes.xaxis.set_major_formatter("{x:g}")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ...cache import FeatureCache
-from ...explain.attribution import METHODS
 from ...explain.explain_sample import most_players
 from ...explain.explanation import Explanation
 from ...explain.explanation_data import notes_on
@@ -217,10 +216,9 @@ class _Results:
             f"{100 * first['confidence']:g} % bootstrap intervals over samples."
         )
         if self.arguments.units == "input":
-            features = [METHOD_NAMES[x] for x in first["methods"] if x in METHODS and x != "random"]
             note += (
-                " What is masked is taken out before the encoders, whatever names it. "
-                f"{', '.join(features)}: importance of features, summed over each part."
+                " What is masked is taken out before the encoders, whoever names it. The importance of features is "
+                "summed over each part."
             )
         title = "Comprehensiveness and sufficiency"
         text = table(header, all_rows, text_columns=2)
