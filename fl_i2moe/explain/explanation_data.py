@@ -245,8 +245,8 @@ class ExplanationData:
         The `top` strongest pairs (all if None): those with the largest scores first, whatever their sign; ties in the
         order in which they were scored.
 
-        By default those of the redundancy gap for the redundancy expert, and of the Shapley interaction index for all
-        others. `ValueError` for an expert whose pairs were not scored, or an unknown kind.
+        By default by [`kind_of_expert`]: of the redundancy expert by the redundancy gap of both ends, of all others by
+        the Shapley interaction index. `ValueError` for an expert whose pairs were not scored, or an unknown kind.
         """
         kind = kind or kind_of_expert(expert)
         if expert not in self.pair_tables:

@@ -21,7 +21,13 @@ ends to be useful."""
 
 
 def kind_of_expert(expert: str) -> PairKind:
-    """The score that an expert's pairs are ranked by: the redundancy gap for redundancy, the index for all others."""
+    """The score that an expert's pairs are ranked by: the index, or for redundancy the gap that wants both ends to be
+    useful. (The published gap also rewards any partner of a useful end, and such pairs are many.)"""
+    return "redundancy_both" if expert == "redundancy" else "sii"
+
+
+def published_kind(expert: str) -> PairKind:
+    """The score that FL-I²MoE's own measurements rank an expert's pairs by."""
     return "redundancy" if expert == "redundancy" else "sii"
 
 

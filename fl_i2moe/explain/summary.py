@@ -167,12 +167,12 @@ def _pairs(explanation: "ExplanationData") -> list[str]:
             continue
         weight, first = explanation.expert_weights[explanation.expert_names.index(expert)], found[0]
         names, reach = _ends(explanation, first), _reach(first)
-        is_gap = kind_of_expert(expert) == "redundancy"
+        is_gap = kind_of_expert(expert) != "sii"
         if weight * abs(first.score) < NEGLIGIBLE * size:
             little.append(f"{abs(first.score):.3f} in {scored}")
             continue
         if is_gap:
-            told = f"{names} have the largest redundancy gap, {reach}"
+            told = f"{names} tell most of the same, {reach}"
         else:
             told = f"{names} together say {'more' if first.score > 0 else 'less'} than the sum of each, by {reach}"
         many = "" if table.estimator == "exact" else f"; {len(found):,} leave{'s' * (len(found) == 1)} 0 out"
@@ -188,7 +188,7 @@ def _pairs(explanation: "ExplanationData") -> list[str]:
 
 def by_chance(expert: str, num_pairs: int, num_found: int) -> str:
     """How many 95 % intervals around an index of 0 leave 0 out. (A gap is never negative: of it this is not known.)"""
-    if kind_of_expert(expert) == "redundancy":
+    if kind_of_expert(expert) != "sii":
         return ""
     expected = 0.05 * num_pairs
     if num_found <= expected:

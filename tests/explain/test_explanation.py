@@ -120,7 +120,7 @@ def test_pairs_link_patches_and_tokens_best_first(tmp_path):
     model, cache = make_explainable(tmp_path)
     row = cache.splits["test"][2]
     explanation = explain(model, row, interactions="exact", universe_share=0.5, cache=cache)
-    for expert, kind in (("synergy", "sii"), ("redundancy", "redundancy")):
+    for expert, kind in (("synergy", "sii"), ("redundancy", "redundancy_both")):
         pairs = explanation.pairs(expert, top=3)
         table = explanation.pair_tables[expert]
         assert [pair.score for pair in pairs] == sorted(table.scores[kind], key=abs, reverse=True)[:3]

@@ -129,7 +129,7 @@ def test_links_say_both_ends_score_and_error(explanation, page):
             assert f"{abs(end):.3f}" in chip["text"]
         assert chip["type"] == "button"  # reached by Tab
         assert set(chip["data-ends"].split()) <= ends
-    assert "both" in chips[10]["text"]
+    assert "as published" in chips[10]["text"]
 
 
 def test_the_tables_hold_every_experts_numbers(explanation, page):
@@ -180,10 +180,10 @@ def test_texts_are_read_in_their_own_direction(tmp_path):
 
 
 def test_pairs_that_are_not_found_are_grey_and_said(explanation):
-    """Of random scores with errors of 5 none; the page begins with what it found."""
+    """Of random scores with wide intervals none; the page begins with what it found."""
     for table in explanation.pair_tables.values():
-        for errors in table.standard_errors.values():
-            errors[:] = 5
+        for kind, scores in table.scores.items():
+            table.intervals[kind][:] = scores[:, None] + np.array([-10, 10])
     page = Page(render_page(explanation))
     assert page.text("p", "found") == ["None found: the 95 % intervals of all 12 pairs hold 0."] * 2
     assert len(page.find("button", "lost")) == 20

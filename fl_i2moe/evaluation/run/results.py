@@ -14,7 +14,7 @@ from ...explain.explanation_data import notes_on
 from ...explain.pages.display import METHOD_NAMES, SCORE_TITLES, layer_text
 from ...explain.pages.drawing import data_uri, drawing_of
 from ...explain.pages.sample_page import environment
-from ...explain.pair_table import kind_of_expert
+from ...explain.pair_table import published_kind
 from ...explain.wording import number, standing
 from ...metrics.figures import expert_colors, expert_title, metric_title, save_figure
 from ...metrics.markdown import table
@@ -172,7 +172,7 @@ class _Results:
         records = [sample.record() for sample in samples]
         # expert whose pairs were measured → what each sample gave
         self.experts = {name: [record["experts"][name] for record in records] for name in records[0].get("experts", {})}
-        self.score_titles = {expert: SCORE_TITLES[kind_of_expert(expert)] for expert in self.experts}
+        self.score_titles = {expert: SCORE_TITLES[published_kind(expert)] for expert in self.experts}
 
     def draw_faithfulness(self, direction: str) -> RunFigure:
         results = read_json(self.folder / FAITHFULNESS_FILE, FAITHFULNESS)

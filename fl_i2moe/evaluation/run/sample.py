@@ -18,7 +18,7 @@ from ...explain.explain_sample import UNITS, explain, most_players, open_sample,
 from ...explain.explanation import Explanation
 from ...explain.feature_sample import FeatureSample
 from ...explain.interactions import cross_modal_pairs, sample_seed, score_pairs
-from ...explain.pair_table import kind_of_expert
+from ...explain.pair_table import published_kind
 from ...explain.subject import Subject
 from ...model.modeling_fl_i2moe import FLI2MoEModel
 from ...utils.checked_json import read_json
@@ -193,7 +193,7 @@ def _measure_pairs(subject: Subject, sample: Sample, explanation: Explanation) -
             )
             for again in (0, 1)
         )
-        kind = kind_of_expert(expert)
+        kind = published_kind(expert)
         how: dict[str, Any] = {"seed": arguments.seed, "num_draws": arguments.num_draws}
         masked = pair_masking_logits(subject, first.select(bin_of[inside] == 0), number, kind, **how)
         how["num_draws"] = min(CURVE_DRAWS, arguments.num_draws)

@@ -34,12 +34,16 @@ METHOD_TITLES = {
     "ig": "integrated gradients",
     "random": "random numbers, a baseline",
 }
-SCORE_TITLES: dict[PairKind, str] = {"sii": "Shapley interaction index", "redundancy": "redundancy gap"}
+SCORE_TITLES: dict[PairKind, str] = {
+    "sii": "Shapley interaction index",
+    "redundancy": "redundancy gap",
+    "redundancy_both": "redundancy gap of both ends",
+}
 PAIR_NOTES: dict[PairKind, str] = {
     "sii": "Logits that the two features add together beyond what each adds alone; negative where one makes the other "
     "superfluous. The largest come first, whatever their sign.",
-    "redundancy": "Logits that the better of the two features adds and the other then adds no more, the largest first. "
-    "As published, the score also rewards a pair of which only one end tells anything; “both” asks it of both.",
+    "redundancy_both": "Logits that either of the two adds where the other is missing and no more where it is there, "
+    "the largest first. The gap “as published” also rewards a pair of which only one end tells anything.",
 }
 
 

@@ -7,7 +7,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from ...metrics.figures import expert_colors, expert_title
 from ..explanation_data import ExplanationData, Pair
-from ..pair_table import kind_of_expert
+from ..pair_table import kind_of_expert, published_kind
 from ..wording import end_name, feature_name, listed, modality_title, signed, standing
 from .display import (
     METHOD_TITLES,
@@ -130,8 +130,8 @@ class _Page:
         if len(left) in (0, len(parts)):  # no picture, or nothing else
             left = list(parts)[: len(parts) // 2]
         kind, twins = kind_of_expert(expert), {}
-        if kind == "redundancy" and "redundancy_both" in table.scores:
-            twins = {(x.first, x.second): x for x in self.explanation.pairs(expert, None, "redundancy_both")}
+        if kind != published_kind(expert):
+            twins = {(x.first, x.second): x for x in self.explanation.pairs(expert, None, published_kind(expert))}
         return {
             "title": f"{expert_title(expert)} expert: strongest pairs by the size of the {SCORE_TITLES[kind]}",
             "color": self.colors[expert],
@@ -144,9 +144,9 @@ class _Page:
         }
 
     def _row(self, pair: Pair, twin: Pair | None) -> dict[str, Any]:
-        """One of the strongest pairs; its `twin` is the same pair by the redundancy gap of both ends."""
+        """One of the strongest pairs; its `twin` is the same pair by the published redundancy gap."""
         ends = sorted((pair.second, pair.first), key=lambda end: end.token is None)  # what a reader looks for first
-        more = [] if twin is None else [f"both {score_text(twin)}"]
+        more = [] if twin is None else [f"as published {score_text(twin)}"]
         return {
             "ends": " ".join(self.ids[end.modality][end.index] for end in (pair.first, pair.second)),
             "names": [{"name": end_name(self.explanation, end), "token": end.token is not None} for end in ends],
