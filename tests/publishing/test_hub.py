@@ -63,7 +63,7 @@ def test_code_that_is_saved_is_flat_complete_and_small(published):
     repository, _, _ = published
     files = {path.name for path in repository.glob("*.py")}
     assert files >= CODE
-    # arrays, columns of a table and sound are kinds beside pictures and texts, and each knows how parts of it are left out
+    # arrays, columns of a table and sound are kinds beside pictures and texts; each knows how parts of it are left out
     assert sum((repository / name).stat().st_size for name in files) < 350_000
     config = json.loads((repository / "config.json").read_text())
     assert config["auto_map"] == {
