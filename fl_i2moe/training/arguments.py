@@ -46,6 +46,9 @@ UNBINDING |= {"tracker_project", "run_name", "num_threads", "cache_dir", "encodi
 class CacheArguments:
     """Where feature sequences are kept, and how they get there."""
 
+    masked_copies: ClassVar[int] = 0
+    """Arrays have none."""
+
     cache_dir: str | None = option(
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
@@ -304,7 +307,7 @@ class Job:
             raise ValueError(
                 f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
             )
-        copies = getattr(self.encoding, "masked_copies", 0)
+        copies = self.encoding.masked_copies
         if copies and not self.model.feature_dropout:
             raise ValueError("`masked_copies` are what `feature_dropout` takes, which is 0: give it, such as 0.5.")
         if copies and self.model.level == "pooled":
