@@ -46,9 +46,6 @@ UNBINDING |= {"tracker_project", "run_name", "num_threads", "cache_dir", "encodi
 class CacheArguments:
     """Where feature sequences are kept, and how they get there."""
 
-    masked_copies: ClassVar[int] = 0
-    """Arrays have none."""
-
     cache_dir: str | None = option(
         None, "Folder of the feature cache; by default one in the user's cache, named after data and encoders."
     )
@@ -307,10 +304,9 @@ class Job:
             raise ValueError(
                 f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
             )
-        copies = self.encoding.masked_copies
-        if copies and not self.model.feature_dropout:
+        if self.masked_copies and not self.model.feature_dropout:
             raise ValueError("`masked_copies` are what `feature_dropout` takes, which is 0: give it, such as 0.5.")
-        if copies and self.model.level == "pooled":
+        if self.masked_copies and self.model.level == "pooled":
             raise ValueError(
                 "`masked_copies` are for `level` feature: pooled models are not explained by words or cells."
             )
@@ -320,6 +316,11 @@ class Job:
             raise ValueError("`stream_features` reads in one process: `num_workers` can be 0 or 1.")
         if self.encoding.shuffle_buffer_size < self.training.batch_size:
             raise ValueError("`shuffle_buffer_size` must be at least `batch_size`.")
+
+    @property
+    def masked_copies(self) -> int:
+        """Arrays, which no encoder encodes, have none."""
+        return self.encoding.masked_copies if isinstance(self.encoding, EncodingArguments) else 0
 
     def settings(self, **others: Any) -> dict[str, Any]:
         """What decides the result of a run, as plain JSON."""

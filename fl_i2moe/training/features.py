@@ -91,8 +91,7 @@ def encode(
     fitted = (x for x in encoders.values() if isinstance(x, FittedEncoder))
     for note in [*raw.notes, *(note for x in fitted for note in x.notes)]:
         console.print(note)
-    copies = job.encoding.masked_copies
-    key = cache_key(raw, encoders, copies)
+    key = cache_key(raw, encoders, job.masked_copies)
     # one folder for each combination of data and encoders, so that runs share what is encoded already
     cache_dir = job.encoding.cache_dir or find_in_user_cache("features", key_digest(key))
     console.print(f"Feature cache: {cache_dir}")
@@ -101,7 +100,7 @@ def encode(
         encoders,
         cache_dir,
         key=key,
-        masked_copies=copies,
+        masked_copies=job.masked_copies,
         batch_size=job.encoding.encoding_batch_size,
         num_workers=job.encoding.encoding_workers,
         on_bad_sample=job.encoding.on_bad_sample,
