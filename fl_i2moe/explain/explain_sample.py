@@ -1,6 +1,7 @@
 """From a sample to the explanation of its prediction."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from operator import index
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from ..model.kind import UnitOptions
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..training.runs import check_cache
 from .attribution import evaluating, scores_by_expert
+from .budget import Budget, Plan
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_sample import FeatureSample
@@ -30,8 +32,9 @@ UNITS: dict[str, Any] = {"input": InputSample, "features": FeatureSample}
 MOST_PLAYERS = 16
 """Words, cells or stretches of a modality whose pairs are scored, at most."""
 
-OnStage = Callable[[str, int], None]
-"""Told what is done now, and how many subsets of the sample's modalities have been encoded so far."""
+OnStage = Callable[[str, int, int], None]
+"""Told what is done now, how many subsets of the sample's modalities have been encoded so far, and how many there will
+be at most; 0 where that is not known."""
 
 
 def explain(
@@ -54,6 +57,7 @@ def explain(
     removals: Mapping[str, str] | None = None,
     on_stage: OnStage | None = None,
     subject: Subject | None = None,
+    max_seconds: float | None = None,
     **options: Any,
 ) -> Explanation:
     """
@@ -87,6 +91,10 @@ def explain(
         batch_size: coalitions of features in one pass.
         cut: what raw values are cut into, where that can be chosen: cells, words or sentences.
         removals: modality → how its units are taken out, one of its encoder's `removals`; the first one if not named.
+        max_seconds: how long it may take, about, where units are of the input. The speed of this sample's first
+            encodings is measured; then words and cells are put together, and draws, players and coalitions left out, as
+            far as it needs (`budget`); `settings` and `remarks` say what was chosen. A floor remains, so that a slow
+            machine takes longer. What is found then depends on the machine's speed, too.
         on_stage: told what is being done.
         subject: the sample from [`open_sample`], with the same units: what it has encoded is not encoded again.
         options: of the method: see `attribute_input` and `attribute`.
@@ -102,58 +110,79 @@ def explain(
         check_choice("interactions", interactions, ESTIMATORS)
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}.")
+    budget = None if max_seconds is None else Budget(max_seconds)
+    if budget is not None and (units != "input" or target_error is not None):
+        raise ValueError("`max_seconds` needs units='input', and excludes `target_error`.")
     config = model.config
     experts = _pair_experts(config.expert_names, pair_experts) if interactions else []
     if cache is not None:
         check_cache(model, cache)
 
-    def say(stage: str, encodings: int = 0) -> None:
-        if on_stage is not None:
-            on_stage(stage, encodings)
-
-    stage: str = "Encoding the sample"
+    stage, expected = "Encoding the sample", 0
     encoded = 0 if subject is None else subject.encodings
+
+    def done() -> int:
+        return 0 if subject is None else subject.encodings - encoded
+
+    def say() -> None:
+        if on_stage is not None:
+            on_stage(stage, done(), expected)
+
     with evaluating(model):
-        say(stage)
+        say()
         row = sample_row(model, sample)
         inputs = Inputs.from_batch(model, feature_batch(row, config.modality_order))
         with torch.no_grad():
             output = model.run_mixture(inputs.projected, inputs.feature_masks)
         labels, logits = _labels(row.get("labels")), _array(output.logits[0])
         target = _target(target, config.label_names, labels, logits, config.problem_type)
+        is_new = subject is None
         if subject is None:
             how: dict[str, Any] = {"cache": cache, "batch_size": batch_size, "cut": cut, "removals": removals}
-            how["on_progress"] = lambda _: say(stage, 0 if subject is None else subject.encodings)
-            subject = open_sample(model, row, units, **how)
+            subject = open_sample(model, row, units, **how, on_progress=lambda _: say())
         methods = subject.methods_of(model)
         method = method or methods[0]
         check_choice("method", method, methods)
-        stage = "Importance"
-        say(stage)
-        importance = subject.attribute(target, method, seed=(seed, sample_number), **options)
+        most, num_experts = most_players(units), len(config.expert_names)
+        draws: dict[str, int] = {}
+        plan = asked = Plan(method, num_experts, len(experts), interactions, universe_share, most, num_coalitions)
+        if budget is not None and isinstance(subject, InputSample):
+            stage = "Measuring the speed"
+            say()
+            plan = budget.fit(asked, subject, may_cut=is_new)
+            draws = {"num_coalitions": plan.draws}
+        stage, expected = "Importance", done() + plan.encodings(subject.num_units)
+        say()
+        importance = subject.attribute(target, method, seed=(seed, sample_number), **options, **draws)
+        if budget is not None and isinstance(subject, InputSample):
+            plan = replace(budget.fit_pairs(asked, subject), draws=plan.draws)
         tables = {}
-        for expert in experts:
+        for number, expert in enumerate(experts):
             stage = f"Pairs of the {expert.replace('_', ' ')} expert"
-            say(stage, subject.encodings)
-            players = strongest_players(subject.game(expert, target), universe_share, most_players(units))
+            expected = done() + plan.pairs(subject.num_units).num_encodings * (len(experts) - number)
+            say()
+            players = strongest_players(subject.game(expert, target), universe_share, plan.most_players)
             tables[expert] = score_pairs(
                 subject.game(expert, target, players),
                 estimator=interactions,
-                num_coalitions=num_coalitions,
+                num_coalitions=plan.num_coalitions,
                 seed=sample_seed(seed, sample_number),
                 target_error=target_error,
                 kind=kind_of_expert(expert),
             )
     scores = scores_by_expert(importance, output.expert_weights)
     settings: dict[str, Any] = {"units": units, "seed": seed, **options}
-    if subject.encodings > encoded:
-        settings["encodings"] = subject.encodings - encoded
+    if max_seconds is not None:
+        settings["max_seconds"] = max_seconds
+    if done():
+        settings["encodings"] = done()
     if importance.completeness_gap is not None:
         settings["completeness_gap"] = round(float(importance.completeness_gap.max()), 6)
     if interactions:
-        settings |= {"universe_share": universe_share, "num_coalitions": num_coalitions}
+        settings |= {"universe_share": universe_share, "num_coalitions": plan.num_coalitions}
     if target_error is not None:
         settings["target_error"] = target_error
+    chosen = [] if budget is None else [plan.note(subject.places, budget.seconds)]
     short = [
         f"Pairs of the {name.replace('_', ' ')} expert: {table.note}" for name, table in tables.items() if table.note
     ]
@@ -172,7 +201,7 @@ def explain(
         importance={expert: {name: _array(x[0]) for name, x in of.items()} for expert, of in scores.items()},
         pair_tables=tables,
         settings=settings,
-        remarks=[*subject.notes, *short],
+        remarks=[*chosen, *subject.notes, *short],
         temperature=config.temperature,
         thresholds=config.thresholds,
         reads=_reads(model),

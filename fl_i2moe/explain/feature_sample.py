@@ -30,6 +30,7 @@ class FeatureSample:
     """
 
     encodings = 0
+    num_units: Mapping[str, int] = {}
     notes: Sequence[str] = ()
 
     def __init__(

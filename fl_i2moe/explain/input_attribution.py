@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 INPUT_METHODS = ("shapley", "leave_one_out", "rollout", "random")
 
 
+def num_contexts(method: str, num_coalitions: int) -> int:
+    """How many coalitions a method looks at, each with every single unit put in or taken out."""
+    return {"shapley": 2 + num_coalitions, "leave_one_out": 1}.get(method, 0)
+
+
 def attribute_input(
     sample: "InputSample",
     target: int,

@@ -9,6 +9,8 @@ classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,24 @@ OnProgress = Callable[[int], None]
 """Told how many subsets were encoded now."""
 
 
+@dataclass
+class Clock:
+    """How often something was done, and the seconds that it took."""
+
+    number: int = 0
+    seconds: float = 0.0
+
+    def add(self, number: int, start: float) -> None:
+        """That many more since `start`, of `perf_counter`."""
+        self.number += number
+        self.seconds += perf_counter() - start
+
+    @property
+    def each(self) -> float:
+        """Seconds of one; 0 where nothing was done."""
+        return self.seconds / max(1, self.number)
+
+
 class MaskedModality:
     """
     One modality of a sample with some of its units taken out, behind the model's projection.
@@ -47,6 +67,7 @@ class MaskedModality:
 
     Attributes:
         encodings: distinct subsets encoded so far.
+        clock: of encodings since it was set back.
         removal: what happens to a unit that is taken out, as the end of a sentence.
 
     Raises:
@@ -66,33 +87,40 @@ class MaskedModality:
         self._model, self._name = model, name
         self._encoder = encoder if isinstance(encoder, FrozenEncoder) else None
         grid = getattr(encoder, "grid", None) or described.get("grid")
-        places = places_in(row, name, described.get("encoder"), grid)
+        self._places, self._options = places_in(row, name, described.get("encoder"), grid), options
         try:
-            self.units: Units = places.units(options)
+            self.units: Units = self._places.units(options)
         except ValueError as error:
             raise ValueError(f"The {name} cannot be cut into parts: {error}.") from error
-        self._num_features = places.num_features
+        self._num_features = self._places.num_features
         self._features = torch.from_numpy(np.asarray(row[f"{name}_features"], np.float32))
         self._inputs: dict[str, Tensor] = {}
         self._removal: str | None = None
         self.removal = "set to zero"
         if self._encoder is not None:
-            if reason := places.missing():
+            if reason := self._places.missing():
                 raise ValueError(f"The {name} {reason}; or {ONLY_FEATURES}.")
             self._removal = check_removal(self._encoder, removal)
             self.removal = self._encoder.removals[self._removal]
             self._inputs = self._encoder.preprocess([row[name]]).inputs
         self._projected: dict[bytes, Tensor] = {}
-        self.encodings = 0
+        self.encodings, self.clock = 0, Clock()
+
+    def coarsen(self, most: int) -> None:
+        """Puts neighbouring units together until there are no more than so many."""
+        self.units = self._places.units(replace(self._options, most=min(most, self._options.most)))
+        self._projected.clear()
 
     def __call__(self, subsets: Tensor, on_progress: OnProgress | None = None) -> Tensor:
         """(S, U) booleans, true for units that stay → projected features (S, T, H), zero where taken out."""
         keys = [row.tobytes() for row in np.packbits(subsets.numpy(), axis=1)]
         new = {key: row for row, key in enumerate(keys) if key not in self._projected}
         for part in _parts(list(new), ENCODING_BATCH.get(self._model.device.type, ENCODING_BATCH["cuda"])):
+            start = perf_counter()
             kept = self.units.of_features(subsets[[new[key] for key in part]], self._num_features)
             self._projected.update(zip(part, self._encode(kept), strict=True))
             self.encodings += len(part)
+            self.clock.add(len(part), start)
             if on_progress is not None:
                 on_progress(len(part))
         projected = torch.stack([self._projected[key] for key in keys])
@@ -144,6 +172,7 @@ class InputSample:
     ):
         self.model, self._on_progress = model, on_progress
         self._remembered: dict[Any, NDArray[np.float64]] = {}
+        self.run_clock = Clock()
         self.batch = feature_batch(row, model.config.modality_order)
         encoders = find_encoders(model, row)
         check_removals(encoders, removals or {})
@@ -156,6 +185,21 @@ class InputSample:
         for name, modality in self.modalities.items():
             if not modality.units.places.candidates:
                 raise ValueError(f"The {name} has no {modality.units.places.noun}: there is nothing to explain.")
+
+    def coarsen(self, name: str, most: int) -> None:
+        """Cuts one modality into at most so many units."""
+        self.modalities[name].coarsen(most)
+        self._remembered.clear()
+
+    def restart_clocks(self) -> None:
+        self.run_clock = Clock()
+        for modality in self.modalities.values():
+            modality.clock = Clock()
+
+    @property
+    def num_units(self) -> dict[str, int]:
+        """Modality → how many units it is cut into."""
+        return {name: len(modality.units.places.candidates) for name, modality in self.modalities.items()}
 
     @property
     def encodings(self) -> int:
@@ -193,12 +237,14 @@ class InputSample:
         self, coalitions: NDArray[np.bool_], players: Sequence[Player], experts: list[str] | None = None
     ) -> NDArray[np.float64]:
         """(S, N) booleans, true for players that take part, all other units taken out → (S, E', C)."""
-        distinct = self._distinct(coalitions, players)
-        logits = [
+        distinct, start = self._distinct(coalitions, players), perf_counter()
+        parts = [
             self.model.run_experts({name: x[rows] for name, (x, rows) in part.items()}, experts=experts)
             for part in self._batches(distinct, len(coalitions))
         ]
-        return torch.cat(logits).double().cpu().numpy()
+        logits = torch.cat(parts).double().cpu().numpy()
+        self.run_clock.add(logits.shape[0] * logits.shape[1], start)
+        return logits
 
     @torch.inference_mode()
     def mixture(self, coalitions: NDArray[np.bool_], players: Sequence[Player]) -> tuple[NDArray[np.float64], ...]:

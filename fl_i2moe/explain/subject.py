@@ -1,6 +1,6 @@
 """What a sample is to games, importance and measurements: units that can be taken out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,10 @@ class Subject(Protocol):
     @property
     def encodings(self) -> int:
         """Distinct subsets of modalities encoded so far."""
+
+    @property
+    def num_units(self) -> Mapping[str, int]:
+        """Modality → how many units it is cut into; empty where nothing is encoded."""
 
     @property
     def notes(self) -> Sequence[str]:

@@ -153,7 +153,7 @@ def test_explain_takes_raw_values_rows_of_data_and_rows_of_a_cache(made):
     model, raw, cache = made
     source, row = raw.splits["test"][2], cache.splits["test"][2]
     stages = []
-    how = {"num_coalitions": 1, "on_stage": lambda stage, count: stages.append((stage, count))}
+    how = {"num_coalitions": 1, "on_stage": lambda *now: stages.append(now[:2])}
     given = {
         "raw": {
             "text": source["text"],
