@@ -115,7 +115,7 @@ def write_space(folder: str | Path, model_id: str, examples: str | None = None) 
         "models": [model_id],
     }
     model = f"[{model_id}](https://huggingface.co/{model_id})"
-    text = f"Predictions of {model}, and the patches, words and pairs behind them.\n"
+    text = f"Predictions of {model}, and the words, cells of the picture and pairs behind them.\n"
     write_text(folder / "README.md", f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{text}")
     write_file_list(folder)
 

@@ -97,7 +97,8 @@ class Plan:
         return {name: min(count_share(self.share, units), most or units) for name, units in num_units.items()}
 
     def pairs(self, num_units: Mapping[str, int]) -> Work:
-        """Of one expert. The estimator is run on a game of zeros, and what it asks for is counted."""
+        """Of one expert: the choice of its players, whose encodings importance has, and what the estimator asks for
+        when it is run on a game of zeros."""
         if self.estimator is None or not num_units:
             return Work({}, 0)
         players = self.players(num_units)
@@ -110,7 +111,9 @@ class Plan:
 
         ESTIMATORS[self.estimator](value, len(owners), cross_modal_pairs(owners.tolist()), self.num_coalitions, 0)
         distinct = np.unique(np.concatenate(asked), axis=0)
-        return Work({name: len(np.unique(distinct[:, owners == name], axis=0)) for name in players}, len(distinct))
+        choosing = 2 * sum(num_units.values()) + 2
+        encodings = {name: len(np.unique(distinct[:, owners == name], axis=0)) for name in players}
+        return Work(encodings, choosing + len(distinct))
 
     def encodings(self, num_units: Mapping[str, int]) -> int:
         """In all, at most."""

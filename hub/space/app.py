@@ -1,5 +1,6 @@
 """
-A page that shows what an FL-I²MoE says of a sample, and why: predictions, expert weights, heat maps, pairs.
+A page that shows what an FL-I²MoE says of a sample, and why: predictions, expert weights, the words and cells that they
+rest on, and pairs of them.
 
     python hub/space/app.py --model runs/sample
 
@@ -27,11 +28,18 @@ from fl_i2moe.utils.machine import usable_cores
 MAX_CHARACTERS = 5_000
 MAX_PIXELS = 25_000_000
 MAX_FILE_SIZE = "10mb"
+MAX_SECONDS = 18
+"""For an explanation; drawing it takes another one."""
+
 EXAMPLES = Path(__file__).parent / "examples"
 ABOUT = """
 Each **expert** stands for a kind of interaction: what one modality tells alone (uniqueness), what they tell only
 together (synergy), what either tells (redundancy). A weight says how strongly an expert's answer counts, not how much
 evidence it holds, and with the published objective an expert need not be what its name says.
+
+**Explain** takes words out of the text and cells out of the picture, encodes what is left anew, and sees what the class
+loses: what a word is credited with is not told by the rest of the text. How finely it looks depends on what this
+machine can do in some {seconds} seconds, and is said on top of the explanation.
 """
 
 
@@ -101,6 +109,8 @@ class Explorer:
         self.classify = FLI2MoEPipeline(
             model=self.model, processor=processor, task="image-text-classification", device="cpu"
         )
+        for modality in self.config.modality_order:
+            self.model.raw_inputs.load(modality)  # now, not while the first visitor waits
         self.kinds = {modality: self.config.encoders[modality]["kind"] for modality in self.config.modality_order}
         if unknown := {kind for kind in self.kinds.values() if kind not in INPUTS}:
             raise ValueError(f"This page has no input for {', '.join(unknown)}, which {name} takes; add it to INPUTS.")
@@ -119,11 +129,18 @@ class Explorer:
 
     def explain(self, target, *values, progress=gr.Progress()):  # noqa: B008  (how Gradio passes it)
         sample = self._check(values)
-        progress(0.05, "Encoding")
+        shares = [0.0]
+
+        def on_stage(stage, encodings, expected):
+            # what is expected changes with the speed; a bar only goes forward
+            shares.append(max(shares[-1], min(1.0, encodings / expected if expected else 0.0)))
+            progress(shares[-1], stage)
+
         try:
-            progress(0.25, "Heat maps and pairs of patches and words")
-            explanation = explain(self.model, {"id": "your sample", **sample}, target, num_coalitions=4)
-            progress(0.9, "Drawing")
+            explanation = explain(
+                self.model, {"id": "your sample", **sample}, target, max_seconds=MAX_SECONDS, on_stage=on_stage
+            )
+            progress(1.0, "Drawing")
             with tempfile.TemporaryDirectory() as folder:
                 page = explanation.save(Path(folder) / "page.html").read_text(encoding="utf-8")
         except ValueError as error:
@@ -146,7 +163,7 @@ def _refusal(message: str) -> gr.Error:
 
 def build_page(explorer: Explorer, name: str) -> gr.Blocks:
     with gr.Blocks(title="FL-I²MoE", analytics_enabled=False) as page:
-        gr.Markdown(f"# What told the class?\n\nModel: `{name}`\n{ABOUT}")
+        gr.Markdown(f"# What told the class?\n\nModel: `{name}`\n{ABOUT.format(seconds=MAX_SECONDS)}")
         with gr.Row(equal_height=False):
             with gr.Column():
                 inputs = [
@@ -161,7 +178,7 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
                 weights = gr.Label(label="Expert weights", show_heading=False)
                 target = gr.Dropdown(explorer.labels, label="Class to explain", value=None)
                 explain_it = gr.Button("Explain")
-        shown = gr.HTML(label="Explanation", min_height=140)  # as high as what it shows while it computes
+        shown = gr.HTML(label="Explanation", elem_id="explanation")
         predict.click(
             explorer.predict,
             inputs,
@@ -169,6 +186,7 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
             api_name="predict",
             show_progress_on=scores,  # or an error would stand on each of the three
         ).success(None, js=_scroll_to("#results"))  # which lie below on a phone
+        explain_it.click(None, js=_scroll_to("#explanation"))  # to the progress
         explain_it.click(
             explorer.explain,
             [target, *inputs],
@@ -209,6 +227,7 @@ def _named_model() -> str | None:
 
 
 STYLE = """
+#explanation { min-height: 140px !important; }  /* as high as what it shows while it computes */
 iframe { width: 100%; height: 90vh; border: 1px solid #ddd; border-radius: 6px; background: white; }
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 """
