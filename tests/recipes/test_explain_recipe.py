@@ -108,7 +108,7 @@ def test_predicted_classes_are_explained_beside_true_ones(trained, monkeypatch):
     started(folders, **quick, classes="predicted_and_true")
     index = (folder / "index.html").read_text()
     for number, row in enumerate(rows):
-        logits = explain(model, row).logits
+        logits = explain(model, row, units="features", interactions=None).logits
         expected = {names[i] for i in range(3) if logits[i] > 0 or row["labels"][i]}
         assert pages(folder, number) == expected
         for i, name in enumerate(names):
