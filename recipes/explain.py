@@ -1,7 +1,7 @@
 """
 Explain a trained model's predictions: which expert, which words, cells or seconds, which pairs.
 
-    python recipes/explain.py --model runs/mmimdb --split test --num_samples 64
+    python recipes/explain.py --model runs/mmimdb --split test --num_samples 16
 
 writes a page, a figure and the data of each sample, and measures on the data what the explanations are worth:
 faithfulness (the FL-I²MoE paper's Figure 3; comprehensiveness and sufficiency), alignment of importance and interaction

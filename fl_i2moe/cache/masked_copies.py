@@ -22,7 +22,8 @@ import torch
 from datasets import Array2D, Features, List, Value
 from numpy.typing import NDArray
 
-from ..model.kind import EncodedFeatures, FittedEncoder, FrozenEncoder, Places, UnitOptions, encode_given
+from ..model.kind import EncodedFeatures, FittedEncoder, FrozenEncoder, encode_given
+from ..model.places import Places, UnitOptions
 
 MASKED_SPLIT = "train"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.kind import Places
+from ..model.places import Places
 from .attribution import count_share
 from .input_attribution import num_contexts
 from .interactions import ESTIMATORS, cross_modal_pairs

@@ -11,8 +11,8 @@ import torch
 
 from ..cache import FeatureCache
 from ..model.configuration_fl_i2moe import check_choice
-from ..model.kind import UnitOptions
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.places import UnitOptions
 from ..training.runs import check_cache
 from .attribution import evaluating, scores_by_expert
 from .budget import Budget, Plan

@@ -7,10 +7,10 @@ from typing import Any, Self
 import numpy as np
 
 from ..metrics.tasks import FloatArray
-from ..model.kind import Places
 from ..model.kind_image import Box
 from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
+from ..model.places import Places
 from ..utils.checked_json import check_json
 from .pair_table import PairKind, PairTable, kind_of_expert
 from .summary import summarise

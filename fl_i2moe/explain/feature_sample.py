@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model.kind import Places
 from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.places import Places
 from .attribution import Importance, attribute, methods_of, universe_method
 from .feature_game import coalitions_at_once, feature_game, feature_players
 from .game import Game, Player

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model.kind import FittedEncoder, FrozenEncoder, Places, UnitOptions, Units, check_removal
+from ..model.kind import FittedEncoder, FrozenEncoder, check_removal
 from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.places import Places, UnitOptions, Units
 from .attribution import Importance
 from .game import Game, Player
 from .input_attribution import INPUT_METHODS, attribute_input

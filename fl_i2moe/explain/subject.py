@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.kind import Places
 from ..model.modeling_fl_i2moe import FLI2MoEModel
+from ..model.places import Places
 from .attribution import Importance
 from .game import Game, Player
 

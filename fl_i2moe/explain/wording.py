@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..model.kind import Places
+from ..model.places import Places
 from ..model.words import direction, words
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, FeatureExtractionMixin
 
-from .kind import EncodedFeatures, FrozenEncoder, Preprocessed, UnitOptions, Units, merge_neighbours
+from .kind import EncodedFeatures, FrozenEncoder, Preprocessed
 from .kind_file import FileKind, FilePlaces, fetch
+from .places import UnitOptions, Units, merge_neighbours
 from .sound import Sound, import_soundfile, import_soxr, open_sound, resample
 from .time_layout import StepCount, TimeLayout, find_time_layout, find_window, first_enough
 

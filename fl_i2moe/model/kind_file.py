@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.request import urlopen
 
-from .kind import EncodedKind, Places, checksum, is_missing
+from .kind import EncodedKind, checksum, is_missing
+from .places import Places
 
 
 def fetch(value: Any) -> Any:

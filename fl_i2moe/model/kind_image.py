@@ -21,10 +21,11 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
-from .kind import EncodedFeatures, FrozenEncoder, Preprocessed, UnitOptions, Units
+from .kind import EncodedFeatures, FrozenEncoder, Preprocessed
 from .kind_file import FileKind, FilePlaces, fetch
 from .patch_dropping import encode_without
 from .patch_layout import find_patch_layout
+from .places import UnitOptions, Units
 
 GEOMETRY = ("width", "height", "left", "top", "right", "bottom")
 RESIZES = ("whole", "crop")

@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from .configuration_fl_i2moe import did_you_mean
-from .kind import FittedEncoder, FittedKind, Places, Preprocessed, pad_sequences
+from .kind import FittedEncoder, FittedKind, Preprocessed, pad_sequences
+from .places import Places
 
 LARGEST = float(np.finfo(np.float16).max)
 """That a feature cache holds."""

@@ -23,18 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .kind import (
-    EncodedFeatures,
-    EncodedKind,
-    FrozenEncoder,
-    Places,
-    Preprocessed,
-    UnitOptions,
-    Units,
-    checksum,
-    is_missing,
-    merge_neighbours,
-)
+from .kind import EncodedFeatures, EncodedKind, FrozenEncoder, Preprocessed, checksum, is_missing
+from .places import Places, UnitOptions, Units, merge_neighbours
 from .words import sentences, words
 
 logger = logging.get_logger(__name__)

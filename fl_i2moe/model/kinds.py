@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .kind import EncodedKind, Kind, Places
+from .kind import EncodedKind, Kind
 from .kind_array import ArrayKind
 from .kind_audio import AudioKind
 from .kind_image import ImageKind
 from .kind_tabular import TabularKind
 from .kind_text import TextKind
+from .places import Places
 
 KINDS: dict[str, Kind] = {
     kind.name: kind for kind in (ImageKind(), TextKind(), AudioKind(), ArrayKind(), TabularKind())

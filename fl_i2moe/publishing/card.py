@@ -23,11 +23,11 @@ from ..metrics.figures import metric_title
 from ..metrics.markdown import render_template
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.fusions import FUSIONS
-from ..model.kind import Places
 from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.objectives import OBJECTIVES
 from ..model.pinned_encoders import takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK
+from ..model.places import Places
 from ..training.runs import Run
 from .card_tables import (
     agreement_table,

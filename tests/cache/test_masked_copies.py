@@ -13,8 +13,8 @@ from fl_i2moe.cache.fitting import fit_encoders
 from fl_i2moe.cache.masked_copies import CopyDraw
 from fl_i2moe.cache.streaming import FeatureStream, StreamedSplit
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.model.kind import UnitOptions
 from fl_i2moe.model.kinds import places_in
+from fl_i2moe.model.places import UnitOptions
 from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
 from fl_i2moe.training.loop import draw_thinning, train
 

@@ -116,7 +116,7 @@ def test_the_mixture_of_features_zeroes_what_does_not_play():
 
 def test_importance_of_features_is_summed_over_units(published):
     """Tokens over their words, patches over coarser cells, before both are scaled."""
-    from fl_i2moe.model.kind import UnitOptions
+    from fl_i2moe.model.places import UnitOptions
 
     model, _, _ = published
     subject = opened(published, cut=UnitOptions(cells=(2, 2)))

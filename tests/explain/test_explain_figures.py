@@ -19,8 +19,8 @@ from fl_i2moe.explain.pages.sample_figure import draw_explanation
 from fl_i2moe.explain.pair_table import PairTable
 from fl_i2moe.explain.wording import feature_name
 from fl_i2moe.metrics.markdown import table
-from fl_i2moe.model.kind import Places
 from fl_i2moe.model.kinds import places_in
+from fl_i2moe.model.places import Places
 from fl_i2moe.model.words import words
 
 

@@ -14,7 +14,7 @@ from fl_i2moe.explain.input_attribution import attribute_input, shapley_values
 from fl_i2moe.explain.input_sample import InputSample
 from fl_i2moe.explain.interactions import score_pairs
 from fl_i2moe.explain.players import effects, strongest_players
-from fl_i2moe.model.kind import UnitOptions
+from fl_i2moe.model.places import UnitOptions
 
 KINDS = {"text": "text", "image": "image", "visits": "array"}
 

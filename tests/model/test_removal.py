@@ -8,9 +8,9 @@ import torch
 from tiny_encoders import MAKERS, noise
 
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.model.kind import UnitOptions, merge_neighbours
 from fl_i2moe.model.kind_array import ArrayEncoder
 from fl_i2moe.model.kinds import places_in
+from fl_i2moe.model.places import UnitOptions, merge_neighbours
 
 TEXT = "the quick brown fox jumps over"
 

@@ -17,7 +17,7 @@ from ...explain.pages.drawing import drawing_of
 from ...explain.pages.sample_page import environment
 from ...explain.wording import modality_title
 from ...metrics.figures import expert_colors, expert_title
-from ...model.kind import Places
+from ...model.places import Places
 from ...utils.checked_json import parse_json
 from ...utils.files import write_json
 

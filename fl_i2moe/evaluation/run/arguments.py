@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...model.kind import UnitOptions
+from ...model.places import UnitOptions
 from ...training.arguments import check_options, option
 
 MEASUREMENTS = ("faithfulness", "alignment", "pair_masking", "pair_curves")
@@ -19,7 +19,7 @@ class ExplainArguments:
 
     model: str = field(metadata={"help": "Folder of a trained model, as recipes/train.py leaves it."})
     split: str = option("test", "Split of the feature cache.")
-    num_samples: int | None = option(64, "Samples to explain, from the start of the split.", at_least=1)
+    num_samples: int | None = option(16, "Samples to explain, from the start of the split.", at_least=1)
     sample_ids: list[str] = option([], "Explain these samples instead.")
     num_pages: int | None = option(None, "How many of the samples get pages and figures; all if not given.", at_least=0)
     classes: Literal["predicted_and_true", "true", "best"] = option(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ...metrics.figures import expert_title
-from ...model.kind import Places
+from ...model.places import Places
 from ..attribution import MIXTURE
 from ..explanation_data import ExplanationData, Pair
 from ..pair_table import PairKind

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ...model.kind import Places
 from ...model.kind_audio import AudioPlaces
 from ...model.kind_image import ImagePlaces
 from ...model.kind_tabular import TabularPlaces
 from ...model.kind_text import TextPlaces
+from ...model.places import Places
 from ...model.words import direction
 from .flow import Flow
 from .sheet import MUTED, Anchors, Sheet
