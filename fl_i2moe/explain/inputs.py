@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_fl_i2moe import did_you_mean
-from ..model.kind import FittedEncoder, FrozenEncoder, check_removal, checksum
+from ..model.kind import FittedEncoder, FrozenEncoder, check_removal, checksum, is_missing
 from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
@@ -27,15 +27,23 @@ def sample_row(model: FLI2MoEModel, sample: Mapping[str, Any]) -> Mapping[str, A
             set is such a sample, too: its `id` and `labels` are kept, other columns are not looked at.
 
     Raises:
-        ValueError: a modality is missing, or a value or an encoder cannot be read.
+        ValueError: it is no dictionary; a modality is missing, or a value or an encoder cannot be read.
     """
     order = model.config.modality_order
+    if not isinstance(sample, Mapping):
+        raise ValueError(f"A sample is a dictionary with {order}, or a row of a feature cache; got {sample!r:.80}.")
     if any(f"{name}_features" in sample for name in order):
         return sample
-    if missing := [name for name in order if sample.get(name) is None]:
+    given = {name: value for name, value in sample.items() if not (isinstance(value, str) and is_missing(value))}
+    if missing := [name for name in order if given.get(name) is None]:
         close = "".join(did_you_mean(name, sample) for name in missing[:1])
-        raise ValueError(f"The sample has no {missing[0]}, only {', '.join(sample) or 'nothing'}: {ONLY_WHOLE}.{close}")
+        raise ValueError(f"The sample has no {missing[0]}, only {', '.join(given) or 'nothing'}: {ONLY_WHOLE}.{close}")
     row: dict[str, Any] = {"id": "sample"} | {key: sample[key] for key in ("id", "labels") if key in sample}
+    if nameless := [name for name in order if (model.config.encoders or {}).get(name, {}).get("kind") not in KINDS]:
+        raise ValueError(
+            f"The model's configuration names no encoder of {nameless[0]!r}: give a row of a feature cache, and "
+            f"{ONLY_FEATURES}."
+        )
     for name in order:
         encoder = model.raw_inputs.load(name).to(model.device)
         kind = KINDS[encoder.kind]

@@ -129,7 +129,7 @@ def _find(name_or_path: str | Path) -> str:
     if path.is_dir():
         return str(path)
     if isinstance(name_or_path, Path) or str(name_or_path).startswith((".", "/", "~")) or len(path.parts) > 2:
-        raise ValueError(f"encoder folder {name_or_path} does not exist")
+        raise ValueError(f"encoder folder {name_or_path} does not exist.")
     return str(name_or_path)
 
 

@@ -312,15 +312,21 @@ class TextPlaces(Places):
         """Words or sentences, each with the tokens that have a character of it; words that share a token are one."""
         if self.text is None or self.offsets is None:
             raise ValueError(f"the text {self.missing() or 'has no tokens that are known to lie in it'}")
-        spans, groups = self._covered(words(self.text) if options.text == "words" else sentences(self.text))
-        note = None
+        found = words(self.text) if options.text == "words" else sentences(self.text)
+        spans, groups = self._covered(found)
+        notes = []
+        end = spans[-1][1] if spans else len(self.text)
+        if behind := sum(a >= end and any(map(str.isalnum, self.text[a:b])) for a, b in found):
+            notes.append(
+                f"is longer than its encoder reads: the last {behind:,} of {len(found):,} {options.text} play no part"
+            )
         if len(spans) > options.most:
-            note = f"has {len(spans):,} {options.text}, of which neighbours are put together"
+            notes.append(f"has {len(spans):,} {options.text}, of which neighbours are put together")
             numbers = merge_neighbours([[number] for number in range(len(spans))], options.most)
             groups = [[index for number in run for index in groups[number]] for run in numbers]
             spans = [(spans[run[0]][0], spans[run[-1]][1]) for run in numbers]
         places = replace(self, num_features=len(spans), special=[], offsets=spans, unit=options.text)
-        return Units(places, groups, note)
+        return Units(places, groups, "; and it ".join(notes) or None)
 
     def _covered(self, spans: list[Span]) -> tuple[list[Span], list[list[int]]]:
         """The spans that have tokens, and these; those that share a token are one."""

@@ -23,6 +23,14 @@ class UnitOptions:
     most: int = 256
     """Of a modality: neighbours are put together where there are more."""
 
+    def __post_init__(self) -> None:
+        if self.cells is not None and (len(self.cells) != 2 or not all(number > 0 for number in self.cells)):
+            raise ValueError(f"`cells` takes two numbers from 1, rows and columns, got {self.cells}.")
+        if self.text not in ("words", "sentences"):
+            raise ValueError(f"`text` must be words or sentences, got {self.text!r}.")
+        if self.most < 1:
+            raise ValueError(f"`most` must be at least 1, got {self.most}.")
+
 
 @dataclass(frozen=True)
 class Units:

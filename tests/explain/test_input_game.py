@@ -185,7 +185,10 @@ def test_what_cannot_be_explained_is_a_sentence(made, tmp_path):
     for sample, words in [
         ({**source, "text": None}, "has no text"),
         ({"texts": "a fox", "image": source["image"], "visits": [0.0] * 4}, r"has no text.*Did you mean `texts`"),
-        ({**source, "text": "   "}, "text"),
+        ({**source, "text": " \u00a0\n"}, "The sample has no text, only "),
+        ([source], r"A sample is a dictionary with \['text', 'image', 'visits'\].*; got \["),
+        ("a fox", "got 'a fox'"),
+        (None, "got None"),
         ({**row, "image": None}, "has no image, only its features: give it, or explain the features"),
         ({**row, "text": "another text"}, "cannot be cut into parts: the text is not the one that was encoded"),
         ({**source, "image": str(tmp_path / "gone.png")}, "gone.png"),
@@ -210,8 +213,29 @@ def test_small_and_large_samples(made):
     for text in ("fox", "🦊🦊", "the quick " * 1500):
         explanation = explain(model, {**source, "text": text}, "Comedy", num_coalitions=1, method="leave_one_out")
         assert explanation.pairs("synergy", 3)
+        cut = "The text is longer than its encoder reads: the last 2,993 of 3,000 words play no part."
+        assert (cut in explanation.remarks) == (len(text) > 1000)
     picture = np.zeros((3, 3, 3), np.uint8)
     assert explain(model, {**source, "image": picture}, "Comedy", num_coalitions=1).pairs("synergy", 1)
+
+
+@pytest.mark.parametrize("options", [{"cells": (0, 3)}, {"cells": (2,)}, {"most": 0}, {"text": "pages"}])
+def test_cuts_that_are_none(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+        UnitOptions(**options)
+
+
+def test_a_model_that_names_no_encoder(made):
+    """Raw values cannot be explained, rows can, and the sentence says how."""
+    model, raw, cache = made
+    row, encoders, model.config.encoders = cache.splits["test"][2], model.config.encoders, None
+    try:
+        for sample, words in ((raw.splits["test"][2], "give a row of a feature cache, and "), (row, "")):
+            with pytest.raises(ValueError, match=rf"names no encoder of 'text': {words}explain the features \(units="):
+                explain(model, sample, "Comedy")
+        explain(model, row, "Comedy", units="features", num_coalitions=1)
+    finally:
+        model.config.encoders = encoders
 
 
 @pytest.mark.parametrize("removals", [{"image": "blur"}, {"image": "drop"}, {"text": "mask"}])
