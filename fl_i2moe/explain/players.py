@@ -7,6 +7,10 @@ from .attribution import count_share
 from .game import Game, Player
 
 
+ROUNDING = 1e-6
+"""Of the largest effect: smaller ones are the sums' rounding, which differs between machines."""
+
+
 def effects(game: Game) -> tuple[FloatArray, FloatArray]:
     """
     What each of N players does at the two ends of the game, (N,) and (N,): v(N) − v(N∖i), what is lost without it, and
@@ -30,6 +34,7 @@ def strongest_players(game: Game, share: float, most: int | None = None) -> list
     if not 0 < share <= 1:
         raise ValueError(f"The share of players must lie in (0, 1], got {share}.")
     strength = np.abs(np.stack(effects(game))).max(axis=0)
+    strength[strength < ROUNDING * strength.max()] = 0
     chosen: set[int] = set()
     for name in dict.fromkeys(player.modality for player in game.players):
         own = [number for number, player in enumerate(game.players) if player.modality == name]

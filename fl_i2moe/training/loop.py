@@ -8,7 +8,7 @@ of one that was not.
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -223,7 +223,7 @@ class _Run:
                 batch = _first_samples(batch, count)
             keep, is_whole = None, None
             if thins:
-                keep, is_whole = draw_thinning(batch["features"], self.config, batch.get("keep", {}))
+                keep, is_whole = draw_thinning(batch["features"], self.config, batch.get("keep"))
             is_last = number == len(batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 output = self.model(
@@ -337,7 +337,7 @@ def _shown(value: float | None) -> str:
 
 
 def draw_thinning(
-    features: dict[str, torch.Tensor], config: FLI2MoEConfig, masked: dict[str, torch.Tensor]
+    features: dict[str, torch.Tensor], config: FLI2MoEConfig, masked: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
     With probability `config.feature_dropout` a modality of a sample loses a share of its features, drawn from U(0, 1),
@@ -355,7 +355,7 @@ def draw_thinning(
     keep, whole_rows = {}, []
     for name in config.modality_order:
         x = features[name]
-        if name in masked:
+        if masked and name in masked:
             keep[name] = masked[name]
             whole_rows.append(masked[name].all(dim=1))
             continue

@@ -28,6 +28,7 @@ LABELS = ["differ", "either"]
 CARRIERS = {"differ": "synergy", "either": "redundancy"}
 LENGTHS = {"image": 7, "text": 6}  # the text's first feature is special
 SYNERGY, REDUNDANCY = 2, 3
+HOW = {"units": "features", "progress": False}
 
 
 class KnownModel(FLI2MoEModel):
@@ -37,14 +38,15 @@ class KnownModel(FLI2MoEModel):
 
     Args:
         sign: of the product; the exclusive-or of ±1 is -1 times it.
-        seeing: whether attention is where the logits come from, or tells nothing.
+        hidden: whether the product is 0 where channel 1 of the image is there, so that neither leaving a feature of it
+            out of the whole sample nor putting it into none of it changes anything.
     """
 
-    def __init__(self, sign: float = -1.0, seeing: bool = True):
+    def __init__(self, sign: float = -1.0, hidden: bool = False):
         modalities = {name: {"feature_size": 2, "max_features": length} for name, length in LENGTHS.items()}
         super().__init__(FLI2MoEConfig(modalities=modalities, num_labels=2, hidden_size=2, num_attention_heads=1))
         self.experts = Fusion(self.config)  # which cannot be called: `run_experts` is all there is
-        self.sign, self.seeing = sign, seeing
+        self.sign, self.hidden = sign, hidden
         self.eval()
 
     def embed(self, features, feature_masks=None):
@@ -61,13 +63,14 @@ class KnownModel(FLI2MoEModel):
         num_samples, total = parts["image"].shape[-3], sum(x.shape[-2] for x in parts.values())
         attention = torch.full((len(indexes) * num_samples, 1, total, total), 1 / total, requires_grad=True)
         looks = attention.sum(dim=(1, 2)).view(len(indexes), num_samples, total, 1)  # 1 each
-        image, text = (looks if self.seeing else 1 + 0 * looks).split([x.shape[-2] for x in parts.values()], dim=2)
+        image, text = looks.split([x.shape[-2] for x in parts.values()], dim=2)
         x, y = (image * parts["image"]).sum(2), (text * parts["text"]).sum(2)  # (experts, B, channel)
         nothing = 0 * x[..., 0]
         logits = []
         for place, index in enumerate(indexes):
-            differ = self.sign * x[place, :, 0] * y[place, :, 0] if index == SYNERGY else nothing[place]
             a, b = x[place, :, 1], y[place, :, 1]
+            differ = self.sign * x[place, :, 0] * y[place, :, 0] if index == SYNERGY else nothing[place]
+            differ = differ * (1 - a) if self.hidden else differ
             either = 0.6 * (a + b) - 0.2 * a * b if index == REDUNDANCY else nothing[place]
             logits.append(torch.stack([differ, either + nothing[place]], dim=1))
         stacked = torch.stack(logits, dim=1)
@@ -102,6 +105,22 @@ class Rows:
             "special_masks": special,
         }
 
+    @property
+    def modalities(self):
+        """As a feature cache has them."""
+        return {name: {} for name in LENGTHS}
+
+    @property
+    def splits(self):
+        batch = self[list(range(8))]
+        fields = {"features": "features", "special_mask": "special_masks"}
+        return {
+            "test": [
+                {f"{name}_{x}": batch[y][name][row].numpy() for name in LENGTHS for x, y in fields.items()}
+                for row in range(8)
+            ]
+        }
+
     def evidence(self, row: int, channel: int) -> Evidence:
         features = {name: np.arange(length) == self.places[row][name][channel] for name, length in LENGTHS.items()}
         states = {name: bool(self.features[name][row, :, channel].sum() > 0) for name in LENGTHS}
@@ -122,7 +141,7 @@ def of_label(values, cases, label):
 
 def test_an_expert_finds_its_own_evidence_and_another_finds_none():
     rows = Rows()
-    found = found_evidence(KnownModel(), rows, rows.cases, methods=["grad_attnroll", "ig"], progress=False)
+    found = found_evidence(KnownModel(), rows, "test", rows.cases, methods=["grad_attnroll", "ig"], **HOW)
     for label, expert, other in (("differ", "synergy", "redundancy"), ("either", "redundancy", "synergy")):
         for name, candidates in (("image", 7), ("text", 5)):
             values = {e: of_label(found[e, "grad_attnroll", name, "k"], rows.cases, label) for e in (expert, other)}
@@ -141,7 +160,7 @@ def test_evidence_is_measured_in_evaluation_mode():
             return super().forward(*inputs, **more)
 
     rows, model = Rows(), Moody().train()
-    assert found_evidence(model, rows, rows.cases, methods=["grad_attnroll"], progress=False)
+    assert found_evidence(model, rows, "test", rows.cases, methods=["grad_attnroll"], **HOW)
     assert model.training
 
 
@@ -157,7 +176,7 @@ def test_tolerance_counts_neighbours_and_exactness_does_not():
         )
         for c in rows.cases
     ]
-    found = found_evidence(KnownModel(), rows, beside, methods=["grad_attnroll"], progress=False)
+    found = found_evidence(KnownModel(), rows, "test", beside, methods=["grad_attnroll"], **HOW)
     assert of_label(found["synergy", "grad_attnroll", "image", "k"], beside, "differ").tolist() == [1] * 8
     assert of_label(found["synergy", "grad_attnroll", "image", "k_exact"], beside, "differ").tolist() == [0] * 8
     assert ("synergy", "grad_attnroll", "text", "k") not in found
@@ -167,9 +186,8 @@ def test_tolerance_counts_neighbours_and_exactness_does_not():
 def test_the_right_expert_finds_the_planted_pair(sign):
     """The product's index is ±1 for the pair and 0 for all others; R_red in the variant "both" is 0 for them too."""
     rows = Rows()
-    found = found_pairs(
-        KnownModel(sign), rows, rows.cases, CARRIERS, universe_share=1.0, num_coalitions=2, progress=False
-    )
+    how = {"universe_share": 1.0, "num_coalitions": 2, **HOW}
+    found = found_pairs(KnownModel(sign), rows, "test", rows.cases, CARRIERS, **how)
 
     def of(expert, score, measure, label, universe="top"):
         return of_label(found[expert, universe, score, measure], rows.cases, label)
@@ -189,10 +207,10 @@ def test_the_right_expert_finds_the_planted_pair(sign):
 
 
 def test_the_oracle_tells_the_estimate_from_the_choice_of_candidates():
-    """Attention that tells nothing puts the first features into the universe; the truth lies in the last ones."""
+    """Effects that tell nothing put the first features into the universe; the truth lies in the last ones."""
     rows = Rows(places=[5, 4])
-    model = KnownModel(seeing=False)
-    found = found_pairs(model, rows, rows.cases, CARRIERS, universe_share=0.3, num_coalitions=2, progress=False)
+    how = {"universe_share": 0.3, "num_coalitions": 2, **HOW}
+    found = found_pairs(KnownModel(hidden=True), rows, "test", rows.cases, CARRIERS, **how)
     top, oracle = (
         {
             m: of_label(found["synergy", u, s, m], rows.cases, "differ")
@@ -207,7 +225,7 @@ def test_the_oracle_tells_the_estimate_from_the_choice_of_candidates():
 def test_a_model_without_the_right_expert_gets_the_oracle_for_all():
     rows = Rows()
     carriers = dict.fromkeys(LABELS, "dense")
-    found = found_pairs(KnownModel(), rows, rows.cases[:1], carriers, num_coalitions=1, progress=False)
+    found = found_pairs(KnownModel(), rows, "test", rows.cases[:1], carriers, num_coalitions=1, **HOW)
     assert {key[0] for key in found if key[1] == "oracle"} == set(KnownModel().config.expert_names)
 
 
