@@ -20,7 +20,7 @@ from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_sample import FeatureSample
 from .input_sample import InputSample, OnProgress
-from .inputs import Inputs, feature_batch, sample_row
+from .inputs import Inputs, check_model, feature_batch, sample_row
 from .interactions import ESTIMATORS, sample_seed, score_pairs
 from .pair_table import kind_of_expert
 from .players import strongest_players
@@ -67,6 +67,7 @@ def explain(
     ```python
     >>> explanation = explain(model, {"image": "poster.jpg", "text": "A pianist …"}, "music")
     >>> explanation.pairs("synergy", top=10)
+    >>> explain(pipe.model, sample, pipe(sample)[0]["label"]).save("page.html")  # of a transformers pipeline's answer
     ```
 
     Args:
@@ -100,11 +101,13 @@ def explain(
         options: of the method: see `attribute_input` and `attribute`.
 
     Raises:
-        ValueError: an unknown class, method, estimator, expert or removal; a negative seed; a cache that does not fit
-            the model; the sample lacks a modality, has one without candidates, or features that do not fit the model or
-            are not finite; an encoder that cannot be loaded, or a raw value that is not there; a share outside (0, 1];
-            `exact` with more than 16 players.
+        ValueError: it is no model, or one that runs older code; an unknown class, method, estimator, expert or removal;
+            a negative seed; a cache that does not fit the model; the sample lacks a modality, has one without
+            candidates, or features that do not fit the model or are not finite; an encoder that cannot be loaded, or a
+            raw value that is not there; a share outside (0, 1]; `exact` with more than 16 players; no positive
+            `max_seconds`, or one for features or beside `target_error`.
     """
+    check_model(model)
     check_choice("units", units, UNITS)
     if interactions is not None:
         check_choice("interactions", interactions, ESTIMATORS)

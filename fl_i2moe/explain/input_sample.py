@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model.kind import FittedEncoder, FrozenEncoder, check_removal
+from ..model.kind import FrozenEncoder, check_removal
 from ..model.kinds import places_in
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 from ..model.places import Places, UnitOptions, Units
@@ -80,13 +80,13 @@ class MaskedModality:
         model: FLI2MoEModel,
         name: str,
         row: Mapping[str, Any],
-        encoder: FrozenEncoder | FittedEncoder | None,
+        encoder: FrozenEncoder | None,
         described: Mapping[str, Any],
         options: UnitOptions,
         removal: str | None,
     ):
         self._model, self._name = model, name
-        self._encoder = encoder if isinstance(encoder, FrozenEncoder) else None
+        self._encoder = encoder
         grid = getattr(encoder, "grid", None) or described.get("grid")
         self._places, self._options = places_in(row, name, described.get("encoder"), grid), options
         try:

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..model.configuration_fl_i2moe import did_you_mean
-from ..model.kind import FittedEncoder, FrozenEncoder, check_removal, checksum, is_missing
+from ..model.kind import FrozenEncoder, check_removal, checksum, is_missing
 from ..model.kinds import ENCODED_KINDS, KINDS
 from ..model.modeling_fl_i2moe import FLI2MoEModel
 
 ONLY_WHOLE = "only samples with all modalities can be explained"
 ONLY_FEATURES = "explain the features (units='features')"
+OLD_CODE = "The model runs the code of its repository, which is older than this package: import fl_i2moe, then load it."
 
 
 def sample_row(model: FLI2MoEModel, sample: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -60,7 +61,17 @@ def sample_row(model: FLI2MoEModel, sample: Mapping[str, Any]) -> Mapping[str, A
     return row
 
 
-def find_encoders(model: FLI2MoEModel, row: Mapping[str, Any]) -> dict[str, FrozenEncoder | FittedEncoder | None]:
+def check_model(model: Any) -> None:
+    """`ValueError` for what is no model, and for one whose code, that of its repository, is older than this package."""
+    if isinstance(model, FLI2MoEModel):
+        return
+    if type(model).__name__ != FLI2MoEModel.__name__:
+        raise ValueError(f"An FLI2MoEModel is explained, no {type(model).__name__}; of a pipeline give its `model`.")
+    if not all(hasattr(model, name) for name in vars(FLI2MoEModel) if not name.startswith("_")):
+        raise ValueError(OLD_CODE)
+
+
+def find_encoders(model: FLI2MoEModel, row: Mapping[str, Any]) -> dict[str, FrozenEncoder | None]:
     """
     The encoders that a row's units can be taken out before; None for a modality whose features know nothing of each
     other, so that zeroing them is the same.
@@ -68,7 +79,7 @@ def find_encoders(model: FLI2MoEModel, row: Mapping[str, Any]) -> dict[str, Froz
     Raises:
         ValueError: an encoder cannot be loaded, or is not the one of the training; or the row lacks the raw value.
     """
-    encoders: dict[str, FrozenEncoder | FittedEncoder | None] = {}
+    encoders: dict[str, FrozenEncoder | None] = {}
     for name in model.config.modality_order:
         identity = (model.config.encoders or {}).get(name, {})
         if identity.get("kind") not in ENCODED_KINDS:
@@ -79,18 +90,21 @@ def find_encoders(model: FLI2MoEModel, row: Mapping[str, Any]) -> dict[str, Froz
             raise ValueError(f"The sample has no {name}, only its features: give it, or {ONLY_FEATURES}.")
         else:
             try:
-                encoders[name] = model.raw_inputs.load(name).to(model.device)
+                encoder = model.raw_inputs.load(name).to(model.device)
             except ValueError as error:
                 raise ValueError(f"{error} Without it {ONLY_FEATURES}.") from error
+            if not hasattr(encoder, "removals"):
+                raise ValueError(OLD_CODE)
+            encoders[name] = cast(FrozenEncoder, encoder)  # perhaps that of the model's own code
     return encoders
 
 
-def check_removals(encoders: Mapping[str, FrozenEncoder | FittedEncoder | None], removals: Mapping[str, str]) -> None:
+def check_removals(encoders: Mapping[str, FrozenEncoder | None], removals: Mapping[str, str]) -> None:
     """`ValueError` where `removals` names a modality that is not there, or a way that its encoder does not know."""
     if unknown := set(removals) - set(encoders):
         raise ValueError(f"`removals` names {sorted(unknown)}; this model has {list(encoders)}.")
     for name, way in removals.items():
-        if isinstance(encoder := encoders[name], FrozenEncoder):
+        if (encoder := encoders[name]) is not None:
             check_removal(encoder, way)
         elif way != "zero":
             raise ValueError(f"There is no removal {way!r} of {name}, whose features are set to zero: give 'zero'.")

@@ -38,6 +38,15 @@ class FLI2MoEPipeline(Pipeline):
     list of samples gives a list of such lists, also as `classify(image=[…], text=[…])`; a data set or a generator gives
     an iterator. A modality may be left out, or None, where the model can fill it (`config.fill_missing`).
 
+    To see why, in a page of the words and cells that an answer rests on, install the package `fl_i2moe`, which this
+    pipeline does not need:
+
+    ```python
+    >>> from fl_i2moe.explain import explain
+    >>> sample = {"image": "poster.jpg", "text": "A pianist …"}
+    >>> explain(classify.model, sample, classify(sample)[0]["label"]).save("page.html")
+    ```
+
     Parameters of a call:
         top_k (`int`, *optional*, defaults to 1):
             How many labels, the highest scores first; all if `None`. A regression gives all, in the model's order.

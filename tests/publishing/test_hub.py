@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from published import ARRAY_WIDTH, bare_environment, make_published, run_bare, save_published
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from fl_i2moe import FLI2MoEModel
+from fl_i2moe.explain import explain
 
 CODE = {
     "configuration_fl_i2moe.py",
@@ -129,3 +131,28 @@ def test_an_environment_without_the_package_loads_and_predicts(published, tmp_pa
         "pipeline_fl_i2moe.py",
         "processing_fl_i2moe.py",
     }
+
+
+def test_an_answer_of_a_pipeline_is_explained(published, tmp_path, monkeypatch):
+    """By the package, also where the model runs the code of its repository: the same numbers."""
+    repository, raw, _ = published
+    sample = {name: values[2] for name, values in samples(raw).items()}
+    classify = pipeline("image-text-classification", model=str(repository), trust_remote_code=True)
+    how = {"num_coalitions": 1, "pair_experts": ["synergy"], "method": "leave_one_out"}
+    own = explain(classify.model, sample, classify(sample)[0]["label"], **how)
+    assert own.save(tmp_path / "page.html").stat().st_size > 10_000
+    remote = get_class_from_dynamic_module("modeling_fl_i2moe.FLI2MoEModel", str(repository))
+    model = remote.from_pretrained(repository).eval()
+    assert not isinstance(model, FLI2MoEModel)
+    explanation = explain(model, sample, own.target_name, **how)
+    assert explanation.remarks == own.remarks
+    assert "attention" in " ".join(own.remarks)
+    for name, scores in own.importance["synergy"].items():
+        np.testing.assert_allclose(explanation.importance["synergy"][name], scores, atol=1e-5)
+    for owner, name in ((type(model.raw_inputs.load("text")), "removals"), (remote, "project")):
+        with monkeypatch.context() as patch:
+            patch.delattr(owner, name)
+            with pytest.raises(ValueError, match="older than this package: import fl_i2moe"):
+                explain(model, sample, **how)
+    with pytest.raises(ValueError, match="is explained, no FLI2MoEPipeline; of a pipeline give its `model`"):
+        explain(classify, sample)
