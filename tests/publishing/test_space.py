@@ -6,12 +6,14 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_hub import FakeHub
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 from published import make_published
+from tiny_encoders import noise
 from tiny_models import make_config, make_model
 
 from fl_i2moe.data.planted import PLANTED_GENRES
@@ -48,11 +50,42 @@ def test_prediction_and_explanation(explorer):
     assert update["value"] == max(scores, key=scores.get)
     assert list(weights) == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
     assert sum(weights.values()) == pytest.approx(1)
-    frame = explorer.explain("Comedy", "the <b>quick</b> fox", picture, progress=lambda share, what: None)
+    told = []
+    frame = explorer.explain("Comedy", "the <b>quick</b> fox", picture, progress=lambda *now: told.append(now))
     assert re.fullmatch(r'<iframe sandbox="allow-scripts" srcdoc="[^"]*" title="Explanation"></iframe>', frame)
     page = html.unescape(frame)
     assert "Comedy" in page
     assert "<b>quick" not in page
+    # words and cells of the raw sample, and how closely they were looked at
+    assert re.search(r"Chosen to answer in about 18 s: words of the text: 4 .*cells of the image: 16 ", page)
+    assert "left out of the encoder&#39;s attention" in page
+    shares, stages = zip(*told, strict=True)
+    assert list(shares) == sorted(shares)
+    assert 0 == shares[0] < shares[len(shares) // 2] < shares[-1] == 1
+    assert list(dict.fromkeys(stages)) == [
+        "Encoding the sample",
+        "Measuring the speed",
+        "Importance",
+        "Pairs of the synergy expert",
+        "Pairs of the redundancy expert",
+        "Drawing",
+    ]
+
+
+def test_values_of_all_sorts_are_explained(explorer, tmp_path, monkeypatch, app):
+    """With no time at all."""
+    explorer, _ = explorer
+    monkeypatch.setattr(app, "MAX_SECONDS", 1e-6)
+    pictures = {"cmyk.jpg": Image.new("CMYK", (30, 20)), "thin.png": Image.new("RGB", (1, 2000)), "3.png": noise(3, 3)}
+    pictures["16.png"] = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 160)
+    for name, image in pictures.items():
+        image.save(tmp_path / name)
+    noise(9, 9).save(tmp_path / "moving.gif", save_all=True, append_images=[noise(9, 9, seed=1)])
+    texts = ("fox", "🦊🦊", "the quick " * 490, "</s> [SEP]", "שלום")
+    for text, path in zip(texts, sorted(tmp_path.iterdir()), strict=True):
+        page = html.unescape(explorer.explain("Comedy", text, str(path), progress=lambda *_: None))
+        assert "<h1>Why" in page
+        assert ("the last 973 of 980 words play no part" in page) == (len(text) > 1000)
 
 
 def test_what_visitors_are_told(app, explorer, tmp_path):
