@@ -89,7 +89,7 @@ class Plan:
 
     def importance(self, num_units: Mapping[str, int]) -> Work:
         encodings = {name: _subsets(units, self.contexts * (units + 1)) for name, units in num_units.items()}
-        return Work(encodings, 2 * self.contexts * sum(num_units.values()) * self.num_experts)
+        return Work(encodings, self.contexts * (sum(num_units.values()) + 1) * self.num_experts)
 
     def players(self, num_units: Mapping[str, int]) -> dict[str, int]:
         """Modality → how many of its units make pairs."""
@@ -189,7 +189,7 @@ def fit_units(plan: Plan, sample: "InputSample", seconds: float) -> None:
     """Cuts the sample coarser where the contexts of its units, without draws, would take longer. Modalities have the
     same time each; what one does not need the others have."""
     contexts = replace(plan, draws=0).contexts
-    runs = 2 * plan.num_experts * sample.run_clock.each
+    runs = plan.num_experts * sample.run_clock.each
     prices = {name: contexts * (x.clock.each + runs) for name, x in sample.modalities.items()}
     needs = {name: prices[name] * (units + 1) for name, units in sample.num_units.items()}
     for number, name in enumerate(sorted(needs, key=needs.__getitem__)):

@@ -238,6 +238,7 @@ class InputSample:
         self, coalitions: NDArray[np.bool_], players: Sequence[Player], experts: list[str] | None = None
     ) -> NDArray[np.float64]:
         """(S, N) booleans, true for players that take part, all other units taken out → (S, E', C)."""
+        coalitions, inverse = np.unique(coalitions, axis=0, return_inverse=True)  # of a context about half are itself
         distinct, start = self._distinct(coalitions, players), perf_counter()
         parts = [
             self.model.run_experts({name: x[rows] for name, (x, rows) in part.items()}, experts=experts)
@@ -245,7 +246,7 @@ class InputSample:
         ]
         logits = torch.cat(parts).double().cpu().numpy()
         self.run_clock.add(logits.shape[0] * logits.shape[1], start)
-        return logits
+        return logits[inverse]
 
     @torch.inference_mode()
     def mixture(self, coalitions: NDArray[np.bool_], players: Sequence[Player]) -> tuple[NDArray[np.float64], ...]:

@@ -51,7 +51,7 @@ def test_as_many_encodings_as_expected(made, method, estimator):
 
 def test_units_are_put_together_as_far_as_the_time_needs(sample, monkeypatch):
     monkeypatch.setattr("fl_i2moe.explain.budget.LEAST_UNITS", 3)
-    fit_units(PLAN, sample, 51)  # two contexts, 6 + 17 + 2 encodings each, and 2 · 22 answers of 5 experts
+    fit_units(PLAN, sample, 51)  # two contexts, 6 + 17 + 2 encodings each, and 23 answers of 5 experts
     assert sample.num_units == {"text": 5, "image": 16, "visits": 1}
     fit_units(PLAN, sample, 36)  # 20 s are left for cells: 8 of them
     assert sample.num_units == {"text": 5, "image": 4, "visits": 1}
@@ -62,7 +62,7 @@ def test_units_are_put_together_as_far_as_the_time_needs(sample, monkeypatch):
 
 
 def test_draws_and_pairs_fit(sample):
-    costs = {draws: (2 + draws) * (6 + 17 + 2 * 22 * 5 / 1000) + min(2, 2 + draws) for draws in (0, 2, 4)}
+    costs = {draws: (2 + draws) * (6 + 17 + 23 * 5 / 1000) + min(2, 2 + draws) for draws in (0, 2, 4)}
     for seconds in (1, 60, 120, 200, 1000):
         plan = fit_draws(PLAN, sample, seconds)
         assert costs[plan.draws] <= seconds or plan.draws == 0
