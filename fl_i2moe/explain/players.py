@@ -6,7 +6,6 @@ from ..metrics.tasks import FloatArray
 from .attribution import count_share
 from .game import Game, Player
 
-
 ROUNDING = 1e-6
 """Of the largest effect: smaller ones are the sums' rounding, which differs between machines."""
 

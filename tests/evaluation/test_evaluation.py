@@ -38,8 +38,8 @@ class KnownModel(FLI2MoEModel):
 
     Args:
         sign: of the product; the exclusive-or of ±1 is -1 times it.
-        hidden: whether the product is 0 where channel 1 of the image is there, so that neither leaving a feature of it
-            out of the whole sample nor putting it into none of it changes anything.
+        hidden: whether the product is 0 where channel 1 of both is there, so that neither leaving its features out of
+            the whole sample nor putting one into nothing changes anything.
     """
 
     def __init__(self, sign: float = -1.0, hidden: bool = False):
@@ -70,7 +70,7 @@ class KnownModel(FLI2MoEModel):
         for place, index in enumerate(indexes):
             a, b = x[place, :, 1], y[place, :, 1]
             differ = self.sign * x[place, :, 0] * y[place, :, 0] if index == SYNERGY else nothing[place]
-            differ = differ * (1 - a) if self.hidden else differ
+            differ = differ * (1 - a * b) if self.hidden else differ
             either = 0.6 * (a + b) - 0.2 * a * b if index == REDUNDANCY else nothing[place]
             logits.append(torch.stack([differ, either + nothing[place]], dim=1))
         stacked = torch.stack(logits, dim=1)
@@ -209,7 +209,7 @@ def test_the_right_expert_finds_the_planted_pair(sign):
 def test_the_oracle_tells_the_estimate_from_the_choice_of_candidates():
     """Effects that tell nothing put the first features into the universe; the truth lies in the last ones."""
     rows = Rows(places=[5, 4])
-    how = {"universe_share": 0.3, "num_coalitions": 2, **HOW}
+    how = {"universe_share": 0.3, "num_coalitions": 16, **HOW}
     found = found_pairs(KnownModel(hidden=True), rows, "test", rows.cases, CARRIERS, **how)
     top, oracle = (
         {
