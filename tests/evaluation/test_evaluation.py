@@ -209,7 +209,7 @@ def test_the_right_expert_finds_the_planted_pair(sign):
 def test_the_oracle_tells_the_estimate_from_the_choice_of_candidates():
     """Effects that tell nothing put the first features into the universe; the truth lies in the last ones."""
     rows = Rows(places=[5, 4])
-    how = {"universe_share": 0.3, "num_coalitions": 16, **HOW}
+    how = {"universe_share": 0.3, "estimator": "exact", **HOW}
     found = found_pairs(KnownModel(hidden=True), rows, "test", rows.cases, CARRIERS, **how)
     top, oracle = (
         {
