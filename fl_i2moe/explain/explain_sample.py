@@ -154,15 +154,18 @@ def explain(
             say()
             plan = budget.fit(asked, subject, may_cut=is_new)
             draws = {"num_coalitions": plan.draws}
-        stage, expected = "Importance", done() + plan.encodings(subject.num_units)
+        stage = "Importance"
+        if on_stage is not None:
+            expected = done() + plan.encodings(subject.num_units)
         say()
         importance = subject.attribute(target, method, seed=(seed, sample_number), **options, **draws)
         if budget is not None and isinstance(subject, InputSample):
             plan = replace(budget.fit_pairs(asked, subject), draws=plan.draws)
+        of_an_expert = 0 if on_stage is None else plan.pairs(subject.num_units).num_encodings
         tables = {}
         for number, expert in enumerate(experts):
             stage = f"Pairs of the {expert.replace('_', ' ')} expert"
-            expected = done() + plan.pairs(subject.num_units).num_encodings * (len(experts) - number)
+            expected = done() + of_an_expert * (len(experts) - number)
             say()
             players = strongest_players(subject.game(expert, target), universe_share, plan.most_players)
             tables[expert] = score_pairs(
