@@ -19,6 +19,7 @@ from .budget import Budget, Plan
 from .explanation import Explanation
 from .explanation_data import true_classes
 from .feature_sample import FeatureSample
+from .input_attribution import LOGIT_METHODS, contributed_scores
 from .input_sample import InputSample, OnProgress
 from .inputs import Inputs, check_model, feature_batch, sample_row
 from .interactions import ESTIMATORS, sample_seed, score_pairs
@@ -176,7 +177,8 @@ def explain(
                 target_error=target_error,
                 kind=kind_of_expert(expert),
             )
-    scores = scores_by_expert(importance, output.expert_weights)
+    in_logits = method in LOGIT_METHODS
+    scores = (contributed_scores if in_logits else scores_by_expert)(importance, output.expert_weights)
     settings: dict[str, Any] = {"units": units, "seed": seed, **options}
     if max_seconds is not None:
         settings["max_seconds"] = max_seconds

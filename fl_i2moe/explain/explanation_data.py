@@ -12,6 +12,7 @@ from ..model.kind_text import Span
 from ..model.kinds import places_from_dict
 from ..model.places import Places
 from ..utils.checked_json import check_json
+from .input_attribution import LOGIT_METHODS
 from .pair_table import PairKind, PairTable, kind_of_expert
 from .summary import summarise
 
@@ -150,8 +151,7 @@ class ExplanationData:
 
     method: str
     importance: dict[str, dict[str, FloatArray]]
-    """Expert, or `"mixture"`, → modality → (T_m,), scaled from 0 to 1 over the modality's candidates; special features
-    have 0."""
+    """Expert, or `"mixture"`, → modality → (T_m,), from 0 to 1, see [`in_logits`]; special features have 0."""
 
     pair_tables: dict[str, PairTable] = field(default_factory=dict)
     """Expert → its scored pairs."""
@@ -178,6 +178,12 @@ class ExplanationData:
         A name of an expert is quoted, and not taken for a finding.
         """
         return summarise(self)
+
+    @property
+    def in_logits(self) -> bool:
+        """Whether importance is what a unit adds to the logit, divided by the largest of all, so that it compares
+        across experts and modalities; else it is scaled within each."""
+        return self.method in LOGIT_METHODS
 
     @property
     def target_name(self) -> str:

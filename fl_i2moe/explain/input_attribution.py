@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..model.configuration_fl_i2moe import check_choice
-from .attribution import METHODS, Importance, attribute, normalize
+from .attribution import METHODS, MIXTURE, Importance, attribute, normalize
 from .inputs import Inputs
 
 if TYPE_CHECKING:
@@ -24,6 +25,26 @@ INPUT_METHODS = ("shapley", "leave_one_out", "rollout", "random")
 def num_contexts(method: str, num_coalitions: int) -> int:
     """How many coalitions a method looks at, each with every single unit put in or taken out."""
     return {"shapley": 2 + num_coalitions, "leave_one_out": 1}.get(method, 0)
+
+
+LOGIT_METHODS = ("shapley", "leave_one_out")
+"""Their raw values are logits, which compare across modalities and experts."""
+
+
+def contributed_scores(importance: Importance, expert_weights: Tensor) -> dict[str, dict[str, Tensor]]:
+    """
+    Expert (and, of several, the mixture) → modality → (1, U_m), of one of [`LOGIT_METHODS`]: what each unit adds to the
+    mixture's logit through the expert, weight × raw value, divided by the largest of all; 0 where it takes away. So a
+    unit of an expert that contributes nothing has next to nothing.
+    """
+    weights = expert_weights.to(next(iter(importance.raw.values())))[:, :, None]
+    parts = {name: weights * x for name, x in importance.raw.items()}  # (1, E, U_m)
+    if len(importance.experts) > 1:
+        parts = {name: torch.cat([x, x.sum(dim=1, keepdim=True)], dim=1) for name, x in parts.items()}
+    largest = max(float(x.max()) for x in parts.values())
+    scores = {name: x.clip(min=0) / largest if largest > 0 else 0 * x for name, x in parts.items()}
+    names = [*importance.experts, MIXTURE][: next(iter(parts.values())).shape[1]]
+    return {expert: {name: x[:, e] for name, x in scores.items()} for e, expert in enumerate(names)}
 
 
 def attribute_input(

@@ -8,9 +8,10 @@ import torch
 from published import make_published
 
 from fl_i2moe.explain import explain
+from fl_i2moe.explain.attribution import Importance
 from fl_i2moe.explain.explain_sample import described
 from fl_i2moe.explain.game import Player
-from fl_i2moe.explain.input_attribution import attribute_input, shapley_values
+from fl_i2moe.explain.input_attribution import attribute_input, contributed_scores, shapley_values
 from fl_i2moe.explain.input_sample import InputSample
 from fl_i2moe.explain.interactions import score_pairs
 from fl_i2moe.explain.players import effects, strongest_players
@@ -132,6 +133,25 @@ def test_leaving_one_out_and_shapley_values_by_enumeration(sample, made):
     error = drawn.std(axis=0, ddof=1) / np.sqrt(len(drawn))
     assert (np.abs(drawn.mean(axis=0) - exact) < 4.5 * error + 1e-6).all()
     assert (drawn.std(axis=0) < 0.5 * np.abs(exact).max()).all()
+
+
+def test_scores_compare_across_experts_and_modalities():
+    raw = {"a": torch.tensor([[[1.0, -2.0], [0.5, 0.0]]]), "b": torch.tensor([[[0.0], [4.0]]])}
+    importance = Importance({}, ["one", "two"], raw, None, {})
+    found = contributed_scores(importance, torch.tensor([[0.8, 0.2]]))
+    # weight × value: one (0.8, −1.6 | 0), two (0.1, 0 | 0.8), together (0.9, −1.6 | 0.8)
+    expected = {
+        "one": {"a": [0.8 / 0.9, 0], "b": [0]},
+        "two": {"a": [0.1 / 0.9, 0], "b": [0.8 / 0.9]},
+        "mixture": {"a": [1, 0], "b": [0.8 / 0.9]},
+    }
+    for expert, scores in expected.items():
+        for name, values in scores.items():
+            np.testing.assert_allclose(found[expert][name][0], values, atol=1e-6)
+    [alone] = contributed_scores(
+        Importance({}, ["dense"], {"b": -raw["b"][:, :1]}, None, {}), torch.ones(1, 1)
+    ).values()
+    assert alone["b"].tolist() == [[0.0]]
 
 
 def test_players_are_chosen_by_what_they_do(sample):
