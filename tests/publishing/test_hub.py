@@ -135,7 +135,9 @@ def test_an_environment_without_the_package_loads_and_predicts(published, tmp_pa
 
 def test_an_answer_of_a_pipeline_is_explained(published, tmp_path, monkeypatch):
     """By the package, also where the model runs the code of its repository: the same numbers."""
-    repository, raw, _ = published
+    source, raw, _ = published
+    # a name of its own: tests beside this one copy the code of theirs to the same place
+    repository = shutil.copytree(source, tmp_path / "explained")
     sample = {name: values[2] for name, values in samples(raw).items()}
     classify = pipeline("image-text-classification", model=str(repository), trust_remote_code=True)
     how = {"num_coalitions": 1, "pair_experts": ["synergy"], "method": "leave_one_out"}
