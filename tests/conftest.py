@@ -84,6 +84,21 @@ def fresh_accelerate(monkeypatch):
 
 
 @pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """The code of repositories is imported from a folder of the test's own, and forgotten afterwards."""
+
+    def forget():
+        for name in [x for x in sys.modules if x.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    forget()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    yield
+    forget()
+
+
+@pytest.fixture
 def no_figures(monkeypatch):
     """Training in this process draws nothing: with tiny models that is half of the time."""
     monkeypatch.setattr("fl_i2moe.training.experiment.save_statistics_figures", lambda *_: None)

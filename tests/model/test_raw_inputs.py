@@ -183,9 +183,8 @@ class OwnModel(RobertaModel):
 """
 
 
-def test_an_encoders_own_code_runs_only_where_that_was_said(tmp_path, monkeypatch):
+def test_an_encoders_own_code_runs_only_where_that_was_said(tmp_path, own_modules):
     """Not because the model's own code may run."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     model, raw, _ = make_published(tmp_path)
     model.save_pretrained(tmp_path / "model")
     with torch.no_grad():

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -133,11 +132,9 @@ def test_an_environment_without_the_package_loads_and_predicts(published, tmp_pa
     }
 
 
-def test_an_answer_of_a_pipeline_is_explained(published, tmp_path, monkeypatch):
+def test_an_answer_of_a_pipeline_is_explained(published, tmp_path, monkeypatch, own_modules):
     """By the package, also where the model runs the code of its repository: the same numbers."""
-    source, raw, _ = published
-    # a name of its own: tests beside this one copy the code of theirs to the same place
-    repository = shutil.copytree(source, tmp_path / "explained")
+    repository, raw, _ = published
     sample = {name: values[2] for name, values in samples(raw).items()}
     classify = pipeline("image-text-classification", model=str(repository), trust_remote_code=True)
     how = {"num_coalitions": 1, "pair_experts": ["synergy"], "method": "leave_one_out"}

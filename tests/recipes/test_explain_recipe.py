@@ -56,9 +56,9 @@ def check_close(one, other):
 def test_the_recipe_in_two_processes_explains_what_one_does(launch, trained, tmp_path):
     _, _, folders = trained
     options = [f"--{name}={value}" for name, value in {**folders, **QUICK, "num_threads": 1}.items()]
-    launch("recipes/explain.py", *options, "--num_samples=3", forked=2)
+    launch("recipes/explain.py", *options, "--num_samples=3", "--num_pages=2", forked=2)
     folder = tmp_path / "model" / "explanations"
-    expected = started(folders, num_samples=3, output_dir=str(tmp_path / "one"))
+    expected = started(folders, num_samples=3, num_pages=2, output_dir=str(tmp_path / "one"))
     names = {str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file()}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == names
     for name in ("alignment.json", "pair_masking.json", "pair_curves.json", "faithfulness.json"):
