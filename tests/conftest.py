@@ -12,6 +12,10 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # one thread a process: the tests run side by side, and waiting threads would only be in each other's way
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # a job takes all cores that it may: so it takes one, also in a process of its own
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(autouse=True)
