@@ -48,9 +48,8 @@ class Units:
     def of_features(self, units: Tensor, num_features: int) -> Tensor:
         """Masks of units (…, U) as masks of features (…, T), true for special ones."""
         mask = torch.ones(*units.shape[:-1], num_features, dtype=torch.bool, device=units.device)
-        pairs = [(feature, unit) for unit, features in enumerate(self.features) for feature in features]
-        features, owners = (list(x) for x in zip(*pairs, strict=True))
-        mask[..., features] = units[..., owners]
+        for unit, features in enumerate(self.features):
+            mask[..., features] = units[..., unit, None]
         return mask
 
 

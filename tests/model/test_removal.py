@@ -211,6 +211,13 @@ def test_words_hold_their_tokens():
     assert sentences.features == [list(range(1, 9))]
 
 
+def test_a_text_of_special_tokens_alone_has_no_units():
+    """Its masked copies are whole, and training goes on."""
+    units = places_in(text_row(" ", [(0, 0), (0, 0)], [True, True]), "text").units(UnitOptions())
+    assert units.features == []
+    assert units.of_features(torch.zeros(3, 0, dtype=torch.bool), 2).tolist() == [[True, True]] * 3
+
+
 def test_words_that_share_a_token_are_one_and_no_token_is_lost():
     text = "你好吗 ok"
     offsets = [(0, 2), (2, 3), (4, 6), (6, 6)]  # the last one covers nothing
