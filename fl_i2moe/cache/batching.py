@@ -198,8 +198,8 @@ class FeatureRows(torch.utils.data.Dataset):
             if not self.copied[index]:
                 continue
             vectors_ND, kept_N, starts = self._copies[index]
-            features, keep = batch["features"][name].numpy(), batch["feature_masks"][name].numpy().copy()
-            keep[:] = True
+            features = batch["features"][name].numpy()
+            keep = np.ones(features.shape[:2], np.bool_)
             for place in np.flatnonzero(copies[:, index]):
                 table_row = table_rows[place]
                 number, length = self._where[table_row, 0], self._where[table_row, 2 + 2 * index]

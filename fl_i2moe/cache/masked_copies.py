@@ -15,7 +15,6 @@ Shape letters: B samples, N copies, T features of a sequence, D encoder width, M
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,8 +92,3 @@ class CopyDraw:
         shape = (num_rows, len(copied))
         drawn = np.where(rng.random(shape) < self.share, rng.integers(1, self.num_copies + 1, shape), 0)
         return np.where(copied, drawn, 0)
-
-
-def count_copies(key: Mapping[str, Any]) -> int:
-    """Of a cache with this key."""
-    return key.get("masked_copies", 0)
