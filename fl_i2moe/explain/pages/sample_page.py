@@ -110,7 +110,8 @@ class _Page:
             parts.append(part | {"strongest": named})
         unread = [modality_title(x) for x in self.explanation.modalities if x not in read]
         facts += [f"does not read the {listed(unread)}"] if unread else []
-        subtitle = " · ".join(facts) or "importance averaged over the experts by their weights"
+        summed = "added" if self.explanation.in_logits else "averaged by their weights"
+        subtitle = " · ".join(facts) or f"importance of all experts, {summed}"
         return {"title": title, "color": self.colors.get(name, MIXTURE_COLOR), "subtitle": subtitle, "parts": parts}
 
     def board(self, expert: str, top: int) -> dict[str, Any]:
