@@ -74,6 +74,12 @@ class Objective:
     needs: ClassVar[dict[str, Any]] = {}
     """Field of the configuration → the only value that this objective takes."""
 
+    training_defaults: ClassVar[dict[str, Any]] = {}
+    """Option of training → what it is with this objective where nothing else is asked for."""
+
+    masked_copies: ClassVar[int] = 0
+    """Masked copies of a training sample, where nothing else is asked for and features are dropped."""
+
     def __init__(self, config: PreTrainedConfig):
         self.config = config
 

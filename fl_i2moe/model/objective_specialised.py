@@ -124,6 +124,8 @@ class SpecialisedObjective(Objective):
         "perturbation": "random",
         "num_perturbed_views": None,
     }
+    training_defaults: ClassVar = {"feature_dropout": 0.5, "ema_decay": 0.98, "lr_scheduler": "cosine"}
+    masked_copies = 3
     adds_loss = True  # experts learn from its terms alone
 
     def create_fusion(self) -> SpecialisedTransformer:

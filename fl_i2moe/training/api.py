@@ -9,7 +9,15 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from ..model.configuration_fl_i2moe import did_you_mean
-from .arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments, defaults_of
+from .arguments import (
+    EncodingArguments,
+    Job,
+    ModelArguments,
+    OutputArguments,
+    TrainingArguments,
+    defaults_of,
+    training_defaults,
+)
 from .experiment import run_job
 from .runs import Run
 from .tables import Modalities, ReadingArguments, Table, encoders_by_name, read_table
@@ -67,7 +75,7 @@ def train(
         raise ValueError(f"`train` has no option `{unknown[0]}`.{did_you_mean(unknown[0], known)}")
     if not isinstance(modalities, Mapping):
         raise ValueError(f"`modalities` must be a dictionary, column → kind, got {type(modalities).__name__}.")
-    values = {**options, "output_dir": str(output_dir)}
+    values = {**training_defaults({**_DEFAULTS, **options}), **options, "output_dir": str(output_dir)}
     parts = [part(**{x.name: values[x.name] for x in fields(part) if x.name in values}) for part in PARTS]
     reading, job = parts[0], Job(*parts[1:])
     choices = encoders_by_name(modalities, encoders or {}, encoder_revisions, hidden_layers)

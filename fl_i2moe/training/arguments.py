@@ -35,6 +35,8 @@ from ..model.configuration_fl_i2moe import (
     checked_config,
     option,
 )
+from ..model.objective import Objective
+from ..model.objectives import OBJECTIVES
 from ..utils.machine import tell_launcher
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
@@ -74,10 +76,11 @@ class EncodingArguments(CacheArguments):
         1024, "Streamed samples in memory that are shuffled, and sorted by --bucket_by_length.", at_least=1
     )
     text_max_length: int = option(128, "Tokens of a text that are kept, special ones included.", at_least=1)
-    masked_copies: int = option(
-        0,
+    masked_copies: int | None = option(
+        None,
         "How often each training sample is encoded again without a random share of its words, cells or stretches, for "
-        "--feature_dropout to take. Explanations become truer; encoding takes that much longer.",
+        "--feature_dropout to take. Explanations become truer; encoding takes that much longer. The objective decides "
+        "if not given: 3 for specialised, else none.",
         within="[0, 100]",
     )
     special_features: Literal["keep", "drop"] = option("keep", "Keep CLS, BOS and SEP in the sequences, or drop them.")
@@ -236,6 +239,12 @@ class TrainingArguments:
         "none", "Let rare classes, or the positive samples of rare labels, count more in the task loss."
     )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
+    ema_decay: float = option(
+        0.0,
+        "Evaluate and keep an exponential moving average of the weights, of which each step leaves this share, such as "
+        "0.98; 0 for the weights themselves.",
+        within=SHARE,
+    )
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format; Accelerate's if not given.")
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
@@ -304,9 +313,10 @@ class Job:
             raise ValueError(
                 f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
             )
-        if self.masked_copies and not self.model.feature_dropout:
+        copies = getattr(self.encoding, "masked_copies", None)
+        if copies and not self.model.feature_dropout:
             raise ValueError("`masked_copies` are what `feature_dropout` takes, which is 0: give it, such as 0.5.")
-        if self.masked_copies and self.model.level == "pooled":
+        if copies and self.model.level == "pooled":
             raise ValueError(
                 "`masked_copies` are for `level` feature: pooled models are not explained by words or cells."
             )
@@ -320,21 +330,43 @@ class Job:
     @property
     def masked_copies(self) -> int:
         """Arrays, which no encoder encodes, have none."""
-        return self.encoding.masked_copies if isinstance(self.encoding, EncodingArguments) else 0
+        if not isinstance(self.encoding, EncodingArguments):
+            return 0
+        if self.encoding.masked_copies is not None:
+            return self.encoding.masked_copies
+        if not self.model.feature_dropout or self.model.level == "pooled":
+            return 0
+        objective = chosen_objective(vars(self.model))
+        return objective.masked_copies if objective else 0
 
     def settings(self, **others: Any) -> dict[str, Any]:
         """What decides the result of a run, as plain JSON."""
         merged = {name: value for part in self._parts for name, value in asdict(part).items() if name not in UNBINDING}
+        if "masked_copies" in merged:
+            merged["masked_copies"] = self.masked_copies
         return {**merged, **others}
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Of all options: what those mean that the settings of an earlier version do not name."""
-        return {name: value for part in self._parts for name, value in defaults_of(part).items()}
+        return {**{name: x for part in self._parts for name, x in defaults_of(part).items()}, "masked_copies": 0}
 
     @property
     def _parts(self) -> tuple[Any, ...]:
         return self.encoding, self.model, self.training, self.output
+
+
+def chosen_objective(options: Mapping[str, Any]) -> type[Objective] | None:
+    """The objective that these options of a model name; None for a dense model, and where there are none of a model."""
+    if options.get("architecture") == "dense" or "objective" not in options:
+        return None
+    return OBJECTIVES.get(options["objective"])
+
+
+def training_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Option → what the objective that these options of a model name makes of it where it is not given."""
+    objective = chosen_objective(options)
+    return dict(objective.training_defaults) if objective else {}
 
 
 class _Parser(HfArgumentParser):
@@ -395,18 +427,25 @@ def parse_arguments(
     shown: Any = [_for_parser(kind) for kind in types]
     parser = _Parser(shown, description=description, usage=usage, formatter_class=HelpFormatter)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    before_help = ArgumentParser(usage=usage, add_help=False)
+    preset: Mapping[str, Any] = {}
     if presets:
         choices: dict[str, Any] = {
             "choices": list(presets),
             "help": "Set of defaults to start from; with --help, it is shown.",
         }
-        parser.add_argument("--preset", **choices)
-        before_help = ArgumentParser(usage=usage, add_help=False)
-        before_help.add_argument("--preset", **choices)
-        preset = before_help.parse_known_args(arguments)[0].preset
-        if preset is None:
-            preset = default_preset(parser.parse_args(arguments)) if default_preset else next(iter(presets))
-        parser.set_defaults(**presets[preset])
+        for one in (parser, before_help):
+            one.add_argument("--preset", **choices)
+        name = before_help.parse_known_args(arguments)[0].preset
+        if name is None:
+            name = default_preset(parser.parse_args(arguments)) if default_preset else next(iter(presets))
+        preset = presets[name]
+        parser.set_defaults(**preset)
+    known = {x.dest for x in parser._actions}
+    for name in known & {"objective", "architecture"}:
+        before_help.add_argument(f"--{name}", default=parser.get_default(name))
+    by_objective = training_defaults(vars(before_help.parse_known_args(arguments)[0]))
+    parser.set_defaults(**{name: x for name, x in by_objective.items() if name in known and name not in preset})
     namespace = parser.parse_args(arguments)
     # argparse leaves alone what a namespace has already, unless the command line says otherwise
     unset = Namespace(**dict.fromkeys(vars(namespace)))

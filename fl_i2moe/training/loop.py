@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import get_grad_scaler, set_seed
 from datasets import Dataset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -129,6 +130,9 @@ class _Run:
         model = FLI2MoEModel(config)
         if config.keeps_means:
             model.set_feature_means(_train_means(self.cache, config.modality_order, arguments.batch_size))
+        average = None
+        if arguments.ema_decay:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema_decay))
         optimizer = create_optimizer(model, arguments)
         loading: dict[str, Any] = {
             "batch_size": arguments.batch_size,
@@ -139,6 +143,9 @@ class _Run:
             self.cache.splits["validation"], config.modality_order, shuffle=False, **loading
         )
         self.model, self.optimizer, self.validation_loader = accelerator.prepare(model, optimizer, validation_loader)
+        self.average = None
+        if average is not None:  # for its state to be in the checkpoints
+            self.average = accelerator.prepare_model(average, evaluation_mode=True)
         start = arguments.feature_dropout_start if config.feature_dropout else 0
         self.first_thinned_epoch = int(start * arguments.num_epochs)
         if config.feature_dropout and config.level == "feature" and self.cache.masked_copies:
@@ -242,6 +249,8 @@ class _Run:
         if self.arguments.max_grad_norm:
             accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(accelerator.unwrap_model(self.model))
         self.scheduler.step()
         self.optimizer.zero_grad()
         values = accelerator.reduce(sums, "mean").tolist()
@@ -266,7 +275,7 @@ class _Run:
 
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
-        predictions = predict(self.model, self.validation_loader, self.accelerator)
+        predictions = predict(self.model if self.average is None else self.average, self.validation_loader, self.accelerator)
         metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
         value = metrics[self.metric]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
@@ -304,7 +313,10 @@ class _Run:
     def _save_model(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            replace_files(self.run_dir / "model", self.accelerator.unwrap_model(self.model).save_pretrained)
+            model = self.accelerator.unwrap_model(self.model)
+            if self.average is not None:
+                model = self.accelerator.unwrap_model(self.average).module
+            replace_files(self.run_dir / "model", model.save_pretrained)
         self.accelerator.wait_for_everyone()
 
 

@@ -143,6 +143,7 @@ def test_a_seed_decides_everything(cache, whole, tmp_path):
                 "gradient_accumulation_steps": 2,
                 "lr_scheduler": "cosine",
                 "warmup_ratio": 0.2,
+                "ema_decay": 0.9,
             },
         ),
     ],
@@ -439,6 +440,31 @@ def test_early_stopping_and_rotation(cache, tmp_path):
     assert folders[-1] == f"step-{fitted.state.optimizer_step:08d}-epoch-{fitted.state.epoch:04d}"
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert_same(weights, tensors(fitted))
+
+
+def test_the_average_of_the_weights_is_kept_and_evaluated(cache, tmp_path, monkeypatch):
+    """Against a plain loop over the weights after each step, and the metric of the kept model."""
+    steps, step = [], training._Run._train_step
+
+    def record(run, *args):
+        losses = step(run, *args)
+        steps.append({name: x.detach().clone() for name, x in run.model.named_parameters()})
+        return losses
+
+    monkeypatch.setattr(training._Run, "_train_step", record)
+    fitted = fit(cache, tmp_path / "average", ema_decay=0.7, load_best_model_at_end=False)
+    expected = steps[0]
+    for weights in steps[1:]:
+        expected = {name: 0.7 * expected[name] + 0.3 * x for name, x in weights.items()}
+    for name, x in fitted.model.named_parameters():
+        torch.testing.assert_close(x, expected[name], atol=1e-6, rtol=1e-5)
+    loader = create_data_loader(cache.splits["validation"], ["image", "text"], batch_size=32, shuffle=False)
+    metrics = predict(fitted.model, loader, Accelerator(cpu=True)).metrics("multi_label_classification", 0.5)
+    assert metrics == pytest.approx({k: fitted.state.history[-1][f"validation_{k}"] for k in metrics})
+    plain, count = fit(cache, tmp_path / "plain", load_best_model_at_end=False), len(steps) // 2
+    assert_same(steps[-1], dict(plain.model.named_parameters()))
+    for first, second in zip(steps[:count], steps[count:], strict=True):  # it is no part of what is trained
+        assert_same(first, second)
 
 
 def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, monkeypatch):
