@@ -38,6 +38,28 @@ def test_preset_replaces_defaults_and_the_user_the_preset():
     assert (model.hidden_size, training.num_epochs, training.seeds) == (64, 40, [1, 2])
 
 
+def test_an_objective_brings_what_belongs_to_it_unless_more_is_said():
+    """The command line before the preset, the preset before the objective, the objective before the defaults."""
+    presets = {**PRESETS, "own": {"objective": "specialised", "lr_scheduler": "linear"}}
+
+    def brought(*arguments):
+        encoding, model, training, output = parse_arguments(TYPES, presets, arguments=[*arguments])
+        job = Job(encoding, model, training, output)
+        settings = job.settings()
+        assert settings["masked_copies"] == job.masked_copies
+        return model.feature_dropout, training.ema_decay, training.lr_scheduler, job.masked_copies
+
+    plain, whole = (0.0, 0.0, "constant", 0), (0.5, 0.98, "cosine", 3)
+    assert brought("--preset=small", "--objective=published") == plain
+    assert brought("--preset=small", "--objective=specialised") == whole
+    assert brought("--preset=own") == (0.5, 0.98, "linear", 3)
+    assert brought("--preset=own", "--objective=published") == (0.0, 0.0, "linear", 0)
+    assert brought("--objective=specialised", "--architecture=dense") == plain
+    assert brought("--objective=specialised", "--level=pooled") == (0.5, 0.98, "cosine", 0)
+    assert brought("--objective=specialised", "--feature_dropout=0") == (0.0, 0.98, "cosine", 0)
+    assert brought("--objective=specialised", "--masked_copies=5", "--ema_decay=0") == (0.5, 0.0, "cosine", 5)
+
+
 def test_options_reach_the_configuration():
     _, model, _, _ = parse("--dropout=0.25", "--attention_dropout=0", "--architecture=dense", "--level=pooled")
     sizes = {name: {"feature_size": 4, "max_features": 2} for name in ("b", "a")}
