@@ -16,7 +16,7 @@ MultiBench MOSI file does; nothing but arrays is read from it. Presets adni, mim
 for four, three and two modalities, each pooled to one vector; --level feature keeps sequences, as explanations need.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fl_i2moe.cache.fitting import fit_encoders
@@ -114,6 +114,7 @@ def main():
     )
     job = Job(encoding, model, training, output)
     accelerator = start_job(job)
+    planted = {}
     if data.data_file:
         file = Path(data.data_file)
     else:
@@ -124,13 +125,15 @@ def main():
         )
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
+        planted = settings.labels
     raw = load_arrays(file, **data.reading, on_bad_sample=encoding.on_bad_sample)
+    truth = {name: label.carrier for name, label in planted.items() if name in raw.label_names}
     encoders = fit_encoders(raw, data.standardize)
     if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
         accelerator.print(
             "Each modality is one vector: --level pooled cuts it into --num_patches pieces, as I²MoE does."
         )
-    cache = encode(raw, encoders, job, accelerator)
+    cache = encode(replace(raw, truth=truth), encoders, job, accelerator)
     fit(cache, job, accelerator, job.settings(**asdict(data)))
 
 

@@ -10,7 +10,7 @@ Without `--data_dir` it makes a sample in the same layout, in which the interact
 With `--features <folder or data set on the Hub>` it starts from a feature cache, without films and encoders.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl_i2moe.data.mmimdb import load_mmimdb
@@ -78,11 +78,11 @@ def main():
 
     def read(accelerator):
         if data.data_dir:
-            data_dir, labels, encoders = Path(data.data_dir), data.labels, ENCODERS["mmimdb"]
+            data_dir, labels, encoders, planted = Path(data.data_dir), data.labels, ENCODERS["mmimdb"], {}
             accelerator.print(f"Films: {data_dir}")
         else:
             data_dir = find_in_user_cache("planted", planted_folder_name(data.num_films, data.sample_seed))
-            labels, encoders = data.labels, SAMPLE_ENCODERS
+            labels, encoders, planted = data.labels, SAMPLE_ENCODERS, PLANTED_GENRES
             if not (labels or data.min_label_count):
                 labels = list(PLANTED_GENRES)
             accelerator.print(
@@ -92,10 +92,11 @@ def main():
                 write_planted(data_dir, num_films=data.num_films, seed=data.sample_seed)
         options = {"min_label_count": data.min_label_count, "on_bad_sample": encoding.on_bad_sample}
         raw = load_mmimdb(data_dir, labels=labels, **options)
+        truth = {name: genre.carrier for name, genre in planted.items() if name in raw.label_names}
         choices = choose_encoders(data, encoders, raw.modalities)
         for modality, choice in choices.items():
             accelerator.print(f"Encoder of {modality}: {choice.name}. Give another with --{modality}_encoder.")
-        return raw, choices
+        return replace(raw, truth=truth), choices
 
     run_job(Job(encoding, model, training, output), data, read)
 

@@ -17,7 +17,7 @@ modality, T is 0, and its other columns are null. A cache with masked copies has
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class FeatureCache:
         counts: per split `samples`, `skipped`, `cut`: per modality of texts or sounds the number of those that were
             longer than the encoder takes and the mean share of them that is gone; and `missing`: per modality how many
             samples lack it, of those that any sample lacks.
+        truth: that of the raw data, where it was read from them; it is in no file.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class FeatureCache:
     splits: dict[str, Any]
     skipped: list[dict[str, str]]
     counts: dict[str, dict[str, Any]]
+    truth: dict[str, str] = field(default_factory=dict)
 
     @property
     def masked_copies(self) -> int:

@@ -40,6 +40,11 @@ class PlantedGenre:
     word_family: str | None = None
     words_on: tuple[str, ...] = ()
 
+    @property
+    def carrier(self) -> str:
+        """The expert that ought to carry it."""
+        return self.interaction.replace("unique_", "uniqueness_")
+
     def is_present(self, object_: str | None, word: str | None) -> bool:
         object_on, word_on = object_ in self.objects_on, word in self.words_on
         return object_on != word_on if self.interaction == "synergy" else object_on or word_on

@@ -69,9 +69,10 @@ class RawDataset:
         bad_samples: with `on_bad_sample="skip"`, what was left out and why.
         notes: counts that a user should read, as sentences.
         feature_sizes: modality of arrays → D; its column holds the bytes of float32 arrays (T, D).
+        truth: label → the expert that it was made for, where samples are made so that this is known.
 
     Raises:
-        ValueError: a modality has a name that is taken; two splits are one by their names, one lacks a column, an id is
+        ValueError: `truth` names a label that there is not; a modality has a name that is taken; two splits are one by their names, one lacks a column, an id is
             missing, twice in its split or no id, or a sample's label is none of the classes, or not a finite number for
             each of C labels; a sample lacks all modalities, or all training samples lack one.
     """
@@ -83,10 +84,13 @@ class RawDataset:
     bad_samples: list[SampleError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     feature_sizes: dict[str, int] = field(default_factory=dict)
+    truth: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.modalities:
             check_modality_name(name)
+        if unknown := sorted(set(self.truth) - set(self.label_names)):
+            raise ValueError(f"`truth` names the label {unknown[0]!r}; there are {', '.join(self.label_names)}.")
         names_of_splits(self.splits, "the raw data")
         for split, samples in self.splits.items():
             if missing := [x for x in ("id", *self.modalities, "labels") if x not in samples.column_names]:

@@ -1,6 +1,6 @@
-"""What a trained mixture says about a data set: expert weights, experts against the mixture, agreement."""
+"""What a trained mixture says about a data set: carriers, experts against the mixture, agreement, expert weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..utils.checked_json import read_json
+from .carriers import CARRIERS, check_carriers, compute_carriers
 from .tasks import FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -24,6 +25,8 @@ STATISTICS = {
     "threshold": (float, None),
     "expert_names": [str],
     "label_names": [str],
+    "carriers?": (CARRIERS, None),  # 0.1.0 did not ask
+    "information?": dict,
     "expert_weights": {
         "overall": {str: _WEIGHTS},
         "per_class": ({str: {"num_samples": int, "experts": ({str: _WEIGHTS}, None)}}, None),
@@ -62,6 +65,8 @@ def read_statistics(file: Path, expert_names: Sequence[str], label_names: Sequen
             raise ValueError(f"{file}: `metrics.experts.{name}` has other metrics than `metrics.mixture`.")
         if set(weights["overall"][name]["quantiles"]) != quantiles:
             raise ValueError(f"{file}: `expert_weights.overall.{name}.quantiles` are not {', '.join(quantiles)}.")
+    if carriers := statistics.get("carriers"):
+        check_carriers(file, carriers, experts, labels, statistics["problem_type"])
     return statistics
 
 
@@ -75,19 +80,27 @@ def compute_statistics(
     label_names: Sequence[str],
     problem_type: str,
     threshold: float = 0.5,
+    temperature: float | None = None,
+    own_thresholds: Sequence[float] | None = None,
+    truth: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Interaction statistics of a split: sections 5.4, 6.1 and 6.2 of the I²MoE paper (Figures 4 and 5, Table 3).
+    """Interaction statistics of a split: which expert carries what, and sections 5.4, 6.1 and 6.2 of the I²MoE paper
+    (Figures 4 and 5, Table 3).
 
     Args:
         logits, expert_logits: (N, C), of the mixture, and (N, E, C).
         expert_weights: (N, E); of a dense model E = 1, and its weights are 1.
         expert_names, label_names: the E and C names, each unique.
         labels, problem_type, threshold: as in `compute_metrics`.
+        temperature, own_thresholds: of the model's configuration, which `carriers` are measured with; `threshold` where
+            labels have none of their own.
+        truth: label → the expert that it was made for, as far as it is known.
 
     Returns:
         As plain JSON; what is undefined is None.
 
         - `num_samples`, `problem_type`, `threshold` (None unless multi-label), `expert_names`, `label_names`
+        - `carriers`, None of a dense model: what [`~fl_i2moe.metrics.carriers.compute_carriers`] returns
         - `expert_weights`: `overall` is {expert: {`mean`, `std` (of the population), `quantiles`: {"0.05": …}}};
           `per_class` is {label: {`num_samples`, `experts`: the same over the samples that carry the label, or None}},
           itself None for regression
@@ -127,6 +140,17 @@ def compute_statistics(
         "threshold": float(threshold) if problem_type == "multi_label_classification" else None,
         "expert_names": list(expert_names),
         "label_names": list(label_names),
+        "carriers": compute_carriers(
+            expert_logits=expert_scores,
+            expert_weights=weights,
+            labels=targets,
+            expert_names=list(expert_names),
+            label_names=list(label_names),
+            problem_type=problem_type,
+            threshold=threshold if own_thresholds is None else own_thresholds,
+            temperature=temperature,
+            truth=truth,
+        ),
         "expert_weights": {"overall": _describe_weights(weights, expert_names), "per_class": per_class},
         "metrics": {
             "mixture": defined(compute_metrics(scores, targets, problem_type, threshold)),

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 from .tasks import FloatArray, IntArray, check_predictions, predict, ranking_inputs
 
 _CHUNK = 2**16
 """Numbers of a ranking that are worked on at once: they stay in a CPU's cache."""
+_DRAWS = 32
+"""Weightings that average precision works on at once, for the same reason."""
 
 
 def weighted_metrics(
@@ -78,31 +81,61 @@ def weighted_f1(
     return np.divide(2 * hits, both, out=np.zeros(both.shape), where=both > 0)
 
 
+def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> FloatArray:
+    """Average precision of K labels, whose scores and labels are (N, K) → (R, K); NaN without a positive."""
+    columns = zip(np.asarray(scores, np.float64).T, np.asarray(labels, np.bool_).T, strict=True)
+    steps = [_steps(*column) for column in columns]
+    found = np.full((len(weights), len(steps)), np.nan)
+    for start in range(0, len(weights), _DRAWS):
+        drawn = np.ascontiguousarray(weights[start : start + _DRAWS].T)
+        for k, step in enumerate(steps):
+            if step.shape[0]:
+                positives, negatives = (step @ drawn).reshape(2, -1, drawn.shape[1])
+                hits = positives.cumsum(axis=0)
+                seen = hits + negatives.cumsum(axis=0)
+                seen[seen == 0] = 1  # where nothing is seen, nothing is hit
+                total = hits[-1]
+                found[start : start + _DRAWS, k] = _ratio((positives * hits / seen).sum(axis=0), total, total > 0)
+    return found
+
+
+def _steps(scores: FloatArray, true: NDArray[np.bool_]) -> csr_array:
+    """
+    (2 G, N), of one label whose positives have G distinct scores: what adds up the weights of the positives of each of
+    these scores, the highest first; and below, of the negatives that have it or lie between it and the one before.
+    """
+    order = np.argsort(-scores, kind="stable")
+    true, is_next = true[order], np.append(False, np.diff(scores[order]) != 0)
+    group = is_next.cumsum()
+    holds = np.bincount(group, true) > 0
+    place = (holds.cumsum() - holds)[group]  # equal scores come together
+    size = int(holds.sum())
+    counted = place < size
+    row = np.where(true, place, size + place)[counted]
+    return csr_array((np.ones(len(row)), (row, order[counted])), shape=(2 * size, len(scores)))
+
+
 def weighted_ranking(scores: ArrayLike, labels: ArrayLike, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Average precision (R,) and area under the ROC curve (R,) of one label's scores and labels (N,); NaN without a
     positive, the area also without a negative."""
     scores, true = np.asarray(scores, np.float64), np.asarray(labels, np.bool_)
+    precision = weighted_average_precision(scores[:, None], true[:, None], weights)[:, 0]
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores come together
-    true = true[order]
     rows = max(1, _CHUNK // len(scores))
-    parts = [_rank(weights[start : start + rows, order], true, ends) for start in range(0, len(weights), rows)]
-    precision, auroc = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else np.zeros((2, 0))
-    return precision, auroc
+    parts = [_areas(weights[x : x + rows, order], true[order], ends) for x in range(0, len(weights), rows)]
+    return precision, np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _rank(weights: FloatArray, true: NDArray[np.bool_], ends: IntArray) -> tuple[FloatArray, FloatArray]:
-    """As [`weighted_ranking`], of samples by falling score; `ends` (U,) are the last of each score."""
+def _areas(weights: FloatArray, true: NDArray[np.bool_], ends: IntArray) -> FloatArray:
+    """Under the ROC curve (R,), of samples by falling score; `ends` (U,) are the last of each score."""
     hits, seen = (weights * true).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends]
     steps, positives = np.diff(hits, axis=1, prepend=0), hits[:, -1]
-    found = (hits / (seen + (seen == 0)) * steps).sum(axis=1)  # where nothing is seen, nothing is hit
-    precision = _ratio(found, positives, positives > 0)
-
     passed = seen - hits  # negatives that score as high or higher
     negatives = passed[:, -1]
     lower = negatives[:, None] - passed + np.diff(passed, axis=1, prepend=0) / 2  # of equal ones one half
     won, couples = (steps * lower).sum(axis=1), positives * negatives
-    return precision, _ratio(won, couples, couples > 0)
+    return _ratio(won, couples, couples > 0)
 
 
 def _pearson(references: FloatArray, predictions: FloatArray, weights: FloatArray) -> FloatArray:

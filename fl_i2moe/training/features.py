@@ -107,7 +107,7 @@ def encode(
     )
     for note in cache.notes:
         console.print(note)
-    return cache
+    return replace(cache, truth=raw.truth)
 
 
 def fetch_features(encoding: EncodingArguments, accelerator: Accelerator) -> FeatureCache:

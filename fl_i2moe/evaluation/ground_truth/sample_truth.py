@@ -8,7 +8,7 @@ import numpy as np
 
 from ...cache import FeatureCache
 from ...data.numeric import NumericSettings, load_numeric_truth
-from ...data.planted import load_planted_truth, planted_folder_name
+from ...data.planted import PlantedGenre, load_planted_truth, planted_folder_name
 from ...data.planted_sounds import SOUND, TRANSCRIPT, load_sounds_truth
 from ...model.sample_encoders import find_in_user_cache
 from ...training.features import check_splits
@@ -49,7 +49,7 @@ def _planted_truth(runs: Sequence[Run], data_dir: str | None, splits: Sequence[s
         return Evidence(features, near, states)
 
     columns = ["image_special_mask", "image_geometry", "text_offsets"]
-    carriers = {x: genres[x]["interaction"].replace("unique_", "uniqueness_") for x in cache.label_names}
+    carriers = {x: PlantedGenre(**genres[x]).carrier for x in cache.label_names}
     return _locate_all(cache, splits, columns, films, locate), carriers
 
 

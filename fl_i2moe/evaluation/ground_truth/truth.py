@@ -16,9 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ...explain.game import Player
+from ...metrics.carriers import label_metrics, replace_experts
 from ...metrics.summaries import interval, plain, resample, spread
 from ...metrics.tasks import FloatArray, predict
-from ...metrics.weighted import weighted_f1, weighted_ranking
+from ...metrics.weighted import weighted_f1
 
 BoolArray = NDArray[np.bool_]
 
@@ -165,30 +166,13 @@ def replacement_costs(
     Args:
         labels: (N, C) multi-hot.
         weights: (1 + R, N), from `resample`; in every resample the means are those of all N samples.
-        replaced: by its mean: an expert's `logits`, with weights as they are, or its `contribution`, weight × logits.
+        replaced: as [`~fl_i2moe.metrics.carriers.replace_experts`] takes it.
 
     Returns:
         `f1` and `average_precision` → (whole mixture (1 + R, C), drop (1 + R, E, C)).
     """
-    weight_NE1, true = outputs.expert_weights[:, :, None], np.asarray(labels)
-    contributions = weight_NE1 * outputs.expert_logits
-    if replaced == "contribution":
-        means = contributions.mean(axis=0)
-    else:
-        means = weight_NE1 * outputs.expert_logits.mean(axis=0)
-    whole = contributions.sum(axis=1)
-    without = whole[:, None] - contributions + means  # (N, E, C)
-    variants = np.concatenate([whole[None], without.swapaxes(0, 1)])  # (1 + E, N, C)
-
-    def average_precision(logits: FloatArray) -> FloatArray:
-        columns = zip(logits.T, true.T, strict=True)
-        return np.stack([weighted_ranking(*column, weights)[0] for column in columns], axis=-1)
-
-    decisions = predict(variants, "multi_label_classification")
-    scores = {
-        "f1": np.stack([weighted_f1(x, true, weights) for x in decisions], axis=1),
-        "average_precision": np.stack([average_precision(x) for x in variants], axis=1),
-    }  # (1 + R, 1 + E, C)
+    variants = replace_experts(outputs.expert_logits, outputs.expert_weights, replaced)[:-1]
+    scores = label_metrics(variants, np.asarray(labels), weights)  # (1 + R, 1 + E, C)
     return {metric: (x[:, 0], x[:, :1] - x[:, 1:]) for metric, x in scores.items()}
 
 
