@@ -114,7 +114,7 @@ def main():
     )
     job = Job(encoding, model, training, output)
     accelerator = start_job(job)
-    planted = {}
+    carriers: list[str] = []
     if data.data_file:
         file = Path(data.data_file)
     else:
@@ -125,9 +125,9 @@ def main():
         )
         with accelerator.main_process_first():
             file = write_numeric(folder, settings)
-        planted = settings.labels
+        carriers = [label.carrier for label in settings.labels.values()]
     raw = load_arrays(file, **data.reading, on_bad_sample=encoding.on_bad_sample)
-    truth = {name: label.carrier for name, label in planted.items() if name in raw.label_names}
+    truth = dict(zip(raw.label_names, carriers, strict=False))
     encoders = fit_encoders(raw, data.standardize)
     if model.level == "feature" and all(encoder.max_features == 1 for encoder in encoders.values()):
         accelerator.print(

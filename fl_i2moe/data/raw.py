@@ -72,9 +72,10 @@ class RawDataset:
         truth: label → the expert that it was made for, where samples are made so that this is known.
 
     Raises:
-        ValueError: `truth` names a label that there is not; a modality has a name that is taken; two splits are one by their names, one lacks a column, an id is
-            missing, twice in its split or no id, or a sample's label is none of the classes, or not a finite number for
-            each of C labels; a sample lacks all modalities, or all training samples lack one.
+        ValueError: `truth` names a label that there is not; a modality has a name that is taken; two splits are one by
+            their names, one lacks a column, an id is missing, twice in its split or no id, or a sample's label is none
+            of the classes, or not a finite number for each of C labels; a sample lacks all modalities, or all training
+            samples lack one.
     """
 
     splits: DatasetDict

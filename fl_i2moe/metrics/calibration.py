@@ -7,7 +7,7 @@ Shapes: N samples · C classes or labels.
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 
 from .tasks import FloatArray, IntArray
 
@@ -25,6 +25,22 @@ def log_losses(logits: FloatArray, labels: IntArray) -> FloatArray:
     if labels.ndim == 1:
         return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels.astype(np.int64)]
     return np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(axis=1)
+
+
+def log_loss_of_frequencies(train_labels: IntArray, labels: IntArray, num_classes: int) -> float | None:
+    """
+    The mean of the [`log_losses`] of (N,) classes or (N, C) labels where every sample is told how frequent each is
+    among the training samples: what a prediction that looks at no sample is worth. None where it is infinite, since
+    something occurs that no training sample has.
+    """
+    with np.errstate(divide="ignore"):
+        if labels.ndim == 1:
+            counts = np.bincount(np.asarray(train_labels, np.int64), minlength=num_classes)
+            logits = np.log(counts / counts.sum())
+        else:
+            logits = logit((np.asarray(train_labels) > 0).mean(axis=0))
+        loss = float(log_losses(np.broadcast_to(logits, (len(labels), num_classes)), labels).mean())
+    return loss if np.isfinite(loss) else None
 
 
 def best_temperature(logits: FloatArray, labels: IntArray) -> float:

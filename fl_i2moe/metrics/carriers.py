@@ -26,6 +26,11 @@ MEASURES = {
     "regression": ("rmse", "mae"),
 }
 """Problem type → measures of a label, class or target; the first decides which expert carries it."""
+LABEL_NOUNS = {
+    "multi_label_classification": "label",
+    "single_label_classification": "class",
+    "regression": "target",
+}
 OVERALL = ("log_loss", "accuracy")
 """Those of all samples of single labels."""
 _GREATER_IS_BETTER = ("f1", "average_precision", "recall")

@@ -1,7 +1,7 @@
 """Figures of interaction statistics, as PNG files, and what other figures share. No pyplot, so no global state."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,29 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from ..utils.files import write_file
+from .carriers import LABEL_NOUNS, MEASURES
+from .markdown import signed
 from .tasks import METRICS_BY_PROBLEM, FloatArray, to_float_array
+
+FIGURES = (
+    "carriers.png",
+    "experts_vs_mixture.png",
+    "agreement.png",
+    "confusion_matrix.png",
+    "expert_weights_per_class.png",
+    "expert_weights.png",
+)
+"""All that [`save_statistics_figures`] may draw, the most telling first."""
 
 # Okabe and Ito's palette and, from the fifth modality on, two dark colours of Paul Tol's: distinguishable with every
 # common colour vision deficiency.
 _ROLE_COLORS = {"synergy": "#D55E00", "redundancy": "#009E73", "dense": "#666666"}
 _UNIQUENESS_COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
-_INK, _MUTED = "#222222", "#666666"
+_INK, _MUTED, _PALE = "#222222", "#666666", "#888888"
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#F4F7FA", "#3B8BC2"])  # black numbers stay readable on all of it
 
@@ -75,28 +88,105 @@ def save_statistics_figures(
     confusion matrix that [`~fl_i2moe.metrics.classes.confusion`] gives, where there is one.
 
     Returns:
-        The files written: `expert_weights.png` (Figure 4 of the I²MoE paper), `expert_weights_per_class.png`,
-        `experts_vs_mixture.png` (its Figure 5), `agreement.png` (its Table 3) and `confusion_matrix.png`. Regression
-        has no classes and no agreement, so two of them; a dense model has nothing to weigh or compare, so the last
-        alone. `ValueError` if the weights do not have the shape of the statistics.
+        The files written, of `FIGURES`: `carriers.png`, `experts_vs_mixture.png` (Figure 5 of the I²MoE paper),
+        `agreement.png` (its Table 3), `confusion_matrix.png`, `expert_weights_per_class.png` and `expert_weights.png`
+        (its Figure 4). Regression has no classes and no agreement, so three of them; a dense model has nothing to weigh
+        or compare, so the confusion matrix alone. `ValueError` if the weights do not have the shape of the statistics.
     """
     weights = to_float_array(expert_weights, "expert_weights")
     expected = (statistics["num_samples"], len(statistics["expert_names"]))
     if weights.shape != expected:
         raise ValueError(f"expert_weights must have shape {expected} as in the statistics, got {weights.shape}")
-    folder, figures = Path(output_dir), {}
+    figures = {}
     if len(statistics["expert_names"]) > 1:
-        figures[folder / "expert_weights.png"] = _draw_weights(statistics, weights)
-        figures[folder / "experts_vs_mixture.png"] = _draw_metrics(statistics)
-        if statistics["expert_weights"]["per_class"] is not None:
-            figures[folder / "expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
+        if statistics.get("carriers"):  # 0.1.0 did not ask
+            figures["carriers.png"] = _draw_carriers(statistics)
+        figures["experts_vs_mixture.png"] = _draw_metrics(statistics)
         if statistics["agreement"] is not None:
-            figures[folder / "agreement.png"] = _draw_agreement(statistics)
+            figures["agreement.png"] = _draw_agreement(statistics)
+        if statistics["expert_weights"]["per_class"] is not None:
+            figures["expert_weights_per_class.png"] = _draw_weights_per_class(statistics)
+        figures["expert_weights.png"] = _draw_weights(statistics, weights)
     if confusion is not None:
-        figures[folder / "confusion_matrix.png"] = _draw_confusion(confusion, statistics["label_names"])
-    for path, figure in figures.items():
-        save_figure(figure, path)
-    return list(figures)
+        figures["confusion_matrix.png"] = _draw_confusion(confusion, statistics["label_names"])
+    paths = [Path(output_dir) / name for name in FIGURES if name in figures]
+    for path in paths:
+        save_figure(figures[path.name], path)
+    return paths
+
+
+def _draw_carriers(statistics: Mapping[str, Any]) -> Figure:
+    carriers, experts = statistics["carriers"], statistics["expert_names"]
+    measure = MEASURES[statistics["problem_type"]][0]
+    place = {name: number for number, name in enumerate(experts)}
+
+    def lost(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [x[measure] for x in (*(entry["losses"][name] for name in experts), entry["all_experts"])]
+
+    def largest(entry: Mapping[str, Any]) -> float:
+        return max(x["value"] or 0 for x in lost(entry)[:-1])
+
+    rows = [(name, carriers["labels"][name]) for name in statistics["label_names"]]
+    noun = LABEL_NOUNS[statistics["problem_type"]]
+    unit = " in nats" if measure == "log_loss" else ""
+    notes = [
+        f"How much the {metric_title(measure)}{unit} grows. Bold: the expert that carries the {noun}.",
+        "Colour: share of the row's largest number. Pale: its 95 % interval is not above 0.",
+    ]
+    if len(rows) > _MOST_CLASSES:
+        rows = sorted(rows, key=lambda row: -largest(row[1]))[:_MOST_CLASSES]
+        notes.insert(0, f"The {len(rows)} that lose most, of {len(statistics['label_names']):,}.")
+    rows.sort(key=lambda row: (place.get(row[1]["carrier"], len(experts)), -largest(row[1])))
+    if carriers["overall"]:
+        rows.insert(0, ("all samples", carriers["overall"]))
+
+    cells = [lost(entry) for _, entry in rows]
+    losses = np.array([[np.nan if x["value"] is None else x["value"] for x in row] for row in cells])
+    sure = np.array([[x["interval"] is not None and x["interval"][0] > 0 for x in row] for row in cells])
+    scale = np.nanmax(np.where(np.isnan(losses), 0, losses), axis=1, keepdims=True)
+    shades = np.divide(losses, scale, out=np.zeros(losses.shape), where=sure)
+    shades[:, -1] = np.nan
+    chosen = {
+        kind: [(row, place[entry[kind]]) for row, (_, entry) in enumerate(rows) if entry.get(kind) in place]
+        for kind in ("carrier", "planted")
+    }
+    figure = new_figure(2.9 + 1.1 * (len(experts) + 1), 2.0 + 0.3 * len(rows))
+    axes = figure.subplots()
+    draw_losses(axes, losses, shades, lambda x: signed(measure, x).lstrip("+"), chosen["carrier"], sure)
+    if chosen["planted"]:
+        notes.append(f"Frame: the expert that the {noun} was made for.")
+        frame_cells(axes, chosen["planted"])
+    axes.axvline(len(experts) - 0.5, color="white", linewidth=6)
+    axes.set_yticks(range(len(rows)), [_shorten(name) for name, _ in rows])
+    expert_columns(axes, experts, "All experts")
+    return titled(figure, f"What each {noun} loses without each expert", "\n".join(notes))
+
+
+def draw_losses(
+    axes: Axes,
+    losses: FloatArray,
+    shades: FloatArray,
+    form: Callable[[float], str],
+    carriers: Sequence[tuple[int, int]],
+    sure: NDArray[np.bool_] | None = None,
+) -> ScalarMappable:
+    """A heat map (labels, experts) of losses, coloured by shades from 0 to 1; `carriers`, (row, column), are bold, and
+    what is not `sure` pale."""
+    image = axes.imshow(shades, cmap=_HEAT, aspect="auto", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(losses):
+        style: dict[str, Any] = {"color": _INK if sure is None or sure[row, column] else _PALE}
+        if (row, column) in carriers:
+            style["weight"] = "bold"
+        text = "–" if np.isnan(value) else form(value)
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, **style)
+    hide_frame(axes)
+    return image
+
+
+def frame_cells(axes: Axes, cells: Sequence[tuple[int, int]]) -> None:
+    """Of a heat map, (row, column)."""
+    for row, column in cells:
+        axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, ec=_WRONG, lw=2))
 
 
 def _draw_weights(statistics: Mapping[str, Any], weights: FloatArray) -> Figure:
@@ -288,9 +378,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_file(path, figure.savefig)
 
 
-def expert_columns(axes: Axes, names: Sequence[str]) -> None:
+def expert_columns(axes: Axes, names: Sequence[str], *more: str) -> None:
     """Names of experts above a heat map."""
-    axes.set_xticks(range(len(names)), [textwrap.fill(_shorten(expert_title(name)), 12) for name in names], fontsize=9)
+    titles = [*(textwrap.fill(_shorten(expert_title(name)), 12) for name in names), *more]
+    axes.set_xticks(range(len(titles)), titles, fontsize=9)
     axes.xaxis.tick_top()
 
 

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from ..metrics.calibration import DECISION_METRICS, best_temperature, best_thresholds, calibration_error, log_losses
+from ..metrics.calibration import (
+    DECISION_METRICS,
+    best_temperature,
+    best_thresholds,
+    calibration_error,
+    log_loss_of_frequencies,
+    log_losses,
+)
 from ..metrics.classes import confusion, metrics_per_class
 from ..metrics.tasks import FloatArray, IntArray, compute_metrics
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
@@ -64,6 +71,19 @@ def measure(predictions: Mapping[str, Predictions], config: FLI2MoEConfig, thres
         measured["confusion_matrix"] = confusion(logits, labels, names)
     measured["per_class"] = metrics_per_class(logits, labels, problem_type, names, own)
     return measured
+
+
+def measure_frequencies(predictions: Mapping[str, Predictions], config: FLI2MoEConfig) -> dict[str, Any]:
+    """
+    `log_loss_of_frequencies`, not of a regression: split → the log loss where every sample is told the frequencies that
+    classes or labels have in the split `train`; None where it is infinite.
+    """
+    if config.problem_type == "regression":
+        return {}
+    labels = {split: _arrays(x)[1] for split, x in predictions.items()}
+    train, num_labels = labels.pop("train"), config.num_labels
+    losses = {split: log_loss_of_frequencies(train, x, num_labels) for split, x in labels.items()}
+    return {"log_loss_of_frequencies": losses}
 
 
 def _calibration(logits: FloatArray, labels: IntArray) -> dict[str, float]:

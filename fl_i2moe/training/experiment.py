@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.table import Table
 
 from ..cache import FeatureCache
 from ..cache.encoding import Encoder
@@ -22,7 +20,6 @@ from ..cache.key import key_digest
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
 from ..metrics.figures import save_statistics_figures
-from ..metrics.markdown import spread
 from ..metrics.statistics import compute_statistics
 from ..metrics.tasks import METRICS_BY_PROBLEM
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
@@ -32,12 +29,13 @@ from ..utils.files import replace_files, write_json
 from ..utils.machine import cpu_model, usable_cores
 from ..utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from .arguments import Job, check_metric, starts_from_features
-from .calibration import calibrate, measure
+from .calibration import calibrate, measure, measure_frequencies
 from .checkpoints import Checkpoints
 from .features import EVALUATION_SPLITS, EncoderChoice, check_splits, encode, fetch_features, model_config
 from .loop import FittedModel, Predictions, predict_split, train
 from .predictions import PREDICTIONS_FILE, prediction_table, write_predictions
 from .recipe import LOGS_FOLDER, create_accelerator, create_console, init_trackers
+from .report import report, warning
 from .results import read_seed_results
 from .runs import STATISTICS_FILE, fingerprint, load_model
 
@@ -50,8 +48,6 @@ TRAINING_FILES = JobFiles(
     ),
 )
 """The last are logs of trackers, of 0.1.0 in a folder named after the project."""
-FEW_SAMPLES = 100
-"""For the choice of a temperature and thresholds; a user is told."""
 PACKAGES = ("fl-i2moe", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -141,6 +137,7 @@ def fit(
             **{split: summarise_runs([run[split] for run in runs.values()]) for split in ("test", "validation")},
             **_summarise_further(list(runs.values())),
             "seeds": {str(seed): run for seed, run in runs.items()},
+            "warnings": [told for seed, run in runs.items() if (told := warning(seed, run))],
             "samples": {split: len(rows) for split, rows in cache.splits.items()},
             "settings": settings,
             "encoders": config.encoders,
@@ -150,8 +147,11 @@ def fit(
             _gather_best(output_dir, best_seed, results)
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        if not quiet:
-            _report(create_console(accelerator), results, output_dir)
+        console = create_console(accelerator)
+        if not quiet and accelerator.is_main_process:
+            report(console, results, read_json(output_dir / STATISTICS_FILE), output_dir)
+        for told in results["warnings"]:
+            console.print(told)
         return results
 
 
@@ -205,6 +205,7 @@ def _run_seed(
     told = predictions
     if not isinstance(cache.splits["train"], StreamedSplit):
         told = {"train": _predict(fitted.model, cache, "train", accelerator, job), **predictions}
+        run |= measure_frequencies(told, fitted.model.config)
     if accelerator.is_main_process:
         confusion = run.get("confusion_matrix")
         _write_statistics(predictions["test"], fitted, cache, job.training.threshold, run_dir, confusion)
@@ -240,6 +241,9 @@ def _write_statistics(
         label_names=cache.label_names,
         problem_type=cache.problem_type,
         threshold=threshold,
+        temperature=fitted.model.config.temperature,
+        own_thresholds=fitted.model.config.thresholds,
+        truth=cache.truth,
     )
     write_json(run_dir / STATISTICS_FILE, statistics)
 
@@ -320,26 +324,3 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
-
-
-def _report(console: Console, results: dict[str, Any], output_dir: Path) -> None:
-    seeds = results["seeds"]
-    title = f"Test split, {results['samples']['test']:,} samples; shares in per cent"
-    table = Table(title=title + (f", mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else ""))
-    table.add_column("metric")
-    for split in ("test", "validation"):
-        table.add_column(split, justify="right")
-    for name, test in results["test"].items():
-        table.add_row(name, spread(name, test), spread(name, results["validation"][name]))
-    own = results.get("own_thresholds", {"test": {}})
-    for name, test in own["test"].items():
-        table.add_row(f"{name}, own thresholds", spread(name, test), spread(name, own["validation"][name]))
-    console.print(table)
-    if "calibration" in results and (count := results["samples"]["validation"]) < FEW_SAMPLES:
-        console.print(f"Temperature and thresholds come from {count} validation samples: with so few they are rough.")
-    console.print(f"The model of seed {results['best_seed']} (best validation {results['metric']}) and its statistics:")
-    names = ["config.json", "model.safetensors", "results.json", "interaction_statistics.json", PREDICTIONS_FILE]
-    for path in [*(output_dir / name for name in names), *sorted((output_dir / "figures").glob("*.png"))]:
-        if path.is_file():  # of a seed that an earlier version finished there are no predictions
-            console.print(f"  {path}")
-    console.print(f'Load it with AutoModel.from_pretrained("{output_dir}") after `import fl_i2moe`.')

@@ -21,6 +21,7 @@ SEED_RESULTS = {
     # what follows earlier versions did not measure, see `measure` in `calibration.py`
     "own_thresholds?": _BY_SPLIT,
     "calibration?": dict.fromkeys(SPLITS, _CALIBRATION),
+    "log_loss_of_frequencies?": dict.fromkeys(SPLITS, (float, None)),
     "per_class?": {str: _METRICS},
     "confusion_matrix?": {str: {str: int}},
     "best_epoch": int,
@@ -37,6 +38,7 @@ RESULTS = {
     "own_thresholds?": dict.fromkeys(SPLITS, _SUMMARIES),
     "calibration?": dict.fromkeys(SPLITS, dict.fromkeys(("before", "after"), _SUMMARIES)),
     "seeds": {str: SEED_RESULTS},
+    "warnings?": [str],
     "samples": {"test": int, str: int},  # by split
     "settings": dict,
     "encoders": ({str: dict}, None),

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from ...explain.wording import signed
-from ...metrics.figures import expert_columns, expert_title, hide_frame, new_figure, titled
+from ...metrics.figures import draw_losses, expert_columns, expert_title, frame_cells, new_figure, titled
 from ...metrics.markdown import estimate
 
 SHOWN_SCORES = {"synergy": ("sii_absolute", "sii_signed"), "redundancy": ("redundancy_published", "redundancy_both")}
@@ -43,18 +42,14 @@ def draw_carriers(report: Mapping[str, Any]) -> Figure:
     for axes, (name, model) in zip(panels, models.items(), strict=True):
         result, experts = model["right_experts"]["logits"]["f1"], model["experts"]
         costs = np.array([[entry["costs"][e]["mean"] for e in experts] for entry in result["labels"].values()])
-        image = axes.imshow(costs, cmap="Blues", aspect="auto", vmin=0, vmax=1)
-        for (row, column), value in np.ndenumerate(costs):
-            carrier = value > 0 and value == costs[row].max()
-            style = {"color": "white" if value > 0.55 else "#222222", "weight": "bold" if carrier else "normal"}
-            axes.text(column, row, signed(value, 2).lstrip("+"), ha="center", va="center", fontsize=9, **style)
-            if groups[list(result["labels"])[row]] == experts[column]:
-                axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, ec="#D55E00", lw=2))
+        labels = list(result["labels"])
+        carriers = [(row, int(cost.argmax())) for row, cost in enumerate(costs) if cost.max() > 0]
+        image = draw_losses(axes, costs, costs, lambda x: signed(x, 2).lstrip("+"), carriers)
+        frame_cells(axes, [(row, experts.index(groups[x])) for row, x in enumerate(labels) if groups[x] in experts])
         expert_columns(axes, experts)
-        axes.set_yticks(range(len(costs)), [f"{label} ({expert_title(groups[label])})" for label in result["labels"]])
+        axes.set_yticks(range(len(costs)), [f"{label} ({expert_title(groups[label])})" for label in labels])
         short = name if len(name) <= 40 else f"…{name[-39:]}"
         axes.set_title(f"{short}\n{_value(result['share_right'], '{:.0%}'.format)} right", fontsize=10)
-        hide_frame(axes)
     figure.colorbar(image, ax=panels, label="loss of F1", shrink=0.8, aspect=25)
     note = "Frame: the expert that should carry the label. Bold: the one that does, on the mean of the seeds."
     return titled(figure, "What a label loses when an expert is replaced by its mean", note)
