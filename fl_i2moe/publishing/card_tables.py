@@ -9,6 +9,8 @@ from ..evaluation.run.files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING
 from ..explain import Explanation
 from ..explain.pages.display import METHOD_NAMES
 from ..explain.wording import number
+from ..metrics.carrier_table import carrier_table, carriers_in_words, loss_table, what
+from ..metrics.carriers import MEASURES
 from ..metrics.figures import expert_title, metric_title
 from ..metrics.markdown import escape, shown, spread, table
 from ..model.kinds import ENCODED_KINDS
@@ -16,6 +18,8 @@ from ..training.runs import Run
 
 NUM_PAIRS = 5
 """Strongest pairs that the card lists for an expert."""
+MOST_OPEN = 30
+"""Rows of a table that is not folded up."""
 
 
 def results_table(runs: Sequence[Run]) -> Markup:
@@ -69,6 +73,22 @@ def calibration_text(run: Run) -> Markup:
         f"Logits are divided by `config.temperature`, {run.config.temperature:.2f}, chosen by the log loss on "
         f"the validation split. On the test split the log loss went {loss}, the expected calibration error {error} %."
     )
+
+
+def carriers_tables(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What each label loses without the expert that carries it, and without each; None of a dense model, and of
+    statistics of 0.1.0."""
+    if not statistics.get("carriers"):
+        return None
+    header, rows = carrier_table(statistics, all_measures=True)
+    return {
+        "noun": what(statistics),
+        "measure": metric_title(MEASURES[statistics["problem_type"]][0]),
+        "words": carriers_in_words(statistics),
+        "table": table(header, rows, text_columns=2 + ("planted as" in header)),
+        "is_long": len(rows) > MOST_OPEN,
+        "losses": table(*loss_table(statistics)),
+    }
 
 
 def weights_table(statistics: Mapping[str, Any]) -> Markup:

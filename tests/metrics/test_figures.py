@@ -13,7 +13,13 @@ from fl_i2moe.metrics.statistics import compute_statistics
 from fl_i2moe.utils.files import UNFINISHED
 
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
-ALL_FILES = {"expert_weights.png", "expert_weights_per_class.png", "experts_vs_mixture.png", "agreement.png"}
+ALL_FILES = {
+    "carriers.png",
+    "expert_weights.png",
+    "expert_weights_per_class.png",
+    "experts_vs_mixture.png",
+    "agreement.png",
+}
 
 
 def fake_statistics(problem_type, modalities, label_names, num_samples=50, seed=0):
@@ -63,7 +69,12 @@ CASES = [
         ALL_FILES,
     ),
     (SINGLE, ["image", "text"], ["hateful", "not hateful"], ALL_FILES),
-    (REGRESSION, ["vision", "audio", "text"], ["sentiment"], {"expert_weights.png", "experts_vs_mixture.png"}),
+    (
+        REGRESSION,
+        ["vision", "audio", "text"],
+        ["sentiment"],
+        {"carriers.png", "expert_weights.png", "experts_vs_mixture.png"},
+    ),
 ]
 
 
@@ -73,6 +84,7 @@ def test_figures_are_readable(problem_type, modalities, labels, files, tmp_path,
     statistics, weights = fake_statistics(problem_type, modalities, labels)
     paths = save_statistics_figures(statistics, weights, tmp_path / "figures")
 
+    assert paths[0].name == "carriers.png"
     assert {path.name for path in paths} == files == {path.name for path in (tmp_path / "figures").iterdir()}
     for path in paths:
         with Image.open(path) as picture:
@@ -136,6 +148,10 @@ def test_figures_show_the_numbers(tmp_path, drawn):
     texts = {name: [text for text, _ in shown_texts(figure)] for name, figure in drawn.items()}
 
     assert f"mean {weights[:, 2].mean():.3f}" in texts["expert_weights.png"]
+    carriers = statistics["carriers"]["labels"]
+    shown = f"{carriers['drama']['losses']['synergy']['log_loss']['value']:.3f}"
+    assert shown.replace("-", "−") in texts["carriers.png"]
+    assert f"{carriers['comedy']['all_experts']['log_loss']['value']:.3f}".replace("-", "−") in texts["carriers.png"]
     per_class = statistics["expert_weights"]["per_class"]
     assert f"{per_class['drama']['experts']['redundancy']['mean']:.3f}" in texts["expert_weights_per_class.png"]
     assert f"drama (n = {per_class['drama']['num_samples']})" in texts["expert_weights_per_class.png"]
@@ -151,6 +167,37 @@ def test_undefined_metrics_and_constant_weights_can_be_drawn(tmp_path, drawn):
     statistics, weights = fake_statistics(SINGLE, ["image", "text"], ["a", "b"], num_samples=1)
     save_statistics_figures(statistics, weights, tmp_path)
     assert "undefined" in [text for text, _ in shown_texts(drawn["experts_vs_mixture.png"])]
+
+
+def test_rows_of_carriers_lie_below_their_experts(tmp_path, drawn):
+    """Each of 60 labels is told by one expert alone; the 50 that lose most are shown, and what was planted is framed."""
+    rng = np.random.default_rng(0)
+    names, told_by = [f"label {c}" for c in range(60)], np.arange(60) % 4
+    labels = rng.integers(2, size=(80, 60))
+    expert_logits = np.zeros((80, 4, 60))
+    strength = np.linspace(0.5, 6, 60)
+    expert_logits[:, told_by, range(60)] = (2 * labels - 1) * strength
+    experts = ["uniqueness_image", "uniqueness_text", "synergy", "redundancy"]
+    statistics = compute_statistics(
+        logits=expert_logits.mean(axis=1),
+        expert_logits=expert_logits,
+        expert_weights=np.full((80, 4), 0.25),
+        labels=labels,
+        expert_names=experts,
+        label_names=names,
+        problem_type=MULTI,
+        truth={"label 59": "synergy", "label 58": "synergy"},
+    )
+    save_statistics_figures(statistics, np.full((80, 4), 0.25), tmp_path)
+    axes = drawn["carriers.png"].axes[0]
+    shown = [x.get_text() for x in axes.get_yticklabels()]
+    assert set(shown) == set(names[10:])
+    assert [told_by[names.index(x)] for x in shown] == sorted(told_by[10:])
+    bold = {x.get_position()[::-1] for x in axes.texts if x.get_weight() == "bold"}
+    assert bold == {(row, told_by[names.index(name)]) for row, name in enumerate(shown)}
+    frames = {tuple(np.round(x.get_center()).astype(int)[::-1]) for x in axes.patches}
+    assert frames == {(shown.index(name), 2) for name in ("label 59", "label 58")}
+    assert_readable(drawn["carriers.png"], "carriers.png")
 
 
 def test_dense_model_has_nothing_to_draw(tmp_path):

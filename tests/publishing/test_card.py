@@ -89,6 +89,16 @@ def test_results_and_weights_are_those_of_the_files(films):
     unbroken = f"{100 * micro['mean']:.1f}\u00a0±\u00a0{100 * micro['std']:.1f}"
     assert row[header.index("micro-F1")] == unbroken == "11.5\u00a0±\u00a02.1"
     statistics = json.loads((folder / "interaction_statistics.json").read_text())
+    header, *lost = rows(card, "### What each label loses without each expert")
+    assert header == ["label", "carried by", "log loss (nats)", "F1 (%)", "average precision (%)"]
+    assert [x[0] for x in lost] == statistics["label_names"]
+    heading = "<summary>How much the log loss grows without each expert, and without all of them</summary>"
+    _, *lost = rows(card, heading)
+    loss = statistics["carriers"]["labels"]["Thriller"]["losses"]["synergy"]["log_loss"]
+    ends = ", ".join(f"{x:.3f}" for x in loss["interval"])
+    assert lost[2][3].replace("\\", "").replace("−", "-") == f"{loss['value']:.3f} [{ends}]"
+    order = [card.index(f"### {x}") for x in ("What each label", "Experts alone", "Do the experts", "How much each")]
+    assert order == sorted(order)
     _, *experts = rows(card, "### How much each expert counts")
     assert [x[0] for x in experts] == ["Uniqueness: text", "Uniqueness: image", "Synergy", "Redundancy"]
     weights = statistics["expert_weights"]["overall"]
@@ -161,8 +171,13 @@ def test_the_card_of_a_run_that_measured_less(films, tmp_path):
     for name in ("temperature", "thresholds"):
         del config[name]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    statistics = json.loads((folder / "interaction_statistics.json").read_text())
+    del statistics["carriers"]
+    (tmp_path / "run" / "interaction_statistics.json").write_text(json.dumps(statistics))
     (tmp_path / "run" / "figures" / "confusion_matrix.png").write_bytes(b"drawn")
     card = str(build_card(Run.open(tmp_path / "run"), CardOptions("someone/films", "mit")))
+    assert "What each label loses" not in card
+    assert "an expert with a small weight can carry a class" in card
     assert "Results of each class" not in card
     assert "config.thresholds" not in card
     assert "a label counts as predicted from 0.5. They are not calibrated." in card
@@ -181,7 +196,7 @@ def test_warnings_use_and_training(films):
     assert "image: openai/clip-vit-base-patch16 at commit 0123456789abcdef0123456789abcdef01234567." in card
     assert "12,345 trained parameters, 2 minutes a seed" in text
     assert "/home/somebody" not in card
-    for figure in ("expert_weights", "expert_weights_per_class", "experts_vs_mixture", "agreement"):
+    for figure in ("carriers", "expert_weights", "expert_weights_per_class", "experts_vs_mixture", "agreement"):
         assert f"](figures/{figure}.png)" in card
 
 
@@ -332,6 +347,7 @@ def test_text_of_users_stays_text(tmp_path):
     assert not [x for x in inline if x.type in ("html_inline", "s_open")]
     assert {x.content.strip() for x in tokens if x.type == "html_block"} <= {
         "<details>\n<summary>Mean weight over the samples of each class</summary>",
+        "<details>\n<summary>How much the log loss grows without each expert, and without all of them</summary>",
         "<details>\n<summary>Results of each class</summary>",
         "</details>",
     }
