@@ -76,7 +76,7 @@ def warning(seed: int, run: Mapping[str, Any]) -> str | None:
     """What a user should be told where a seed's validation log loss is worse than what the class frequencies of the
     training split have; `run` is its part of `results.json`."""
     constant = run.get("log_loss_of_frequencies", {}).get("validation")
-    if constant is None:
+    if constant is None or "calibration" not in run:
         return None
     before, after = (run["calibration"]["validation"][when]["log_loss"] for when in ("before", "after"))
     told = (

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from fl_i2moe.data.mmimdb import load_mmimdb
-from fl_i2moe.data.planted import PLANTED_GENRES, write_planted
+from fl_i2moe.data.planted import PLANTED_GENRES, planted_folder_name, write_planted
 from fl_i2moe.model.encoders import load_encoder
 from fl_i2moe.training.experiment import fit, start_job
 from fl_i2moe.training.features import EncoderChoice, encode
@@ -127,7 +127,15 @@ def test_one_command_leaves_model_results_statistics_and_figures(two_seeds):
     assert str(results["best_seed"]) == best
     assert statistics["metrics"]["mixture"]["micro_f1"] == pytest.approx(results["seeds"][best]["test"]["micro_f1"])
     figures = {path.name for path in (run / "figures").iterdir()}
-    assert figures == {"agreement.png", "expert_weights.png", "expert_weights_per_class.png", "experts_vs_mixture.png"}
+    assert " carried by " in output
+    assert "planted as" not in output  # which is known of the built-in sample alone
+    assert figures == {
+        "carriers.png",
+        "agreement.png",
+        "expert_weights.png",
+        "expert_weights_per_class.png",
+        "experts_vs_mixture.png",
+    }
 
     model = AutoModel.from_pretrained(run)
     assert model.config.modality_order == ["image", "text"]
@@ -136,6 +144,23 @@ def test_one_command_leaves_model_results_statistics_and_figures(two_seeds):
     assert model.config.encoders["text"]["name"] == "sample:minilm"
     for said in ("films", "sample:minilm", "--text_encoder", "Feature cache", "micro_f1", "results.json"):
         assert said in output
+
+
+def test_the_built_in_sample_says_what_was_planted(shared, tmp_path, run_here, no_figures):
+    """With fewer films, which are written and encoded already."""
+    folder = shared / "cache" / "planted" / planted_folder_name(48, 0)
+    with FileLock(shared / "lock"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.symlink_to(shared / "films")
+        options = ["--num_films=48", "--batch_size=8", "--num_epochs=1", f"--output_dir={tmp_path / 'run'}"]
+        said = run_here(RECIPE, *TINY, *options, cache=shared / "cache")
+    assert " of 8 labels are carried by the expert named after their interaction; chance is 2." in said
+    carriers = json.loads((tmp_path / "run" / "interaction_statistics.json").read_text())["carriers"]
+    planted = {name: entry["planted"] for name, entry in carriers["labels"].items()}
+    assert planted["Drama"] == "uniqueness_image"
+    assert planted["Thriller"] == "uniqueness_text"
+    assert (planted["Crime"], planted["Horror"]) == ("redundancy", "synergy")
 
 
 def test_a_second_run_is_refused_and_encodes_nothing(train, tmp_path):

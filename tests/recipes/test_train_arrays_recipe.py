@@ -38,6 +38,10 @@ def test_three_modalities_from_training_to_truth(run_here, no_figures, tmp_path)
     output = run_here(RECIPE, *TINY, *sample, f"--output_dir={run}")
     assert "built-in sample" in output
     assert "--data_file" in output
+    assert " of 10 labels are carried by the expert named after their interaction; chance is 2." in output
+    planted = json.loads((run / "interaction_statistics.json").read_text())["carriers"]["labels"]
+    assert planted["alpha_1"]["planted"] == "uniqueness_alpha"
+    assert planted["alpha_or_beta_or_gamma_1"]["planted"] == "redundancy"
     model = AutoModel.from_pretrained(run)
     experts = [*(f"uniqueness_{name}" for name in ("alpha", "beta", "gamma")), "synergy", "redundancy"]
     assert model.config.expert_names == experts

@@ -12,6 +12,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, MLflowTrac
 from datasets import Features, List, Value
 from fake_encoders import fake_encoders, take_away, write_raw
 from safetensors.torch import load_file, save_file
+from scipy.special import expit, softmax
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from transformers import AutoModel
 
@@ -70,11 +71,41 @@ def predict_test(folder):
     return logits, batch["labels"]
 
 
+def check_carriers(run_dir, results, config, rows, split):
+    """Those of the test split, from what its predictions say that each expert adds to the logits."""
+    statistics = json.loads((run_dir / "interaction_statistics.json").read_text())
+    assert config.interaction_statistics == statistics
+    labels = np.array(split["labels"])
+    parts = np.stack([np.stack(rows[f"contribution_{e}"]) for e in config.expert_names]) / (config.temperature or 1)
+    first = {"regression": "rmse"}.get(config.problem_type, "log_loss")
+
+    def score(logits, c):
+        if config.problem_type == "regression":
+            return np.sqrt(np.mean((logits - labels)[:, c] ** 2))
+        if labels.ndim == 1:
+            return log_loss(labels[labels == c], softmax(logits, axis=1)[labels == c], labels=range(logits.shape[1]))
+        return log_loss(labels[:, c], expit(logits[:, c]), labels=[0, 1])
+
+    for c, name in enumerate(config.label_names):
+        entry = statistics["carriers"]["labels"][name]
+        if labels.ndim == 1 and not (labels == c).any():
+            continue
+        assert entry["score"][first] == pytest.approx(score(parts.sum(axis=0), c), abs=1e-4)
+        for e, expert in enumerate(config.expert_names):
+            changed = np.delete(parts, e, axis=0).sum(axis=0) + parts[e].mean(axis=0)
+            lost = score(changed, c) - score(parts.sum(axis=0), c)
+            assert entry["losses"][expert][first]["value"] == pytest.approx(lost, abs=1e-4)
+        for metric in ("recall", "f1", "mae"):
+            if metric in entry["score"]:
+                assert entry["score"][metric] == pytest.approx(results["per_class"][name][metric], rel=1e-4)
+
+
 def check_what_is_told(run_dir, results, cache_dir):
     """Predictions, calibration and metrics of classes of one seed, or of the best one on top, from its model alone."""
     cache, model = open_cache(cache_dir), AutoModel.from_pretrained(run_dir).eval()
     config, table = model.config, pq.read_table(run_dir / "predictions.parquet").to_pandas()
     names, experts = config.label_names, config.expert_names
+    check_carriers(run_dir, results, config, table[table["split"] == "test"], cache.splits["test"])
     assert list(table["split"]) == [split for split in ("train", "validation", "test") for _ in cache.splits[split]]
     for split, rows in table.groupby("split"):
         assert list(rows["id"]) == list(cache.splits[split]["id"])
@@ -125,6 +156,18 @@ def check_what_is_told(run_dir, results, cache_dir):
             for average in ("micro", "macro"):
                 expected = f1_score(labels, said, average=average, zero_division=0)
                 assert results["own_thresholds"][split][f"{average}_f1"] == pytest.approx(expected)
+        train = open_cache(cache_dir).splits["train"].with_format("numpy")[:]["labels"]
+        if labels.ndim == 1:
+            shares = np.bincount(train, minlength=len(names)) / len(train)
+            constant = log_loss(labels, np.tile(shares, (len(labels), 1)), labels=range(len(names)))
+        else:
+            constant = np.mean(
+                [
+                    log_loss(labels[:, c], np.full(len(labels), np.mean(train[:, c])), labels=[0, 1])
+                    for c in range(len(names))
+                ]
+            )
+        assert results["log_loss_of_frequencies"][split] == pytest.approx(constant)
         found = results["calibration"][split]
         assert [found["after"]["log_loss"], found["before"]["log_loss"]] == pytest.approx(losses, rel=1e-3)
         if split == "validation":
