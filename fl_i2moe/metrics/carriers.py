@@ -96,10 +96,13 @@ def compute_carriers(
         error, in its unit. A loss is greater than 0 where the expert does good, whatever the measure.
 
     Raises:
-        ValueError: `truth` names a label that there is not, or `temperature` is not positive.
+        ValueError: `truth` names a label that there is not, `temperature` is not positive, or `threshold` holds other
+            than probabilities, or not one for each label.
     """
     if temperature is not None and not 0 < temperature < np.inf:
         raise ValueError(f"`temperature` must be a positive number, got {temperature}.")
+    if np.shape(threshold) not in ((), (len(label_names),)):
+        raise ValueError(f"`threshold` must be one number, or {len(label_names)}; got {np.size(threshold)}.")
     if unknown := [name for name in truth or {} if name not in label_names]:
         raise ValueError(f"`truth` names the label {unknown[0]}; there are {', '.join(label_names)}.")
     if len(expert_names) == 1:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..utils.checked_json import read_json
 from .carriers import CARRIERS, check_carriers, compute_carriers
-from .tasks import FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
+from .tasks import METRICS_BY_PROBLEM, FloatArray, check_predictions, compute_metrics, defined, predict, to_float_array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -21,7 +21,7 @@ _CELLS = dict.fromkeys(("agree_right", "agree_wrong", "disagree_right", "disagre
 _DECISIONS = {"num_decisions": int, "table": _CELLS, "pairwise": [[float]]}
 STATISTICS = {
     "num_samples": int,
-    "problem_type": str,
+    "problem_type": tuple(METRICS_BY_PROBLEM),
     "threshold": (float, None),
     "expert_names": [str],
     "label_names": [str],

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -49,10 +50,11 @@ def report(console: Console, results: Mapping[str, Any], statistics: Mapping[str
 def _print_carriers(console: Console, statistics: Mapping[str, Any], whose: str) -> None:
     """In at most 100 columns; of very many labels, the first ones."""
     header, rows = carrier_table(statistics)
-    hidden, rows = len(rows) - MOST_ROWS, rows[:MOST_ROWS]
+    hidden = len(rows) - MOST_ROWS
+    rows = [["".join(x if x.isprintable() else " " for x in cell) for cell in row] for row in rows[:MOST_ROWS]]
     if not console.is_terminal:  # whose width is not known
         console.width = WIDTH
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     texts, numbers = widths[:-2], widths[-2:]
     left = min(console.width, WIDTH) - sum(numbers) - 3 * len(header) + 1  # between columns
     longest = next((x for x in range(max(texts), 8, -1) if sum(min(x, width) for width in texts) <= left), 8)

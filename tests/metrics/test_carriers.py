@@ -191,6 +191,7 @@ def test_a_dense_model_has_none():
         ({"truth": {"noir": "synergy"}}, "`truth` names the label noir; there are label 0, label 1"),
         ({"temperature": 0}, "`temperature` must be a positive number, got 0"),
         ({"temperature": math.nan}, "got nan"),
+        ({"threshold": [0.5] * 3}, "`threshold` must be one number, or 2; got 3"),
         ({"threshold": 1.0}, "threshold is a probability between 0 and 1"),
     ],
 )

@@ -169,6 +169,7 @@ def test_whatever_stands_in_a_file(run, file):
             1,
             "agree_right` must be",
         ),
+        ("interaction_statistics.json", ("problem_type",), "ranking", "`problem_type` must be 'multi_label"),
         ("interaction_statistics.json", ("carriers", "labels", "LABEL_1"), REMOVED, r"`carriers\.labels` names "),
         (
             "interaction_statistics.json",
