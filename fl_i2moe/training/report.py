@@ -55,12 +55,14 @@ def _print_carriers(console: Console, statistics: Mapping[str, Any], whose: str)
     if not console.is_terminal:  # whose width is not known
         console.width = WIDTH
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-    texts, numbers = widths[:-2], widths[-2:]
-    left = min(console.width, WIDTH) - sum(numbers) - 3 * len(header) + 1  # between columns
-    longest = next((x for x in range(max(texts), 8, -1) if sum(min(x, width) for width in texts) <= left), 8)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header[:-2]:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=longest)
+    experts, numbers = widths[1:-2], widths[-2:]
+    left = min(console.width, WIDTH) - sum(numbers) - 2 * len(header)  # between columns
+    longest = next((x for x in range(max(widths), 11, -1) if sum(min(x, y) for y in widths[:-2]) <= left), 11)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    label_width = max(left - sum(min(longest, x) for x in experts), 8)
+    table.add_column(header[0], no_wrap=True, overflow="ellipsis", max_width=label_width)
+    for name in header[1:-2]:
+        table.add_column(name, max_width=longest)  # in two lines: "Uniqueness:" says nothing without the modality
     for name, width in zip(header[-2:], numbers, strict=True):
         table.add_column(name, no_wrap=True, justify="right", min_width=width)
     for row in rows:
