@@ -83,7 +83,7 @@ def measure_plainly(problem_type, logits, labels, column, threshold, temperature
 def test_losses_and_intervals_equal_a_plain_loop(problem_type):
     logits, weights, labels = random_mixture(problem_type)
     threshold, temperature = [0.5, 0.3], 1 if problem_type == REGRESSION else 1.7
-    options = {"threshold": threshold, "temperature": temperature, "num_resamples": 30, "seed": 5}
+    options = {"threshold": threshold, "temperature": temperature, "num_resamples": 8, "seed": 5}
     found = carriers_of(logits, weights, labels, problem_type, **options)
     json.dumps(found, allow_nan=False)
     parts = [[weights[n, e] * logits[n, e] for n in range(40)] for e in range(3)]
@@ -93,7 +93,7 @@ def test_losses_and_intervals_equal_a_plain_loop(problem_type):
         for e, name in enumerate(EXPERTS)
     }
     changed["all_experts"] = np.array([sum(sum(part) / 40 for part in parts)] * 40)
-    draws = [np.repeat(np.arange(40), row.astype(int)) for row in resample(40, 30, seed=5)]
+    draws = [np.repeat(np.arange(40), row.astype(int)) for row in resample(40, 8, seed=5)]
     entries = [*found["labels"].values(), *([found["overall"]] if problem_type == SINGLE else [])]
     assert (found["overall"] is None) == (problem_type != SINGLE)
     for column, entry in enumerate(entries):
@@ -167,7 +167,7 @@ def test_an_interval_holds_the_loss_of_all_data():
         return carriers_of(*mixture, **options)["labels"]["label 0"]["losses"]["uniqueness_image"]["log_loss"]
 
     truth = loss(draw(100_000), num_resamples=1)["value"]
-    ends = np.array([loss(draw(100), num_resamples=200, seed=seed)["interval"] for seed in range(150)])
+    ends = np.array([loss(draw(100), num_resamples=200, seed=seed)["interval"] for seed in range(100)])
     assert 0.88 <= ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean() <= 0.99
 
 
