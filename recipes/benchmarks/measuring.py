@@ -27,16 +27,34 @@ def use_processor_time() -> None:
     clock = time.process_time
 
 
-def take_turns(tasks: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every task and repetition, after one round to warm up."""
+def take_turns(
+    tasks: dict[str, Callable[[], Any]], repetitions: int, device: torch.device | None = None, times: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every task and repetition, after one round to warm up; of the mean of so many `times` in a row."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for repetition in range(repetitions + 1):
         for name, task in tasks.items():
-            start = clock()
-            task()
+            needed = seconds_of(task, device, times)
             if repetition:
-                seconds[name].append(clock() - start)
+                seconds[name].append(needed)
     return seconds
+
+
+def seconds_of(task: Callable[[], Any], device: torch.device | None = None, times: int = 1) -> float:
+    """Of one call, by the clock of a GPU where the task runs on one: calls in a row need not wait for each other."""
+    if device is None or device.type != "cuda":
+        start = clock()
+        for _ in range(times):
+            task()
+        return (clock() - start) / times
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    for _ in range(times):
+        task()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3 / times
 
 
 def spread(values: list[float], unit: str = "", digits: int = 1) -> str:

@@ -1,25 +1,22 @@
 """A training step: its time, its share of what the machine's matrix products allow, and the dense model's beside it."""
 
 import argparse
-import importlib
-import sys
-import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
-from fl_i2moe.training.arguments import TrainingArguments, given_path
+from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.loop import create_optimizer
 from fl_i2moe.utils.machine import keep_freed_memory
 
 from .measuring import ratios, spread, take_turns
+from .other_code import OtherCode, published_code
 
 LABELS, ENCODER_WIDTH = 23, 768
-FASTMOE_PARTS = ("transformer", "layers", "functions", "gates")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padded", action="store_true", help="texts of different lengths, half of --text_features on")
     parser.add_argument("--profile", action="store_true", help="also a table of what the mixture's step spends time on")
     parser.add_argument(
-        "--reference", type=given_path, help="a checkout of the published I²MoE code, to run beside ours"
+        "--reference", type=published_code, help="a checkout of the published I²MoE code, to run beside ours"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -43,13 +40,13 @@ def run(args: argparse.Namespace) -> None:
     keep_freed_memory()  # as training does; the published code has it, too
     for dtype in args.dtypes:
         tasks: dict[str, Callable[[], None]] = {
-            "mixture": _step(_model(args, "moe"), args, dtype),
-            "dense": _step(_model(args, "dense"), args, dtype),
-            "product": _product(args, dtype),
+            "mixture": make_step(make_model(args, "moe"), args, dtype),
+            "dense": make_step(make_model(args, "dense"), args, dtype),
+            "product": product(args, dtype),
         }
         if args.reference:
-            tasks["published"] = _published_step(args, dtype)
-        seconds = take_turns(tasks, args.repetitions)
+            tasks["published"] = other_step(args, dtype, args.reference)
+        seconds = take_turns(tasks, args.repetitions, torch.device(args.device))
         _report(args, dtype, seconds)
         if args.profile:
             _print_profile(tasks["mixture"])
@@ -63,9 +60,9 @@ def _report(args: argparse.Namespace, dtype: str, seconds: dict[str, list[float]
     for name in ("mixture", "dense", "published"):
         if name in seconds:
             print(f"  {name:24} {spread([1e3 * value for value in seconds[name]], ' ms')}")
-    gflops = step_flops(_config(args, "moe"), args.batch_size) / 1e9
-    dense_flops = step_flops(_config(args, "dense"), args.batch_size)
-    rates = [_product_flops(args) / value / 1e9 for value in seconds["product"]]
+    gflops = step_flops(make_config(args, "moe"), args.batch_size) / 1e9
+    dense_flops = step_flops(make_config(args, "dense"), args.batch_size)
+    rates = [product_flops(args) / value / 1e9 for value in seconds["product"]]
     shares = [gflops / step / rate for step, rate in zip(seconds["mixture"], rates, strict=True)]
     print(f"  product of its sizes     {spread(rates, ' GFLOP/s', digits=0)}")
     print(f"  {gflops:.1f} GFLOP a step: share of the product's rate {spread(shares, digits=2)}")
@@ -101,7 +98,7 @@ def step_flops(config: FLI2MoEConfig, batch_size: int) -> float:
     return 2 * (3 * products + 2 * projections)
 
 
-def _config(args: argparse.Namespace, architecture: str) -> FLI2MoEConfig:
+def make_config(args: argparse.Namespace, architecture: str) -> FLI2MoEConfig:
     return FLI2MoEConfig(
         modalities={
             "image": {"feature_size": ENCODER_WIDTH, "max_features": args.image_features},
@@ -117,9 +114,9 @@ def _config(args: argparse.Namespace, architecture: str) -> FLI2MoEConfig:
     )
 
 
-def _model(args: argparse.Namespace, architecture: str) -> FLI2MoEModel:
+def make_model(args: argparse.Namespace, architecture: str) -> FLI2MoEModel:
     torch.manual_seed(0)
-    return FLI2MoEModel(_config(args, architecture)).to(args.device).train()
+    return FLI2MoEModel(make_config(args, architecture)).to(args.device).train()
 
 
 def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
@@ -130,7 +127,7 @@ def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     }
 
 
-def _step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+def make_step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[], None]:
     features = _features(args)
     masks = {name: torch.ones(x.shape[:2], dtype=torch.bool, device=args.device) for name, x in features.items()}
     if args.padded:
@@ -139,24 +136,32 @@ def _step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[]
     inputs = {"features": features, "feature_masks": masks if args.padded else None}
     labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
     optimizer = create_optimizer(model, TrainingArguments())
-    return _training_step(optimizer, lambda: model(**inputs, labels=labels).loss, args.device, dtype)
+    return training_step(optimizer, lambda: model(**inputs, labels=labels).loss, args.device, dtype)
 
 
-def _training_step(
+def autocast(device_type: str, dtype: str) -> torch.autocast:
+    """Mixed precision by the names that Accelerate gives it; none in float32."""
+    return torch.autocast(device_type, DTYPES.get(dtype), enabled=dtype in DTYPES)
+
+
+def training_step(
     optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], device: str, dtype: str
 ) -> Callable[[], None]:
+    kind = torch.device(device).type
+    scaler = torch.amp.GradScaler(kind, enabled=dtype == "fp16")
+
     def step() -> None:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bf16"):
+        with autocast(kind, dtype):
             value = loss()
-        value.backward()
-        optimizer.step()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
-        _wait(device)
 
     return step
 
 
-def _product_flops(args: argparse.Namespace) -> float:
+def product_flops(args: argparse.Namespace) -> float:
     return 2 * _product_rows(args) * args.hidden_size * 2 * args.hidden_size * 4 * 10
 
 
@@ -165,7 +170,7 @@ def _product_rows(args: argparse.Namespace) -> int:
     return 3 * args.batch_size * length
 
 
-def _product(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+def product(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
     """Ten products of the feed-forward's sizes, for four experts."""
     number_format = torch.bfloat16 if dtype == "bf16" else torch.float32
     rows = torch.randn(4, _product_rows(args), args.hidden_size, device=args.device, dtype=number_format)
@@ -175,14 +180,8 @@ def _product(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
     def multiply() -> None:
         for _ in range(10):
             torch.bmm(rows, weight.mT, out=output)
-        _wait(args.device)
 
     return multiply
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 # ---- where the time goes -------------------------------------------------------------------------------------------
@@ -223,68 +222,24 @@ def _part_of(event: Any) -> str:
     return "everything else"
 
 
-# ---- the published code --------------------------------------------------------------------------------------------
+# ---- other code ----------------------------------------------------------------------------------------------------
 
 
-def _published_step(args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+def other_step(args: argparse.Namespace, dtype: str, code: OtherCode) -> Callable[[], None]:
     """
-    The step of a checkout of github.com/Raina-Xin/I2MoE on inputs that are already projected, with our projections
-    before it.
+    The step of a checkout of published code on inputs that are already projected, with our projections before it.
     """
-    interaction_moe, transformer = _import_published(args.reference)
     lengths = [4, 4] if args.level == "pooled" else [args.image_features, args.text_features]
-    fusion = transformer.Transformer(
-        num_modalities=2,
-        num_patches=1,
-        hidden_dim=args.hidden_size,
-        output_dim=LABELS,
-        num_layers=2,
-        num_layers_pred=1,
-        num_experts=1,
-        num_routers=1,
-        top_k=1,
-        num_heads=4,
-        dropout=args.dropout,
-    )
-    fusion.pos_embed = nn.Parameter(torch.zeros(1, sum(lengths), args.hidden_size))
-    mixture = interaction_moe.InteractionMoE(
-        num_modalities=2,
-        fusion_model=fusion,
-        fusion_sparse=False,
-        hidden_dim=args.hidden_size,
-        hidden_dim_rw=256,
-        num_layer_rw=3,
-        temperature_rw=2,
-    )
-    stems = _model(args, "moe").stems
+    mixture = code.mixture(lengths, args.hidden_size, LABELS, args.dropout)
+    stems = make_model(args, "moe").stems
     model = nn.ModuleList([mixture, stems]).to(args.device).train()
     features = _features(args)
     labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
 
     def loss() -> torch.Tensor:
         inputs = [stem(x, None) for stem, x in zip(stems, features.values(), strict=True)]
-        *_, logits, losses = mixture(inputs)
+        logits, losses = code.call(mixture, inputs)
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels) + 0.5 * sum(losses) / len(losses)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)  # as it is published
-    return _training_step(optimizer, loss, args.device, dtype)
-
-
-class _Absent(types.ModuleType):
-    """Stands for a package that the published code imports and a Transformer of it never uses."""
-
-    def __getattr__(self, name: str) -> type:
-        return type(name, (nn.Module,), {})
-
-
-def _import_published(checkout: Path) -> tuple[Any, Any]:
-    if not (checkout / "src" / "imoe" / "InteractionMoE.py").is_file():
-        raise SystemExit(f"{checkout} is no checkout of the published code: it has no src/imoe/InteractionMoE.py")
-    sys.path.insert(0, str(checkout))
-    for name in ("torchvision", "tree", "fmoe_cuda", "fmoe", *(f"fmoe.{part}" for part in FASTMOE_PARTS)):
-        sys.modules.setdefault(name, _Absent(name))
-    if not torch.cuda.is_available():
-        nn.Module.cuda = lambda self, device=None: self  # its layers move themselves to a GPU
-    return tuple(
-        importlib.import_module(name) for name in ("src.imoe.InteractionMoE", "src.common.fusion_models.transformer")
-    )
+    return training_step(optimizer, loss, args.device, dtype)
