@@ -5,6 +5,7 @@
     python recipes/benchmark.py train_step
     python recipes/benchmark.py interactions
     python recipes/benchmark.py encoding --data_dir <MM-IMDb folder>      # default: the built-in sample
+    python recipes/benchmark.py gpu --published_code <checkout> --authors_code <checkout>
 
 Every figure is the median of `--repetitions` with its smallest and largest value; what is compared takes turns, so that
 a busy machine slows all of it. A further benchmark is a function in benchmarks/ that prints its figures, and an entry
@@ -14,7 +15,7 @@ in BENCHMARKS.
 import argparse
 from collections.abc import Callable
 
-from benchmarks import features, interactions, train_step
+from benchmarks import features, gpu, interactions, train_step
 from benchmarks.measuring import machine, use_processor_time
 from datasets import disable_progress_bars
 
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[argp
     "memory": (features.memory, features.add_memory_arguments),
     "train_step": (train_step.run, train_step.add_arguments),
     "interactions": (interactions.run, interactions.add_arguments),
+    "gpu": (gpu.run, gpu.add_arguments),
 }
 
 

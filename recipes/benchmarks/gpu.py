@@ -1,0 +1,135 @@
+"""Everything that a GPU has to prove: first that results are right, then how fast they come."""
+
+import argparse
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from fl_i2moe.training.arguments import given_path
+from fl_i2moe.utils.machine import keep_freed_memory
+
+from . import gpu_losses, gpu_results
+from .measuring import machine
+from .other_code import authors_code, published_code
+from .report import Report, Section
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is checked and measured."""
+
+    is_tiny: bool
+    modality_counts: tuple[int, ...]
+    """With which all fusions are compared."""
+    mixed_counts: tuple[int, ...]
+    """The same in mixed precision."""
+    check_width: int
+    """Hidden size of the models that are compared."""
+    num_draws: int
+    num_calls: int
+    """Of the plain loop."""
+    image_features: int
+    text_features: int
+    batch_size: int
+    hidden_size: int
+    matrix_size: int
+    steps: int
+    """Calls in a row whose mean is one measurement."""
+    rows: int
+    """Of the cache that the loader reads."""
+    posters: int
+    films: int
+    """That are encoded; posters come again."""
+
+
+SIZES = {
+    "full": Size(False, (2, 3, 4), (2,), 64, 200, 32, 197, 256, 32, 256, 8192, 4, 768, 256, 4096),
+    "tiny": Size(True, (2,), (), 16, 20, 4, 20, 24, 4, 16, 64, 1, 16, 4, 8),
+}
+
+SECTIONS = [
+    Section("losses and gradients against the CPU's", 0.7, gpu_losses.losses),
+    Section("mixed precision and Adam", 0.5, gpu_losses.mixed_precision),
+    Section("training, stopped and resumed", 0.8, gpu_results.training),
+    Section("explanations and games", 0.6, gpu_results.explanations),
+]
+"""In the order in which they run; their minutes are at most the default of --max_minutes."""
+
+
+@dataclass
+class Bench:
+    """What sections share."""
+
+    args: argparse.Namespace
+    size: Size
+    device: torch.device
+    folder: Path
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """One process has one: on a GPU in fp16, which has most to keep when training stops (the scale, too)."""
+        on_gpu = self.device.type == "cuda"
+        precision = "fp16" if on_gpu else "no"
+        return Accelerator(cpu=not on_gpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=SIZES, default="full", help="tiny: on a CPU in seconds, to try the command")
+    parser.add_argument("--max_minutes", type=_minutes, default=8.0, help="sections that do not fit are skipped")
+    parser.add_argument("--sections", nargs="+", type=int, choices=range(1, len(SECTIONS) + 1), metavar="NUMBER")
+    parser.add_argument("--output", type=_file, default=Path("gpu_benchmark.json"), help="what was found, as JSON")
+    parser.add_argument("--published_code", type=published_code, help="a checkout of github.com/Raina-Xin/I2MoE")
+    parser.add_argument("--authors_code", type=authors_code, help="a checkout of github.com/dut0817/FL-I2MoE_Decor")
+
+
+def _device(text: str) -> torch.device:
+    if text not in ("cuda", "cpu"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cuda nor cpu (CUDA_VISIBLE_DEVICES chooses a GPU)")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"PyTorch {torch.__version__} sees no GPU here; try with --device cpu")
+    return torch.device(text)
+
+
+def _file(text: str) -> Path:
+    path = given_path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder: give a file, such as {path / 'gpu.json'}")
+    if above := [folder for folder in path.absolute().parents if folder.exists() and not folder.is_dir()]:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {above[0]} is a file")
+    return path
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of minutes")
+    return minutes
+
+
+def run(args: argparse.Namespace) -> None:
+    """Whether a GPU gives the CPU's results, then how fast; exits with 1 where a check fails."""
+    # products are deterministic with it; it is also what PyTorch takes on Hopper
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    keep_freed_memory()
+    head = {"machine": machine(), "device": str(args.device), "size": args.size, "torch": torch.__version__}
+    wanted = args.sections or range(1, len(SECTIONS) + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, SIZES[args.size], args.device, Path(folder))
+        report = Report(args.output, head, args.max_minutes, torch.cuda.empty_cache)
+        report.write()  # where that is not possible, now is the time to know
+        for number in wanted:
+            report.run(SECTIONS[number - 1], bench)
+    counts = report.counts()
+    print(f"\n{report.minutes:.1f} minutes; " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    print(f"Everything is in {args.output}.")
+    if counts["failed"]:
+        raise SystemExit(1)
