@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,9 @@ class _Run:
     metric: str
 
     def __post_init__(self):
-        config, arguments, accelerator = self.config, self.arguments, self.accelerator
+        # saving a model writes into its configuration, and a later seed would no longer be the run that it is alone
+        self.config = config = deepcopy(self.config)
+        arguments, accelerator = self.arguments, self.accelerator
         accelerator.free_memory()  # of an earlier seed, whose state would be saved and loaded along
         if accelerator.scaler is not None:  # of fp16: it adapts to a run, and would bring an earlier seed's scale along
             options = accelerator.scaler_handler.to_kwargs() if accelerator.scaler_handler else {}

@@ -320,24 +320,23 @@ def test_the_kept_model_comes_from_the_checkpoint(cache, stopped, tmp_path):
     assert_same(expected, tensors(resumed))
 
 
-def test_a_second_seed_resumes_from_its_own_state(cache, tmp_path, monkeypatch):
+def test_a_second_seed_resumes_from_its_own_state(cache, tmp_path, monkeypatch, capsys):
     """One accelerator serves all seeds of a job; the job that resumes may start with a later one."""
 
     def accelerator():
         return Accelerator(cpu=True, step_scheduler_with_optimizer=False)
 
-    def run(seed, accelerator, folder, **options):
+    def run(seed, accelerator, folder, config, **options):
         arguments = TrainingArguments(num_epochs=2, batch_size=16, learning_rate=1e-2, seeds=[0, 1])
-        config = make_config(cache)
         folder = tmp_path / folder / str(seed)
         return train(config, cache, arguments, folder, accelerator, seed=seed, metric="micro_f1", **options)
 
-    shared = accelerator()
-    run(0, shared, "whole")
-    expected = run(1, shared, "whole")
+    shared, config = accelerator(), make_config(cache)
+    run(0, shared, "whole", config)
+    expected = run(1, shared, "whole", config)
 
-    shared = accelerator()
-    run(0, shared, "stopped")
+    shared, config = accelerator(), make_config(cache)
+    run(0, shared, "stopped", config)
     save = Checkpoints.save
 
     def save_and_stop(*arguments):
@@ -347,8 +346,10 @@ def test_a_second_seed_resumes_from_its_own_state(cache, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            run(1, shared, "stopped")
-    assert_same(tensors(expected), tensors(run(1, accelerator(), "stopped", resume=True)))
+            run(1, shared, "stopped", config)
+    resumed = run(1, accelerator(), "stopped", make_config(cache), resume=True)
+    assert "Going on from" in capsys.readouterr().out
+    assert_same(tensors(expected), tensors(resumed))
 
 
 @pytest.mark.parametrize("lr_scheduler", ["constant", "linear", "cosine"])
