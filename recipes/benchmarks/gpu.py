@@ -1,10 +1,10 @@
 """Everything that a GPU has to prove: first that results are right, then how fast they come."""
 
 import argparse
+import math
 import os
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from fl_i2moe.training.arguments import given_path
 from fl_i2moe.utils.machine import keep_freed_memory
 
-from . import gpu_losses, gpu_results
+from . import gpu_losses, gpu_results, gpu_speed
 from .measuring import machine
 from .other_code import authors_code, published_code
 from .report import Report, Section
@@ -27,12 +27,16 @@ class Size:
     modality_counts: tuple[int, ...]
     """With which all fusions are compared."""
     mixed_counts: tuple[int, ...]
-    """The same in mixed precision."""
+    mixed_variants: tuple[str, ...]
+    """The same in mixed precision, and which `VARIANTS`."""
     check_width: int
     """Hidden size of the models that are compared."""
     num_draws: int
+    """Of dropout."""
     num_calls: int
     """Of the plain loop."""
+    objectives: tuple[str, ...]
+    """That are trained."""
     image_features: int
     text_features: int
     batch_size: int
@@ -40,16 +44,60 @@ class Size:
     matrix_size: int
     steps: int
     """Calls in a row whose mean is one measurement."""
+    dtypes: tuple[str, ...]
+    """In which steps are measured."""
     rows: int
     """Of the cache that the loader reads."""
     posters: int
     films: int
     """That are encoded; posters come again."""
+    compiler: str
+    """Backend of torch.compile."""
 
 
 SIZES = {
-    "full": Size(False, (2, 3, 4), (2,), 64, 200, 32, 197, 256, 32, 256, 8192, 4, 768, 256, 4096),
-    "tiny": Size(True, (2,), (), 16, 20, 4, 20, 24, 4, 16, 64, 1, 16, 4, 8),
+    "full": Size(
+        is_tiny=False,
+        modality_counts=(2, 3, 4),
+        mixed_counts=(2,),
+        mixed_variants=tuple(gpu_losses.VARIANTS),
+        check_width=64,
+        num_draws=200,
+        num_calls=32,
+        objectives=("published", "specialised"),
+        image_features=197,
+        text_features=256,
+        batch_size=32,
+        hidden_size=256,
+        matrix_size=8192,
+        steps=4,
+        dtypes=("bf16", "fp16", "float32"),
+        rows=768,
+        posters=256,
+        films=4096,
+        compiler="inductor",
+    ),
+    "tiny": Size(
+        is_tiny=True,
+        modality_counts=(2,),
+        mixed_counts=(),
+        mixed_variants=("pooled",),
+        check_width=16,
+        num_draws=5,
+        num_calls=4,
+        objectives=("specialised",),
+        image_features=20,
+        text_features=24,
+        batch_size=4,
+        hidden_size=16,
+        matrix_size=64,
+        steps=1,
+        dtypes=("bf16",),
+        rows=16,
+        posters=4,
+        films=8,
+        compiler="eager",
+    ),
 }
 
 SECTIONS = [
@@ -57,6 +105,11 @@ SECTIONS = [
     Section("mixed precision and Adam", 0.5, gpu_losses.mixed_precision),
     Section("training, stopped and resumed", 0.8, gpu_results.training),
     Section("explanations and games", 0.6, gpu_results.explanations),
+    Section("training step", 1.5, gpu_speed.steps),
+    Section("loader beside the step", 0.7, gpu_speed.loading),
+    Section("encoding", 1.0, gpu_speed.encoding),
+    Section("explaining", 0.6, gpu_speed.explaining),
+    Section("compiled, and as one graph", 1.3, gpu_speed.compiled),
 ]
 """In the order in which they run; their minutes are at most the default of --max_minutes."""
 
@@ -69,13 +122,7 @@ class Bench:
     size: Size
     device: torch.device
     folder: Path
-
-    @cached_property
-    def accelerator(self) -> Accelerator:
-        """One process has one: on a GPU in fp16, which has most to keep when training stops (the scale, too)."""
-        on_gpu = self.device.type == "cuda"
-        precision = "fp16" if on_gpu else "no"
-        return Accelerator(cpu=not on_gpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
+    accelerator: Accelerator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +170,11 @@ def run(args: argparse.Namespace) -> None:
     head = {"machine": machine(), "device": str(args.device), "size": args.size, "torch": torch.__version__}
     wanted = args.sections or range(1, len(SECTIONS) + 1)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args, SIZES[args.size], args.device, Path(folder))
+        # on a GPU in fp16, which has most to keep where training stops; a process has one, and whoever is first decides
+        on_gpu = args.device.type == "cuda"
+        precision = "fp16" if on_gpu else "no"
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
+        bench = Bench(args, SIZES[args.size], args.device, Path(folder), accelerator)
         report = Report(args.output, head, args.max_minutes, torch.cuda.empty_cache)
         report.write()  # where that is not possible, now is the time to know
         for number in wanted:

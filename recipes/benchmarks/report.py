@@ -5,7 +5,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ class Line:
     """Why the bound is what it is; why something failed or was skipped."""
 
     values: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            self.value = str(self.value)  # JSON has no such numbers
+        self.values = [x for x in self.values if math.isfinite(x)]
 
     def __str__(self) -> str:
         shown = self.value if isinstance(self.value, str) else "" if self.value is None else f"{self.value:,.3g}"
@@ -123,8 +128,10 @@ class Report:
         lines = self.sections[section.name] = []
 
         def add(found: list[Line]) -> None:
-            lines.extend(found)
-            print(*found, sep="\n", flush=True)
+            for line in found:
+                known = lines[-1].note if lines else ""
+                print(replace(line, note="same") if line.note and line.note == known else line, flush=True)
+                lines.append(line)
 
         end = self.minutes + section.minutes
         if end > self.max_minutes:

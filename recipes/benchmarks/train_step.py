@@ -127,14 +127,19 @@ def _features(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     }
 
 
-def make_step(model: nn.Module, args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+def make_inputs(args: argparse.Namespace) -> tuple[dict[str, Any], torch.Tensor]:
+    """What the model takes, and labels."""
     features = _features(args)
     masks = {name: torch.ones(x.shape[:2], dtype=torch.bool, device=args.device) for name, x in features.items()}
     if args.padded:
         lengths = torch.linspace(args.text_features / 2, args.text_features, args.batch_size, device=args.device)
         masks["text"] = torch.arange(args.text_features, device=args.device) < lengths.round()[:, None]
-    inputs = {"features": features, "feature_masks": masks if args.padded else None}
     labels = torch.randint(0, 2, (args.batch_size, LABELS), device=args.device).float()
+    return {"features": features, "feature_masks": masks if args.padded else None}, labels
+
+
+def make_step(model: Callable[..., Any], args: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    inputs, labels = make_inputs(args)
     optimizer = create_optimizer(model, TrainingArguments())
     return training_step(optimizer, lambda: model(**inputs, labels=labels).loss, args.device, dtype)
 
@@ -199,16 +204,26 @@ PARTS = {
 """What counts as what, by parts of the names of an operation and of those that called it; the first one that fits."""
 
 
-def _print_profile(step: Callable[[], None], num_steps: int = 3) -> None:
+def _print_profile(step: Callable[[], None]) -> None:
+    print("  | part of the step, under a profiler | share |\n  |---|---|")
+    for part, share in profile(step).items():
+        print(f"  | {part} | {share:.1%} |")
+
+
+def profile(step: Callable[[], None], num_steps: int = 3) -> dict[str, float]:
+    """Part of a step → its share of the time, on a GPU of the time that kernels run; the largest first."""
     with torch.profiler.profile() as profiler:
         for _ in range(num_steps):
             step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    # a kernel's time is told twice: as its own event, and with the operation that started it
+    events = [x for x in profiler.events() if x.device_type == torch.autograd.DeviceType.CPU]
+    on_gpu = any(x.self_device_time_total for x in events)
     seconds = dict.fromkeys([*PARTS, "everything else"], 0.0)
-    for event in profiler.events():
-        seconds[_part_of(event)] += (event.self_cpu_time_total + event.self_device_time_total) / 1e6 / num_steps
-    print("  | part of the step, under a profiler | share |\n  |---|---|")
-    for part, value in sorted(seconds.items(), key=lambda item: -item[1]):
-        print(f"  | {part} | {value / sum(seconds.values()):.1%} |")
+    for event in events:
+        seconds[_part_of(event)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return {part: x / sum(seconds.values()) for part, x in sorted(seconds.items(), key=lambda item: -item[1])}
 
 
 def _part_of(event: Any) -> str:
