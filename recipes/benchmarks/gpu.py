@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from fl_i2moe.model.fusions import FUSIONS
 from fl_i2moe.training.arguments import given_path
 from fl_i2moe.utils.machine import keep_freed_memory
 
@@ -37,6 +38,8 @@ class Size:
     """Of the plain loop."""
     objectives: tuple[str, ...]
     """That are trained."""
+    fusions: tuple[str, ...]
+    """Whose explanations are compared."""
     image_features: int
     text_features: int
     batch_size: int
@@ -65,6 +68,7 @@ SIZES = {
         num_draws=200,
         num_calls=32,
         objectives=("published", "specialised"),
+        fusions=tuple(FUSIONS),
         image_features=197,
         text_features=256,
         batch_size=32,
@@ -86,6 +90,7 @@ SIZES = {
         num_draws=5,
         num_calls=4,
         objectives=("specialised",),
+        fusions=("early",),
         image_features=20,
         text_features=24,
         batch_size=4,

@@ -230,7 +230,7 @@ def _skip_step(bench: Any, clips: bool) -> list[Line]:
     model = make_model(make_config(2, bench.size.check_width)).to(bench.device)
     optimizer = create_optimizer(model, TrainingArguments(learning_rate=0.01))
     scaler = torch.amp.GradScaler(bench.device.type, init_scale=1024.0, growth_interval=1000)
-    batch = to_device(make_batch(model.config), bench.device)
+    batch = to_device(make_batch(model.config, num_samples=2), bench.device)
 
     def step(overflows: bool) -> list[Tensor]:
         with autocast(bench.device.type, "fp16"):

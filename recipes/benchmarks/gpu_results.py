@@ -23,7 +23,6 @@ from fl_i2moe.explain.input_attribution import INPUT_METHODS
 from fl_i2moe.explain.inputs import sample_row
 from fl_i2moe.explain.interactions import ESTIMATORS
 from fl_i2moe.model.encoders import load_encoder
-from fl_i2moe.model.fusions import FUSIONS
 from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.loop import FittedModel, train
 
@@ -132,7 +131,7 @@ def explanations(bench: Any) -> Iterator[Step]:
         estimator = list(ESTIMATORS)[number % len(ESTIMATORS)]
         shown = sample if units == "input" else row
         yield f"{units}, {method}, {estimator}", partial(_compare_explanations, both, shown, units, method, estimator)
-    for fusion in FUSIONS:
+    for fusion in bench.size.fusions:
         pair = [make(torch.device("cpu"), fusion), make(bench.device, fusion)]
         yield fusion, partial(_compare_explanations, pair, row, "features", None, "shared_context", f"{fusion}: ")
     yield "games", partial(_compare_games, bench)

@@ -61,9 +61,7 @@ def steps(bench: Any) -> Iterator[Step]:
         yield f"{level}, {dtype}", partial(_measure_steps, bench, rate, level, dtype)
     for dtype in bench.size.dtypes:
         for padded in (False, True):
-            name = f"attention kernel, {dtype}{', padded' * padded}"
-            yield name, partial(_find_kernels, bench, name, dtype, padded)
-    yield "where a step's time goes", partial(_profile, bench)
+            yield f"attention of {dtype}{', padded' * padded}", partial(_profile, bench, dtype, padded)
 
 
 def _measure_rate(bench: Any, rate: list[float]) -> list[Line]:
@@ -144,25 +142,17 @@ def _peak_memory(name: str, step: Callable[[], None]) -> Line:
     return measured(name, [peak], "GiB", note="beside weights and Adam's state")
 
 
-def _find_kernels(bench: Any, name: str, dtype: str, padded: bool) -> list[Line]:
-    """Which of PyTorch's attentions the step runs; CPUs train with one written by hand."""
-    args = settings(bench, padded=padded)
+def _profile(bench: Any, dtype: str, padded: bool) -> list[Line]:
+    """Which of PyTorch's attentions a step runs, CPUs train with one written by hand; and what takes its time."""
+    args, what = settings(bench, padded=padded), f"{dtype}{', padded' * padded}"
     step = train_step.make_step(train_step.make_model(args, "moe"), args, dtype)
     step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        step()
-    synchronize(bench.device)
-    keys = [x.key for x in profiler.key_averages()]
-    found = sorted(key.removeprefix("aten::_") for key in keys if key.startswith("aten::_scaled_dot_product"))
-    return [Line(name, ", ".join(found) or "none of PyTorch's")]
-
-
-def _profile(bench: Any) -> list[Line]:
-    args = settings(bench)
-    step = train_step.make_step(train_step.make_model(args, "moe"), args, "bf16")
-    step()
-    shares = train_step.profile(step, bench.size.steps).items()
-    return [measured(f"share of a step, bf16: {part}", [100 * share], "%") for part, share in shares]
+    events = train_step.profile(step, bench.size.steps)
+    names = {event.name for event in events if event.name.startswith("aten::_scaled_dot_product")}
+    found = ", ".join(sorted(name.removeprefix("aten::_") for name in names)) or "none of PyTorch's"
+    shares = train_step.shares_of(events).items()
+    of_time = [measured(f"{what}: share of a step's time: {part}", [100 * share], "%") for part, share in shares]
+    return [Line(f"{what}: attention", found), *of_time]
 
 
 # ---- compiled, and as one graph ------------------------------------------------------------------------------------

@@ -206,20 +206,24 @@ PARTS = {
 
 def _print_profile(step: Callable[[], None]) -> None:
     print("  | part of the step, under a profiler | share |\n  |---|---|")
-    for part, share in profile(step).items():
+    for part, share in shares_of(profile(step)).items():
         print(f"  | {part} | {share:.1%} |")
 
 
-def profile(step: Callable[[], None], num_steps: int = 3) -> dict[str, float]:
-    """Part of a step → its share of the time, on a GPU of the time that kernels run; the largest first."""
+def profile(step: Callable[[], None], num_steps: int = 3) -> list[Any]:
+    """The operations of so many steps."""
     with torch.profiler.profile() as profiler:
         for _ in range(num_steps):
             step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     # a kernel's time is told twice: as its own event, and with the operation that started it
-    events = [x for x in profiler.events() if x.device_type == torch.autograd.DeviceType.CPU]
-    on_gpu = any(x.self_device_time_total for x in events)
+    return [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CPU]
+
+
+def shares_of(events: list[Any]) -> dict[str, float]:
+    """Part of a step → its share of the time, on a GPU of the time that kernels run; the largest first."""
+    on_gpu = any(event.self_device_time_total for event in events)
     seconds = dict.fromkeys([*PARTS, "everything else"], 0.0)
     for event in events:
         seconds[_part_of(event)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
