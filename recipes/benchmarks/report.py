@@ -1,10 +1,13 @@
 """What checks and measurements found: lines of a table as they come, and all of them as JSON."""
 
 import math
+import signal
 import statistics
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,8 +124,8 @@ class Report:
 
     def run(self, section: Section, about: Any) -> None:
         """
-        Takes the steps of a section one after another. One that raises is a failed one; those that its minutes do not
-        allow to begin are skipped, and so is a section whose minutes are more than what is left.
+        Takes the steps of a section one after another. One that raises is a failed one. When its minutes are over, the
+        step that runs is ended, and those behind it are skipped, as is a section whose minutes are more than are left.
         """
         print(f"\n## {section.name}\n\n{HEAD}", flush=True)
         lines = self.sections[section.name] = []
@@ -141,14 +144,23 @@ class Report:
         else:
             try:
                 for name, step in section.steps(about):
-                    if self.minutes > end:
-                        add([skipped(name, f"the section's {section.minutes:g} minutes are over")])
-                    else:
-                        add(_take(name, step))
+                    add(self._take(name, step, end, f"the section's {section.minutes:g} minutes are over"))
                     self.between()
             except Exception as error:
                 add([_failed("what the section needs", error)])
         self.write()
+
+    def _take(self, name: str, step: Callable[[], list[Line]], end: float, why: str) -> list[Line]:
+        seconds = 60 * (end - self.minutes)
+        try:
+            if seconds > 0:
+                with _ended_after(seconds):
+                    return step()
+        except _OutOfTime:
+            why += ", while it ran"
+        except Exception as error:  # of any kind: what follows is to be known, too
+            return [_failed(name, error)]
+        return [skipped(name, why)]
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,11 +173,27 @@ class Report:
         return {verdict.lower(): verdicts.count(verdict) for verdict in (FAILED, MISSED, SKIPPED)}
 
 
-def _take(name: str, step: Callable[[], list[Line]]) -> list[Line]:
+class _OutOfTime(BaseException):
+    """No `Exception`, which a compiler may take for one of its own."""
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Raises [`_OutOfTime`] in what runs longer; only a main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise _OutOfTime
+
+    earlier = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        return step()
-    except Exception as error:  # of any kind: what follows is to be known, too
-        return [_failed(name, error)]
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def _failed(name: str, error: Exception) -> Line:

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -190,6 +191,24 @@ def test_lines_and_limits(benchmarks, tmp_path, monkeypatch, capsys):
     }
     assert (written["size"], written["failed"], written["skipped"]) == ("tiny", 0, 2)
     assert "it may take 2 minutes, 1.1 of --max_minutes are left" in capsys.readouterr().out
+
+
+def test_a_step_that_takes_too_long_is_ended(benchmarks, tmp_path):
+    report = benchmarks.report
+
+    def hang():
+        try:
+            time.sleep(60)
+        except Exception:
+            return []
+
+    found = report.Report(tmp_path / "found.json", {}, max_minutes=1)
+    started = time.monotonic()
+    found.run(report.Section("slow", 0.001, lambda _: iter([("a", hang), ("b", hang)])), None)
+    assert time.monotonic() - started < 10
+    whys = [line.note for line in found.sections["slow"]]
+    assert whys == ["the section's 0.001 minutes are over, while it ran", "the section's 0.001 minutes are over"]
+    assert found.counts() == {"failed": 0, "missed": 0, "skipped": 2}
 
 
 MIXTURE = """
