@@ -29,12 +29,18 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[argp
 }
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, (run, add_arguments) in BENCHMARKS.items():
         command = commands.add_parser(name, description=run.__doc__, help=run.__doc__)
-        command.add_argument("--repetitions", type=int, default=5)
+        command.add_argument("--repetitions", type=_count, default=5, help="whose median is told (5)")
         command.add_argument(
             "--processor_time", action="store_true", help="of one thread: for a machine that other work shares"
         )

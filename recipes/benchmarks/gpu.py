@@ -133,8 +133,10 @@ class Bench:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES, default="full", help="tiny: on a CPU in seconds, to try the command")
-    parser.add_argument("--max_minutes", type=_minutes, default=8.0, help="sections that do not fit are skipped")
-    parser.add_argument("--sections", nargs="+", type=int, choices=range(1, len(SECTIONS) + 1), metavar="NUMBER")
+    parser.add_argument("--max_minutes", type=_minutes, default=8.0, help="sections that do not fit are skipped (8)")
+    numbers = range(1, len(SECTIONS) + 1)
+    listed = "; ".join(f"{number} {section.name}" for number, section in zip(numbers, SECTIONS, strict=True))
+    parser.add_argument("--sections", nargs="+", type=int, choices=numbers, metavar="NUMBER", help=f"{listed} (all)")
     parser.add_argument("--output", type=_file, default=Path("gpu_benchmark.json"), help="what was found, as JSON")
     parser.add_argument("--published_code", type=published_code, help="a checkout of github.com/Raina-Xin/I2MoE")
     parser.add_argument("--authors_code", type=authors_code, help="a checkout of github.com/dut0817/FL-I2MoE_Decor")
@@ -181,7 +183,10 @@ def run(args: argparse.Namespace) -> None:
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
         bench = Bench(args, SIZES[args.size], args.device, Path(folder), accelerator)
         report = Report(args.output, head, args.max_minutes, torch.cuda.empty_cache)
-        report.write()  # where that is not possible, now is the time to know
+        try:
+            report.write()
+        except OSError as error:
+            raise SystemExit(f"--output {args.output} cannot be written ({error}): give another file.") from error
         for number in wanted:
             report.run(SECTIONS[number - 1], bench)
     counts = report.counts()

@@ -237,7 +237,7 @@ def _skip_step(bench: Any, clips: bool) -> list[Line]:
             loss = model(**batch).loss
         scaler.scale(loss).backward()
         if overflows:
-            next(model.parameters()).grad.view(-1)[0] = torch.inf
+            next(model.parameters()).grad[0] = torch.inf
         if clips:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

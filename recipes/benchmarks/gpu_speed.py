@@ -68,7 +68,8 @@ def _measure_rate(bench: Any, rate: list[float]) -> list[Line]:
     size = bench.size.matrix_size
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
-    seconds = compare(bench, {"product": lambda: torch.mm(a, b, out=out)})["product"]
+    tasks = {"product": lambda: torch.mm(a, b, out=out)}
+    seconds = take_turns(tasks, bench.args.repetitions, bench.device, 10 * bench.size.steps)["product"]
     found = measured("matrix rate, bf16", [2 * size**3 / x / 1e12 for x in seconds], "TFLOP/s", note=MATRIX_NOTE)
     rate.append(float(found.value or 0))
     return [found]

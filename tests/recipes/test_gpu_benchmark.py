@@ -297,6 +297,23 @@ def test_bad_options(benchmarks, tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_no_repetitions(run_here, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    for number in ("0", "-1", "2.5"):
+        with pytest.raises(SystemExit):
+            run_here("recipes/benchmark.py", "gpu", "--repetitions", number)
+        assert f"'{number}' is no whole number from 1 on" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(run, benchmarks, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(benchmarks.report, "write_json", full)
+    with pytest.raises(SystemExit, match=r"gpu\.json cannot be written .*No space left.*give another file"):
+        run()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(benchmarks, capsys):
     parser = argparse.ArgumentParser()
