@@ -66,7 +66,8 @@ PAPER = {
 }
 # Small and quick, enough to learn all interactions of the sample
 SAMPLE = {
-    "num_epochs": 12,
+    "objective": "specialised",
+    "num_epochs": 30,
     "batch_size": 32,
     "learning_rate": 2e-3,
     "hidden_size": 32,

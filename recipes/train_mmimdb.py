@@ -36,7 +36,8 @@ from fl_i2moe.training.recipe import run_recipe
 PAPER = published_presets("mmimdb", text_max_length=TEXT_LENGTHS["mmimdb"])
 # Small and quick, enough to learn all four interactions of the sample
 SAMPLE = {
-    "num_epochs": 12,
+    "objective": "specialised",
+    "num_epochs": 20,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "hidden_size": 64,

@@ -371,6 +371,22 @@ class GroupedTransformer(Fusion):
         Returns:
             Logits (N, E, C), and what else there is.
         """
+        means, routing = self.means(x, feature_mask, readout, experts, attentions, replaced)
+        logits, extra = self.read(means, experts)
+        if routing is not None:
+            extra.auxiliary_loss = torch.stack(routing.balances).sum(dim=0)
+        return logits, extra
+
+    def means(
+        self,
+        x: torch.Tensor,
+        feature_mask: torch.Tensor | None,
+        readout: torch.Tensor,
+        experts: list[int] | None = None,
+        attentions: list[torch.Tensor | None] | None = None,
+        replaced: list[slice] | None = None,
+    ) -> tuple[torch.Tensor, Routing | None]:
+        """What the head reads, (E, N, M, H): each modality's mean behind the last layer. Arguments of [`forward`]."""
         attention_mask = self.attention_mask(feature_mask, readout, experts)
         x, routing = x if x.dim() == 4 else x.unsqueeze(0), self.start_routing(readout)
         for layer in self.layers:
@@ -378,11 +394,7 @@ class GroupedTransformer(Fusion):
             replaced = None  # attention mixes what is replaced into everything
             if attentions is not None:
                 attentions.append(weights)
-        means = torch.matmul(readout.to(x.dtype), x)  # (E, N, M, H)
-        logits, extra = self.read(means, experts)
-        if routing is not None:
-            extra.auxiliary_loss = torch.stack(routing.balances).sum(dim=0)
-        return logits, extra
+        return torch.matmul(readout.to(x.dtype), x), routing
 
     def start_routing(self, readout: torch.Tensor) -> Routing | None:
         return None

@@ -12,13 +12,13 @@ Shapes: N rows or B samples · E experts · M modalities · C classes · H hidde
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
-from .fusion import FusionExtra, GroupedLinear, GroupedTransformer, attend_within
+from .fusion import FusionExtra, GroupedLinear, GroupedTransformer, Routing, attend_within
 from .objective import Objective, Step, Term, View, ViewedModel, task_loss, weigh
 
 
@@ -67,12 +67,31 @@ class SpecialisedTransformer(GroupedTransformer):
         indexes = range(self.config.num_experts) if experts is None else experts
         return torch.stack([everything if expert == synergy else own for expert in indexes])
 
+    def means(
+        self,
+        x: torch.Tensor,
+        feature_mask: torch.Tensor | None,
+        readout: torch.Tensor,
+        experts: list[int] | None = None,
+        attentions: list[torch.Tensor | None] | None = None,
+        replaced: list[slice] | None = None,
+    ) -> tuple[torch.Tensor, Routing | None]:
+        if self.training and experts is None:
+            # synergy's layers alone shape what all experts read, as those of a dense model do
+            synergy = self.config.num_modalities
+            x = torch.stack([x if expert == synergy else x.detach() for expert in range(self.config.num_experts)])
+        return super().means(x, feature_mask, readout, experts, attentions, replaced)
+
     def read(self, means: torch.Tensor, experts: list[int] | None) -> tuple[torch.Tensor, FusionExtra]:
         num_modalities = self.config.num_modalities
         indexes = list(range(self.config.num_experts)) if experts is None else experts
-        joint, extra = super().read(means, experts)
+        read = means
+        if self.training and num_modalities in indexes:
+            # its layers learn from `together` alone
+            read = torch.stack([x.detach() if e == num_modalities else x for e, x in zip(indexes, means, strict=True)])
+        joint, extra = super().read(read, experts)
         only = torch.eye(num_modalities, dtype=means.dtype, device=means.device).unsqueeze(-1)
-        readings = self.head((means.unsqueeze(2) * only).flatten(-2), experts)  # (E, N, M, C)
+        readings = self.head((read.unsqueeze(2) * only).flatten(-2), experts)  # (E, N, M, C)
         logits = list(joint.unbind(1))
         for place, expert in enumerate(indexes):
             if expert < num_modalities:
@@ -124,7 +143,12 @@ class SpecialisedObjective(Objective):
         "perturbation": "random",
         "num_perturbed_views": None,
     }
-    training_defaults: ClassVar = {"feature_dropout": 0.5, "ema_decay": 0.98, "lr_scheduler": "cosine"}
+    training_defaults: ClassVar = {
+        "feature_dropout": 0.5,
+        "ema_decay": 0.98,
+        "lr_scheduler": "cosine",
+        "best_epoch_by": "log_loss",
+    }
     masked_copies = 3
     adds_loss = True  # experts learn from its terms alone
 
@@ -162,7 +186,10 @@ class SpecialisedObjective(Objective):
                 if index != kept:
                     view = model.without(index, view, "shuffle")
             views.append(view)
-        logits, _ = model.experts(*model.join(views), experts=[count])
+        experts = cast(SpecialisedTransformer, model.experts)
+        with torch.no_grad():  # its layers do not learn from it
+            means, _ = experts.means(*model.join(views), experts=[count])
+        logits, _ = experts.read(means, [count])
         return logits[:, 0].float().unflatten(0, (len(views), -1))
 
 
@@ -181,9 +208,10 @@ def specialised_losses(
     - redundancy: how far the reading of each modality, as a contribution, is from what all others tell,
       \\(a_{-i} = \sum_{j \neq i} a_j\\), for which the task loss of \\(a_{-i} + \bar c_s\\) is fitted;
     - uniqueness: the task loss of \\(\bar c_r + \sum_i c_i + \bar c_s\\);
-    - synergy: the task loss of \\(\bar c_r + \sum_i \bar c_i + c_s\\), and that of what its means tell of the label
-      together. The latter lets it find the parts of which an interaction is made: an exclusive-or alone sends hardly
-      any gradient to a network that knows neither part.
+    - synergy: the task loss of \\(\bar c_r + \sum_i \bar c_i + c_s\\), from which its head learns, and that of what
+      its means tell of the label together, from which its layers do, and the projections that all experts read. These
+      are so a dense model's, and find an exclusive-or where a dense model does: what is left to synergy alone sends
+      hardly any gradient to a network that knows neither part.
 
     Fitting uniqueness alongside synergy, not before it, keeps it from memorising what synergy should explain.
 
@@ -196,7 +224,7 @@ def specialised_losses(
       modality m alone, which uniqueness should say. An exclusive-or has none. (A functional analysis of variance
       calls this a main effect; the estimate takes modalities for independent.)
 
-    Of single labels, all logits count less their mean over the classes.
+    Both count by class, see [`_strength`]. Of single labels, all logits count less their mean over the classes.
 
     Args:
         expert_logits: (B, E, C).
@@ -228,11 +256,24 @@ def specialised_losses(
     task = torch.stack([fitted_unique / num_modalities] * num_modalities + [fitted_synergy, fitted_redundancy])
 
     said = torch.stack([unique, by_others.detach()], dim=1)
+    strength = _strength(explained + by_synergy, config)
     # class priors are exempt: that all call a rare label unlikely is no shared evidence
-    shared = agreement(said - said.mean(dim=0)).abs().mean()
+    shared = (strength * agreement(said - said.mean(dim=0)).abs()).mean()
     main_effects = (synergy * without_constant(exchanged, config) / config.num_experts).mean(dim=1)  # (M, C)
-    not_pure = main_effects.clamp(min=0).mean(dim=1).sum()
+    not_pure = (strength * main_effects.clamp(min=0)).mean(dim=1).sum()
     return task, torch.stack([*[shared] * num_modalities, not_pure, torch.zeros_like(shared)])
+
+
+def _strength(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """
+    (C,): 4 p (1 − p), where p is how often each class is predicted in the batch (B, C); 1 of real numbers. It is how
+    fast the task loss changes with a logit, so that penalties weigh as much beside it whether a class is rare or not.
+    """
+    if config.problem_type == "regression":
+        return logits.new_ones(logits.shape[1])
+    is_single = config.problem_type == "single_label_classification"
+    p = (logits.detach().softmax(dim=-1) if is_single else logits.detach().sigmoid()).mean(dim=0)
+    return 4 * p * (1 - p)
 
 
 def agreement(said: torch.Tensor) -> torch.Tensor:

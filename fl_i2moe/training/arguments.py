@@ -249,7 +249,10 @@ class TrainingArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format; Accelerate's if not given.")
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
     metric: str | None = option(None, "Validation metric that picks the checkpoint; the task's first if not given.")
-    load_best_model_at_end: bool = option(True, "Keep the epoch that is best by that metric; else the last one.")
+    load_best_model_at_end: bool = option(True, "Keep the best epoch; else the last one.")
+    best_epoch_by: Literal["metric", "log_loss"] = option(
+        "metric", "What tells the best epoch: --metric, or the validation log loss (of a regression always the metric)."
+    )
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).", within="(0, 1)")
     early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better metric.", at_least=1)
     checkpoint_steps: int = option(200, "Steps between checkpoints, beside one at every epoch's end.", at_least=1)

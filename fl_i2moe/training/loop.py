@@ -29,6 +29,7 @@ from ..cache.batching import create_data_loader, feature_means, mean_of_batches
 from ..cache.key import key_digest
 from ..cache.masked_copies import CopyDraw
 from ..cache.streaming import FeatureStream, StreamedSplit, create_stream_loader
+from ..metrics.calibration import log_losses
 from ..metrics.tasks import METRICS_BY_PROBLEM, compute_metrics, defined
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
 from ..model.modeling_fl_i2moe import FLI2MoEModel
@@ -50,6 +51,10 @@ class Predictions:
     def metrics(self, problem_type: str, threshold: float) -> dict[str, float | None]:
         """[`~fl_i2moe.metrics.tasks.compute_metrics`] of the mixture; None where a metric is undefined."""
         return defined(compute_metrics(self.logits, self.labels, problem_type, threshold))
+
+    def log_loss(self) -> float:
+        """Of a classification, the mean over samples (and labels), in nats."""
+        return float(log_losses(self.logits.double().numpy(), self.labels.numpy()).mean())
 
 
 @dataclass
@@ -278,9 +283,12 @@ class _Run:
 
     def _finish_epoch(self, state: TrainerState) -> None:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
-        predictions = predict(self.model if self.average is None else self.average, self.validation_loader, self.accelerator)
+        model = self.model if self.average is None else self.average
+        predictions = predict(model, self.validation_loader, self.accelerator)
         metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
-        value = metrics[self.metric]
+        if self.config.problem_type != "regression":
+            metrics["log_loss"] = predictions.log_loss()
+        value = metrics[self._told_by]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
         self._log({f"validation/{name}": x for name, x in metrics.items() if x is not None}, state)
@@ -292,8 +300,9 @@ class _Run:
             self._save_model()
         if self.accelerator.is_local_main_process:
             tqdm.write(
-                f"seed {self.seed}, epoch {state.epoch + 1}: loss {losses['loss']:.4f}, validation {self.metric} "
-                f"{_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
+                f"seed {self.seed}, epoch {state.epoch + 1}: loss {losses['loss']:.4f}, validation "
+                + (f"{self.metric} {_shown(metrics[self.metric])}, " if self._told_by != self.metric else "")
+                + f"{self._told_by} {_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
             )
         patience = self.arguments.early_stopping_patience
         without_gain = state.epoch - max(state.best_epoch, self.first_thinned_epoch)
@@ -307,10 +316,16 @@ class _Run:
         step = earlier * self.steps_per_epoch * self.arguments.num_epochs + state.optimizer_step
         self.accelerator.log({f"seed-{self.seed}/{name}": x for name, x in values.items()}, step=step)
 
+    @property
+    def _told_by(self) -> str:
+        """The validation metric, of those in the history, that tells the best epoch."""
+        by_log_loss = self.arguments.best_epoch_by == "log_loss" and self.config.problem_type != "regression"
+        return "log_loss" if by_log_loss else self.metric
+
     def _is_better(self, value: float | None, best: float | None) -> bool:
         if value is None or best is None:
             return best is None
-        greater_is_better = METRICS_BY_PROBLEM[self.config.problem_type][self.metric]
+        greater_is_better = METRICS_BY_PROBLEM[self.config.problem_type].get(self._told_by, False)
         return value > best if greater_is_better else value < best
 
     def _save_model(self) -> None:

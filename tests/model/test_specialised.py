@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny_models import losses_of, make_config, make_inputs, make_model
 
 from fl_i2moe import FLI2MoEModel
+from fl_i2moe.model import objective_specialised
 from fl_i2moe.model.fusion import GroupedTransformer
 from fl_i2moe.model.objective_specialised import Readings, SpecialisedTransformer, agreement, either, specialised_losses
 from fl_i2moe.training.loop import draw_thinning
@@ -134,13 +135,17 @@ def test_losses_against_a_plain_computation(thinned):
     torch.testing.assert_close(task, torch.stack(expected))
 
     said, told_by_others = (x - x.mean(dim=0) for x in (torch.stack([image, text], dim=1), alone.flip(1)))
+    frequent = (redundancy + image + text + synergy).sigmoid().mean(dim=0)
+    strength = [4 * float(p) * (1 - float(p)) for p in frequent]
     shared = sum(
-        min(abs(a), abs(b))
-        for a, b in zip(said.flatten().tolist(), told_by_others.flatten().tolist(), strict=True)
-        if a * b > 0
+        strength[c] * min(abs(float(said[b, m, c])), abs(float(told_by_others[b, m, c])))
+        for b in range(5)
+        for m in range(2)
+        for c in range(3)
+        if said[b, m, c] * told_by_others[b, m, c] > 0
     )
     impure = sum(
-        max(0.0, sum(float(synergy[b, c] * exchanged[m, b, c] / 4) for b in range(5)) / 5) / 3
+        strength[c] * max(0.0, sum(float(synergy[b, c] * exchanged[m, b, c] / 4) for b in range(5)) / 5) / 3
         for m in range(2)
         for c in range(3)
     )
@@ -166,7 +171,9 @@ def test_three_modalities_learn_from_all_others_and_leave_them_their_own():
     said = expert_logits[:, :3].unbind(1)
     pairs = [(x / 5, others) for x, others in zip(said, (b + c, a + c, a + b), strict=True)]
     both = [torch.stack([x - x.mean(dim=0) for x in pair], dim=1) for pair in pairs]
-    torch.testing.assert_close(interaction[0], sum(agreement(x).abs().mean() for x in both) / 3)
+    frequent = (expert_logits.sum(dim=1) / 5).sigmoid().mean(dim=0)
+    strength = 4 * frequent * (1 - frequent)
+    torch.testing.assert_close(interaction[0], sum((strength * agreement(x).abs()).mean() for x in both) / 3)
 
 
 def test_distances_of_single_labels_and_numbers():
@@ -228,7 +235,10 @@ def test_priors_are_nobodys(problem_type, prior):
 
     assert penalty() == 0
     readings.alone[:, 1] += evidence  # now the other one tells it as well, by the same amount
-    torch.testing.assert_close(penalty(), torch.tensor(0.5))  # |±1| of one modality of two
+    # |±1| of one modality of two; of a rare label, and one that nearly all have, it weighs less
+    common = sum(1 / (1 + math.exp(-prior - x)) for x in (-1, 1)) / 2
+    weight = 1 if problem_type == "regression" else 4 * common * (1 - common)
+    assert float(penalty()) == pytest.approx(0.5 * weight, abs=1e-6)
 
 
 def test_either_by_hand():
@@ -321,6 +331,34 @@ def test_what_is_fitted_to_what():
         of_logits, *of_readings = torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True)
         assert [e for e in range(4) if of_logits is not None and (of_logits[:, e] != 0).any()] == experts
         assert [i for i, g in enumerate(of_readings, start=1) if g is not None and (g != 0).any()] == told
+
+
+def test_synergys_layers_and_what_all_experts_read_learn_as_a_dense_model_does(monkeypatch):
+    """From what the synergy expert's means tell of the label together; its head from what is left to it."""
+    config = specialised(reweighting="global")
+    model = make_model(config).train()
+    recorded = []
+    original = objective_specialised.specialised_losses
+
+    def record(logits, readings, *rest):
+        recorded.append(readings)
+        return original(logits, readings, *rest)
+
+    monkeypatch.setattr(objective_specialised, "specialised_losses", record)
+    features, masks, labels = make_inputs(config)
+    output = model(features, masks, labels)
+    dense_loss = F.binary_cross_entropy_with_logits(recorded[0].together, labels.float())
+    layers, stems = list(model.experts.layers.parameters()), list(model.stems.parameters())
+    own = torch.autograd.grad(output.loss, [*layers, *stems, model.experts.head.weight], retain_graph=True)
+    dense = torch.autograd.grad(dense_loss, [*layers, *stems])
+    assert len(own) == len(dense) + 1
+    for one, two in zip(own[: len(layers)], dense, strict=False):
+        torch.testing.assert_close(one[2], two[2])  # (E, …)
+        assert (two[[0, 1, 3]] == 0).all()
+    assert any((x[[0, 1, 3]] != 0).any() for x in own[: len(layers)])
+    for one, two in zip(own[len(layers) : -1], dense[len(layers) :], strict=True):
+        torch.testing.assert_close(one, two)
+    assert (own[-1][2] != 0).any()
 
 
 @pytest.mark.parametrize("reweighting", ["mlp", "global"])

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from fake_encoders import FakeTextEncoder, fake_encoders, write_raw
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from sklearn.metrics import log_loss
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import build_cache
@@ -466,6 +467,19 @@ def test_the_average_of_the_weights_is_kept_and_evaluated(cache, tmp_path, monke
     assert_same(steps[-1], dict(plain.model.named_parameters()))
     for first, second in zip(steps[:count], steps[count:], strict=True):  # it is no part of what is trained
         assert_same(first, second)
+
+
+def test_the_log_loss_can_tell_the_best_epoch(cache, tmp_path):
+    """Against scikit-learn's log loss of what is kept, where the model grows too sure of itself."""
+    fitted = fit(cache, tmp_path, num_epochs=25, learning_rate=3e-2, best_epoch_by="log_loss")
+    values = [entry["validation_log_loss"] for entry in fitted.state.history]
+    assert fitted.state.best_value == min(values) < values[-1]
+    assert fitted.state.best_epoch == int(np.argmin(values)) < 24
+    loader = create_data_loader(cache.splits["validation"], ["image", "text"], batch_size=32, shuffle=False)
+    predictions = predict(fitted.model, loader, Accelerator(cpu=True))
+    probabilities, truth = predictions.logits.double().sigmoid().numpy(), predictions.labels.numpy()
+    of_labels = [log_loss(truth[:, c], probabilities[:, c], labels=[0, 1]) for c in range(truth.shape[1])]
+    assert np.mean(of_labels) == pytest.approx(fitted.state.best_value, rel=1e-5)
 
 
 def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, monkeypatch):
