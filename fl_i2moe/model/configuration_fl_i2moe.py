@@ -258,8 +258,8 @@ class FLI2MoEConfig(PreTrainedConfig):
     objective: str = option(
         "published",
         "What makes the experts differ: how their answers change when a modality is replaced (I²MoE), or what they see "
-        "and what is left to them. The latter was tested with --feature_dropout 0.5 --lr_scheduler cosine "
-        "--no_load_best_model_at_end and more epochs.",
+        "and what is left to them. The latter brings its own --feature_dropout, --masked_copies, --ema_decay, "
+        "--lr_scheduler and --best_epoch_by where they are not given.",
         choices=tuple(OBJECTIVES),
     )
     interaction_experts: str = option(

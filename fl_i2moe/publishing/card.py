@@ -81,6 +81,8 @@ SETTINGS = (
     "dropout",
     "feature_dropout",
     "feature_dropout_start",
+    "masked_copies",
+    "ema_decay",
     "optimizer",
     "learning_rate",
     "lr_scheduler",
@@ -90,6 +92,7 @@ SETTINGS = (
     "num_epochs",
     "early_stopping_patience",
     "load_best_model_at_end",
+    "best_epoch_by",
     "mixed_precision",
     "threshold",
 )
@@ -257,6 +260,7 @@ def _settings(run: Run) -> dict[str, Any]:
         idle.add("feature_dropout_start")
     idle.update(name for name in ("class_weights", "label_smoothing") if not getattr(config, name))
     settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
+    idle.update(name for name in ("masked_copies", "ema_decay") if not settings[name])
     return {name: value for name, value in settings.items() if name not in idle and value is not None}
 
 
