@@ -8,7 +8,7 @@ of one that was not.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -104,14 +104,16 @@ def train(
     seed: int,
     metric: str,
     resume: bool = False,
+    on_epoch: Callable[[torch.nn.Module, Predictions], None] | None = None,
 ) -> FittedModel:
     """
     Fits a model on the cache's training split. `run_dir` gets `model/`, the state that is kept (the best by the
     validation `metric`, or the last without `load_best_model_at_end`), and `checkpoints/`, from whose newest `resume`
     goes on. Raises `FloatingPointError` where the loss is not finite, and `OSError` where the disk is full, or a
-    streamed training split cannot be read on.
+    streamed training split cannot be read on. `on_epoch` is given the model after each epoch, and what it predicts for
+    the validation split; it may draw no random numbers.
     """
-    return _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric).fit(resume)
+    return _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric, on_epoch).fit(resume)
 
 
 @dataclass
@@ -123,6 +125,7 @@ class _Run:
     accelerator: Accelerator
     seed: int
     metric: str
+    on_epoch: Callable[[torch.nn.Module, Predictions], None] | None = None
 
     def __post_init__(self):
         # saving a model writes into its configuration, and a later seed would no longer be the run that it is alone
@@ -285,6 +288,8 @@ class _Run:
         """Evaluates, keeps the model if it is to be kept, and moves the state to the next epoch."""
         model = self.model if self.average is None else self.average
         predictions = predict(model, self.validation_loader, self.accelerator)
+        if self.on_epoch is not None:
+            self.on_epoch(model, predictions)
         metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
         if self.config.problem_type != "regression":
             metrics["log_loss"] = predictions.log_loss()
