@@ -184,8 +184,8 @@ class FLI2MoEConfig(PreTrainedConfig):
 
     modalities: dict | None = option(
         None,
-        'Name → {"feature_size": D, "max_features": T}, two or more; with "pooling", "mean" (default) or "cls" (the '
-        "first feature), for pooled mode.",
+        'Name → {"feature_size": D, "max_features": T}, two or more, or one of a dense model; with "pooling", "mean" '
+        '(default) or "cls" (the first feature), for pooled mode.',
         internal=True,
     )
     # a field because config.json is written with sorted keys, which would otherwise exchange the experts
@@ -398,8 +398,12 @@ class FLI2MoEConfig(PreTrainedConfig):
         for name in (*self.modalities, *self.modality_order):
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"A modality's name must be a non-empty string, got {name!r}.")
-        if len(self.modalities) < 2:
-            raise ValueError(f"`modalities` needs at least two entries, got {list(self.modalities)}.")
+        least = 1 if self.architecture == "dense" else 2
+        if len(self.modalities) < least:
+            raise ValueError(
+                f"`modalities` needs at least {least} entr{'y' if least == 1 else 'ies'} for `architecture` "
+                f"{self.architecture}, got {list(self.modalities)}."
+            )
         if sorted(self.modality_order) != sorted(self.modalities):
             raise ValueError(
                 f"`modality_order` {self.modality_order} must name each of `modalities` {list(self.modalities)} once."

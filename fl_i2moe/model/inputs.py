@@ -151,7 +151,7 @@ def complete_inputs(
 
     Raises:
         ValueError: the fill is unknown or needs means that the model does not keep, a length is impossible, or a sample
-            has no modality at all.
+            of a mixture has no modality at all.
     """
     if fill not in FILLS:
         raise ValueError(f"`fill_missing` must be one of {', '.join(map(repr, FILLS))}, got {fill!r}.")
@@ -187,7 +187,8 @@ def complete_inputs(
         elif features[name].dim() == 2 and (lacks := features[name].isnan().all(dim=1)).any():
             features[name] = features[name].masked_fill(lacks.unsqueeze(1), 0)
             missing[name] = lacks
-    if len(missing) == config.num_modalities and len({len(rows) for rows in missing.values()}) == 1:
+    is_mixture = config.architecture == "moe"  # a dense model may see a part of what the samples have
+    if is_mixture and len(missing) == config.num_modalities and len({len(rows) for rows in missing.values()}) == 1:
         nothing = torch.stack(list(missing.values())).all(dim=0)
         if nothing.any():
             raise ValueError(f"Samples in rows {nothing.nonzero().flatten().tolist()} have no modality at all.")
