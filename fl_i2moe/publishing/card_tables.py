@@ -5,6 +5,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..evaluation.information.report import (
+    INFORMATION_FIGURE,
+    INFORMATION_FILE,
+    INFORMATION_FOLDER,
+    find_information,
+    information_table,
+    notes,
+    read_information,
+)
 from ..evaluation.run.files import FAITHFULNESS, FAITHFULNESS_FILE, PAIR_MASKING, PAIR_MASKING_FILE
 from ..explain import Explanation
 from ..explain.pages.display import METHOD_NAMES
@@ -236,6 +245,19 @@ def strongest_pairs(run: Run) -> dict[str, Any] | None:
         for expert, rows in found.items()
     }
     return {"tables": tables, "num_samples": len(sample_ids)}
+
+
+def information_parts(run: Run) -> dict[str, Any] | None:
+    """What the run's features tell of its labels, whatever its experts say; `None` where nobody asked."""
+    if (folder := find_information(run)) is None:
+        return None
+    information = read_information(folder / INFORMATION_FILE)
+    return {
+        "seeds": len(information["seeds"]),
+        "table": information_table(information),
+        "notes": notes(information),
+        "figure": Markup(f"{INFORMATION_FOLDER}/{INFORMATION_FIGURE}"),
+    }
 
 
 def _end(feature: Any) -> str:

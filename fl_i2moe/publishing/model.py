@@ -4,6 +4,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.information.report import find_information
 from ..model.kinds import ENCODED_KINDS
 from ..model.pinned_encoders import ENCODERS_FOLDER, Repository, find_encoder, load_pinned_encoder, takes_raw_inputs
 from ..model.pipeline_fl_i2moe import TASK, FLI2MoEPipeline
@@ -40,7 +41,7 @@ def write_repository(run: Run, folder: str | Path, options: CardOptions) -> None
     else:
         model.save_pretrained(folder)
 
-    for source in (run.folder / "figures", run.explanations):
+    for source in (run.folder / "figures", run.explanations, find_information(run)):
         for file in [] if source is None else [*source.glob("*.png"), *source.glob("*.json")]:
             if file.name != SETTINGS_FILE:
                 copy_file(file, folder / source.name / file.name, run.folder)
