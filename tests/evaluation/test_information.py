@@ -138,9 +138,9 @@ def test_losses_are_scikit_learns():
     kind = LABEL_KINDS[MULTI](several, 3)
     wanted = [log_loss(several[:, c], expit(logits[:, c])) / np.log(2) for c in range(3)]
     np.testing.assert_allclose(kind.losses(logits, several, ones).mean(axis=0), [*wanted, sum(wanted)])
-    frequencies = (several.sum(axis=0) + 0.5) / 51
+    frequencies = several.mean(axis=0)
     wanted = [log_loss(several[:, c], np.full(50, frequencies[c])) / np.log(2) for c in range(3)]
-    np.testing.assert_allclose(kind.prior_losses(several).mean(axis=0), [*wanted, sum(wanted)])
+    np.testing.assert_allclose(kind.prior_losses(several, several).mean(axis=0), [*wanted, sum(wanted)], rtol=1e-3)
 
     classes, chances = rng.integers(3, size=50), softmax(logits, axis=1)
     kind = LABEL_KINDS[SINGLE](classes, 3)
@@ -185,10 +185,12 @@ def test_numbers_by_the_ratio_of_variances():
     signal = {split: 3 * rng.normal(size=(5000, 1)) for split in ("train", "validation", "test")}
     labels = {split: 7 + x + rng.normal(size=x.shape) for split, x in signal.items()}
     kind = LABEL_KINDS["regression"](labels["train"], 1)
-    columns = {split: kind.to_columns(2 * (7 + x)[None]) for split, x in signal.items()}  # twice too large
-    calibration = kind.calibrate(columns["validation"], labels["validation"])
-    losses = kind.losses(calibration(columns["test"]), labels["test"], calibration.spread)
-    told = (kind.prior_losses(labels["test"]) - losses).mean(axis=0)
+    scaled = {split: kind.scale(x) for split, x in labels.items()}
+    assert scaled["train"].std() == pytest.approx(1)
+    columns = {split: 2 * kind.scale(7 + x)[None] for split, x in signal.items()}  # twice too large
+    calibration = kind.calibrate(columns["validation"], scaled["validation"])
+    losses = kind.losses(calibration(columns["test"]), scaled["test"], calibration.spread)
+    told = (kind.prior_losses(scaled["validation"], scaled["test"]) - losses).mean(axis=0)
     assert told == pytest.approx([np.log2(10) / 2] * 2, abs=0.08)
 
 
@@ -205,3 +207,19 @@ def test_each_label_takes_its_own_epoch():
     np.testing.assert_allclose(chosen["test"][:, :, 0], 10 * x[:, 1:4, :, 0].mean(axis=1))
     _, epochs = choose_epochs({"validation": x}, labels[:, 0].astype(int), LABEL_KINDS[SINGLE](np.array([0, 1]), 2))
     assert len(set(epochs.tolist())) == 1
+
+
+def test_splits_that_differ_are_no_information():
+    """A label that training never saw, and models that know nothing."""
+    rng = np.random.default_rng(8)
+    labels = {
+        "train": np.zeros((500, 2)),
+        **{x: (rng.random((500, 2)) < 0.4).astype(float) for x in ("validation", "test")},
+    }
+    labels["train"][:, 1] = rng.random(500) < 0.4
+    kind = LABEL_KINDS[MULTI](labels["train"], 2)
+    known = np.broadcast_to(kind.prior, (1, 500, 2))
+    outputs = {name: {x: known + 0.1 * rng.normal(size=(1, 500, 2)) for x in ("validation", "test")} for name in SEEN}
+    estimate, _ = estimate_information(outputs, labels, create_systems(BOTH), kind, 2)
+    for value in estimate.values():
+        assert value == pytest.approx(0, abs=0.02)

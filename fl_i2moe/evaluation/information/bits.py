@@ -95,7 +95,7 @@ def choose_epochs(
     """
     smoothed = {split: _with_neighbours(x) for split, x in outputs.items()}
     by_epoch = []
-    for x in kind.to_columns(smoothed["validation"].mean(axis=0)):
+    for x in smoothed["validation"].mean(axis=0):
         calibration = kind.calibrate(x[None], labels)
         by_epoch.append(kind.losses(calibration(x[None]), labels, calibration.spread).mean(axis=0))
     losses = np.stack(by_epoch)  # (epochs, R)
@@ -124,7 +124,7 @@ def calibrated_losses(
 
     Args:
         outputs: system → split → logits or numbers (seeds, N, C).
-        labels: split → (N, C) or (N,).
+        labels: split → (N, C), of real numbers scaled; or (N,).
         seeds: which of them; one may count several times.
 
     Returns:
@@ -134,9 +134,7 @@ def calibrated_losses(
     losses = {}
     for name, system in systems.items():
         columns = {
-            split: np.stack(
-                [kind.to_columns(x[seeds].mean(axis=0)), *(predicted[held][split] for held in system.holds)]
-            )
+            split: np.stack([x[seeds].mean(axis=0), *(predicted[held][split] for held in system.holds)])
             for split, x in outputs[name].items()
         }
         calibration = kind.calibrate(columns["validation"], labels["validation"])
@@ -159,7 +157,7 @@ def estimate_information(
     """
     rng = np.random.default_rng(seed)
     num_seeds = len(next(iter(outputs.values()))["test"])
-    prior = kind.prior_losses(labels["test"])
+    prior = kind.prior_losses(labels["validation"], labels["test"])
     # the first set is what there is, each seed once
     drawn = np.sort(np.vstack([np.arange(num_seeds), rng.integers(num_seeds, size=(SEED_SETS, num_seeds))]), axis=1)
     sets, set_of = np.unique(drawn, axis=0, return_inverse=True)

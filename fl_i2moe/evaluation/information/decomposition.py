@@ -8,13 +8,15 @@ A decomposition, from features to the figure: small plain models, trained as eve
 """
 
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from ...cache import FeatureCache
@@ -38,7 +40,7 @@ from ...utils.files import remove, write_file, write_json
 from ...utils.run_folder import JobFiles, check_run_folder, held_run_folder
 from .bits import System, choose_epochs, create_systems, estimate_information, information_rows
 from .report import INFORMATION_FIGURE, INFORMATION_FILE, draw_information, print_information
-from .tasks import LABEL_KINDS, LabelKind
+from .tasks import LABEL_KINDS, LabelKind, Regression
 
 OUTPUT_FILES = JobFiles("decomposition", (INFORMATION_FILE, INFORMATION_FIGURE, "models"))
 UNBINDING = ("output_dir", "overwrite", "num_threads")
@@ -100,7 +102,9 @@ def decompose(cache: FeatureCache, arguments: DecompositionArguments, accelerato
     """
     console, folder = create_console(accelerator), Path(arguments.output_dir)
     kind = _label_kind(cache)
-    labels = {split: _labels(cache, split) for split in EVALUATION_SPLITS}
+    if isinstance(kind, Regression):  # models learn numbers of size 1
+        cache = replace(cache, splits={split: _scaled(rows, kind) for split, rows in cache.splits.items()})
+    labels = {split: _labels(cache.splits[split]) for split in EVALUATION_SPLITS}
     systems = create_systems(list(cache.modalities))
     digest = key_digest(cache.key)
     settings = {x.name: getattr(arguments, x.name) for x in fields(DecompositionArguments) if x.name not in UNBINDING}
@@ -116,7 +120,7 @@ def decompose(cache: FeatureCache, arguments: DecompositionArguments, accelerato
             outputs[system.name], epochs = choose_epochs(by_split, labels["validation"], kind)
             best_epochs[system.name] = (epochs + 1).tolist()
         estimate, draws = estimate_information(outputs, labels, systems, kind, arguments.num_resamples)
-        entropy = kind.prior_losses(labels["test"]).mean(axis=0) if kind.has_entropy else None
+        entropy = None if kind.is_real else kind.prior_losses(labels["validation"], labels["test"]).mean(axis=0)
         rows = information_rows(estimate, draws, cache.label_names, list(cache.modalities), entropy)
         information = {
             "unit": "bits",
@@ -153,14 +157,11 @@ def _label_kind(cache: FeatureCache) -> LabelKind:
         raise ValueError(
             "A decomposition reads the training split many times: fetch the features instead of streaming."
         )
-    for split, rows in cache.splits.items():
-        if len(rows) < 2:
-            raise ValueError(
-                f"Split {split} of {cache.path} has {len(rows)} samples; a decomposition takes two or more."
-            )
-    labels = _labels(cache, "train")
+    if small := [split for split, rows in cache.splits.items() if len(rows) < 2]:
+        raise ValueError(f"Split {small[0]} of {cache.path} has fewer than two samples: there is nothing to measure.")
+    labels = _labels(cache.splits["train"])
     if cache.problem_type == "regression":
-        for name, deviation in zip(cache.label_names, labels.reshape(len(labels), -1).std(axis=0), strict=True):
+        for name, deviation in zip(cache.label_names, labels.std(axis=0), strict=True):
             if not deviation > 0:
                 raise ValueError(
                     f"Target {name} is the same in all training samples: there is nothing to tell. Leave it out."
@@ -168,9 +169,18 @@ def _label_kind(cache: FeatureCache) -> LabelKind:
     return LABEL_KINDS[cache.problem_type](labels, len(cache.label_names))
 
 
-def _labels(cache: FeatureCache, split: str) -> NDArray[Any]:
-    labels = np.array(cache.splits[split].select_columns("labels").with_format("numpy")[:]["labels"])
-    return labels if labels.ndim == 1 and labels.dtype.kind == "i" else labels.astype(np.float64)
+def _labels(rows: Dataset) -> NDArray[Any]:
+    """(N,) classes, or (N, C)."""
+    labels = np.array(rows.select_columns("labels").with_format("numpy")[:]["labels"])
+    return (
+        labels if labels.ndim == 1 and labels.dtype.kind == "i" else labels.reshape(len(labels), -1).astype(np.float64)
+    )
+
+
+def _scaled(rows: Dataset, kind: Regression) -> Dataset:
+    feature = rows.features["labels"]
+    labels = kind.scale(_labels(rows)).astype(np.float32)
+    return rows.remove_columns("labels").add_column("labels", labels.tolist(), feature=feature)
 
 
 def _outputs(
@@ -184,9 +194,9 @@ def _outputs(
 
         def keep(model: torch.nn.Module, validation: Predictions) -> None:
             said["validation"].append(validation.logits)
-            test = predict_split(
-                model, cache.splits["test"], list(system.modalities), accelerator, arguments.batch_size
-            )
+            # no more memory than a training step, which keeps what gradients need
+            size = 4 * arguments.batch_size
+            test = predict_split(model, cache.splits["test"], list(system.modalities), accelerator, size)
             said["test"].append(test.logits)
 
         if accelerator.is_main_process:
@@ -203,5 +213,8 @@ def _outputs(
             write_file(file, lambda unfinished: np.savez(unfinished, **arrays))
             shutil.rmtree(run_dir)
         accelerator.wait_for_everyone()
-    with np.load(file) as kept:
-        return {split: kept[split].astype(np.float64) for split in EVALUATION_SPLITS}
+    try:
+        with np.load(file) as kept:
+            return {split: kept[split].astype(np.float64) for split in EVALUATION_SPLITS}
+    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{file} is damaged or was changed ({error}): remove it, and run again.") from error

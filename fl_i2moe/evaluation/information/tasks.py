@@ -42,37 +42,44 @@ class LabelKind(ABC):
     columns count alike, and of biases around 0, with a standard deviation of `PRIOR`.
     """
 
-    has_entropy = True
-    """Whether a label can be told whole, by finitely many bits."""
+    prior: FloatArray
+    """(C,), what is best said of all training samples alike, as a column."""
+
+    is_real = False
+    """Whether labels are real numbers, which models learn, and columns tell, as [`Regression.scale`] makes them."""
 
     is_one_choice = False
     """Whether the C outputs are one prediction, and not one each."""
 
-    def __init__(self, labels: NDArray[Any], num_labels: int):
+    def __init__(self, num_labels: int):
         self.num_labels = num_labels
-
-    def to_columns(self, outputs: FloatArray) -> FloatArray:
-        """What models give (…, N, C), in the unit that calibrations work in."""
-        return outputs
 
     @abstractmethod
     def calibrate(self, columns: FloatArray, labels: NDArray[Any]) -> Calibration:
         """From columns (K, N, C) and labels of a validation split."""
 
     @abstractmethod
-    def prior_losses(self, labels: NDArray[Any]) -> FloatArray:
-        """(N, R), in bits, of a prediction that is the same for all samples: the training split's frequencies."""
-
-    @abstractmethod
     def losses(self, predicted: FloatArray, labels: NDArray[Any], spread: FloatArray) -> FloatArray:
         """(N, R), in bits, of calibrated predictions (N, C)."""
+
+    def prior_losses(self, validation: NDArray[Any], test: NDArray[Any]) -> FloatArray:
+        """
+        (N, R), in bits, of the test split, when all samples are told the same: what training says, calibrated as models
+        are, so that splits which differ in how often a label occurs are no information.
+        """
+
+        def columns(labels: NDArray[Any]) -> FloatArray:
+            return np.broadcast_to(self.prior, (1, len(labels), self.num_labels))
+
+        calibration = self.calibrate(columns(validation), validation)
+        return self.losses(calibration(columns(test)), test, calibration.spread)
 
 
 class MultiLabel(LabelKind):
     """(N, C) of 0 and 1; each label has a calibration of its own, and all together lose the sum."""
 
     def __init__(self, labels: NDArray[Any], num_labels: int):
-        super().__init__(labels, num_labels)
+        super().__init__(num_labels)
         # half a sample more on either side: a label that training never showed is unlikely, not impossible
         frequencies = ((labels > 0).sum(axis=0) + 0.5) / (len(labels) + 1)
         self.prior = np.log(frequencies) - np.log1p(-frequencies)
@@ -91,9 +98,6 @@ class MultiLabel(LabelKind):
             fitted[:, c] = _most_probable(loss, np.append(np.full(num_columns, 1 / num_columns), 0.0))
         return Calibration(fitted[:-1], fitted[-1], np.ones(self.num_labels))
 
-    def prior_losses(self, labels: NDArray[Any]) -> FloatArray:
-        return self.losses(np.broadcast_to(self.prior, labels.shape), labels, np.ones(self.num_labels))
-
     def losses(self, predicted: FloatArray, labels: NDArray[Any], spread: FloatArray) -> FloatArray:
         return _with_sum(_softplus(predicted, labels > 0) / np.log(2))
 
@@ -104,7 +108,7 @@ class SingleLabel(LabelKind):
     is_one_choice = True
 
     def __init__(self, labels: NDArray[Any], num_labels: int):
-        super().__init__(labels, num_labels)
+        super().__init__(num_labels)
         counts = np.bincount(labels, minlength=num_labels) + 0.5
         self.prior = np.log(counts / counts.sum())
 
@@ -121,10 +125,6 @@ class SingleLabel(LabelKind):
         weights = np.repeat(fitted[:num_columns, None], self.num_labels, axis=1)
         return Calibration(weights, fitted[num_columns:], np.ones(self.num_labels))
 
-    def prior_losses(self, labels: NDArray[Any]) -> FloatArray:
-        shape = (len(labels), self.num_labels)
-        return self.losses(np.broadcast_to(self.prior, shape), labels, np.ones(self.num_labels))
-
     def losses(self, predicted: FloatArray, labels: NDArray[Any], spread: FloatArray) -> FloatArray:
         log_chances = log_softmax(predicted, axis=1)
         truth = np.eye(self.num_labels, dtype=np.bool_)[labels]
@@ -137,23 +137,22 @@ class SingleLabel(LabelKind):
 
 class Regression(LabelKind):
     """
-    (N, C) real numbers, taken as normal around their prediction, with one variance for each target that the validation
-    split decides: held out, a prediction tells ½ log₂ of the ratio of variances, before and after. In units of the
-    training split's mean and standard deviation.
+    (N, C) real numbers, by [`scale`], taken as normal around their prediction, with one variance for each target that
+    the validation split decides: held out, a prediction tells ½ log₂ of the ratio of variances, before and after.
     """
 
-    has_entropy = False
+    is_real = True
 
     def __init__(self, labels: NDArray[Any], num_labels: int):
-        super().__init__(labels, num_labels)
-        labels = labels.reshape(len(labels), -1)
-        self.mean, self.deviation = labels.mean(axis=0), labels.std(axis=0)
+        super().__init__(num_labels)
+        self.mean, self.deviation, self.prior = labels.mean(axis=0), labels.std(axis=0), np.zeros(num_labels)
 
-    def to_columns(self, outputs: FloatArray) -> FloatArray:
-        return (outputs - self.mean) / self.deviation
+    def scale(self, labels: NDArray[Any]) -> FloatArray:
+        """In units of the training split's standard deviation, from its mean on."""
+        return (labels - self.mean) / self.deviation
 
     def calibrate(self, columns: FloatArray, labels: NDArray[Any]) -> Calibration:
-        num_columns, truth = len(columns), self.to_columns(labels.reshape(len(labels), -1))
+        num_columns, truth = len(columns), labels
         expected = np.append(np.full(num_columns, 1 / num_columns), 0.0)
         fitted, spread = np.empty((num_columns + 1, self.num_labels)), np.ones(self.num_labels)
         for c in range(self.num_labels):
@@ -165,15 +164,12 @@ class Regression(LabelKind):
                 spread[c] = np.sqrt((((truth[:, c] - fitted[:, c] @ inputs) ** 2).sum() + 1) / (len(truth) + 1))
         return Calibration(fitted[:-1], fitted[-1], spread)
 
-    def prior_losses(self, labels: NDArray[Any]) -> FloatArray:
-        return self.losses(np.zeros((len(labels), self.num_labels)), labels, np.ones(self.num_labels))
-
     def losses(self, predicted: FloatArray, labels: NDArray[Any], spread: FloatArray) -> FloatArray:
-        wrong = (self.to_columns(labels.reshape(len(labels), -1)) - predicted) / spread
+        wrong = (labels - predicted) / spread
         return _with_sum((wrong**2 / 2 + np.log(spread) + np.log(2 * np.pi) / 2) / np.log(2))
 
 
-LABEL_KINDS: Mapping[str, type[LabelKind]] = {
+LABEL_KINDS: Mapping[str, Callable[[NDArray[Any], int], LabelKind]] = {
     "multi_label_classification": MultiLabel,
     "single_label_classification": SingleLabel,
     "regression": Regression,
