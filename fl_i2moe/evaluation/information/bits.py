@@ -12,7 +12,7 @@ everything together,
 
 They sum to \\(I\\). Any of them can be negative.
 
-Shapes: N samples · C labels · R rows (each label, and all together) · Q sets of seeds · B draws of a bootstrap.
+Shapes: N samples · C labels · R rows (each label, and all together) · B draws of a bootstrap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from ...metrics.tasks import FloatArray, IntArray
 from .tasks import LabelKind
 
-SEED_SETS = 30
-"""How many sets of seeds a bootstrap draws: each is calibrated anew."""
+CALIBRATIONS = 30
+"""How many sets of seeds and validation samples a bootstrap draws; each is calibrated anew."""
 _CHUNK = 2**22
 """Numbers of a bootstrap's weights that are held at once."""
 
@@ -117,7 +117,8 @@ def calibrated_losses(
     labels: Mapping[str, NDArray[Any]],
     systems: Mapping[str, System],
     kind: LabelKind,
-    seeds: Sequence[int],
+    seeds: IntArray,
+    rows: IntArray,
 ) -> dict[str, FloatArray]:
     """
     Log losses on the test split, in bits, of the mean output of some seeds, calibrated on the validation split.
@@ -126,6 +127,7 @@ def calibrated_losses(
         outputs: system → split → logits or numbers (seeds, N, C).
         labels: split → (N, C), of real numbers scaled; or (N,).
         seeds: which of them; one may count several times.
+        rows: samples of the validation split that calibrations see; likewise.
 
     Returns:
         System → (N, R).
@@ -137,7 +139,7 @@ def calibrated_losses(
             split: np.stack([x[seeds].mean(axis=0), *(predicted[held][split] for held in system.holds)])
             for split, x in outputs[name].items()
         }
-        calibration = kind.calibrate(columns["validation"], labels["validation"])
+        calibration = kind.calibrate(columns["validation"][:, rows], labels["validation"][rows])
         predicted[name] = {split: calibration(x) for split, x in columns.items()}
         losses[name] = kind.losses(predicted[name]["test"], labels["test"], calibration.spread)
     return losses
@@ -153,21 +155,21 @@ def estimate_information(
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """
     System → information (R,) on the test split, in bits, and → that of each of B draws of a bootstrap (B, R), which
-    takes test samples and seeds with replacement. Arguments as of [`calibrated_losses`]; the estimate is of all seeds.
+    takes test samples, seeds and validation samples with replacement. Arguments as of [`calibrated_losses`]; the
+    estimate is of all seeds.
     """
     rng = np.random.default_rng(seed)
-    num_seeds = len(next(iter(outputs.values()))["test"])
+    num_seeds, num_rows = (len(x) for x in (next(iter(outputs.values()))["test"], labels["validation"]))
     prior = kind.prior_losses(labels["validation"], labels["test"])
-    # the first set is what there is, each seed once
-    drawn = np.sort(np.vstack([np.arange(num_seeds), rng.integers(num_seeds, size=(SEED_SETS, num_seeds))]), axis=1)
-    sets, set_of = np.unique(drawn, axis=0, return_inverse=True)
-    gains = {name: np.empty((len(sets), *prior.shape)) for name in systems}
-    for number, chosen in enumerate(sets):
-        for name, x in calibrated_losses(outputs, labels, systems, kind, chosen).items():
+    losses = calibrated_losses(outputs, labels, systems, kind, np.arange(num_seeds), np.arange(num_rows))
+    estimate = {name: (prior - x).mean(axis=0) for name, x in losses.items()}
+
+    gains = {name: np.empty((CALIBRATIONS, *prior.shape)) for name in systems}
+    for number in range(CALIBRATIONS):
+        seeds, seen = rng.integers(num_seeds, size=num_seeds), rng.integers(num_rows, size=num_rows)
+        for name, x in calibrated_losses(outputs, labels, systems, kind, seeds, seen).items():
             gains[name][number] = prior - x
-    set_of = set_of.reshape(-1)
-    estimate = {name: x[set_of[0]].mean(axis=0) for name, x in gains.items()}
-    of_draw = set_of[1 + np.arange(num_resamples) % SEED_SETS]
+    of_draw = np.arange(num_resamples) % CALIBRATIONS
     draws = {name: np.empty((num_resamples, prior.shape[1])) for name in systems}
     rows = max(1, _CHUNK // len(prior))
     for start in range(0, num_resamples, rows):
@@ -190,8 +192,8 @@ def information_rows(
     """
     What [`estimate_information`] gives, by label, as plain JSON: `labels`, name → row, and `overall`, the row of all
     together. A row has `entropy`, if given (R,), and the parts of [`decompose_information`], each as `value` and
-    `interval`, its 95 % interval: the middle 95 % of the draws, moved so that their mean is the value. (A draw that
-    has one seed several times takes the mean over fewer models, and tells a little less.)
+    `interval`, its 95 % interval: the middle 95 % of the draws, moved so that their mean is the value. (A draw has
+    some seeds and validation samples several times, and others not: it tells a little less.)
     """
     values, spread = decompose_information(estimate, modalities), decompose_information(draws, modalities)
 
