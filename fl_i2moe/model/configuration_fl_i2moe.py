@@ -398,12 +398,9 @@ class FLI2MoEConfig(PreTrainedConfig):
         for name in (*self.modalities, *self.modality_order):
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"A modality's name must be a non-empty string, got {name!r}.")
-        least = 1 if self.architecture == "dense" else 2
+        least, entries = (1, "one entry") if self.architecture == "dense" else (2, "two entries")
         if len(self.modalities) < least:
-            raise ValueError(
-                f"`modalities` needs at least {least} entr{'y' if least == 1 else 'ies'} for `architecture` "
-                f"{self.architecture}, got {list(self.modalities)}."
-            )
+            raise ValueError(f"`modalities` needs at least {entries}, got {list(self.modalities)}.")
         if sorted(self.modality_order) != sorted(self.modalities):
             raise ValueError(
                 f"`modality_order` {self.modality_order} must name each of `modalities` {list(self.modalities)} once."

@@ -90,7 +90,7 @@ def test_bits_are_those_of_the_enumeration():
 def test_intervals_hold_what_is_known():
     rng = np.random.default_rng(1)
     inside = []
-    for _ in range(30):
+    for _ in range(20):
         splits = {"validation": draw(400, 0.2, rng), "test": draw(300, 0.2, rng)}
         splits = {split: (shown, labels[:, :3]) for split, (shown, labels) in splits.items()}
         kind = LABEL_KINDS[MULTI](draw(2000, 0.2, rng)[1][:, :3], 3)
@@ -103,10 +103,11 @@ def test_intervals_hold_what_is_known():
             for name in way:
                 part, known = part[name], known[name]
             inside.append(part["interval"][0] <= known <= part["interval"][1])
-    assert 0.88 <= np.mean(inside) <= 0.99  # 90 intervals of 95 %
+    assert 0.87 <= np.mean(inside) <= 0.99  # 60 intervals of 95 %
 
 
-def test_seeds_that_differ_widen_the_interval():
+def test_seeds_that_differ_widen_the_interval(monkeypatch):
+    monkeypatch.setattr("fl_i2moe.evaluation.information.bits.CALIBRATIONS", 40)
     rng = np.random.default_rng(2)
     splits = {split: draw(500, 0.1, rng) for split in ("validation", "test")}
     kind = LABEL_KINDS[MULTI](splits["validation"][1], len(NAMES))

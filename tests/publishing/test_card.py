@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
@@ -12,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_config, make_model
 from transformers.pipelines import get_supported_tasks
 
+from fl_i2moe.evaluation.information.bits import create_systems, information_rows
 from fl_i2moe.explain import Explanation
 from fl_i2moe.metrics.markdown import escape
 from fl_i2moe.publishing.card import CardOptions, build_card, evaluation_results
 from fl_i2moe.training.runs import Run
+from fl_i2moe.utils.files import write_json
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -373,3 +376,41 @@ def test_what_is_refused(tmp_path):
         Run.open(tmp_path)
     with pytest.raises(HFValidationError):
         CardOptions("not a repository", "mit")
+
+
+def test_bits_that_the_data_hold(tmp_path):
+    model, *_ = make_published(tmp_path, names={"text": "sample:minilm"})
+    folder = tmp_path / "run"
+    card, _ = card_of(folder, model)
+    assert "Which interactions the data hold" not in card
+    config, rng = model.config, np.random.default_rng(0)
+    systems = create_systems(config.modality_order)
+    names = [f"{NASTY[0]} {i}" for i in range(3)]
+    estimate = {name: rng.normal(size=4) for name in systems}
+    draws = {name: x + rng.normal(size=(9, 4)) for name, x in estimate.items()}
+    information = {
+        "unit": "bits",
+        "problem_type": config.problem_type,
+        "modalities": config.modality_order,
+        "samples": {"test": 40},
+        "seeds": [0, 1],
+        "features": "0123456789abcdef",
+        "settings": {},
+        "best_epochs": {},
+        **information_rows(estimate, draws, names, config.modality_order, None),
+    }
+    write_json(folder / "information" / "information.json", information)
+    (folder / "information" / "information.png").write_bytes(b"a figure")
+    settings = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+    write_json(folder / "run.json", {**settings, "features": "0123456789abcdef"})
+    options = CardOptions("someone/films", "mit")
+    found = rows(str(build_card(Run.open(folder), options)), "## Which interactions the data hold")
+    assert len(found) == 1 + len(names) + 2
+    told = estimate["together"][0]
+    assert found[1][1 + len(config.modality_order)].startswith(f"{told:.2f}".replace("-", "−"))
+    assert "<script>" not in str(found)
+    write_json(folder / "run.json", {**settings, "features": "of other features"})
+    assert "Which interactions the data hold" not in str(build_card(Run.open(folder), options))
+    (folder / "information" / "information.json").write_text('{"unit": "nats"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"information.json.*is missing"):
+        build_card(Run.open(folder), options)

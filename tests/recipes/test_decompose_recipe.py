@@ -16,7 +16,7 @@ from fl_i2moe.data.arrays import load_arrays
 
 RECIPE = "recipes/decompose.py"
 NOISE = 0.05
-SIZES = {"train": 900, "validation": 300, "test": 1000}
+SIZES = {"train": 900, "validation": 300, "test": 800}
 OPTIONS = ["--seeds=0", "--num_epochs=4", "--hidden_size=16", "--num_attention_heads=2", "--learning_rate=2e-2"]
 OPTIONS += ["--dropout=0", "--num_resamples=100", "--num_threads=1", "--batch_size=64", "--num_fusion_layers=1"]
 

@@ -43,6 +43,8 @@ from .report import INFORMATION_FIGURE, INFORMATION_FILE, draw_information, prin
 from .tasks import LABEL_KINDS, LabelKind, Regression
 
 OUTPUT_FILES = JobFiles("decomposition", (INFORMATION_FILE, INFORMATION_FIGURE, "models"))
+FEW_SAMPLES = 10
+"""With or without a label; a user is told."""
 UNBINDING = ("output_dir", "overwrite", "num_threads")
 
 
@@ -138,6 +140,11 @@ def decompose(cache: FeatureCache, arguments: DecompositionArguments, accelerato
             save_figure(draw_information(information), folder / INFORMATION_FIGURE)
         accelerator.wait_for_everyone()
     print_information(information, console)
+    if not kind.is_real and (rare := _rare_labels(labels, cache.label_names)):
+        shown = f"{', '.join(rare[:5])}{' …' if len(rare) > 5 else ''}"
+        console.print(
+            f"Fewer than {FEW_SAMPLES} validation or test samples with or without {shown}: their bits are rough."
+        )
     console.print(f"{folder / INFORMATION_FILE} and {INFORMATION_FIGURE} beside it")
     return information
 
@@ -181,6 +188,15 @@ def _scaled(rows: Dataset, kind: Regression) -> Dataset:
     feature = rows.features["labels"]
     labels = kind.scale(_labels(rows)).astype(np.float32)
     return rows.remove_columns("labels").add_column("labels", labels.tolist(), feature=feature)
+
+
+def _rare_labels(labels: dict[str, NDArray[Any]], names: list[str]) -> list[str]:
+    """Of classes and labels, those that a split hardly has, or hardly lacks."""
+    rare = np.zeros(len(names), np.bool_)
+    for x in labels.values():
+        counts = np.bincount(x, minlength=len(names)) if x.ndim == 1 else (x > 0).sum(axis=0)
+        rare |= np.minimum(counts, len(x) - counts) < FEW_SAMPLES
+    return [name for name, is_rare in zip(names, rare, strict=True) if is_rare]
 
 
 def _outputs(

@@ -100,8 +100,8 @@ def notes(information: Mapping[str, Any]) -> list[str]:
     """How to read the numbers, as sentences."""
     texts = [
         "Alone, together: prior entropy less held-out log loss. Together = unique + redundant + synergistic, which is "
-        "what no sum of the modalities' evidence tells. In brackets 95 % intervals over test samples, validation samples "
-        "and seeds.",
+        "what no sum of the modalities' evidence tells. In brackets 95 % intervals over test samples, validation "
+        "samples and seeds.",
     ]
     if information["problem_type"] == "single_label_classification":
         texts.append("A class stands against the rest; overall is which class it is, not the sum.")

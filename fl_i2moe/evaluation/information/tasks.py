@@ -85,18 +85,18 @@ class MultiLabel(LabelKind):
         self.prior = np.log(frequencies) - np.log1p(-frequencies)
 
     def calibrate(self, columns: FloatArray, labels: NDArray[Any]) -> Calibration:
-        num_columns = len(columns)
-        fitted = np.empty((num_columns + 1, self.num_labels))
-        for c in range(self.num_labels):
-            inputs, truth = columns[:, :, c], (labels[:, c] > 0).astype(np.float64)
+        num_columns, truth = len(columns), (labels > 0).astype(np.float64)
 
-            def loss(x: FloatArray, inputs: FloatArray = inputs, truth: FloatArray = truth) -> tuple[float, FloatArray]:
-                logits = x[:-1] @ inputs + x[-1]
-                wrong = expit(logits) - truth
-                return float(_softplus(logits, truth).sum()), np.append(inputs @ wrong, wrong.sum())
+        def loss(x: FloatArray) -> tuple[float, FloatArray]:
+            *weights, bias = x.reshape(num_columns + 1, -1)
+            logits = np.einsum("kc,knc->nc", weights, columns) + bias
+            wrong = expit(logits) - truth
+            gradient = np.vstack([np.einsum("knc,nc->kc", columns, wrong), wrong.sum(axis=0)])
+            return float(_softplus(logits, truth).sum()), gradient.ravel()
 
-            fitted[:, c] = _most_probable(loss, np.append(np.full(num_columns, 1 / num_columns), 0.0))
-        return Calibration(fitted[:-1], fitted[-1], np.ones(self.num_labels))
+        expected = np.vstack([np.full((num_columns, self.num_labels), 1 / num_columns), np.zeros(self.num_labels)])
+        *weights, bias = _most_probable(loss, expected.ravel()).reshape(expected.shape)
+        return Calibration(np.array(weights), bias, np.ones(self.num_labels))
 
     def losses(self, predicted: FloatArray, labels: NDArray[Any], spread: FloatArray) -> FloatArray:
         return _with_sum(_softplus(predicted, labels > 0) / np.log(2))
@@ -188,7 +188,7 @@ def _most_probable(loss: Callable[[FloatArray], tuple[float, FloatArray]], expec
         value, gradient = loss(x)
         return value + float(((x - expected) ** 2).sum()) / (2 * PRIOR**2), gradient + (x - expected) / PRIOR**2
 
-    return minimize(both, expected, jac=True, method="L-BFGS-B").x
+    return minimize(both, expected, jac=True, method="L-BFGS-B", options={"ftol": 1e-12, "maxfun": 10**5}).x
 
 
 def _with_sum(losses: FloatArray) -> FloatArray:
