@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
+from fake_encoders import fake_encoders, take_away, write_raw
 from known_bits import LABELS, best_logits, draw, truth
 from scipy.special import expit, softmax
 from sklearn.metrics import log_loss
 
+from fl_i2moe.cache import build_cache
 from fl_i2moe.evaluation.information.bits import (
     choose_epochs,
     create_systems,
@@ -13,6 +16,8 @@ from fl_i2moe.evaluation.information.bits import (
     estimate_information,
     information_rows,
 )
+from fl_i2moe.evaluation.information.decomposition import DecompositionArguments, decompose
+from fl_i2moe.evaluation.information.report import read_information
 from fl_i2moe.evaluation.information.tasks import LABEL_KINDS, PRIOR
 
 NAMES = list(LABELS)
@@ -229,3 +234,14 @@ def test_splits_that_differ_are_no_information():
     estimate, _ = estimate_information(outputs, labels, create_systems(BOTH), kind, 2)
     for value in estimate.values():
         assert value == pytest.approx(0, abs=0.02)
+
+
+def test_samples_that_lack_a_modality(tmp_path, fresh_accelerate):
+    raw = take_away(write_raw(tmp_path / "raw", {"train": 24, "validation": 8, "test": 8}), "train", "text", [0, 3])
+    raw = take_away(raw, "test", "image", [1])
+    cache = build_cache(raw, fake_encoders(), tmp_path / "cache", num_workers=0, progress=False)
+    options = {"seeds": [0], "num_epochs": 1, "hidden_size": 8, "num_attention_heads": 2, "num_resamples": 9}
+    arguments = DecompositionArguments(str(tmp_path / "bits"), **options)
+    found = decompose(cache, arguments, Accelerator(cpu=True))
+    assert found == read_information(tmp_path / "bits" / "information.json")
+    assert list(found["overall"]["alone"]) == ["image", "text"]

@@ -129,3 +129,13 @@ def test_what_cannot_be_filled_is_refused():
         plain.replace_modality(projected, "picture")
     with pytest.raises(ValueError, match="'shuffle'"):
         plain.replace_modality(projected, "image", "shuffle")
+
+
+def test_a_dense_model_of_one_modality_fills_it():
+    """What it says without its modality is what it says of zeros."""
+    config = make_config(1, architecture="dense")
+    model, (features, masks, _) = make_model(config), make_inputs(config)
+    masks["text"][2] = False
+    output = model(features=features, feature_masks=masks, fill_missing="zero")
+    zeros = {"text": torch.zeros(1, *features["text"].shape[1:2], config.hidden_size)}
+    torch.testing.assert_close(output.logits[2:3], model.run_mixture(zeros).logits)
