@@ -81,7 +81,7 @@ def decompose_information(information: Mapping[str, FloatArray], modalities: Seq
 
 def choose_epochs(
     outputs: Mapping[str, FloatArray], labels: NDArray[Any], kind: LabelKind
-) -> tuple[dict[str, FloatArray], IntArray]:
+) -> tuple[dict[str, FloatArray], IntArray, FloatArray]:
     """
     For each label, the outputs of the epoch after which the models of all seeds together have the smallest calibrated
     loss on the validation split. An epoch's outputs are their mean with those of its neighbours, which is steadier.
@@ -91,7 +91,8 @@ def choose_epochs(
         labels: of the validation split.
 
     Returns:
-        Split → (seeds, N, C); and the epochs (C,), from 0 on.
+        Split → (seeds, N, C); the epochs (C,), from 0 on; and (C,) how many bits of validation loss they gained in the
+        last third of the training, where there is more to gain by a longer one.
     """
     smoothed = {split: _with_neighbours(x) for split, x in outputs.items()}
     by_epoch = []
@@ -99,11 +100,12 @@ def choose_epochs(
         calibration = kind.calibrate(x[None], labels)
         by_epoch.append(kind.losses(calibration(x[None]), labels, calibration.spread).mean(axis=0))
     losses = np.stack(by_epoch)  # (epochs, R)
-    chosen = (losses[:, -1:] if kind.is_one_choice else losses[:, :-1]).argmin(axis=0)
-    chosen = np.broadcast_to(chosen, kind.num_labels)
-    return {
-        split: x[:, chosen, :, np.arange(kind.num_labels)].transpose(1, 2, 0) for split, x in smoothed.items()
-    }, chosen
+    losses = np.repeat(losses[:, -1:], kind.num_labels, axis=1) if kind.is_one_choice else losses[:, :-1]
+    chosen = losses.argmin(axis=0)
+    late_gain = losses[: 1 + 2 * len(losses) // 3].min(axis=0) - losses.min(axis=0)
+    places = np.arange(kind.num_labels)
+    taken = {split: x[:, chosen, :, places].transpose(1, 2, 0) for split, x in smoothed.items()}
+    return taken, chosen, late_gain
 
 
 def _with_neighbours(x: FloatArray) -> FloatArray:

@@ -45,6 +45,8 @@ from .tasks import LABEL_KINDS, LabelKind, Regression
 OUTPUT_FILES = JobFiles("decomposition", (INFORMATION_FILE, INFORMATION_FIGURE, "models"))
 FEW_SAMPLES = 10
 """With or without a label; a user is told."""
+LATE_GAIN = 0.05
+"""Bits of a label that models gain in the last third of their training; a user is told of more."""
 UNBINDING = ("output_dir", "overwrite", "num_threads")
 
 
@@ -115,12 +117,14 @@ def decompose(cache: FeatureCache, arguments: DecompositionArguments, accelerato
         accelerator.wait_for_everyone()
         outputs: dict[str, dict[str, FloatArray]] = {}
         best_epochs: dict[str, list[int]] = {}
+        unfinished = np.zeros(len(cache.label_names), np.bool_)
         for number, system in enumerate(systems.values(), 1):
             console.print(f"{system.name}, {number} of {len(systems)}")
             by_seed = [_outputs(system, seed, cache, arguments, accelerator) for seed in arguments.seeds]
             by_split = {split: np.stack([x[split] for x in by_seed]) for split in EVALUATION_SPLITS}
-            outputs[system.name], epochs = choose_epochs(by_split, labels["validation"], kind)
+            outputs[system.name], epochs, late_gain = choose_epochs(by_split, labels["validation"], kind)
             best_epochs[system.name] = (epochs + 1).tolist()
+            unfinished |= late_gain > LATE_GAIN
         estimate, draws = estimate_information(outputs, labels, systems, kind, arguments.num_resamples)
         entropy = None if kind.is_real else kind.prior_losses(labels["validation"], labels["test"]).mean(axis=0)
         rows = information_rows(estimate, draws, cache.label_names, list(cache.modalities), entropy)
@@ -140,11 +144,12 @@ def decompose(cache: FeatureCache, arguments: DecompositionArguments, accelerato
             save_figure(draw_information(information), folder / INFORMATION_FIGURE)
         accelerator.wait_for_everyone()
     print_information(information, console)
+    if unfinished.any():
+        late = _listed([name for name, is_late in zip(cache.label_names, unfinished, strict=True) if is_late])
+        console.print(f"Still being learnt at the end: {late}. Raise --num_epochs: there may be more bits to find.")
     if not kind.is_real and (rare := _rare_labels(labels, cache.label_names)):
-        shown = f"{', '.join(rare[:5])}{' …' if len(rare) > 5 else ''}"
-        console.print(
-            f"Fewer than {FEW_SAMPLES} validation or test samples with or without {shown}: their bits are rough."
-        )
+        few = f"Fewer than {FEW_SAMPLES} validation or test samples with or without {_listed(rare)}"
+        console.print(f"{few}: their bits are rough.")
     console.print(f"{folder / INFORMATION_FILE} and {INFORMATION_FIGURE} beside it")
     return information
 
@@ -188,6 +193,10 @@ def _scaled(rows: Dataset, kind: Regression) -> Dataset:
     feature = rows.features["labels"]
     labels = kind.scale(_labels(rows)).astype(np.float32)
     return rows.remove_columns("labels").add_column("labels", labels.tolist(), feature=feature)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + " …" * (len(names) > 5)
 
 
 def _rare_labels(labels: dict[str, NDArray[Any]], names: list[str]) -> list[str]:
