@@ -59,7 +59,7 @@ class DecompositionArguments:
     seeds: list[int] = option([0, 1, 2], "Each model is trained once for each; their mean output counts.")
     num_epochs: int = option(12, "Epochs of each model; every label takes the best by its validation loss.", at_least=1)
     batch_size: int = option(32, "Samples a step.", at_least=1)
-    learning_rate: float = option(1e-3, "Peak learning rate; it falls to 0 as a cosine.", positive=True)
+    learning_rate: float = option(2e-3, "Peak learning rate; it falls to 0 as a cosine.", positive=True)
     hidden_size: int = option(64, "Width of the models.", at_least=1)
     num_attention_heads: int = option(4, "Their attention heads.", at_least=1)
     num_fusion_layers: int = option(2, "Their Transformer layers.", within="[1, 1024]")
