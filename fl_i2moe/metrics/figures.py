@@ -157,7 +157,7 @@ def _draw_carriers(statistics: Mapping[str, Any]) -> Figure:
         notes.append(f"Frame: the expert that the {noun} was made for.")
         frame_cells(axes, chosen["planted"])
     axes.axvline(len(experts) - 0.5, color="white", linewidth=6)
-    axes.set_yticks(range(len(rows)), [_shorten(name) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [shortened_name(name) for name, _ in rows])
     expert_columns(axes, experts, "All experts")
     return titled(figure, f"What each {noun} loses without each expert", "\n".join(notes))
 
@@ -231,7 +231,7 @@ def _draw_weights_per_class(statistics: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     image = _draw_heat_map(axes, means, "{:.3f}", maximum=np.nanmax(means))
     axes.axhline(0.5, color="white", linewidth=5)
-    axes.set_yticks(range(len(rows)), [f"{_shorten(label)} (n = {count:,})" for label, count, _ in rows])
+    axes.set_yticks(range(len(rows)), [f"{shortened_name(label)} (n = {count:,})" for label, count, _ in rows])
     expert_columns(axes, names)
     figure.colorbar(image, ax=axes, label="mean weight", shrink=min(1, 6 / len(rows) + 0.3), aspect=25)
     notes = ["Classes are ordered by number of samples"]
@@ -321,8 +321,8 @@ def _draw_confusion(confusion: Mapping[str, Mapping[str, int]], label_names: Seq
             )
             axes.text(column, row, text, ha="center", va="center", fontsize=number_font)
     hide_frame(axes)
-    axes.set_yticks(range(len(names)), [_shorten(name) for name in names], fontsize=font)
-    axes.set_xticks(range(len(names)), [_shorten(name) for name in names], fontsize=font, rotation=90)
+    axes.set_yticks(range(len(names)), [shortened_name(name) for name in names], fontsize=font)
+    axes.set_xticks(range(len(names)), [shortened_name(name) for name in names], fontsize=font, rotation=90)
     axes.xaxis.tick_top()
     axes.set(ylabel="true class", xlabel="predicted class")
     figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8, aspect=25)
@@ -370,7 +370,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def _expert_rows(axes: Axes, names: Sequence[str], *more: str) -> None:
-    axes.set_yticks(range(len(names) + len(more)), [*(_shorten(expert_title(name)) for name in names), *more])
+    axes.set_yticks(range(len(names) + len(more)), [*(shortened_name(expert_title(name)) for name in names), *more])
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -380,7 +380,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def expert_columns(axes: Axes, names: Sequence[str], *more: str) -> None:
     """Names of experts above a heat map."""
-    titles = [*(textwrap.fill(_shorten(expert_title(name)), 12) for name in names), *more]
+    titles = [*(textwrap.fill(shortened_name(expert_title(name)), 12) for name in names), *more]
     axes.set_xticks(range(len(titles)), titles, fontsize=9)
     axes.xaxis.tick_top()
 
@@ -389,7 +389,7 @@ def _value_beside(axes: Axes, row: int, text: str) -> None:
     axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=_INK)
 
 
-def _shorten(name: str) -> str:
+def shortened_name(name: str) -> str:
     """To what fits beside an axis, without dollar signs that matplotlib would read as mathematics."""
     short = name if len(name) <= 32 else name[:31].rstrip() + "…"
     return short.replace("$", r"\$")

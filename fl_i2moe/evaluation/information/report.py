@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...metrics import markdown
-from ...metrics.figures import _shorten as shorten
-from ...metrics.figures import expert_colors, keep_bottom_spine, new_figure
+from ...metrics.figures import expert_colors, keep_bottom_spine, new_figure, shortened_name
 from ...training.runs import Run
 from ...utils.checked_json import read_json
 
@@ -124,7 +123,7 @@ def draw_information(information: Mapping[str, Any]) -> Figure:
     rows = dict(list(rows.items())[:MOST_BARS])
     colors = expert_colors([*(f"uniqueness_{name}" for name in modalities), "redundancy", "synergy"])
     parts = {name: [part["value"] for part in _parts(row).values()] for name, row in rows.items()}
-    titles = [*(f"unique: {shorten(name)}" for name in modalities), "redundant", "synergistic"]
+    titles = [*(f"unique: {shortened_name(name)}" for name in modalities), "redundant", "synergistic"]
     values = np.array(list(parts.values()))  # (rows, parts)
     figure = new_figure(1280 / 130, 1.9 + 0.27 * len(rows))
     axes = figure.subplots()
@@ -144,7 +143,7 @@ def draw_information(information: Mapping[str, Any]) -> Figure:
         entropies = [row["entropy"] for row in rows.values()]
         axes.plot(entropies, places, "|", color="#666666", markersize=10, label="entropy of the label")
     axes.axvline(0, color="#222222", linewidth=0.8)
-    axes.set_yticks(places, [shorten(name) for name in rows])
+    axes.set_yticks(places, [shortened_name(name) for name in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     only = f"; the {MOST_BARS} labels with most bits" * is_part
     axes.set_xlabel(f"bits of the test split's labels that are told (paler, left of 0: parts below 0){only}")
