@@ -251,7 +251,9 @@ class TrainingArguments:
     metric: str | None = option(None, "Validation metric that picks the checkpoint; the task's first if not given.")
     load_best_model_at_end: bool = option(True, "Keep the best epoch; else the last one.")
     best_epoch_by: Literal["metric", "log_loss"] = option(
-        "metric", "What tells the best epoch: --metric, or the validation log loss (of a regression always the metric)."
+        "metric",
+        "What tells the best epoch: --metric, or the validation log loss of inputs as training has them, thinned if "
+        "they are (of a regression always the metric).",
     )
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).", within="(0, 1)")
     early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better metric.", at_least=1)

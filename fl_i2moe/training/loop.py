@@ -65,14 +65,24 @@ class FittedModel:
     state: TrainerState
 
 
-def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, label: str = "") -> Predictions:
-    """Runs a model over a prepared loader; every process gets the whole split, without padded duplicates."""
+def predict(
+    model: torch.nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    label: str = "",
+    thinned: FLI2MoEConfig | None = None,
+) -> Predictions:
+    """
+    Runs a model over a prepared loader; every process gets the whole split, without padded duplicates. With the
+    model's configuration as `thinned`, samples lose features as in training, see [`draw_thinning`].
+    """
     model.eval()
     rows: list[tuple[torch.Tensor, ...]] = []
     bar = tqdm(loader, desc=label, leave=False, disable=not (label and accelerator.is_local_main_process))
     with torch.no_grad():
         for batch in bar:
-            output = model(features=batch["features"], feature_masks=batch["feature_masks"])
+            keep = draw_thinning(batch["features"], thinned)[0] if thinned else None
+            output = model(features=batch["features"], feature_masks=batch["feature_masks"], keep=keep)
             values = (output.logits, output.expert_logits, output.expert_weights, batch["labels"])
             rows.append(tuple(x.cpu() for x in accelerator.gather_for_metrics(values)))
     logits, expert_logits, expert_weights, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -293,6 +303,11 @@ class _Run:
         metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
         if self.config.problem_type != "regression":
             metrics["log_loss"] = predictions.log_loss()
+        if self._told_by == "thinned_log_loss":
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)  # every epoch loses the same
+                thinned = predict(model, self.validation_loader, self.accelerator, thinned=self.config)
+            metrics["thinned_log_loss"] = thinned.log_loss()
         value = metrics[self._told_by]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
@@ -323,9 +338,13 @@ class _Run:
 
     @property
     def _told_by(self) -> str:
-        """The validation metric, of those in the history, that tells the best epoch."""
-        by_log_loss = self.arguments.best_epoch_by == "log_loss" and self.config.problem_type != "regression"
-        return "log_loss" if by_log_loss else self.metric
+        """
+        The validation metric, of those in the history, that tells the best epoch. A log loss is that of inputs as
+        training has them: of whole ones it is best before a model knows the thinned ones.
+        """
+        if self.arguments.best_epoch_by == "metric" or self.config.problem_type == "regression":
+            return self.metric
+        return "thinned_log_loss" if self.config.feature_dropout else "log_loss"
 
     def _is_better(self, value: float | None, best: float | None) -> bool:
         if value is None or best is None:

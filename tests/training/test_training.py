@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from fake_encoders import FakeTextEncoder, fake_encoders, write_raw
 from safetensors import SafetensorError
@@ -480,6 +481,31 @@ def test_the_log_loss_can_tell_the_best_epoch(cache, tmp_path):
     probabilities, truth = predictions.logits.double().sigmoid().numpy(), predictions.labels.numpy()
     of_labels = [log_loss(truth[:, c], probabilities[:, c], labels=[0, 1]) for c in range(truth.shape[1])]
     assert np.mean(of_labels) == pytest.approx(fitted.state.best_value, rel=1e-5)
+
+
+def test_the_best_epoch_by_log_loss_knows_thinned_inputs(cache, tmp_path):
+    """The kept model's loss of inputs that are thinned by hand, alike in every epoch; training knows nothing of it."""
+    options = {"config": make_config(cache, feature_dropout=0.5), "num_epochs": 6, "feature_dropout_start": 0.4}
+    fitted = fit(cache, tmp_path / "log_loss", best_epoch_by="log_loss", **options)
+    values = [entry["validation_thinned_log_loss"] for entry in fitted.state.history]
+    assert fitted.state.best_value == min(values[2:])
+    assert fitted.state.best_epoch == 2 + int(np.argmin(values[2:]))
+    torch.manual_seed(0)
+    losses = []
+    for batch in create_data_loader(cache.splits["validation"], ["image", "text"], batch_size=16, shuffle=False):
+        keep = {}
+        for name, x in batch["features"].items():
+            whole, share = torch.rand(len(x)) >= 0.5, torch.rand(len(x), 1)
+            kept = (torch.rand(x.shape[:2]) >= share) | whole.unsqueeze(1)
+            keep[name] = kept
+        with torch.no_grad():
+            output = fitted.model(batch["features"], batch["feature_masks"], keep=keep)
+        losses.append(F.binary_cross_entropy_with_logits(output.logits, batch["labels"].float(), reduction="none"))
+    assert float(torch.cat(losses).mean()) == pytest.approx(fitted.state.best_value, rel=1e-4)
+    other = fit(cache, tmp_path / "metric", load_best_model_at_end=False, **options)
+    assert [x["validation_micro_f1"] for x in other.state.history] == [
+        x["validation_micro_f1"] for x in fitted.state.history
+    ]
 
 
 def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, monkeypatch):
