@@ -26,7 +26,6 @@ STATISTICS = {
     "expert_names": [str],
     "label_names": [str],
     "carriers?": (CARRIERS, None),  # 0.1.0 did not ask
-    "information?": dict,
     "expert_weights": {
         "overall": {str: _WEIGHTS},
         "per_class": ({str: {"num_samples": int, "experts": ({str: _WEIGHTS}, None)}}, None),

@@ -76,8 +76,8 @@ class SpecialisedTransformer(GroupedTransformer):
         attentions: list[torch.Tensor | None] | None = None,
         replaced: list[slice] | None = None,
     ) -> tuple[torch.Tensor, Routing | None]:
-        if self.training and experts is None:
-            # synergy's layers alone shape what all experts read, as those of a dense model do
+        if self.training and experts is None and x.dim() == 3:
+            # of the experts, synergy alone shapes what all read, as a dense model does
             synergy = self.config.num_modalities
             x = torch.stack([x if expert == synergy else x.detach() for expert in range(self.config.num_experts)])
         return super().means(x, feature_mask, readout, experts, attentions, replaced)
@@ -209,9 +209,9 @@ def specialised_losses(
       \\(a_{-i} = \sum_{j \neq i} a_j\\), for which the task loss of \\(a_{-i} + \bar c_s\\) is fitted;
     - uniqueness: the task loss of \\(\bar c_r + \sum_i c_i + \bar c_s\\);
     - synergy: the task loss of \\(\bar c_r + \sum_i \bar c_i + c_s\\), from which its head learns, and that of what
-      its means tell of the label together, from which its layers do, and the projections that all experts read. These
-      are so a dense model's, and find an exclusive-or where a dense model does: what is left to synergy alone sends
-      hardly any gradient to a network that knows neither part.
+      its means tell of the label together, from which its layers do, and the projections that all experts read (with
+      the reweighting network). These learn as a dense model's, and find an exclusive-or where a dense model does: what
+      is left to synergy alone sends hardly any gradient to a network that knows neither part.
 
     Fitting uniqueness alongside synergy, not before it, keeps it from memorising what synergy should explain.
 
@@ -268,12 +268,13 @@ def _strength(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """
     (C,): 4 p (1 − p), where p is how often each class is predicted in the batch (B, C); 1 of real numbers. It is how
     fast the task loss changes with a logit, so that penalties weigh as much beside it whether a class is rare or not.
+    That of single labels is no mean over the classes: it counts C / 2 times.
     """
     if config.problem_type == "regression":
         return logits.new_ones(logits.shape[1])
     is_single = config.problem_type == "single_label_classification"
     p = (logits.detach().softmax(dim=-1) if is_single else logits.detach().sigmoid()).mean(dim=0)
-    return 4 * p * (1 - p)
+    return 4 * p * (1 - p) * (logits.shape[1] / 2 if is_single else 1)
 
 
 def agreement(said: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ def train(
         encoders: column → Hub id or folder; CLIP for pictures, RoBERTa for texts, Wav2Vec2 for sounds if not given.
         encoder_revisions: column → commit, tag or branch of its encoder.
         hidden_layers: column → hidden layer taken, 0 for embeddings; the last if not given.
-        options: as listed below, each with its default.
+        options: as listed below, each with its default; `objective="specialised"` has others for some of them, see
+            `fl_i2moe.model.OBJECTIVES["specialised"].training_defaults`.
 
     Returns:
         The run: `results`, as in `results.json`; `model`, of the best seed; `statistics`, how modalities interact on

@@ -248,15 +248,17 @@ class TrainingArguments:
     gradient_accumulation_steps: int = option(1, "Batches that one optimizer step sums over.", at_least=1)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "Number format; Accelerate's if not given.")
     seeds: list[int] = option([0], "One training run for each; results are their mean and standard deviation.")
-    metric: str | None = option(None, "Validation metric that picks the checkpoint; the task's first if not given.")
+    metric: str | None = option(
+        None, "Validation metric that picks the best seed, and the epoch by default; the task's first if not given."
+    )
     load_best_model_at_end: bool = option(True, "Keep the best epoch; else the last one.")
     best_epoch_by: Literal["metric", "log_loss"] = option(
         "metric",
-        "What tells the best epoch: --metric, or the validation log loss of inputs as training has them, thinned if "
-        "they are (of a regression always the metric).",
+        "What tells the best epoch: --metric, or the validation log loss, with --feature_dropout of features thinned "
+        "alike in all epochs (of a regression always the metric).",
     )
     threshold: float = option(0.5, "Probability from which a label counts as predicted (multi-label).", within="(0, 1)")
-    early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better metric.", at_least=1)
+    early_stopping_patience: int | None = option(None, "Stop after so many epochs without a better one.", at_least=1)
     checkpoint_steps: int = option(200, "Steps between checkpoints, beside one at every epoch's end.", at_least=1)
     keep_checkpoints: int = option(2, "Checkpoints that are kept.", at_least=1)
     bucket_by_length: bool = option(False, "Batch sequences of similar length: less padding, less random batches.")
@@ -334,8 +336,8 @@ class Job:
 
     @property
     def masked_copies(self) -> int:
-        """Arrays, which no encoder encodes, have none."""
-        if not isinstance(self.encoding, EncodingArguments):
+        """Those that are to be encoded; arrays, which no encoder encodes, have none."""
+        if not isinstance(self.encoding, EncodingArguments) or self.encoding.features:
             return 0
         if self.encoding.masked_copies is not None:
             return self.encoding.masked_copies

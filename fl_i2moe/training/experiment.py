@@ -137,7 +137,7 @@ def fit(
             **{split: summarise_runs([run[split] for run in runs.values()]) for split in ("test", "validation")},
             **_summarise_further(list(runs.values())),
             "seeds": {str(seed): run for seed, run in runs.items()},
-            "warnings": [told for seed, run in runs.items() if (told := warning(seed, run))],
+            "warnings": [told for seed, run in runs.items() if (told := warning(seed, run, job.training))],
             "samples": {split: len(rows) for split, rows in cache.splits.items()},
             "settings": settings,
             "encoders": config.encoders,
@@ -251,7 +251,8 @@ def _write_statistics(
         save_statistics_figures(statistics, predictions.expert_weights, folder, confusion)
 
     replace_files(run_dir / "figures", draw)
-    fitted.model.config.interaction_statistics = statistics
+    # without the longest part: every model that is loaded brings its configuration along
+    fitted.model.config.interaction_statistics = {name: x for name, x in statistics.items() if name != "carriers"}
     replace_files(run_dir / "model", fitted.model.config.save_pretrained)
 
 

@@ -14,6 +14,7 @@ from ..cache import FeatureCache, build_cache, cache_key, open_features
 from ..cache.encoding import Encoder
 from ..cache.fitting import fit_encoders
 from ..cache.key import key_digest
+from ..cache.masked_copies import has_copies
 from ..cache.streaming import StreamedSplit
 from ..data.raw import RawDataset
 from ..model.configuration_fl_i2moe import FLI2MoEConfig
@@ -91,7 +92,8 @@ def encode(
     fitted = (x for x in encoders.values() if isinstance(x, FittedEncoder))
     for note in [*raw.notes, *(note for x in fitted for note in x.notes)]:
         console.print(note)
-    key = cache_key(raw, encoders, job.masked_copies)
+    masked_copies = job.masked_copies if any(map(has_copies, encoders.values())) else 0
+    key = cache_key(raw, encoders, masked_copies)
     # one folder for each combination of data and encoders, so that runs share what is encoded already
     cache_dir = job.encoding.cache_dir or find_in_user_cache("features", key_digest(key))
     console.print(f"Feature cache: {cache_dir}")
@@ -100,7 +102,7 @@ def encode(
         encoders,
         cache_dir,
         key=key,
-        masked_copies=job.masked_copies,
+        masked_copies=masked_copies,
         batch_size=job.encoding.encoding_batch_size,
         num_workers=job.encoding.encoding_workers,
         on_bad_sample=job.encoding.on_bad_sample,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import get_grad_scaler, set_seed
 from datasets import Dataset
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -153,7 +154,7 @@ class _Run:
             model.set_feature_means(_train_means(self.cache, config.modality_order, arguments.batch_size))
         average = None
         if arguments.ema_decay:
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema_decay))
+            average = AveragedModel(model, multi_avg_fn=partial(_average, arguments.ema_decay))
         optimizer = create_optimizer(model, arguments)
         loading: dict[str, Any] = {
             "batch_size": arguments.batch_size,
@@ -303,12 +304,12 @@ class _Run:
         metrics = predictions.metrics(self.config.problem_type, self.arguments.threshold)
         if self.config.problem_type != "regression":
             metrics["log_loss"] = predictions.log_loss()
-        if self._told_by == "thinned_log_loss":
+        if self._picked_by == "thinned_log_loss":
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)  # every epoch loses the same
                 thinned = predict(model, self.validation_loader, self.accelerator, thinned=self.config)
             metrics["thinned_log_loss"] = thinned.log_loss()
-        value = metrics[self._told_by]
+        value = metrics[self._picked_by]
         losses = {name: total / state.step_in_epoch for name, total in state.loss_sums.items()}
         state.history.append({"epoch": state.epoch, **losses, **{f"validation_{k}": v for k, v in metrics.items()}})
         self._log({f"validation/{name}": x for name, x in metrics.items() if x is not None}, state)
@@ -321,8 +322,8 @@ class _Run:
         if self.accelerator.is_local_main_process:
             tqdm.write(
                 f"seed {self.seed}, epoch {state.epoch + 1}: loss {losses['loss']:.4f}, validation "
-                + (f"{self.metric} {_shown(metrics[self.metric])}, " if self._told_by != self.metric else "")
-                + f"{self._told_by} {_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
+                + (f"{self.metric} {_shown(metrics[self.metric])}, " if self._picked_by != self.metric else "")
+                + f"{self._picked_by} {_shown(value)} (best {_shown(state.best_value)} in epoch {state.best_epoch + 1})"
             )
         patience = self.arguments.early_stopping_patience
         without_gain = state.epoch - max(state.best_epoch, self.first_thinned_epoch)
@@ -337,7 +338,7 @@ class _Run:
         self.accelerator.log({f"seed-{self.seed}/{name}": x for name, x in values.items()}, step=step)
 
     @property
-    def _told_by(self) -> str:
+    def _picked_by(self) -> str:
         """
         The validation metric, of those in the history, that tells the best epoch. A log loss is that of inputs as
         training has them: of whole ones it is best before a model knows the thinned ones.
@@ -349,7 +350,7 @@ class _Run:
     def _is_better(self, value: float | None, best: float | None) -> bool:
         if value is None or best is None:
             return best is None
-        greater_is_better = METRICS_BY_PROBLEM[self.config.problem_type].get(self._told_by, False)
+        greater_is_better = METRICS_BY_PROBLEM[self.config.problem_type].get(self._picked_by, False)
         return value > best if greater_is_better else value < best
 
     def _save_model(self) -> None:
@@ -384,6 +385,16 @@ def _train_means(cache: FeatureCache, modality_order: list[str], batch_size: int
     if isinstance(rows, StreamedSplit):  # one more pass over the network
         return mean_of_batches(FeatureStream(rows, modality_order, batch_size=batch_size), modality_order)
     return feature_means(rows, modality_order)
+
+
+def _average(
+    decay: float, averages: list[torch.Tensor], weights: list[torch.Tensor], count: torch.Tensor | int
+) -> None:
+    r"""
+    Brings averages of `count` steps to those with the next, in place: \\(\sum_i d^{n - i} w_i / \sum_i d^{n - i}\\). A
+    plain exponential average would be made of the first step for long.
+    """
+    torch._foreach_lerp_(averages, weights, (1 - decay) / (1 - decay ** (int(count) + 1)))
 
 
 def _shown(value: float | None) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from ..metrics.carrier_table import carrier_table, carriers_in_words, what
 from ..metrics.figures import FIGURES
 from ..metrics.markdown import spread
+from .arguments import TrainingArguments
 from .predictions import PREDICTIONS_FILE
 from .runs import STATISTICS_FILE
 
@@ -76,11 +77,11 @@ def _print_carriers(console: Console, statistics: Mapping[str, Any], whose: str)
     console.print(carriers_in_words(statistics))
 
 
-def warning(seed: int, run: Mapping[str, Any]) -> str | None:
+def warning(seed: int, run: Mapping[str, Any], training: TrainingArguments) -> str | None:
     """What a user should be told where a seed's validation log loss is worse than what the class frequencies of the
     training split have; `run` is its part of `results.json`."""
     constant = run.get("log_loss_of_frequencies", {}).get("validation")
-    if constant is None or "calibration" not in run:
+    if constant is None or "calibration" not in run or training.class_weights != "none":  # they bias it on purpose
         return None
     before, after = (run["calibration"]["validation"][when]["log_loss"] for when in ("before", "after"))
     told = (

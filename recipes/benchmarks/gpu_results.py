@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fl_i2moe import FLI2MoEConfig, FLI2MoEModel
 from fl_i2moe.cache import FeatureCache
@@ -28,7 +27,7 @@ from fl_i2moe.training.loop import FittedModel, train
 
 from . import interactions
 from .features import RandomEncoder, random_cache
-from .gpu_losses import SHAPES, make_config, make_model
+from .gpu_losses import SHAPES, make_config, make_model, to_device
 from .random_encoders import save_encoders, write_films
 from .report import Line, Step, check, holds
 
@@ -162,7 +161,7 @@ def _compare_games(bench: Any) -> list[Line]:
     expected = interactions.plain_loop(model, inputs, players, coalitions, only_expert=False)
     model.to(bench.device)
     moved = type(inputs)(
-        *(to(bench.device, x) for x in (inputs.projected, inputs.feature_masks, inputs.candidate_masks))
+        *(to_device(x, bench.device) for x in (inputs.projected, inputs.feature_masks, inputs.candidate_masks))
     )
     game = feature_game(model, moved, interactions.EXPERT, interactions.TARGET, players)(coalitions)
     loop = interactions.plain_loop(model, moved, players, coalitions, only_expert=False)
@@ -171,7 +170,3 @@ def _compare_games(bench: Any) -> list[Line]:
         check("game against the plain loop on the device", float(np.abs(game - loop).max()), 1e-4, why),
         check("game against the plain loop on the CPU", float(np.abs(game - expected).max()), 1e-4, why),
     ]
-
-
-def to(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.to(device) for name, x in tensors.items()}

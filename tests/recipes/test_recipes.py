@@ -241,8 +241,8 @@ def test_two_processes_killed_and_resumed_end_bit_for_bit_alike(train, launch, t
 def test_two_processes_equal_one_with_the_doubled_batch(train, launch, tmp_path):
     """Nothing is drawn: dropout 0, zero perturbation. The last step has two films, both in the first process, though
     Accelerate fills it up."""
-    options = ["--dropout=0", "--reweighting_dropout=0", "--perturbation=zero", "--learning_rate=0.01"]
-    options += ["--gradient_accumulation_steps=2"]
+    options = ["--objective=published", "--dropout=0", "--reweighting_dropout=0", "--perturbation=zero"]
+    options += ["--learning_rate=0.01", "--gradient_accumulation_steps=2"]
     train(*options, "--batch_size=8", output="one")
     train(*options, "--batch_size=4", output="two", by=launch, num_processes=2)
     one, two = (json.loads((tmp_path / name / "seed-0" / "history.json").read_text()) for name in ("one", "two"))
@@ -319,7 +319,7 @@ def test_a_wrong_option_ends_the_command(train, launch, tmp_path):
         (["--seeds", "1", "1"], "different numbers"),
         (["--seeds", "-1"], "0 … 2³² − 1"),
         (["--metric=mae"], "micro_f1"),
-        (["--num_perturbed_views=3"], "`num_perturbed_views` must lie in 2 … 2"),
+        (["--objective=published", "--num_perturbed_views=3"], "`num_perturbed_views` must lie in 2 … 2"),
         (["--report_to=nosuch"], "nosuch"),
         (["--report_to=clearml"], "no such tracker is installed"),
         (["--mixed_precision=fp16"], "fp16 needs a GPU"),

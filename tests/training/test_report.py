@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fl_i2moe.metrics.statistics import compute_statistics
+from fl_i2moe.training.arguments import TrainingArguments
 from fl_i2moe.training.report import report, warning
 
 EXPERTS = ["uniqueness_synthesized_speech", "uniqueness_text", "synergy", "redundancy"]
@@ -79,7 +80,9 @@ def test_a_run_that_a_constant_prediction_beats():
     def told(before, after, constant):
         losses = {"before": {"log_loss": before, "ece": 0.1}, "after": {"log_loss": after, "ece": 0.1}}
         frequencies = {"validation": constant, "test": None}
-        return warning(7, {"calibration": {"validation": losses}, "log_loss_of_frequencies": frequencies})
+        run = {"calibration": {"validation": losses}, "log_loss_of_frequencies": frequencies}
+        assert warning(7, run, TrainingArguments(class_weights="balanced")) is None  # which bias it on purpose
+        return warning(7, run, TrainingArguments())
 
     numbers = (
         "Seed 7: the validation log loss is 1.480 as trained and {} calibrated; predicting the class frequencies of"
@@ -89,4 +92,4 @@ def test_a_run_that_a_constant_prediction_beats():
     assert "without the temperature a constant prediction does better" in told(1.48, 0.8, 0.9)
     assert told(0.85, 0.8, 0.9) is None
     assert told(1.48, 0.95, None) is None  # the frequencies' is infinite
-    assert warning(7, {}) is None  # of a regression, a streamed training split, an earlier version
+    assert warning(7, {}, TrainingArguments()) is None  # of a regression, a streamed training split, an earlier version

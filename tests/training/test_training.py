@@ -456,9 +456,11 @@ def test_the_average_of_the_weights_is_kept_and_evaluated(cache, tmp_path, monke
 
     monkeypatch.setattr(training._Run, "_train_step", record)
     fitted = fit(cache, tmp_path / "average", ema_decay=0.7, load_best_model_at_end=False)
-    expected = steps[0]
-    for weights in steps[1:]:
-        expected = {name: 0.7 * expected[name] + 0.3 * x for name, x in weights.items()}
+    shares = [0.7**age for age in reversed(range(len(steps)))]  # each step counts 0.7 times as much as the next
+    expected = {
+        name: sum(share * weights[name] for share, weights in zip(shares, steps, strict=True)) / sum(shares)
+        for name in steps[0]
+    }
     for name, x in fitted.model.named_parameters():
         torch.testing.assert_close(x, expected[name], atol=1e-6, rtol=1e-5)
     loader = create_data_loader(cache.splits["validation"], ["image", "text"], batch_size=32, shuffle=False)

@@ -128,9 +128,13 @@ class SingleLabel(LabelKind):
     def losses(self, predicted: FloatArray, labels: NDArray[Any], spread: FloatArray) -> FloatArray:
         log_chances = log_softmax(predicted, axis=1)
         truth = np.eye(self.num_labels, dtype=np.bool_)[labels]
-        # the logarithm of what is left to the other classes, also where the class takes nearly all
-        others = np.where(np.eye(self.num_labels, dtype=np.bool_), -np.inf, log_chances[:, None, :])
-        rest = np.logaddexp.reduce(others, axis=2)
+        # the logarithm of what is left to the other classes; summed anew for the largest, which may take nearly all
+        largest = log_chances.argmax(axis=1)[:, None]
+        with np.errstate(divide="ignore"):
+            rest = np.log1p(-np.exp(log_chances))
+        others = log_chances.copy()
+        np.put_along_axis(others, largest, -np.inf, axis=1)
+        np.put_along_axis(rest, largest, np.logaddexp.reduce(others, axis=1)[:, None], axis=1)
         by_class = -np.where(truth, log_chances, rest)
         return np.column_stack([by_class, -log_chances[truth]]) / np.log(2)
 
