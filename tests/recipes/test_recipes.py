@@ -37,7 +37,7 @@ TINY += [
     "--encoding_workers=0",
     "--num_threads=1",
 ]
-TINY += ["--labels", *PLANTED_GENRES]
+TINY += ["--masked_copies=0", "--labels", *PLANTED_GENRES]
 
 
 @pytest.fixture(scope="session")
