@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from .fusions import FUSIONS
 from .objectives import OBJECTIVES
+from .regularisers import REGULARISERS
 
 # Keywords that transformers itself puts into a config beside the declared fields.
 TRANSFORMERS_KEYS = frozenset(
@@ -124,6 +125,16 @@ def check_model_options(options: Any) -> None:
         raise ValueError(f'`layer_arithmetic="published"` needs `fusion="transformer"`, got {options.fusion!r}.')
     if options.fill_missing == "mean" and not (options.keep_feature_means or options.perturbation == "mean"):
         raise ValueError('`fill_missing="mean"` needs `keep_feature_means=True`, by which a model keeps the means.')
+    if options.regulariser is not None and options.architecture == "dense":
+        raise ValueError(
+            '`regulariser` compares experts, and `architecture="dense"` has one: leave it out, or take '
+            '`architecture="moe"`.'
+        )
+    if (options.regulariser is None) != (options.regulariser_weight == 0):
+        raise ValueError(
+            f"`regulariser` and a `regulariser_weight` above 0 go together, got {options.regulariser!r} and "
+            f"{options.regulariser_weight}: give both, or neither."
+        )
     if options.architecture == "dense":  # which has no objective beside its task
         return
     for name, needed in OBJECTIVES[options.objective].needs.items():
@@ -273,6 +284,14 @@ class FLI2MoEConfig(PreTrainedConfig):
     interaction_loss_weight: float | int = option(
         0.5, "Weight λ of the interaction losses' mean; 0 for none.", at_least=0
     )
+    regulariser: str | None = option(
+        None,
+        "What keeps the experts' latents apart, whatever the objective: squared cosines (rep_cos), linear CKA "
+        "(rep_cka), or squared correlations of different places (rep_barlow); rep_barlow brings its own "
+        "--regulariser_warmup_epochs where they are not given.",
+        choices=tuple(REGULARISERS),
+    )
+    regulariser_weight: float | int = option(0.0, "Weight of the regulariser's loss.", at_least=0)
     triplet_margin: float | int = option(1.0, "Margin of uniqueness, and of regression's losses.", internal=True)
     regression_interaction_loss: str = option(
         "bounded",

@@ -39,6 +39,7 @@ from .inputs import (
 from .objective import Step, Term, task_loss, weigh
 from .objectives import create_objective
 from .pinned_encoders import PinnedEncoders, Repository, check_folders
+from .regularisers import regularise
 from .weights import check_fit, refuse_non_finite, refuse_pickles
 
 
@@ -47,12 +48,12 @@ class FLI2MoEOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, scalar, with `labels`):
-            What a training step minimises: the task loss and the terms that the objective and the fusion add to it.
+            What a training step minimises: the task loss and what objective, regulariser and fusion add to it.
         losses (`dict[str, torch.Tensor]`):
             What the loss is made of, by name: `task_loss` (with `labels`), of the mixture's logits;
             `interaction_loss/<expert>` and, of specialised experts, `fitted_loss/<expert>`, in training mode or when
-            asked for; `auxiliary_loss`, the mean over the experts of what their fusion adds (the balance loss of Switch
-            and MoE++).
+            asked for; `regulariser_loss`, at the same time, where there is one; `auxiliary_loss`, the mean over the
+            experts of what their fusion adds (the balance loss of Switch and MoE++).
         logits (`torch.Tensor` of shape `(B, C)`):
             `Σ_e expert_weights[:, e] · expert_logits[:, e]`.
         expert_logits (`torch.Tensor` of shape `(B, E, C)`):
@@ -202,6 +203,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         missing_lengths: dict[str, int] | None = None,
         keep: dict[str, torch.Tensor] | None = None,
         is_whole: torch.Tensor | None = None,
+        regulariser_scale: float = 1.0,
         **kwargs,
     ) -> FLI2MoEOutput:
         r"""
@@ -211,7 +213,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
                 padding.
             labels: (B, C) multi-hot, (B,) class indexes, or (B, C) real numbers, by `config.problem_type`.
             with_interaction_losses: whether to make the objective's terms of the loss, which may need further views;
-                by default in training mode, where the objective's weights are not 0.
+                by default in training mode, where the objective's weights are not 0. So with the regulariser's.
             fill_missing: what stands for a modality that a sample lacks, `"random"` (noise, as in the perturbed views),
                 `"zero"` or `"mean"` (of the training set, of models that keep it); `config.fill_missing` if not given,
                 and without both every sample must have all. A sample lacks a modality that is not in `features`, one
@@ -220,6 +222,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
             keep: modality → (B, T_m), false where a feature is zeroed, as for [`run_experts`].
             is_whole: (B, M), false where a sample shows only a part of a modality, from which a specialised objective
                 lets no other modality learn. All are whole if not given.
+            regulariser_scale: factor of `config.regulariser_weight`, by which training raises it.
             kwargs: instead of `features`, the raw values by the modalities' names: pictures (paths, PIL images, uint8
                 arrays), texts, arrays (D,) or (T, D), columns of a table (column → value), one or a list each, or what
                 the processor made of them. A list of numbers is one array. A modality that is left out or None is
@@ -251,6 +254,7 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         masks = check_inputs(features, feature_masks, self.config, with_values=not self.training)
         if is_whole is not None:
             check_is_whole(is_whole, len(features[self.config.modality_order[0]]), self.config)
+        regularises = self.training if with_interaction_losses is None else with_interaction_losses
         if with_interaction_losses is None:
             with_interaction_losses = self.training and self.objective.adds_loss
         projected = self._embed(features, masks)
@@ -279,6 +283,9 @@ class FLI2MoEModel(FLI2MoEPreTrainedModel):
         if with_interaction_losses:
             step = Step(full, labels, is_whole, replaced, view_logits, extra)
             terms += self.objective.terms(self, step)
+        if regularises and self.config.regulariser is not None:
+            loss = regularise(extra.latents[:, : view_logits.shape[1]], self.config.regulariser)
+            terms.append(Term(regulariser_scale * self.config.regulariser_weight * loss, {"regulariser_loss": loss}))
         if extra.auxiliary_loss is not None:
             auxiliary = extra.auxiliary_loss.mean()
             terms.append(Term(self.config.balance_loss_weight * auxiliary, {"auxiliary_loss": auxiliary}))

@@ -7,6 +7,9 @@ redundancy leaves unexplained, and two penalties keep an expert to its own part:
 evidence that the other modalities also carry (class priors are exempt), and synergy for what does not average out over
 the other modalities.
 
+A regulariser reaches the layers of the uniqueness and redundancy experts alone, which it drives away from one another
+and from synergy's, by what each head reads: a uniqueness expert's latent is 0 where other modalities' means would be.
+
 Shapes: N rows or B samples · E experts · M modalities · C classes · H hidden width.
 """
 
@@ -99,6 +102,9 @@ class SpecialisedTransformer(GroupedTransformer):
             elif expert > num_modalities:
                 logits[place] = either(readings[place], self.config)
         if experts is None:
+            # a uniqueness expert's head reads its own modality alone
+            seen = torch.cat([only, torch.ones_like(only[:2])]).unsqueeze(1)  # (E, 1, M, 1)
+            extra.latents = (read * seen).flatten(-2)
             own_means = means[:num_modalities].diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (M, N, H)
             synergy_means = means[num_modalities : num_modalities + 1].flatten(-2)
             extra.readings = Readings(

@@ -68,6 +68,8 @@ MIXTURE_SETTINGS = (
     "interaction_experts",
     "interaction_loss_weight",
     "interaction_loss_on",
+    "regulariser",
+    "regulariser_weight",
     "perturbation",
     "reweighting",
     "reweighting_temperature",
@@ -80,6 +82,7 @@ SETTINGS = (
     "num_attention_heads",
     "num_fusion_layers",
     "dropout",
+    "regulariser_warmup_epochs",
     "feature_dropout",
     "feature_dropout_start",
     "masked_copies",
@@ -260,6 +263,8 @@ def _settings(run: Run) -> dict[str, Any]:
         idle.add("num_patches")
     if not config.feature_dropout:
         idle.add("feature_dropout_start")
+    if config.regulariser is None:
+        idle.update(("regulariser_weight", "regulariser_warmup_epochs"))
     idle.update(name for name in ("class_weights", "label_smoothing") if not getattr(config, name))
     settings = {name: run.results["settings"].get(name, getattr(config, name, None)) for name in SETTINGS}
     idle.update(name for name in ("masked_copies", "ema_decay") if not settings[name])

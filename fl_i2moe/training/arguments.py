@@ -37,6 +37,7 @@ from ..model.configuration_fl_i2moe import (
 )
 from ..model.objective import Objective
 from ..model.objectives import OBJECTIVES
+from ..model.regularisers import REGULARISERS
 from ..utils.machine import tell_launcher
 
 # Settings that may change between a run and its resumption: they decide how a result is computed, not which.
@@ -238,6 +239,9 @@ class TrainingArguments:
     class_weights: Literal["none", "balanced"] = option(
         "none", "Let rare classes, or the positive samples of rare labels, count more in the task loss."
     )
+    regulariser_warmup_epochs: int = option(
+        0, "Epochs in which --regulariser_weight rises, from 0 in the first to all of it in the last.", at_least=0
+    )
     max_grad_norm: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 for never.", at_least=0)
     ema_decay: float = option(
         0.0,
@@ -320,6 +324,13 @@ class Job:
             raise ValueError(
                 f"`feature_dropout_start` {start} needs `feature_dropout`, which is 0: nothing would start."
             )
+        if (warmup := self.training.regulariser_warmup_epochs) and self.model.regulariser is None:
+            raise ValueError(f"`regulariser_warmup_epochs` {warmup} needs `regulariser`: no weight would rise.")
+        if warmup > self.training.num_epochs:
+            raise ValueError(
+                f"`regulariser_warmup_epochs` {warmup} must be at most `num_epochs`, {self.training.num_epochs}: "
+                "`regulariser_weight` would never be reached."
+            )
         copies = getattr(self.encoding, "masked_copies", None)
         if copies and not self.model.feature_dropout:
             raise ValueError("`masked_copies` are what `feature_dropout` takes, which is 0: give it, such as 0.5.")
@@ -371,9 +382,14 @@ def chosen_objective(options: Mapping[str, Any]) -> type[Objective] | None:
 
 
 def training_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Option → what the objective that these options of a model name makes of it where it is not given."""
+    """
+    Option → what the objective and the regulariser that these options of a model name make of it where it is not given.
+    """
     objective = chosen_objective(options)
-    return dict(objective.training_defaults) if objective else {}
+    defaults = dict(objective.training_defaults) if objective else {}
+    if regulariser := REGULARISERS.get(options.get("regulariser") or ""):
+        defaults["regulariser_warmup_epochs"] = regulariser.warmup_epochs
+    return defaults
 
 
 class _Parser(HfArgumentParser):
@@ -449,10 +465,10 @@ def parse_arguments(
         preset = presets[name]
         parser.set_defaults(**preset)
     known = {x.dest for x in parser._actions}
-    for name in known & {"objective", "architecture"}:
+    for name in known & {"objective", "architecture", "regulariser"}:
         before_help.add_argument(f"--{name}", default=parser.get_default(name))
-    by_objective = training_defaults(vars(before_help.parse_known_args(arguments)[0]))
-    parser.set_defaults(**{name: x for name, x in by_objective.items() if name in known and name not in preset})
+    by_model = training_defaults(vars(before_help.parse_known_args(arguments)[0]))
+    parser.set_defaults(**{name: x for name, x in by_model.items() if name in known and name not in preset})
     namespace = parser.parse_args(arguments)
     # argparse leaves alone what a namespace has already, unless the command line says otherwise
     unset = Namespace(**dict.fromkeys(vars(namespace)))

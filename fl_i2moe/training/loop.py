@@ -212,6 +212,8 @@ class _Run:
         self.model.train()
         # none at first: an interaction is hard to find where part of its evidence is often missing
         thins = self.config.feature_dropout > 0 and state.epoch >= self.first_thinned_epoch
+        rise = self.arguments.regulariser_warmup_epochs - 1
+        scale = min(1.0, state.epoch / rise) if rise > 0 else 1.0
         self.train_loader.set_epoch(state.epoch)
         loader = self.train_loader
         if state.step_in_epoch:
@@ -226,7 +228,7 @@ class _Run:
             leave=False,
         )
         for batches in _grouped(loader, self.arguments.gradient_accumulation_steps):
-            losses = self._train_step(batches, state.step_in_epoch, thins)
+            losses = self._train_step(batches, state.step_in_epoch, thins, scale)
             state.step_in_epoch += len(batches)
             for name, value in losses.items():
                 state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value * len(batches)
@@ -238,7 +240,9 @@ class _Run:
                 self.checkpoints.save(self.accelerator, state)
         bar.close()
 
-    def _train_step(self, batches: list[dict[str, Any]], first: int, thins: bool) -> dict[str, float]:
+    def _train_step(
+        self, batches: list[dict[str, Any]], first: int, thins: bool, regulariser_scale: float
+    ) -> dict[str, float]:
         """
         One step of the optimizer on the mean loss over all samples of these batches, in all processes, each of which
         counts once; `first` is the number of the first batch in its epoch. Returns the mean losses.
@@ -261,6 +265,7 @@ class _Run:
                     labels=batch["labels"],
                     keep=keep,
                     is_whole=is_whole,
+                    regulariser_scale=regulariser_scale,
                 )
                 # gradients are averaged over the processes
                 share = count * accelerator.num_processes / total

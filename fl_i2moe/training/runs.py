@@ -99,6 +99,8 @@ class Run:
         if config.interaction_experts != "all":
             parts.append("no uniqueness experts")
         parts.append(f"{config.objective} objective" if config.interaction_loss_weight else "no interaction losses")
+        if config.regulariser is not None:
+            parts.append(f"{config.regulariser} {config.regulariser_weight:g}")
         if config.fusion != "transformer":
             parts.append(f"experts: {fusion}")
         return ", ".join(parts)
