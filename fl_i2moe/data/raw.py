@@ -25,7 +25,7 @@ RESERVED = {
     **dict.fromkeys(
         (
             *("self", "features", "feature_masks", "with_interaction_losses", "fill_missing", "missing_lengths"),
-            *("keep", "is_whole", "return_tensors"),
+            *("keep", "is_whole", "regulariser_scale", "return_tensors"),
             *("inputs", "top_k", "function_to_apply", "batch_size", "num_workers"),
         ),
         "the model, its processor or its pipeline takes something else by this name",

@@ -254,6 +254,16 @@ def test_the_card_says_what_model_it_is(tmp_path, changes, said, unsaid):
     assert unsaid not in card
 
 
+def test_a_regulariser_is_among_the_settings(films, tmp_path):
+    config = make_config(regulariser="rep_cka", regulariser_weight=0.25)
+    card, _ = card_of(tmp_path, make_model(config))
+    card = card.replace("\\_", "_")
+    assert "| regulariser | rep_cka |" in card
+    assert "| regulariser_weight | 0.25 |" in card
+    assert "published objective, rep_cka 0.25** (this model)" in card
+    assert "regulariser" not in films[0]
+
+
 def test_compared_runs(films, tmp_path):
     _, _, model, folder = films
     same = {"id2label": model.config.id2label, "label2id": model.config.label2id}

@@ -32,6 +32,7 @@ CODE = {
     "pinned_encoders.py",
     "pipeline_fl_i2moe.py",
     "processing_fl_i2moe.py",
+    "regularisers.py",
 }
 
 

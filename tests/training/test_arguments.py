@@ -1,5 +1,6 @@
 """Options: presets, their order of precedence, and checks at the start."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -195,6 +196,46 @@ def test_the_first_word_says_what_to_do(capsys):
     with pytest.raises(SystemExit):
         parse_command(commands, "a job", ["read", "--help"])
     assert "How many. (default: 3)" in capsys.readouterr().out
+
+
+def test_a_regulariser_brings_its_warmup_unless_more_is_said():
+    def warmup(*arguments):
+        return parse("--preset=large", "--regulariser_weight=1", *arguments)[2].regulariser_warmup_epochs
+
+    assert [warmup(f"--regulariser={name}") for name in ("rep_cos", "rep_cka", "rep_barlow")] == [0, 0, 5]
+    assert warmup("--regulariser=rep_barlow", "--regulariser_warmup_epochs=2") == 2
+    assert warmup("--regulariser=rep_barlow", "--objective=specialised") == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("--regulariser=barlow --regulariser_weight=1", "invalid choice: 'barlow'"),
+        ("--regulariser=rep_cos", "`regulariser_weight` above 0 go together, got 'rep_cos' and 0"),
+        ("--regulariser_weight=1", "go together, got None and 1.0"),
+        ("--regulariser=rep_cos --regulariser_weight=nan", "`regulariser_weight` must be a finite number"),
+        ("--regulariser=rep_cos --regulariser_weight=-1", "`regulariser_weight` must be at least 0"),
+        ("--regulariser=rep_cos --regulariser_weight=1 --architecture=dense", "compares experts, and .* has one"),
+        ("--regulariser=rep_cos --regulariser_weight=1 --regulariser_warmup_epochs=-1", "must be at least 0, got -1"),
+        ("--regulariser=rep_cos --regulariser_weight=1 --regulariser_warmup_epochs=1.5", "invalid int value: '1.5'"),
+    ],
+)
+def test_wrong_regularisers_are_refused(written, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(*written.split())
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_warmup_needs_a_regulariser_and_epochs():
+    def job(model, **training):
+        return Job(EncodingArguments(), ModelArguments(**model), TrainingArguments(**training), OutputArguments())
+
+    model = {"regulariser": "rep_barlow", "regulariser_weight": 1.0}
+    with pytest.raises(ValueError, match="`regulariser_warmup_epochs` 2 needs `regulariser`"):
+        job({}, regulariser_warmup_epochs=2)
+    with pytest.raises(ValueError, match="`regulariser_warmup_epochs` 5 must be at most `num_epochs`, 4"):
+        job(model, regulariser_warmup_epochs=5, num_epochs=4)
+    assert job(model, regulariser_warmup_epochs=4, num_epochs=4).settings()["regulariser"] == "rep_barlow"
 
 
 def test_a_start_needs_something_that_starts():

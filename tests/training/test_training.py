@@ -528,6 +528,18 @@ def test_thinning_sets_in_late_and_the_best_epoch_is_behind(cache, tmp_path, mon
     assert (fitted.state.best_epoch, fitted.state.best_value) == (3, 0.5)
 
 
+def test_the_weight_of_a_regulariser_rises(cache, whole, tmp_path):
+    """From 0 in the first epoch, which is one without a regulariser, to all of it in the last of the warm-up."""
+    config = make_config(cache, regulariser="rep_cka", regulariser_weight=0.5)
+    history = fit(cache, tmp_path, config=config, num_epochs=3, regulariser_warmup_epochs=3).state.history
+    first, plain = history[0], whole.state.history[0]
+    assert {name: x for name, x in first.items() if name != "regulariser_loss"} == plain
+    for entry, scale in zip(history, (0, 0.5, 1), strict=True):
+        interaction = [x for name, x in entry.items() if name.startswith("interaction_loss/")]
+        expected = entry["task_loss"] + 0.5 * np.mean(interaction) + 0.5 * scale * entry["regulariser_loss"]
+        assert entry["loss"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_lower_is_better_for_errors(cache, tmp_path):
     config = make_config(cache, problem_type="regression")
     fitted = fit(cache, tmp_path, config=config, metric="mae", num_epochs=4)
