@@ -67,7 +67,7 @@ def test_code_that_is_saved_is_flat_complete_and_small(published):
     files = {path.name for path in repository.glob("*.py")}
     assert files >= CODE
     # arrays, columns of a table and sound are kinds beside pictures and texts; each knows how parts of it are left out
-    assert sum((repository / name).stat().st_size for name in files) < 350_000
+    assert sum((repository / name).stat().st_size for name in files) < 365_000
     config = json.loads((repository / "config.json").read_text())
     assert config["auto_map"] == {
         "AutoConfig": "configuration_fl_i2moe.FLI2MoEConfig",
