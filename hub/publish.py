@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.model import write_repository
 from fl_i2moe.publishing.repository import choose_license, publish
-from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.arguments import option
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import run_recipe, silence_libraries
 from fl_i2moe.training.runs import Run
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from fl_i2moe.cache import open_features
 from fl_i2moe.publishing.features import write_features
 from fl_i2moe.publishing.repository import choose_license, publish
-from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.arguments import option
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import run_recipe
 
 

@@ -21,7 +21,8 @@ from PIL.Image import registered_extensions
 import fl_i2moe
 from fl_i2moe.model.kind_image import open_image
 from fl_i2moe.publishing.repository import copy_file, make_empty_folder, publish, write_file_list
-from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.arguments import option
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import run_recipe
 from fl_i2moe.utils.files import write_text
 

@@ -51,10 +51,10 @@ from fl_i2moe.training.arguments import (
     TrainingArguments,
     given_options,
     option,
-    parse_arguments,
     refuse_raw_options,
     starts_from_features,
 )
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.experiment import start_job
 from fl_i2moe.training.features import choose_encoders, encode, fetch_features
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, DataSet, published_settings

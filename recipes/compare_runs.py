@@ -10,7 +10,7 @@ where its own experts, and where those of the first run, disagree.
 """
 
 from fl_i2moe.comparison.runs import RunComparisonArguments, compare_runs
-from fl_i2moe.training.arguments import parse_arguments
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import run_recipe, single_process
 from fl_i2moe.training.runs import find_runs
 

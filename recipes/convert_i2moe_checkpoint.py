@@ -11,7 +11,7 @@ embeddings that the published encoders give, one array (samples, pieces, width) 
 import argparse
 
 from fl_i2moe.model.configuration_fl_i2moe import PROBLEM_TYPES
-from fl_i2moe.training.arguments import HelpFormatter, given_path
+from fl_i2moe.training.command_line import HelpFormatter, given_path
 from fl_i2moe.training.conversion import convert_i2moe, load_i2moe_checkpoint
 from fl_i2moe.training.recipe import run_recipe
 from fl_i2moe.utils.files import write_new_folder

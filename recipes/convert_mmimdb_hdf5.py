@@ -10,7 +10,7 @@ Needs h5py, pip install "fl-i2moe[hdf5]".
 import argparse
 
 from fl_i2moe.data.mmimdb_hdf5 import SPLIT_ENDS, check_new_file, read_mmimdb_hdf5, write_arrays
-from fl_i2moe.training.arguments import given_path
+from fl_i2moe.training.command_line import given_path
 from fl_i2moe.training.recipe import run_recipe
 
 

@@ -18,7 +18,8 @@ from fl_i2moe.cache import open_features
 from fl_i2moe.cache.key import key_digest
 from fl_i2moe.evaluation.information.decomposition import DecompositionArguments, check_output, decompose
 from fl_i2moe.evaluation.information.report import INFORMATION_FOLDER
-from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.arguments import option
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import create_accelerator, run_recipe
 from fl_i2moe.training.runs import Run, find_cache
 

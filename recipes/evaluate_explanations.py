@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from fl_i2moe.evaluation.ground_truth.run import EvaluationArguments, evaluate_runs
 from fl_i2moe.evaluation.ground_truth.sample_truth import sample_truth
-from fl_i2moe.training.arguments import option, parse_arguments
+from fl_i2moe.training.arguments import option
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import run_recipe, single_process
 from fl_i2moe.training.runs import find_runs
 

@@ -12,7 +12,8 @@ spreads the samples over processes. A second start goes on after the samples tha
 
 from fl_i2moe.evaluation.run.arguments import ExplainArguments
 from fl_i2moe.evaluation.run.explanations import run_explanations
-from fl_i2moe.training.arguments import TrainingArguments, parse_arguments
+from fl_i2moe.training.arguments import TrainingArguments
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.recipe import create_accelerator, run_recipe
 
 # FL-I²MoE, section 4: each pair draws its own coalitions

@@ -15,7 +15,7 @@ from fl_i2moe.evaluation.human_evaluation.study import (
     draw_questionnaire,
     summarise_answers,
 )
-from fl_i2moe.training.arguments import parse_command
+from fl_i2moe.training.command_line import parse_command
 from fl_i2moe.training.recipe import create_console, run_recipe, silence_libraries
 
 COMMANDS = {"draw": (DrawArguments, draw_questionnaire), "summarize": (SummarizeArguments, summarise_answers)}

@@ -8,7 +8,7 @@ the model was trained on, in any of the forms that recipes/train.py reads; --col
 that cannot be read are named and left out. A stopped job goes on by the same command.
 """
 
-from fl_i2moe.training.arguments import parse_arguments
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.new_rows import PredictArguments, predict_rows
 from fl_i2moe.training.recipe import run_recipe, single_process
 

@@ -15,14 +15,8 @@ A folder in the layout of MM-IMDb, ENRICO or MMHS150K needs no columns; presets 
     accelerate launch recipes/train.py --preset enrico --dataset <ENRICO folder> --output_dir runs/enrico
 """
 
-from fl_i2moe.training.arguments import (
-    EncodingArguments,
-    Job,
-    ModelArguments,
-    OutputArguments,
-    TrainingArguments,
-    parse_arguments,
-)
+from fl_i2moe.training.arguments import EncodingArguments, Job, ModelArguments, OutputArguments, TrainingArguments
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.experiment import run_job
 from fl_i2moe.training.published import TEXT_LENGTHS, published_presets
 from fl_i2moe.training.recipe import run_recipe

@@ -31,8 +31,8 @@ from fl_i2moe.training.arguments import (
     OutputArguments,
     TrainingArguments,
     option,
-    parse_arguments,
 )
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.experiment import fit, start_job
 from fl_i2moe.training.features import encode
 from fl_i2moe.training.published import published_presets

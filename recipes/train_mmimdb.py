@@ -25,8 +25,8 @@ from fl_i2moe.training.arguments import (
     TextEncoderArguments,
     TrainingArguments,
     option,
-    parse_arguments,
 )
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.experiment import run_job
 from fl_i2moe.training.features import choose_encoders
 from fl_i2moe.training.published import ENCODERS, TEXT_LENGTHS, published_presets

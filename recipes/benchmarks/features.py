@@ -21,7 +21,8 @@ from fl_i2moe import FLI2MoEConfig
 from fl_i2moe.cache import FeatureCache, build_cache, open_cache
 from fl_i2moe.cache.batching import BatchSampler, FeatureRows, create_data_loader
 from fl_i2moe.data.raw import RawDataset
-from fl_i2moe.training.arguments import TrainingArguments, given_path
+from fl_i2moe.training.arguments import TrainingArguments
+from fl_i2moe.training.command_line import given_path
 from fl_i2moe.training.loop import train
 from fl_i2moe.utils.machine import keep_freed_memory
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from fl_i2moe.model.fusions import FUSIONS
-from fl_i2moe.training.arguments import given_path
+from fl_i2moe.training.command_line import given_path
 from fl_i2moe.utils.machine import keep_freed_memory
 
 from . import gpu_losses, gpu_results, gpu_speed

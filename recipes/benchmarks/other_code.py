@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fl_i2moe.training.arguments import given_path
+from fl_i2moe.training.command_line import given_path
 
 FASTMOE_PARTS = ("transformer", "layers", "functions", "gates")
 ABSENT = ("torchvision", "tree", "fmoe_cuda", "fmoe", *(f"fmoe.{part}" for part in FASTMOE_PARTS))

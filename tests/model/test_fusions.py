@@ -22,7 +22,8 @@ from fl_i2moe.model import modeling_fl_i2moe
 from fl_i2moe.model.fusion import GroupedLayerNorm, GroupedLinear
 from fl_i2moe.model.fusion_routed import _mean
 from fl_i2moe.model.fusions import FUSIONS
-from fl_i2moe.training.arguments import ModelArguments, parse_arguments
+from fl_i2moe.training.arguments import ModelArguments
+from fl_i2moe.training.command_line import parse_arguments
 
 NEW = [name for name in FUSIONS if name != "transformer"]
 ROUTED = ["switch", "moe++"]

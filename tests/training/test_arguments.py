@@ -13,12 +13,10 @@ from fl_i2moe.training.arguments import (
     OutputArguments,
     TrainingArguments,
     check_metric,
-    given_path,
     option,
-    parse_arguments,
-    parse_command,
     starts_from_features,
 )
+from fl_i2moe.training.command_line import given_path, parse_arguments, parse_command
 
 TYPES = (EncodingArguments, ModelArguments, TrainingArguments, OutputArguments)
 PRESETS = {"small": {"hidden_size": 32, "num_epochs": 3}, "large": {"hidden_size": 512, "seeds": [1, 2]}}
