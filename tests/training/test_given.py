@@ -28,6 +28,7 @@ from fl_i2moe.model.sample_encoders import resolve_encoder, user_cache_dir
 from fl_i2moe.publishing.card import CardOptions
 from fl_i2moe.publishing.repository import choose_license, make_empty_folder, publish, push
 from fl_i2moe.training import arguments as options
+from fl_i2moe.training.command_line import parse_arguments
 from fl_i2moe.training.runs import Run, find_cache, find_runs, load_model
 
 SIZE = {"feature_size": 2, "max_features": 2}
@@ -60,7 +61,7 @@ def test_every_option_of_a_text(kind, option, capsys, tmp_path, monkeypatch):
     line = [part for name in needed if name != option.name for part in (f"--{name}", "someone/some")]
     given, said = (["a", ""], "has an empty entry") if "list" in str(option.type) else ([""], "is empty")
     with pytest.raises(SystemExit) as ended:
-        options.parse_arguments((kind,), arguments=[*line, f"--{option.name}", *given])
+        parse_arguments((kind,), arguments=[*line, f"--{option.name}", *given])
     assert ended.value.code == 2
     assert f"`{option.name}` {said}" in capsys.readouterr().err
     assert not os.listdir()
