@@ -36,6 +36,8 @@ OVERALL = ("log_loss", "accuracy")
 _GREATER_IS_BETTER = ("f1", "average_precision", "recall")
 RESAMPLES = (200, 1000)
 """Fewest and most."""
+ROUNDING = 1e-9
+"""What a loss may be of an expert that says the same of all samples."""
 BUDGET = 3e8
 """Resamples × samples × variants × labels, within those: about two seconds, whatever the split."""
 
@@ -250,5 +252,5 @@ def _carrier(entry: Mapping[str, Any]) -> str | None:
         return None
     first = next(iter(entry["score"]))
     lost = {name: x[first] for name, x in entry["losses"].items()}
-    sure = {name: x["value"] for name, x in lost.items() if x["interval"] is not None and x["interval"][0] > 0}
+    sure = {name: x["value"] for name, x in lost.items() if x["interval"] is not None and x["interval"][0] > ROUNDING}
     return max(sure, key=sure.__getitem__, default=None)

@@ -251,8 +251,7 @@ def _write_statistics(
         save_statistics_figures(statistics, predictions.expert_weights, folder, confusion)
 
     replace_files(run_dir / "figures", draw)
-    # without the longest part: every model that is loaded brings its configuration along
-    fitted.model.config.interaction_statistics = {name: x for name, x in statistics.items() if name != "carriers"}
+    fitted.model.config.interaction_statistics = statistics
     replace_files(run_dir / "model", fitted.model.config.save_pretrained)
 
 

@@ -82,8 +82,10 @@ def predict(
     bar = tqdm(loader, desc=label, leave=False, disable=not (label and accelerator.is_local_main_process))
     with torch.no_grad():
         for batch in bar:
-            keep = draw_thinning(batch["features"], thinned)[0] if thinned else None
-            output = model(features=batch["features"], feature_masks=batch["feature_masks"], keep=keep)
+            inputs = {name: batch[name] for name in ("features", "feature_masks")}
+            if thinned:
+                inputs["keep"] = draw_thinning(batch["features"], thinned)[0]
+            output = model(**inputs)
             values = (output.logits, output.expert_logits, output.expert_weights, batch["labels"])
             rows.append(tuple(x.cpu() for x in accelerator.gather_for_metrics(values)))
     logits, expert_logits, expert_weights, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics as sk
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
@@ -113,6 +113,7 @@ def test_losses_and_intervals_equal_a_plain_loop(problem_type):
 
 @pytest.mark.parametrize("problem_type", [MULTI, SINGLE, REGRESSION])
 @settings(deadline=None, max_examples=10)
+@example(seed=26828894)  # whose rounding errors are all above 0
 @given(seed=st.integers(0, 2**32 - 1))
 def test_an_expert_that_says_the_same_of_all_samples_loses_nothing(problem_type, seed):
     logits, weights, labels = random_mixture(problem_type, 12, seed)
