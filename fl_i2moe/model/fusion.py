@@ -388,13 +388,17 @@ class GroupedTransformer(Fusion):
     ) -> tuple[torch.Tensor, Routing | None]:
         """What the head reads, (E, N, M, H): each modality's mean behind the last layer. Arguments of [`forward`]."""
         attention_mask = self.attention_mask(feature_mask, readout, experts)
-        x, routing = x if x.dim() == 4 else x.unsqueeze(0), self.start_routing(readout)
+        x, routing = self.for_experts(x, experts), self.start_routing(readout)
         for layer in self.layers:
             x, weights = layer(x, attention_mask, experts, replaced, routing)
             replaced = None  # attention mixes what is replaced into everything
             if attentions is not None:
                 attentions.append(weights)
         return torch.matmul(readout.to(x.dtype), x), routing
+
+    def for_experts(self, x: torch.Tensor, experts: list[int] | None) -> torch.Tensor:
+        """The joint sequence as layers take it, (E, N, T, H), or (1, N, T, H) where all experts read the same."""
+        return x if x.dim() == 4 else x.unsqueeze(0)
 
     def start_routing(self, readout: torch.Tensor) -> Routing | None:
         return None

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
-from .fusion import FusionExtra, GroupedLinear, GroupedTransformer, Routing, attend_within
+from .fusion import FusionExtra, GroupedLinear, GroupedTransformer, attend_within
 from .objective import Objective, Step, Term, View, ViewedModel, task_loss, weigh
 
 
@@ -70,20 +70,12 @@ class SpecialisedTransformer(GroupedTransformer):
         indexes = range(self.config.num_experts) if experts is None else experts
         return torch.stack([everything if expert == synergy else own for expert in indexes])
 
-    def means(
-        self,
-        x: torch.Tensor,
-        feature_mask: torch.Tensor | None,
-        readout: torch.Tensor,
-        experts: list[int] | None = None,
-        attentions: list[torch.Tensor | None] | None = None,
-        replaced: list[slice] | None = None,
-    ) -> tuple[torch.Tensor, Routing | None]:
-        if self.training and experts is None and x.dim() == 3:
-            # of the experts, synergy alone shapes what all read, as a dense model does
-            synergy = self.config.num_modalities
-            x = torch.stack([x if expert == synergy else x.detach() for expert in range(self.config.num_experts)])
-        return super().means(x, feature_mask, readout, experts, attentions, replaced)
+    def for_experts(self, x: torch.Tensor, experts: list[int] | None) -> torch.Tensor:
+        if not self.training or experts is not None or x.dim() == 4:
+            return super().for_experts(x, experts)
+        # of the experts, synergy alone shapes what all read, as a dense model does
+        synergy = self.config.num_modalities
+        return torch.stack([x if expert == synergy else x.detach() for expert in range(self.config.num_experts)])
 
     def read(self, means: torch.Tensor, experts: list[int] | None) -> tuple[torch.Tensor, FusionExtra]:
         num_modalities = self.config.num_modalities

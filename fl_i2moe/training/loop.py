@@ -121,10 +121,10 @@ def train(
 ) -> FittedModel:
     """
     Fits a model on the cache's training split. `run_dir` gets `model/`, the state that is kept (the best by the
-    validation `metric`, or the last without `load_best_model_at_end`), and `checkpoints/`, from whose newest `resume`
-    goes on. Raises `FloatingPointError` where the loss is not finite, and `OSError` where the disk is full, or a
-    streamed training split cannot be read on. `on_epoch` is given the model after each epoch, and what it predicts for
-    the validation split; it may draw no random numbers.
+    validation `metric` or log loss, as `best_epoch_by` says, or the last without `load_best_model_at_end`), and
+    `checkpoints/`, from whose newest `resume` goes on. Raises `FloatingPointError` where the loss is not finite, and
+    `OSError` where the disk is full, or a streamed training split cannot be read on. `on_epoch` is given the model
+    after each epoch, and what it predicts for the validation split; it may draw no random numbers.
     """
     return _Run(config, cache, arguments, Path(run_dir), accelerator, seed, metric, on_epoch).fit(resume)
 
